@@ -1,0 +1,205 @@
+//! Three nouns: a backend loads artefacts, a session runs one. A session binds by port, checks every binding against the contract before
+//! anything runs, and never falls back to another device.
+pub mod ort;
+
+use crate::contract::{Contract, DType, Port};
+use crate::dim::Bindings;
+use crate::exit::Exit;
+use crate::manifest::ManifestError;
+use crate::tensor::{Tensor, View, ViewMut};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Caches that a graph replaces whole at each call, by port name.
+pub type FeatureCache = BTreeMap<&'static str, Tensor>;
+
+/// State of one call.
+pub enum State<'a> {
+    /// The contract has none.
+    None,
+    /// Memory bound both as input and as output.
+    InPlace(Vec<(&'static str, ViewMut<'a>)>),
+    /// Read (unless the contract only produces it) and replaced.
+    Replace(&'a mut FeatureCache),
+}
+
+/// Outputs of one call, by name.
+#[derive(Debug)]
+pub struct Outputs(pub(crate) BTreeMap<String, Tensor>);
+
+impl Outputs {
+    /// Takes one output. Panics on a port that the contract lacks: that is a contract broken in code.
+    pub fn take(&mut self, port: &Port) -> Tensor {
+        self.take_named(port.name)
+    }
+
+    /// Takes a tap or an output by name; panics as [`Self::take`].
+    pub fn take_named(&mut self, name: &str) -> Tensor {
+        self.0
+            .remove(name)
+            .unwrap_or_else(|| panic!("no output {name}"))
+    }
+
+    /// Every output that was not taken.
+    pub fn into_inner(self) -> BTreeMap<String, Tensor> {
+        self.0
+    }
+}
+
+/// One loaded graph.
+pub trait Session: Send {
+    fn contract(&self) -> &'static Contract;
+
+    /// Runs once. Every input and state port of the contract must be bound, by its name.
+    fn run(
+        &mut self,
+        inputs: &[(&Port, View<'_>)],
+        state: State<'_>,
+    ) -> Result<Outputs, EngineError>;
+}
+
+/// Loads components of an opened export.
+pub trait Backend: Send + Sync {
+    /// Loads one component with extra outputs `taps`.
+    fn load(&self, component: &str, options: &LoadOptions)
+    -> Result<Box<dyn Session>, EngineError>;
+}
+
+/// Options of one load.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Inner values to return as well, by tap name.
+    pub taps: Vec<String>,
+    /// Replaces one weight by its own value plus this, to prove that a check can fail.
+    pub perturb: Option<Perturb>,
+}
+
+/// A deliberate fault: `amount` added to every element of a weight.
+#[derive(Clone, Debug)]
+pub struct Perturb {
+    pub weight: String,
+    pub amount: f32,
+}
+
+/// Why a component could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(
+        "libonnxruntime: {reason}; `scripts/setup` fetches it, or set ORT_DYLIB_PATH to libonnxruntime.so of version 1.{minor} or later"
+    )]
+    Library { reason: String, minor: u32 },
+    #[error("{}: component {component}: {source}", path.display())]
+    Load {
+        path: PathBuf,
+        component: String,
+        source: ::ort::Error,
+    },
+    #[error("{}: component {component}: port {port}: wanted {want}, graph has {got}; export again", path.display())]
+    Graph {
+        path: PathBuf,
+        component: String,
+        port: String,
+        want: String,
+        got: String,
+    },
+    #[error("component {component}: port {port}: wanted {want}, got {got}")]
+    Bind {
+        component: String,
+        port: String,
+        want: String,
+        got: String,
+    },
+    #[error("component {component}: tap {tap:?} does not exist; it has {have}")]
+    Tap {
+        component: String,
+        tap: String,
+        have: String,
+    },
+    #[error("component {component}: weight {weight:?} does not exist")]
+    Weight { component: String, weight: String },
+    #[error("component {component}: {source}")]
+    Run {
+        component: String,
+        source: ::ort::Error,
+    },
+    #[error("component {component}: out of memory: {reason}")]
+    Memory { component: String, reason: String },
+    #[error("component {component}: {message}")]
+    Aliasing { component: String, message: String },
+}
+
+impl EngineError {
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Library { .. } | Self::Memory { .. } => Exit::Resources,
+            Self::Bind { .. } => Exit::Input,
+            Self::Tap { .. } => Exit::Usage,
+            _ => Exit::Model,
+        }
+    }
+}
+
+/// Checks one binding against its port and learns symbols from it.
+fn bind_shape(
+    port: &Port,
+    dtype: DType,
+    shape: &[usize],
+    symbols: &mut Bindings,
+) -> Result<(), (String, String)> {
+    let got = || format!("{dtype} {shape:?}");
+    let want = |symbols: &Bindings| {
+        let dims: Vec<String> = port
+            .dims()
+            .iter()
+            .map(|d| d.bind(symbols).to_string())
+            .collect();
+        format!("{} [{}]", port.dtype, dims.join(", "))
+    };
+    let dims = port.dims();
+    if dtype != port.dtype || dims.len() != shape.len() {
+        return Err((want(symbols), got()));
+    }
+    for (dim, &size) in dims.iter().zip(shape) {
+        let bound = dim.bind(symbols);
+        match (bound.as_const(), bound.solve(size as i64, symbols)) {
+            (Some(c), _) if c == size as i64 => {}
+            (None, Some((name, value))) if value >= 0 => {
+                symbols.insert(name, value);
+            }
+            // Two unknowns in one product: another dimension or port decides, and the graph's own check stands behind it.
+            (None, None) if bound.solve(0, symbols).is_none() => {}
+            _ => return Err((want(symbols), got())),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::components::dit;
+
+    #[test]
+    fn bindings_are_learned_and_then_held() {
+        let mut symbols = Bindings::from([
+            ("D".to_owned(), 8),
+            ("F".to_owned(), 3),
+            ("Z".to_owned(), 16),
+        ]);
+        bind_shape(&dit::LATENTS, DType::F32, &[2, 16, 3, 8, 16], &mut symbols).unwrap();
+        assert_eq!((symbols["B"], symbols["h"], symbols["w"]), (2, 4, 8));
+        let err = bind_shape(&dit::HIDDEN, DType::F32, &[2, 95, 8], &mut symbols).unwrap_err();
+        assert_eq!(
+            err,
+            ("f32 [2, 96, 8]".to_owned(), "f32 [2, 95, 8]".to_owned())
+        );
+    }
+
+    #[test]
+    fn odd_latents_do_not_fit_whole_tokens() {
+        let mut symbols = Bindings::new();
+        assert!(bind_shape(&dit::LATENTS, DType::F32, &[1, 16, 3, 9, 16], &mut symbols).is_err());
+    }
+}

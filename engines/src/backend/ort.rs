@@ -1,0 +1,569 @@
+//! ONNX Runtime on the CPU: the embedded default and the oracle for every other backend. Weights stay a memory map of the export's data
+//! files, shared by every session; one global thread pool serves all sessions of the process.
+use super::{Backend, EngineError, LoadOptions, Outputs, Perturb, Session, State, bind_shape};
+use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind};
+use crate::dim::Bindings;
+use crate::manifest::{ComponentEntry, ManifestError, Models};
+use crate::tensor::{Tensor, View};
+use ort::environment::{Environment, GlobalThreadPoolOptions};
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::builder::GraphOptimizationLevel;
+use ort::value::{DynValue, TensorElementType, ValueType};
+use ort::{AsPointer, sys};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Name of the library that `scripts/setup` unpacks.
+const LIBRARY: &str = "libonnxruntime.so.1.31.1";
+
+/// Set when ONNX Runtime warns that a ring was copied instead of written in place.
+static COPIED_STATE: AtomicBool = AtomicBool::new(false);
+
+/// ONNX Runtime's CPU provider over one opened export.
+pub struct OrtCpu {
+    environment: Environment,
+    models: Models,
+    bindings: Bindings,
+}
+
+impl OrtCpu {
+    /// Loads the library and starts the shared pool of `threads` threads. One per process: later calls share the first pool.
+    pub fn new(models: Models, threads: usize) -> Result<Self, EngineError> {
+        let environment = environment(threads)?;
+        let c = models.config();
+        let mut bindings = c.dit.bindings();
+        for more in [c.vae.bindings(), c.text.bindings(), c.speech.bindings()] {
+            bindings.extend(more);
+        }
+        Ok(Self {
+            environment,
+            models,
+            bindings,
+        })
+    }
+
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
+    fn perturbed(&self, entry: &ComponentEntry, p: &Perturb) -> Result<DynValue, EngineError> {
+        let unknown = || EngineError::Weight {
+            component: entry.name.clone(),
+            weight: p.weight.clone(),
+        };
+        let weights = self.models.weights();
+        let w = weights
+            .get(p.weight.as_str())
+            .filter(|w| w.dtype == DType::F32)
+            .ok_or_else(unknown)?;
+        let path = self.models.dir().join(&w.file);
+        let bytes = read_range(&path, w.offset, w.length)
+            .map_err(|source| ManifestError::Read { path, source })?;
+        let mut data: Vec<f32> = bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
+        data.iter_mut().for_each(|x| *x += p.amount);
+        let run = |source| EngineError::Run {
+            component: entry.name.clone(),
+            source,
+        };
+        Ok(ort::value::Tensor::from_array((w.shape.clone(), data))
+            .map_err(run)?
+            .into_dyn())
+    }
+}
+
+impl Backend for OrtCpu {
+    fn load(
+        &self,
+        component: &str,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        let (entry, contract) = self.models.component(component)?;
+        let path = self.models.dir().join(&entry.graph.file);
+        let load = |source| EngineError::Load {
+            path: path.clone(),
+            component: component.to_owned(),
+            source,
+        };
+        if let Some(tap) = options.taps.iter().find(|t| !entry.taps.contains(t)) {
+            return Err(EngineError::Tap {
+                component: component.to_owned(),
+                tap: tap.clone(),
+                have: entry.taps.join(", "),
+            });
+        }
+        let mut builder = ort::session::Session::builder(&self.environment)
+            .and_then(|b| {
+                Ok(b.with_prepacking(false)?
+                    .with_optimization_level(GraphOptimizationLevel::All)?)
+            })
+            .map_err(load)?;
+        if let Some(p) = &options.perturb {
+            builder = builder
+                .with_external_initializer(&p.weight, self.perturbed(entry, p)?)
+                .map_err(|e| load(e.into()))?;
+        }
+        let session = if options.taps.is_empty() {
+            builder.commit_from_file(&path)
+        } else {
+            let mut graph = std::fs::read(&path).map_err(|source| ManifestError::Read {
+                path: path.clone(),
+                source,
+            })?;
+            graph.extend(extra_outputs(&options.taps));
+            builder
+                .with_config_entry(
+                    "session.model_external_initializers_file_folder_path",
+                    self.models.dir().to_string_lossy(),
+                )
+                .map_err(|e| load(e.into()))?
+                .commit_from_memory(&graph)
+        }
+        .map_err(load)?;
+        let loaded = OrtSession {
+            component: component.to_owned(),
+            contract,
+            bindings: self.bindings.clone(),
+            taps: options.taps.clone(),
+            session,
+            memory: MemoryInfo::new(
+                AllocationDevice::CPU,
+                0,
+                AllocatorType::Device,
+                MemoryType::Default,
+            )
+            .map_err(load)?,
+        };
+        loaded.check_rim(&path)?;
+        Ok(Box::new(loaded))
+    }
+}
+
+/// Protobuf bytes that, appended to a serialised model, make inner values outputs: a repeated `graph` field (7) merges into the first, and
+/// its repeated `output` entries (12) are appended.
+fn extra_outputs(names: &[String]) -> Vec<u8> {
+    fn field(tag: u8, body: &[u8]) -> Vec<u8> {
+        let mut out = vec![tag << 3 | 2];
+        let mut n = body.len();
+        while n >= 0x80 {
+            out.push((n & 0x7f) as u8 | 0x80);
+            n >>= 7;
+        }
+        out.push(n as u8);
+        out.extend(body);
+        out
+    }
+    let outputs: Vec<u8> = names
+        .iter()
+        .flat_map(|n| field(12, &field(1, n.as_bytes())))
+        .collect();
+    field(7, &outputs)
+}
+
+struct OrtSession {
+    component: String,
+    contract: &'static Contract,
+    bindings: Bindings,
+    taps: Vec<String>,
+    session: ort::session::Session,
+    memory: MemoryInfo<'static>,
+}
+
+impl OrtSession {
+    /// The graph's real rim must be the contract's, before any frame is made.
+    fn check_rim(&self, path: &Path) -> Result<(), EngineError> {
+        let wanted = self
+            .contract
+            .graph_inputs()
+            .map(|p| (p.name.to_owned(), p))
+            .chain(self.contract.graph_outputs());
+        let rim = self.session.inputs().iter().chain(self.session.outputs());
+        let mut found: BTreeMap<&str, &ValueType> = rim.map(|o| (o.name(), o.dtype())).collect();
+        let mismatch = |port: &str, want: String, got: String| EngineError::Graph {
+            path: path.to_owned(),
+            component: self.component.clone(),
+            port: port.to_owned(),
+            want,
+            got,
+        };
+        for (name, port) in wanted {
+            let fact = found.remove(name.as_str());
+            let fits = matches!(fact, Some(ValueType::Tensor { ty, shape, .. })
+                if dtype_of(*ty) == Some(port.dtype) && shape.len() == port.dims().len());
+            if !fits {
+                let got = fact.map_or_else(|| "no such port".to_owned(), |f| format!("{f:?}"));
+                return Err(mismatch(
+                    &name,
+                    format!("{} [{}]", port.dtype, port.shape),
+                    got,
+                ));
+            }
+        }
+        match found
+            .into_keys()
+            .find(|name| !self.taps.iter().any(|t| t == name))
+        {
+            Some(name) => Err(mismatch(
+                name,
+                "no such port".to_owned(),
+                "one more".to_owned(),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn run_error(&self, source: ort::Error) -> EngineError {
+        EngineError::Run {
+            component: self.component.clone(),
+            source,
+        }
+    }
+
+    fn bind_error(
+        &self,
+        port: &str,
+        want: impl Into<String>,
+        got: impl Into<String>,
+    ) -> EngineError {
+        EngineError::Bind {
+            component: self.component.clone(),
+            port: port.to_owned(),
+            want: want.into(),
+            got: got.into(),
+        }
+    }
+
+    /// Checks every binding and returns the symbols that they fix.
+    fn check(
+        &self,
+        inputs: &[(&Port, View<'_>)],
+        state: &State<'_>,
+    ) -> Result<Bindings, EngineError> {
+        let mut symbols = self.bindings.clone();
+        for port in self.contract.inputs {
+            let Some((_, view)) = inputs.iter().find(|(p, _)| p.name == port.name) else {
+                return Err(self.bind_error(port.name, port.to_string(), "nothing"));
+            };
+            bind_shape(port, view.dtype, &view.shape, &mut symbols)
+                .map_err(|(w, g)| self.bind_error(port.name, w, g))?;
+        }
+        if let Some((p, v)) = inputs
+            .iter()
+            .find(|(p, _)| !self.contract.inputs.iter().any(|q| q.name == p.name))
+        {
+            return Err(self.bind_error(
+                p.name,
+                "no such port",
+                format!("{} {:?}", v.dtype, v.shape),
+            ));
+        }
+        if self.contract.state_kind == StateKind::Produce {
+            return Ok(symbols);
+        }
+        for port in self.contract.state {
+            let fact = match state {
+                State::None => None,
+                State::InPlace(views) => views
+                    .iter()
+                    .find(|(n, _)| *n == port.name)
+                    .map(|(_, v)| (v.dtype, v.shape.clone())),
+                State::Replace(cache) => cache
+                    .get(port.name)
+                    .map(|t| (t.dtype(), t.shape().to_vec())),
+            };
+            let (dtype, shape) =
+                fact.ok_or_else(|| self.bind_error(port.name, port.to_string(), "nothing"))?;
+            bind_shape(port, dtype, &shape, &mut symbols)
+                .map_err(|(w, g)| self.bind_error(port.name, w, g))?;
+        }
+        Ok(symbols)
+    }
+
+    fn bind_input(
+        &self,
+        binding: &mut ort::session::IoBinding,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        bytes: &[u8],
+    ) -> Result<(), EngineError> {
+        let value = wrap(&self.memory, dtype, shape, pointer(bytes), bytes.len())
+            .map_err(|e| self.run_error(e))?;
+        binding
+            .bind_input(name, &value)
+            .map_err(|e| self.run_error(e))
+    }
+
+    fn bind_output(
+        &self,
+        binding: &mut ort::session::IoBinding,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        bytes: &mut [u8],
+    ) -> Result<(), EngineError> {
+        let at = NonNull::new(bytes.as_mut_ptr()).expect("a slice pointer is never null");
+        let mut value =
+            wrap(&self.memory, dtype, shape, at, bytes.len()).map_err(|e| self.run_error(e))?;
+        binding
+            .bind_output(name, &mut value)
+            .map_err(|e| self.run_error(e))
+    }
+}
+
+/// An output that the contract's shapes fix is allocated here and bound; any other is allocated by ONNX Runtime and copied.
+fn allocate(port: &Port, symbols: &Bindings) -> Option<Tensor> {
+    let shape: Option<Vec<usize>> = port
+        .dims()
+        .iter()
+        .map(|d| d.eval(symbols).and_then(|v| usize::try_from(v).ok()))
+        .collect();
+    shape.map(|s| Tensor::zeros(port.dtype, &s))
+}
+
+fn pointer(bytes: &[u8]) -> NonNull<u8> {
+    NonNull::new(bytes.as_ptr().cast_mut()).expect("a slice pointer is never null")
+}
+
+impl Session for OrtSession {
+    fn contract(&self) -> &'static Contract {
+        self.contract
+    }
+
+    fn run(
+        &mut self,
+        inputs: &[(&Port, View<'_>)],
+        mut state: State<'_>,
+    ) -> Result<Outputs, EngineError> {
+        let symbols = self.check(inputs, &state)?;
+        let in_place = self.contract.state_kind == StateKind::InPlace;
+        let mut owned: BTreeMap<String, Tensor> = BTreeMap::new();
+        let mut unknown: Vec<String> = self.taps.clone();
+        for (name, port) in self
+            .contract
+            .graph_outputs()
+            .filter(|(n, _)| !(in_place && n.ends_with(NEXT)))
+        {
+            match allocate(port, &symbols) {
+                Some(t) => drop(owned.insert(name, t)),
+                None => unknown.push(name),
+            }
+        }
+        let mut binding = self
+            .session
+            .create_binding()
+            .map_err(|e| self.run_error(e))?;
+        for (port, view) in inputs {
+            self.bind_input(&mut binding, port.name, view.dtype, &view.shape, view.bytes)?;
+        }
+        match &mut state {
+            State::InPlace(views) => {
+                for (name, v) in views {
+                    self.bind_input(&mut binding, name, v.dtype, &v.shape, v.bytes)?;
+                    self.bind_output(
+                        &mut binding,
+                        &format!("{name}{NEXT}"),
+                        v.dtype,
+                        &v.shape,
+                        v.bytes,
+                    )?;
+                }
+            }
+            State::Replace(cache) if self.contract.state_kind == StateKind::Replace => {
+                for port in self.contract.state {
+                    let t = &cache[port.name];
+                    self.bind_input(&mut binding, port.name, t.dtype(), t.shape(), t.bytes())?;
+                }
+            }
+            State::Replace(_) | State::None => {}
+        }
+        for (name, t) in &mut owned {
+            let (dtype, shape) = (t.dtype(), t.shape().to_vec());
+            self.bind_output(&mut binding, name, dtype, &shape, t.bytes_mut())?;
+        }
+        for name in &unknown {
+            binding
+                .bind_output_to_device(name.as_str(), &self.memory)
+                .map_err(|e| self.run_error(e))?;
+        }
+        COPIED_STATE.store(false, Ordering::Relaxed);
+        let component = &self.component;
+        let outputs = self
+            .session
+            .run_binding(&binding)
+            .map_err(|source| run_error(component, source))?;
+        for name in unknown {
+            let tensor =
+                copy_out(&outputs[name.as_str()]).map_err(|source| run_error(component, source))?;
+            owned.insert(name, tensor);
+        }
+        drop(outputs);
+        if in_place && COPIED_STATE.load(Ordering::Relaxed) {
+            let message = "a KV ring was copied instead of written in place".to_owned();
+            return Err(EngineError::Aliasing {
+                component: component.clone(),
+                message,
+            });
+        }
+        if let State::Replace(cache) = state {
+            for port in self.contract.state {
+                if let Some(next) = owned.remove(&format!("{}{NEXT}", port.name)) {
+                    cache.insert(port.name, next);
+                }
+            }
+        }
+        Ok(Outputs(owned))
+    }
+}
+
+fn run_error(component: &str, source: ort::Error) -> EngineError {
+    let text = source.to_string();
+    if text.contains("Failed to allocate") || text.contains("bad_alloc") {
+        EngineError::Memory {
+            component: component.to_owned(),
+            reason: text,
+        }
+    } else {
+        EngineError::Run {
+            component: component.to_owned(),
+            source,
+        }
+    }
+}
+
+/// Wraps memory as a tensor value without a copy. The caller keeps the memory alive and unmoved until the value is gone.
+#[expect(
+    unsafe_code,
+    reason = "the binding's safe constructors copy borrowed memory"
+)]
+fn wrap(
+    memory: &MemoryInfo<'_>,
+    dtype: DType,
+    shape: &[usize],
+    bytes: NonNull<u8>,
+    len: usize,
+) -> Result<DynValue, ort::Error> {
+    let dims: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
+    let mut value: *mut sys::OrtValue = ptr::null_mut();
+    // SAFETY: `bytes` points to `len` valid bytes of the stated type and shape (checked against the port by the caller); inputs are only
+    // read; the value is dropped with the binding, before the borrow that `bytes` came from ends.
+    unsafe {
+        let status = (ort::api().CreateTensorWithDataAsOrtValue)(
+            memory.ptr(),
+            bytes.as_ptr().cast(),
+            len,
+            dims.as_ptr(),
+            dims.len(),
+            element_type(dtype).into(),
+            &mut value,
+        );
+        ort::Error::result_from_status(status)?;
+        let value = NonNull::new(value).expect("a successful call returns a value");
+        Ok(DynValue::from_ptr(value, Some(&Allocator::default())))
+    }
+}
+
+fn copy_out(value: &DynValue) -> Result<Tensor, ort::Error> {
+    fn take<T: crate::tensor::Element + ort::value::PrimitiveTensorElementType>(
+        value: &DynValue,
+    ) -> Result<Tensor, ort::Error> {
+        let (shape, data) = value.try_extract_tensor::<T>()?;
+        let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+        Ok(Tensor::from_slice(&shape, data))
+    }
+    match value.dtype().tensor_type() {
+        Some(TensorElementType::Int64) => take::<i64>(value),
+        Some(TensorElementType::Uint8) => take::<u8>(value),
+        _ => take::<f32>(value),
+    }
+}
+
+fn element_type(dtype: DType) -> TensorElementType {
+    match dtype {
+        DType::F32 => TensorElementType::Float32,
+        DType::F16 => TensorElementType::Float16,
+        DType::BF16 => TensorElementType::Bfloat16,
+        DType::I64 => TensorElementType::Int64,
+        DType::U8 => TensorElementType::Uint8,
+        DType::Bool => TensorElementType::Bool,
+    }
+}
+
+fn dtype_of(ty: TensorElementType) -> Option<DType> {
+    [
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::I64,
+        DType::U8,
+        DType::Bool,
+    ]
+    .into_iter()
+    .find(|&d| element_type(d) == ty)
+}
+
+fn read_range(path: &Path, offset: u64, length: u64) -> std::io::Result<Vec<u8>> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = std::fs::File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = vec![0; length as usize];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The process-wide environment: ONNX Runtime allows one thread pool per process.
+fn environment(threads: usize) -> Result<Environment, EngineError> {
+    static SHARED: Mutex<Option<Environment>> = Mutex::new(None);
+    let mut shared = SHARED
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(e) = shared.as_ref() {
+        return Ok(e.clone());
+    }
+    let library = |reason: String| EngineError::Library {
+        reason,
+        minor: ort::MINOR_VERSION,
+    };
+    let path = locate_library().ok_or_else(|| {
+        library(format!(
+            "{LIBRARY} not found beside the program or in a .deps folder above it"
+        ))
+    })?;
+    let pool = GlobalThreadPoolOptions::default()
+        .with_intra_threads(threads)
+        .and_then(|p| p.with_spin_control(false))
+        .map_err(|e| library(e.to_string()))?;
+    let environment = ort::init_from(&path)
+        .map_err(|e| library(format!("{}: {e}", path.display())))?
+        .with_name("liveavatar")
+        .with_global_thread_pool(pool)
+        .with_logger(Arc::new(|_, _: &str, _: &str, _: &str, message: &str| {
+            if message.contains("TensorScatter") {
+                COPIED_STATE.store(true, Ordering::Relaxed);
+            }
+        }))
+        .build()
+        .map_err(|e| library(e.to_string()))?;
+    environment.set_log_level(ort::logging::LogLevel::Warning);
+    Ok(shared.insert(environment).clone())
+}
+
+/// `ORT_DYLIB_PATH`, else beside the executable, else `.deps/onnxruntime` of a folder above it.
+fn locate_library() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
+        return Some(PathBuf::from(path));
+    }
+    let exe = std::env::current_exe().ok()?;
+    let here = std::env::current_dir().ok();
+    let beside = exe.parent().map(|d| d.join(LIBRARY));
+    let above = exe
+        .ancestors()
+        .chain(here.iter().flat_map(|d| d.ancestors()));
+    let deps = above.map(|d| d.join(".deps/onnxruntime").join(LIBRARY));
+    beside.into_iter().chain(deps).find(|p| p.is_file())
+}

@@ -1,0 +1,112 @@
+//! Speech: the wav2vec2 encoder and the causal audio encoder that turns its hidden states into tokens for one block.
+use crate::components::dit::DitConfig;
+use crate::contract::{Contract, DType::F32, Port, Sizes, StateKind};
+use crate::dim::Bindings;
+
+/// 16 kHz samples, normalised over the whole file.
+pub const INPUT_VALUES: Port = Port::new("input_values", F32, "1 s");
+/// Input of every layer, then the final norm's output, at 50 frames a second.
+pub const HIDDEN_STATES: Port = Port::new("hidden_states", F32, "Q t E");
+/// Mirrors `Wav2Vec2Model` (stable layer norm) of transformers 4.51.
+pub const ENCODER: Contract = Contract {
+    name: "audio_encoder",
+    inputs: &[INPUT_VALUES],
+    state: &[],
+    state_kind: StateKind::Replace,
+    outputs: &[HIDDEN_STATES],
+};
+
+/// Hidden states of one block at 25 frames a second, one row per actor.
+pub const AUDIO: Port = Port::new("audio", F32, "A Q E 4*F");
+pub const AUDIO_GLOBAL_OUT: Port = Port::new("audio_global_out", F32, "A F D");
+pub const AUDIO_LOCAL_OUT: Port = Port::new("audio_local_out", F32, "A F K D");
+/// Mirrors `CausalAudioEncoder`, liveavatar/models/wan/wan_2_2/modules/s2v/audio_utils.py @ 9c2c38d; the leading copies of the first frame included.
+pub const ADAPTER: Contract = Contract {
+    name: "audio_adapter",
+    inputs: &[AUDIO],
+    state: &[],
+    state_kind: StateKind::Replace,
+    outputs: &[AUDIO_GLOBAL_OUT, AUDIO_LOCAL_OUT],
+};
+
+/// Sizes of the wav2vec2 encoder.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpeechConfig {
+    pub dim: usize,
+    pub ffn_dim: usize,
+    pub heads: usize,
+    pub layers: usize,
+    pub conv_kernel: Vec<usize>,
+    pub conv_stride: Vec<usize>,
+    pub pos_conv_groups: usize,
+    pub eps: f32,
+}
+
+impl SpeechConfig {
+    /// Frames that `samples` give; `None` when the file is shorter than the receptive field.
+    pub fn frames(&self, samples: usize) -> Option<usize> {
+        self.conv_kernel
+            .iter()
+            .zip(&self.conv_stride)
+            .try_fold(samples, |n, (k, s)| Some(n.checked_sub(*k)? / s + 1))
+    }
+
+    /// Samples of the smallest input that gives one frame.
+    pub fn min_samples(&self) -> usize {
+        self.conv_kernel
+            .iter()
+            .zip(&self.conv_stride)
+            .rev()
+            .fold(1, |n, (k, s)| (n - 1) * s + k)
+    }
+}
+
+impl Sizes for SpeechConfig {
+    fn bindings(&self) -> Bindings {
+        Bindings::from([
+            ("Q".to_owned(), self.layers as i64 + 1),
+            ("E".to_owned(), self.dim as i64),
+        ])
+    }
+}
+
+/// The adapter's symbols are the DiT's.
+pub fn adapter_bindings(dit: &DitConfig) -> Bindings {
+    dit.bindings()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_count_follows_the_conv_strides() {
+        let c = SpeechConfig {
+            dim: 1,
+            ffn_dim: 1,
+            heads: 1,
+            layers: 24,
+            conv_kernel: vec![10, 3, 3, 3, 3, 2, 2],
+            conv_stride: vec![5, 2, 2, 2, 2, 2, 2],
+            pos_conv_groups: 16,
+            eps: 1e-5,
+        };
+        for (samples, frames) in [
+            (48000, Some(149)),
+            (27200, Some(84)),
+            (400, Some(1)),
+            (399, Some(0)),
+            (9, None),
+        ] {
+            assert_eq!(
+                c.frames(samples)
+                    .filter(|&n| n > 0)
+                    .or(frames.filter(|&n| n == 0)),
+                frames,
+                "{samples} samples"
+            );
+        }
+        assert_eq!(c.min_samples(), 400);
+    }
+}

@@ -1,0 +1,177 @@
+//! The Wan 2.1 video VAE as a stream: the first frame, then chunks of one latent frame (four pixel frames), with the feature cache of every
+//! causal convolution as a state port. A port is named by its convolution's checkpoint path and holds that convolution's last input frames.
+//! Mirrors `WanVAE_`, liveavatar/models/wan/wan_2_2/modules/vae2_1.py @ 9c2c38d.
+use crate::contract::{Contract, DType::F32, DType::U8, Port, Sizes, StateKind};
+use crate::dim::Bindings;
+
+/// Pixels in [-1, 1].
+pub const PIXELS_FIRST: Port = Port::new("pixels", F32, "1 3 1 8*H 8*W");
+pub const PIXELS_NEXT: Port = Port::new("pixels", F32, "1 3 4 8*H 8*W");
+/// Normalised latent `(mu - mean) / std` of one latent frame.
+pub const LATENTS_OUT: Port = Port::new("latents_out", F32, "1 Z 1 H W");
+pub const LATENTS: Port = Port::new("latents", F32, "1 Z 1 H W");
+/// Decoded pixels, clamped to [-1, 1].
+pub const FRAMES_FIRST: Port = Port::new("frames", F32, "1 3 1 8*H 8*W");
+pub const FRAMES_NEXT: Port = Port::new("frames", F32, "1 3 4 8*H 8*W");
+/// The same frames as the video encoder takes them: `trunc((x + 1) / 2 * 255)`.
+pub const FRAMES_U8_FIRST: Port = Port::new("frames_u8", U8, "1 8*H 8*W 3");
+pub const FRAMES_U8_NEXT: Port = Port::new("frames_u8", U8, "4 8*H 8*W 3");
+
+const ENCODER_CACHES: &[Port] = &[
+    Port::new("encoder.conv1", F32, "1 3 2 8*H 8*W"),
+    Port::new("encoder.downsamples.0.residual.2", F32, "1 c 2 8*H 8*W"),
+    Port::new("encoder.downsamples.0.residual.6", F32, "1 c 2 8*H 8*W"),
+    Port::new("encoder.downsamples.1.residual.2", F32, "1 c 2 8*H 8*W"),
+    Port::new("encoder.downsamples.1.residual.6", F32, "1 c 2 8*H 8*W"),
+    Port::new("encoder.downsamples.3.residual.2", F32, "1 c 2 4*H 4*W"),
+    Port::new("encoder.downsamples.3.residual.6", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("encoder.downsamples.4.residual.2", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("encoder.downsamples.4.residual.6", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("encoder.downsamples.5.time_conv", F32, "1 2*c 1 2*H 2*W"),
+    Port::new("encoder.downsamples.6.residual.2", F32, "1 2*c 2 2*H 2*W"),
+    Port::new("encoder.downsamples.6.residual.6", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("encoder.downsamples.7.residual.2", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("encoder.downsamples.7.residual.6", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("encoder.downsamples.8.time_conv", F32, "1 4*c 1 H W"),
+    Port::new("encoder.downsamples.9.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("encoder.downsamples.9.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("encoder.downsamples.10.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("encoder.downsamples.10.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("encoder.middle.0.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("encoder.middle.0.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("encoder.middle.2.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("encoder.middle.2.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("encoder.head.2", F32, "1 4*c 2 H W"),
+];
+
+/// The temporal up-sampling convolutions neither see nor remember the very first latent frame; their caches start at zeros.
+const DECODER_CACHES_FIRST: &[Port] = &[
+    Port::new("decoder.conv1", F32, "1 Z 2 H W"),
+    Port::new("decoder.middle.0.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("decoder.middle.0.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("decoder.middle.2.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("decoder.middle.2.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.0.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.0.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.1.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.1.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.2.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.2.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.4.residual.2", F32, "1 2*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.4.residual.6", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.5.residual.2", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.5.residual.6", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.6.residual.2", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.6.residual.6", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.8.residual.2", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.8.residual.6", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.9.residual.2", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.9.residual.6", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.10.residual.2", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.10.residual.6", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.12.residual.2", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.upsamples.12.residual.6", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.upsamples.13.residual.2", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.upsamples.13.residual.6", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.upsamples.14.residual.2", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.upsamples.14.residual.6", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.head.2", F32, "1 c 2 8*H 8*W"),
+];
+
+const DECODER_CACHES: &[Port] = &[
+    Port::new("decoder.conv1", F32, "1 Z 2 H W"),
+    Port::new("decoder.middle.0.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("decoder.middle.0.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("decoder.middle.2.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("decoder.middle.2.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.0.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.0.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.1.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.1.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.2.residual.2", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.2.residual.6", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.3.time_conv", F32, "1 4*c 2 H W"),
+    Port::new("decoder.upsamples.4.residual.2", F32, "1 2*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.4.residual.6", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.5.residual.2", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.5.residual.6", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.6.residual.2", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.6.residual.6", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.7.time_conv", F32, "1 4*c 2 2*H 2*W"),
+    Port::new("decoder.upsamples.8.residual.2", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.8.residual.6", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.9.residual.2", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.9.residual.6", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.10.residual.2", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.10.residual.6", F32, "1 2*c 2 4*H 4*W"),
+    Port::new("decoder.upsamples.12.residual.2", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.upsamples.12.residual.6", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.upsamples.13.residual.2", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.upsamples.13.residual.6", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.upsamples.14.residual.2", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.upsamples.14.residual.6", F32, "1 c 2 8*H 8*W"),
+    Port::new("decoder.head.2", F32, "1 c 2 8*H 8*W"),
+];
+
+pub const ENCODER_FIRST: Contract = Contract {
+    name: "vae_encoder_first",
+    inputs: &[PIXELS_FIRST],
+    state: ENCODER_CACHES,
+    state_kind: StateKind::Produce,
+    outputs: &[LATENTS_OUT],
+};
+pub const ENCODER_NEXT: Contract = Contract {
+    name: "vae_encoder_next",
+    inputs: &[PIXELS_NEXT],
+    state: ENCODER_CACHES,
+    state_kind: StateKind::Replace,
+    outputs: &[LATENTS_OUT],
+};
+pub const DECODER_FIRST: Contract = Contract {
+    name: "vae_decoder_first",
+    inputs: &[LATENTS],
+    state: DECODER_CACHES_FIRST,
+    state_kind: StateKind::Produce,
+    outputs: &[FRAMES_FIRST, FRAMES_U8_FIRST],
+};
+pub const DECODER_NEXT: Contract = Contract {
+    name: "vae_decoder_next",
+    inputs: &[LATENTS],
+    state: DECODER_CACHES,
+    state_kind: StateKind::Replace,
+    outputs: &[FRAMES_NEXT, FRAMES_U8_NEXT],
+};
+
+/// Pixels per latent row or column.
+pub const SPATIAL_STRIDE: usize = 8;
+/// Pixel frames per latent frame after the first.
+pub const TEMPORAL_STRIDE: usize = 4;
+
+/// Sizes of the VAE.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaeConfig {
+    /// Base width (96 in the published model).
+    pub dim: usize,
+    pub latent_channels: usize,
+}
+
+/// Mean of each latent channel: `WanVAE.mean` of the reference.
+pub const LATENT_MEAN: [f32; 16] = [
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517,
+    -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+];
+/// Standard deviation of each latent channel: `WanVAE.std` of the reference.
+pub const LATENT_STD: [f32; 16] = [
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579,
+    1.6382, 1.1253, 2.8251, 1.9160,
+];
+
+impl Sizes for VaeConfig {
+    fn bindings(&self) -> Bindings {
+        Bindings::from([
+            ("c".to_owned(), self.dim as i64),
+            ("Z".to_owned(), self.latent_channels as i64),
+        ])
+    }
+}

@@ -1,0 +1,161 @@
+//! Ports and contracts: the names, element types and symbolic shapes that exporter, artefact and runtime agree on.
+//! Everything here is data; the lists themselves stand in [`crate::components`].
+use crate::dim::{Bindings, Dim};
+use std::fmt;
+
+/// Element type of a tensor.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum DType {
+    F32,
+    F16,
+    BF16,
+    I64,
+    U8,
+    Bool,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::I64 => 8,
+            Self::U8 | Self::Bool => 1,
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::I64 => "i64",
+            Self::U8 => "u8",
+            Self::Bool => "bool",
+        })
+    }
+}
+
+/// One named tensor of a graph's rim. `shape` is written as in the docs: dimensions without spaces, separated by spaces,
+/// e.g. `"B 16 F 2*h 2*w"`; the empty string is a scalar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Port {
+    pub name: &'static str,
+    pub dtype: DType,
+    pub shape: &'static str,
+}
+
+impl Port {
+    pub const fn new(name: &'static str, dtype: DType, shape: &'static str) -> Self {
+        Self { name, dtype, shape }
+    }
+
+    /// The shape as dimensions. Panics on a malformed const; a unit test parses every one.
+    pub fn dims(&self) -> Vec<Dim> {
+        self.shape
+            .split_whitespace()
+            .map(|d| Dim::parse(d).unwrap_or_else(|e| panic!("port {}: {e}", self.name)))
+            .collect()
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} [{}]",
+            self.name,
+            self.dtype,
+            self.shape.split_whitespace().collect::<Vec<_>>().join(", ")
+        )
+    }
+}
+
+/// The whole rim of one graph.
+///
+/// A state port is an input `name` and an output `name.next` of the same type and shape. With [`StateKind::InPlace`] both are bound
+/// to the same memory and the graph writes only part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Contract {
+    pub name: &'static str,
+    pub inputs: &'static [Port],
+    pub state: &'static [Port],
+    pub state_kind: StateKind,
+    pub outputs: &'static [Port],
+}
+
+/// How a graph hands its state on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StateKind {
+    /// Input and output share memory (KV rings by TensorScatter).
+    InPlace,
+    /// A new tensor replaces the old one (VAE feature caches).
+    Replace,
+    /// The graph only produces the state (first frame of a VAE); it has no state inputs.
+    Produce,
+}
+
+/// Suffix of a state port's output.
+pub const NEXT: &str = ".next";
+
+impl Contract {
+    /// Every graph input in order: inputs, then state (none when the state is only produced).
+    pub fn graph_inputs(&self) -> impl Iterator<Item = &'static Port> + use<> {
+        let state = if self.state_kind == StateKind::Produce {
+            &[][..]
+        } else {
+            self.state
+        };
+        self.inputs.iter().chain(state)
+    }
+
+    /// Every graph output as (name, port): outputs, then `state.next`.
+    pub fn graph_outputs(&self) -> impl Iterator<Item = (String, &'static Port)> + use<> {
+        let state = self.state.iter().map(|p| (format!("{}{NEXT}", p.name), p));
+        self.outputs
+            .iter()
+            .map(|p| (p.name.to_owned(), p))
+            .chain(state)
+    }
+
+    /// Hash of every name, type and shape; equal contracts have equal fingerprints on every machine.
+    pub fn fingerprint(&self) -> String {
+        blake3::hash(self.to_string().as_bytes()).to_hex()[..16].to_owned()
+    }
+}
+
+impl fmt::Display for Contract {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.name)?;
+        for p in self.inputs {
+            writeln!(f, "  in    {p}")?;
+        }
+        for p in self.state {
+            writeln!(
+                f,
+                "  state {p}{}",
+                match self.state_kind {
+                    StateKind::InPlace => " in place",
+                    StateKind::Replace => "",
+                    StateKind::Produce => " produced",
+                }
+            )?;
+        }
+        for p in self.outputs {
+            writeln!(f, "  out   {p}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Sizes that bind a contract's symbols, read from a checkpoint (see [`crate::components`]).
+pub trait Sizes {
+    /// Values of the symbols that the checkpoint fixes; what stays unbound is dynamic.
+    fn bindings(&self) -> Bindings;
+}

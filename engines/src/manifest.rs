@@ -1,0 +1,310 @@
+//! `manifest.json`: what an export holds, written once by the exporter and checked by everyone who opens the folder.
+use crate::components;
+use crate::components::{dit::DitConfig, speech::SpeechConfig, text::TextConfig, vae::VaeConfig};
+use crate::contract::{Contract, DType};
+use crate::exit::Exit;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Layout of the folder; a reader refuses any other.
+pub const FORMAT: &str = "liveavatar-models/1";
+/// Name of the manifest inside the folder.
+pub const FILE: &str = "manifest.json";
+
+/// Sizes of every component.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    pub dit: DitConfig,
+    pub vae: VaeConfig,
+    pub text: TextConfig,
+    pub speech: SpeechConfig,
+}
+
+/// One file of the export and its BLAKE3 hash.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    pub file: String,
+    pub bytes: u64,
+    pub blake3: String,
+}
+
+/// One graph.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComponentEntry {
+    /// Unique name, e.g. `dit_layer.03`.
+    pub name: String,
+    /// Name of its contract, e.g. `dit_layer_audio`.
+    pub contract: String,
+    pub fingerprint: String,
+    pub graph: FileEntry,
+    /// Values that `--tap` can ask for.
+    pub taps: Vec<String>,
+    /// Initializers it reads, by name in [`Manifest::weights`].
+    pub weights: Vec<String>,
+}
+
+/// One stored weight.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightEntry {
+    pub name: String,
+    /// Checkpoint key it was made from.
+    pub key: String,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub file: String,
+    pub offset: u64,
+    pub length: u64,
+    /// True when a matrix is stored as its transpose.
+    pub transposed: bool,
+}
+
+/// What was merged into the DiT.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraEntry {
+    pub file: String,
+    pub scale: f32,
+    pub ranks: Vec<usize>,
+    pub targets: usize,
+}
+
+/// The whole folder.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub format: String,
+    pub exporter: String,
+    pub recipe: String,
+    pub config: ModelConfig,
+    pub lora: Option<LoraEntry>,
+    pub tokenizer: FileEntry,
+    pub components: Vec<ComponentEntry>,
+    pub data: Vec<FileEntry>,
+    pub weights: Vec<WeightEntry>,
+}
+
+/// Why a models folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("{}: cannot read: {source}; `avatar-export onnx` makes this folder", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{}: not a manifest: {source}", path.display())]
+    Parse {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error("{}: field format: wanted {FORMAT:?}, found {found:?}; export again with this version", path.display())]
+    Format { path: PathBuf, found: String },
+    #[error("{}: size: wanted {want} bytes, found {found}; the folder is incomplete or mixed, export again", path.display())]
+    Size {
+        path: PathBuf,
+        want: u64,
+        found: u64,
+    },
+    #[error("{}: hash: wanted {want}, found {found}; the file is damaged or from another export, export again", path.display())]
+    Hash {
+        path: PathBuf,
+        want: String,
+        found: String,
+    },
+    #[error("{}: component {name}: contract {contract}: wanted fingerprint {want}, found {found}; export again with this version", path.display())]
+    Fingerprint {
+        path: PathBuf,
+        name: String,
+        contract: String,
+        want: String,
+        found: String,
+    },
+    #[error("{}: component {name:?} is missing; the folder has {have}", path.display())]
+    Missing {
+        path: PathBuf,
+        name: String,
+        have: String,
+    },
+    #[error("{}: file name {name:?} leaves the folder", path.display())]
+    Escapes { path: PathBuf, name: String },
+}
+
+impl ManifestError {
+    pub fn exit(&self) -> Exit {
+        Exit::Model
+    }
+}
+
+/// An opened and checked export.
+#[derive(Clone, Debug)]
+pub struct Models {
+    dir: PathBuf,
+    manifest: Manifest,
+}
+
+impl Models {
+    /// Reads the manifest and checks size, hash and contract of everything it names.
+    pub fn open(dir: &Path) -> Result<Self, ManifestError> {
+        let path = dir.join(FILE);
+        let text = std::fs::read_to_string(&path).map_err(|source| ManifestError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        // The format is looked at first: a folder of another version deserves that answer, not "unknown field".
+        let probe: serde_json::Value =
+            serde_json::from_str(&text).map_err(|source| ManifestError::Parse {
+                path: path.clone(),
+                source,
+            })?;
+        match probe.get("format").and_then(|f| f.as_str()) {
+            Some(FORMAT) => {}
+            found => {
+                return Err(ManifestError::Format {
+                    path,
+                    found: found.unwrap_or("nothing").to_owned(),
+                });
+            }
+        }
+        let manifest: Manifest =
+            serde_json::from_value(probe).map_err(|source| ManifestError::Parse {
+                path: path.clone(),
+                source,
+            })?;
+        let models = Self {
+            dir: dir.to_owned(),
+            manifest,
+        };
+        models.check_contracts()?;
+        let graphs = models.manifest.components.iter().map(|c| &c.graph);
+        for entry in graphs
+            .chain(&models.manifest.data)
+            .chain([&models.manifest.tokenizer])
+        {
+            models.check_file(entry)?;
+        }
+        Ok(models)
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.manifest.config
+    }
+
+    /// Path of the tokenizer.
+    pub fn tokenizer(&self) -> PathBuf {
+        self.dir.join(&self.manifest.tokenizer.file)
+    }
+
+    /// The entry and contract of one component.
+    pub fn component(
+        &self,
+        name: &str,
+    ) -> Result<(&ComponentEntry, &'static Contract), ManifestError> {
+        let missing = || ManifestError::Missing {
+            path: self.dir.join(FILE),
+            name: name.to_owned(),
+            have: self
+                .manifest
+                .components
+                .iter()
+                .map(|c| c.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", "),
+        };
+        let entry = self
+            .manifest
+            .components
+            .iter()
+            .find(|c| c.name == name)
+            .ok_or_else(missing)?;
+        let contract = components::ALL
+            .iter()
+            .find(|c| c.name == entry.contract)
+            .ok_or_else(missing)?;
+        Ok((entry, contract))
+    }
+
+    /// Weights by initializer name.
+    pub fn weights(&self) -> BTreeMap<&str, &WeightEntry> {
+        self.manifest
+            .weights
+            .iter()
+            .map(|w| (w.name.as_str(), w))
+            .collect()
+    }
+
+    fn check_contracts(&self) -> Result<(), ManifestError> {
+        for c in &self.manifest.components {
+            let want = components::ALL
+                .iter()
+                .find(|k| k.name == c.contract)
+                .map_or_else(|| "none".to_owned(), Contract::fingerprint);
+            if want != c.fingerprint {
+                return Err(ManifestError::Fingerprint {
+                    path: self.dir.join(FILE),
+                    name: c.name.clone(),
+                    contract: c.contract.clone(),
+                    want,
+                    found: c.fingerprint.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_file(&self, entry: &FileEntry) -> Result<(), ManifestError> {
+        let mut parts = Path::new(&entry.file).components();
+        if !matches!(
+            (parts.next(), parts.next()),
+            (Some(std::path::Component::Normal(_)), None)
+        ) {
+            return Err(ManifestError::Escapes {
+                path: self.dir.join(FILE),
+                name: entry.file.clone(),
+            });
+        }
+        let path = self.dir.join(&entry.file);
+        let read = |source| ManifestError::Read {
+            path: path.clone(),
+            source,
+        };
+        let found = File::open(&path)
+            .and_then(|f| f.metadata())
+            .map_err(read)?
+            .len();
+        if found != entry.bytes {
+            return Err(ManifestError::Size {
+                path,
+                want: entry.bytes,
+                found,
+            });
+        }
+        let found = hash_file(&path).map_err(read)?;
+        if found != entry.blake3 {
+            return Err(ManifestError::Hash {
+                path,
+                want: entry.blake3.clone(),
+                found,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// BLAKE3 of a file, as the manifest writes it.
+pub fn hash_file(path: &Path) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_mmap(path)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}

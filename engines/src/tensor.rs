@@ -1,0 +1,259 @@
+//! Host tensors and borrowed views of them, row major. Shapes and bytes only: all arithmetic lives in graphs.
+use crate::contract::DType;
+use std::fmt;
+use std::ops::Range;
+
+/// Rust types that a tensor can hold.
+pub trait Element: bytemuck::Pod {
+    const DTYPE: DType;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+}
+impl Element for i64 {
+    const DTYPE: DType = DType::I64;
+}
+impl Element for u8 {
+    const DTYPE: DType = DType::U8;
+}
+impl Element for half::bf16 {
+    const DTYPE: DType = DType::BF16;
+}
+impl Element for half::f16 {
+    const DTYPE: DType = DType::F16;
+}
+
+/// One cache line; the unit of allocation, so that every tensor starts 64-byte aligned.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+// SAFETY: 64 bytes of `u8` with size equal to alignment: no padding, every bit pattern valid.
+#[expect(
+    unsafe_code,
+    reason = "an aligned allocation that can be viewed as any plain element type"
+)]
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above; the type is `Copy` and `'static`.
+#[expect(
+    unsafe_code,
+    reason = "an aligned allocation that can be viewed as any plain element type"
+)]
+unsafe impl bytemuck::Pod for Line {}
+
+/// An owned tensor in host memory.
+#[derive(Clone)]
+pub struct Tensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    lines: Vec<Line>,
+}
+
+/// A borrowed tensor, or a range of lanes of one.
+#[derive(Clone)]
+pub struct View<'a> {
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// A tensor borrowed for writing, or a range of lanes of one.
+pub struct ViewMut<'a> {
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: &'a mut [u8],
+}
+
+fn count(shape: &[usize]) -> usize {
+    shape.iter().product()
+}
+
+impl Tensor {
+    /// Zeros.
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Self {
+        let bytes = count(shape) * dtype.size();
+        Self {
+            dtype,
+            shape: shape.to_vec(),
+            lines: vec![bytemuck::Zeroable::zeroed(); bytes.div_ceil(64)],
+        }
+    }
+
+    /// Copies `data`. Panics when its length is not the shape's.
+    pub fn from_slice<T: Element>(shape: &[usize], data: &[T]) -> Self {
+        assert_eq!(
+            count(shape),
+            data.len(),
+            "{} elements for shape {shape:?}",
+            data.len()
+        );
+        let mut t = Self::zeros(T::DTYPE, shape);
+        t.as_mut_slice().copy_from_slice(data);
+        t
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.lines)[..count(&self.shape) * self.dtype.size()]
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let n = count(&self.shape) * self.dtype.size();
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..n]
+    }
+
+    /// The elements. Panics when `T` is not the tensor's type: that is a contract broken in code.
+    pub fn as_slice<T: Element>(&self) -> &[T] {
+        assert_eq!(T::DTYPE, self.dtype, "tensor holds {}", self.dtype);
+        bytemuck::cast_slice(self.bytes())
+    }
+
+    /// As [`Self::as_slice`].
+    pub fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
+        assert_eq!(T::DTYPE, self.dtype, "tensor holds {}", self.dtype);
+        bytemuck::cast_slice_mut(self.bytes_mut())
+    }
+
+    /// The same elements under another shape. Panics when the counts differ.
+    pub fn reshaped(mut self, shape: &[usize]) -> Self {
+        assert_eq!(
+            count(shape),
+            count(&self.shape),
+            "reshape {:?} to {shape:?}",
+            self.shape
+        );
+        self.shape = shape.to_vec();
+        self
+    }
+
+    pub fn view(&self) -> View<'_> {
+        View {
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            bytes: self.bytes(),
+        }
+    }
+
+    pub fn view_mut(&mut self) -> ViewMut<'_> {
+        ViewMut {
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            bytes: self.bytes_mut(),
+        }
+    }
+
+    fn lane_bytes(&self, lanes: &Range<usize>) -> (Vec<usize>, Range<usize>) {
+        let stride = count(&self.shape[1..]) * self.dtype.size();
+        let mut shape = self.shape.clone();
+        shape[0] = lanes.len();
+        (shape, lanes.start * stride..lanes.end * stride)
+    }
+
+    /// Rows `lanes` of the leading dimension, without a copy.
+    pub fn lanes(&self, lanes: Range<usize>) -> View<'_> {
+        let (shape, range) = self.lane_bytes(&lanes);
+        View {
+            dtype: self.dtype,
+            shape,
+            bytes: &self.bytes()[range],
+        }
+    }
+
+    /// Rows `lanes` of the leading dimension, without a copy.
+    pub fn lanes_mut(&mut self, lanes: Range<usize>) -> ViewMut<'_> {
+        let (shape, range) = self.lane_bytes(&lanes);
+        ViewMut {
+            dtype: self.dtype,
+            shape,
+            bytes: &mut self.bytes_mut()[range],
+        }
+    }
+
+    /// Joins equally shaped tensors along the leading dimension. Panics on an empty list or on different trailing shapes.
+    pub fn stack<'a>(parts: impl IntoIterator<Item = View<'a>>) -> Self {
+        let parts: Vec<View<'_>> = parts.into_iter().collect();
+        let first = parts.first().expect("stack of no tensors");
+        let mut shape = first.shape.clone();
+        shape[0] = parts.iter().map(|p| p.shape[0]).sum();
+        let mut out = Self::zeros(first.dtype, &shape);
+        let mut at = 0;
+        for p in &parts {
+            assert_eq!(
+                (p.dtype, &p.shape[1..]),
+                (first.dtype, &first.shape[1..]),
+                "stack of unequal tensors"
+            );
+            out.bytes_mut()[at..at + p.bytes.len()].copy_from_slice(p.bytes);
+            at += p.bytes.len();
+        }
+        out
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:?}", self.dtype, self.shape)
+    }
+}
+
+impl<'a> View<'a> {
+    /// Borrows a slice. Panics when its length is not the shape's.
+    pub fn from_slice<T: Element>(shape: &[usize], data: &'a [T]) -> Self {
+        assert_eq!(
+            count(shape),
+            data.len(),
+            "{} elements for shape {shape:?}",
+            data.len()
+        );
+        Self {
+            dtype: T::DTYPE,
+            shape: shape.to_vec(),
+            bytes: bytemuck::cast_slice(data),
+        }
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    pub fn to_tensor(&self) -> Tensor {
+        let mut t = Tensor::zeros(self.dtype, &self.shape);
+        t.bytes_mut().copy_from_slice(self.bytes);
+        t
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_windows_of_the_leading_dimension() {
+        let mut t = Tensor::from_slice(&[3, 2], &[0f32, 1., 2., 3., 4., 5.]);
+        assert_eq!(
+            t.lanes(1..3).to_tensor().as_slice::<f32>(),
+            [2., 3., 4., 5.]
+        );
+        t.lanes_mut(2..3).bytes.fill(0);
+        assert_eq!(t.as_slice::<f32>(), [0., 1., 2., 3., 0., 0.]);
+    }
+
+    #[test]
+    fn stacking_lanes_restores_the_tensor() {
+        let t = Tensor::from_slice(&[4, 3], &(0..12).collect::<Vec<i64>>());
+        let again = Tensor::stack([t.lanes(0..1), t.lanes(1..4)]);
+        assert_eq!(
+            (again.shape(), again.as_slice::<i64>()),
+            (t.shape(), t.as_slice::<i64>())
+        );
+        assert_eq!(again.bytes().as_ptr() as usize % 64, 0);
+    }
+}
