@@ -62,6 +62,10 @@ impl Dim {
         if let Some(c) = rest.as_const() {
             return whole + Self::from(c.div_euclid(divisor));
         }
+        // floor(g*a / (g*d)) = floor(a / d).
+        let common = rest.terms.values().fold(divisor, |g, &c| gcd(g, c));
+        let divisor = divisor / common;
+        rest.terms.values_mut().for_each(|c| *c /= common);
         // floor(floor(a / b) / d) = floor(a / (b * d)).
         let atom = match rest.terms.iter().next() {
             Some((product, 1)) if rest.terms.len() == 1 && product.len() == 1 => {
@@ -131,7 +135,7 @@ impl Dim {
             match product.as_slice() {
                 [] => offset = c,
                 [Atom::Symbol(name)] if symbol.is_none() => {
-                    (symbol, slope) = (Some(name.clone()), c)
+                    (symbol, slope) = (Some(name.clone()), c);
                 }
                 _ => return None,
             }
@@ -163,6 +167,11 @@ impl Dim {
             self.terms.retain(|_, c| *c != 0);
         }
     }
+}
+
+/// Greatest common divisor of a positive and a non-negative number.
+fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 impl From<i64> for Dim {
@@ -366,6 +375,7 @@ mod tests {
             ("floor((4*h)/2)", "2*h"),
             ("floor((2*h + 3)/2)", "h + 1"),
             ("floor((floor(h/2))/2)", "floor(h/4)"),
+            ("floor((2*h - 4)/4) + 1", "floor(h/2)"),
         ] {
             assert_eq!(dim(a), dim(b), "{a} and {b}");
         }

@@ -41,10 +41,12 @@ pub struct ComponentEntry {
     pub contract: String,
     pub fingerprint: String,
     pub graph: FileEntry,
-    /// Values that `--tap` can ask for.
-    pub taps: Vec<String>,
-    /// Initializers it reads, by name in [`Manifest::weights`].
+    /// Data file that holds its weights.
+    pub data: String,
+    /// Initializers it reads, by name in that file's [`DataEntry::weights`].
     pub weights: Vec<String>,
+    /// Inner values that can be asked for: module path -> name of the value in the graph.
+    pub taps: BTreeMap<String, String>,
 }
 
 /// One stored weight.
@@ -56,11 +58,18 @@ pub struct WeightEntry {
     pub key: String,
     pub dtype: DType,
     pub shape: Vec<usize>,
-    pub file: String,
     pub offset: u64,
     pub length: u64,
     /// True when a matrix is stored as its transpose.
     pub transposed: bool,
+}
+
+/// One file of weights.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataEntry {
+    pub file: FileEntry,
+    pub weights: Vec<WeightEntry>,
 }
 
 /// What was merged into the DiT.
@@ -84,8 +93,7 @@ pub struct Manifest {
     pub lora: Option<LoraEntry>,
     pub tokenizer: FileEntry,
     pub components: Vec<ComponentEntry>,
-    pub data: Vec<FileEntry>,
-    pub weights: Vec<WeightEntry>,
+    pub data: Vec<DataEntry>,
 }
 
 /// Why a models folder cannot be used.
@@ -181,7 +189,7 @@ impl Models {
         models.check_contracts()?;
         let graphs = models.manifest.components.iter().map(|c| &c.graph);
         for entry in graphs
-            .chain(&models.manifest.data)
+            .chain(models.manifest.data.iter().map(|d| &d.file))
             .chain([&models.manifest.tokenizer])
         {
             models.check_file(entry)?;
@@ -235,13 +243,52 @@ impl Models {
         Ok((entry, contract))
     }
 
-    /// Weights by initializer name.
-    pub fn weights(&self) -> BTreeMap<&str, &WeightEntry> {
-        self.manifest
-            .weights
+    /// One weight of a component and the file that holds it.
+    pub fn weight(
+        &self,
+        component: &ComponentEntry,
+        name: &str,
+    ) -> Option<(PathBuf, &WeightEntry)> {
+        let data = self
+            .manifest
+            .data
             .iter()
-            .map(|w| (w.name.as_str(), w))
-            .collect()
+            .find(|d| d.file.file == component.data)?;
+        let weight = data.weights.iter().find(|w| w.name == name)?;
+        Some((self.dir.join(&data.file.file), weight))
+    }
+
+    /// Reads one f32 weight as it is stored; `None` when the component has no such weight of that type.
+    pub fn read_weight(
+        &self,
+        component: &ComponentEntry,
+        name: &str,
+    ) -> Result<Option<(&WeightEntry, Vec<f32>)>, ManifestError> {
+        use std::io::{Read, Seek, SeekFrom};
+        let Some((path, weight)) = self
+            .weight(component, name)
+            .filter(|(_, w)| w.dtype == DType::F32)
+        else {
+            return Ok(None);
+        };
+        let mut bytes = vec![0u8; usize::try_from(weight.length).unwrap_or(usize::MAX)];
+        let read = || -> std::io::Result<Vec<u8>> {
+            let mut file = File::open(&path)?;
+            file.seek(SeekFrom::Start(weight.offset))?;
+            file.read_exact(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read().map_err(|source| ManifestError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Some((
+            weight,
+            bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+        )))
     }
 
     fn check_contracts(&self) -> Result<(), ManifestError> {

@@ -220,14 +220,40 @@ impl<'a> View<'a> {
         }
     }
 
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     pub fn shape(&self) -> &[usize] {
         &self.shape
+    }
+
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The elements. Panics when `T` is not the view's type: that is a contract broken in code.
+    pub fn as_slice<T: Element>(&self) -> &'a [T] {
+        assert_eq!(T::DTYPE, self.dtype, "view holds {}", self.dtype);
+        bytemuck::cast_slice(self.bytes)
     }
 
     pub fn to_tensor(&self) -> Tensor {
         let mut t = Tensor::zeros(self.dtype, &self.shape);
         t.bytes_mut().copy_from_slice(self.bytes);
         t
+    }
+}
+
+impl ViewMut<'_> {
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The elements. Panics when `T` is not the view's type: that is a contract broken in code.
+    pub fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
+        assert_eq!(T::DTYPE, self.dtype, "view holds {}", self.dtype);
+        bytemuck::cast_slice_mut(self.bytes)
     }
 }
 

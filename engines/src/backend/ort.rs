@@ -10,7 +10,7 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{DynValue, TensorElementType, ValueType};
 use ort::{AsPointer, sys};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 /// Name of the library that `scripts/setup` unpacks.
 const LIBRARY: &str = "libonnxruntime.so.1.31.1";
 
-/// Set when ONNX Runtime warns that a ring was copied instead of written in place.
+/// Set for good when ONNX Runtime warns that a ring was copied instead of written in place.
 static COPIED_STATE: AtomicBool = AtomicBool::new(false);
 
 /// ONNX Runtime's CPU provider over one opened export.
@@ -49,23 +49,32 @@ impl OrtCpu {
         &self.models
     }
 
+    /// Names of the tapped values in the graph.
+    fn taps(
+        &self,
+        entry: &ComponentEntry,
+        wanted: &[String],
+    ) -> Result<BTreeMap<String, String>, EngineError> {
+        let found = wanted.iter().map(|tap| {
+            let value = entry.taps.get(tap).ok_or_else(|| EngineError::Tap {
+                component: entry.name.clone(),
+                tap: tap.clone(),
+                have: entry.taps.keys().cloned().collect::<Vec<_>>().join(", "),
+            })?;
+            Ok((tap.clone(), value.clone()))
+        });
+        found.collect()
+    }
+
     fn perturbed(&self, entry: &ComponentEntry, p: &Perturb) -> Result<DynValue, EngineError> {
         let unknown = || EngineError::Weight {
             component: entry.name.clone(),
             weight: p.weight.clone(),
         };
-        let weights = self.models.weights();
-        let w = weights
-            .get(p.weight.as_str())
-            .filter(|w| w.dtype == DType::F32)
+        let (w, mut data) = self
+            .models
+            .read_weight(entry, &p.weight)?
             .ok_or_else(unknown)?;
-        let path = self.models.dir().join(&w.file);
-        let bytes = read_range(&path, w.offset, w.length)
-            .map_err(|source| ManifestError::Read { path, source })?;
-        let mut data: Vec<f32> = bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
         data.iter_mut().for_each(|x| *x += p.amount);
         let run = |source| EngineError::Run {
             component: entry.name.clone(),
@@ -90,13 +99,7 @@ impl Backend for OrtCpu {
             component: component.to_owned(),
             source,
         };
-        if let Some(tap) = options.taps.iter().find(|t| !entry.taps.contains(t)) {
-            return Err(EngineError::Tap {
-                component: component.to_owned(),
-                tap: tap.clone(),
-                have: entry.taps.join(", "),
-            });
-        }
+        let taps = self.taps(entry, &options.taps)?;
         let mut builder = ort::session::Session::builder(&self.environment)
             .and_then(|b| {
                 Ok(b.with_prepacking(false)?
@@ -108,18 +111,25 @@ impl Backend for OrtCpu {
                 .with_external_initializer(&p.weight, self.perturbed(entry, p)?)
                 .map_err(|e| load(e.into()))?;
         }
-        let session = if options.taps.is_empty() {
+        let rim: Vec<String> = contract.graph_outputs().map(|(name, _)| name).collect();
+        let inner: BTreeSet<&str> = taps
+            .values()
+            .map(String::as_str)
+            .filter(|v| !rim.iter().any(|r| r == v))
+            .collect();
+        let session = if inner.is_empty() {
             builder.commit_from_file(&path)
         } else {
             let mut graph = std::fs::read(&path).map_err(|source| ManifestError::Read {
                 path: path.clone(),
                 source,
             })?;
-            graph.extend(extra_outputs(&options.taps));
+            graph.extend(extra_outputs(&inner));
+            let folder = self.models.dir().to_string_lossy();
             builder
                 .with_config_entry(
                     "session.model_external_initializers_file_folder_path",
-                    self.models.dir().to_string_lossy(),
+                    folder,
                 )
                 .map_err(|e| load(e.into()))?
                 .commit_from_memory(&graph)
@@ -129,7 +139,7 @@ impl Backend for OrtCpu {
             component: component.to_owned(),
             contract,
             bindings: self.bindings.clone(),
-            taps: options.taps.clone(),
+            taps,
             session,
             memory: MemoryInfo::new(
                 AllocationDevice::CPU,
@@ -146,7 +156,7 @@ impl Backend for OrtCpu {
 
 /// Protobuf bytes that, appended to a serialised model, make inner values outputs: a repeated `graph` field (7) merges into the first, and
 /// its repeated `output` entries (12) are appended.
-fn extra_outputs(names: &[String]) -> Vec<u8> {
+fn extra_outputs(names: &BTreeSet<&str>) -> Vec<u8> {
     fn field(tag: u8, body: &[u8]) -> Vec<u8> {
         let mut out = vec![tag << 3 | 2];
         let mut n = body.len();
@@ -169,7 +179,8 @@ struct OrtSession {
     component: String,
     contract: &'static Contract,
     bindings: Bindings,
-    taps: Vec<String>,
+    /// Module path -> name of the value in the graph.
+    taps: BTreeMap<String, String>,
     session: ort::session::Session,
     memory: MemoryInfo<'static>,
 }
@@ -206,7 +217,7 @@ impl OrtSession {
         }
         match found
             .into_keys()
-            .find(|name| !self.taps.iter().any(|t| t == name))
+            .find(|name| !self.taps.values().any(|t| t == name))
         {
             Some(name) => Err(mismatch(
                 name,
@@ -343,7 +354,10 @@ impl Session for OrtSession {
         let symbols = self.check(inputs, &state)?;
         let in_place = self.contract.state_kind == StateKind::InPlace;
         let mut owned: BTreeMap<String, Tensor> = BTreeMap::new();
-        let mut unknown: Vec<String> = self.taps.clone();
+        let mut unknown: BTreeSet<String> = self.taps.values().cloned().collect();
+        for (name, _) in self.contract.graph_outputs() {
+            unknown.remove(&name);
+        }
         for (name, port) in self
             .contract
             .graph_outputs()
@@ -351,7 +365,7 @@ impl Session for OrtSession {
         {
             match allocate(port, &symbols) {
                 Some(t) => drop(owned.insert(name, t)),
-                None => unknown.push(name),
+                None => drop(unknown.insert(name)),
             }
         }
         let mut binding = self
@@ -391,7 +405,6 @@ impl Session for OrtSession {
                 .bind_output_to_device(name.as_str(), &self.memory)
                 .map_err(|e| self.run_error(e))?;
         }
-        COPIED_STATE.store(false, Ordering::Relaxed);
         let component = &self.component;
         let outputs = self
             .session
@@ -409,6 +422,11 @@ impl Session for OrtSession {
                 component: component.clone(),
                 message,
             });
+        }
+        for (tap, value) in &self.taps {
+            if let Some(t) = owned.get(value).cloned() {
+                owned.insert(tap.clone(), t);
+            }
         }
         if let State::Replace(cache) = state {
             for port in self.contract.state {
@@ -505,15 +523,6 @@ fn dtype_of(ty: TensorElementType) -> Option<DType> {
     ]
     .into_iter()
     .find(|&d| element_type(d) == ty)
-}
-
-fn read_range(path: &Path, offset: u64, length: u64) -> std::io::Result<Vec<u8>> {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut file = std::fs::File::open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
-    let mut bytes = vec![0; length as usize];
-    file.read_exact(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// The process-wide environment: ONNX Runtime allows one thread pool per process.

@@ -191,6 +191,16 @@ pub struct AudioConfig {
     pub tokens: usize,
 }
 
+/// Component name of one layer of the sink prefill.
+pub fn sink_layer_name(layer: usize) -> String {
+    format!("{}.{layer:02}", SINK_LAYER.name)
+}
+
+/// Component name of one denoising layer, with or without audio.
+pub fn layer_name(layer: usize) -> String {
+    format!("{}.{layer:02}", LAYER.name)
+}
+
 /// Latent frames of the packed motion history.
 pub const MOTION_FRAMES: usize = 19;
 

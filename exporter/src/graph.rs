@@ -1,0 +1,288 @@
+//! A graph as plain data, and the typed builder that makes one.
+//!
+//! A [`Builder`] hands out [`Scope`]s (places in the checkpoint) and [`Value`]s (tensors of the graph to be). Operators check shapes
+//! and types at once; what is wrong is recorded, and [`Builder::finish`] returns the [`Graph`] or every error together. A graph holds
+//! no weight bytes: [`write`] streams them later, one tensor at a time. Not here: layers ([`crate::nn`]), models, any optimisation.
+//!
+//! One name, all the way down: checkpoint key = scope = node prefix = tap name.
+mod builder;
+mod ops;
+mod print;
+pub mod proto;
+pub mod write;
+
+pub use builder::{Builder, Fault, GraphError, GraphErrors, IntoDim, Scope, Value, WeightSource};
+pub use ops::{AttentionOptions, attention, tensor_scatter};
+
+use engines::contract::{DType, NEXT};
+use engines::dim::{Bindings, Dim};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// Index of a value in [`Graph::values`].
+pub type ValueId = usize;
+
+/// One built graph: what an ONNX file holds, less the bytes of its weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Graph {
+    /// Component name.
+    pub name: String,
+    /// In an order that runs.
+    pub nodes: Vec<Node>,
+    /// Every tensor: inputs, weights, constants and node outputs.
+    pub values: Vec<ValueInfo>,
+    /// Tensors of the checkpoint, in the order of their first use.
+    pub weights: Vec<Weight>,
+    /// Small tensors embedded in the graph.
+    pub constants: Vec<Constant>,
+    /// Graph inputs, in the order of the contract.
+    pub inputs: Vec<ValueId>,
+    /// Graph outputs, in the order of the contract.
+    pub outputs: Vec<ValueId>,
+    /// Module path (as a PyTorch hook would name it) and the value it ends on, in the order of construction. Two paths may end on one value.
+    pub taps: Vec<(String, ValueId)>,
+    /// Written into the ONNX file: component, contract fingerprint, exporter version.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A tensor's name, type and shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValueInfo {
+    /// Unique in the graph.
+    pub name: String,
+    /// Type and shape.
+    pub fact: Fact,
+}
+
+/// Element type and symbolic shape, written `f32 [B, 3*h*w, 256]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Fact {
+    /// Element type.
+    pub dtype: DType,
+    /// Shape; the empty list is a scalar.
+    pub dims: Vec<Dim>,
+}
+
+/// One operator of the default ONNX domain.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Unique: scope, then operator, then a count where needed.
+    pub name: String,
+    /// Module path that the node belongs to.
+    pub scope: String,
+    /// ONNX operator.
+    pub op: &'static str,
+    /// `None` is an optional input left out.
+    pub inputs: Vec<Option<ValueId>>,
+    /// All outputs.
+    pub outputs: Vec<ValueId>,
+    /// By ONNX name.
+    pub attributes: Vec<(&'static str, Attribute)>,
+}
+
+/// A node's attribute.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Attribute {
+    /// One integer.
+    Int(i64),
+    /// One float.
+    Float(f32),
+    /// A list of integers.
+    Ints(Vec<i64>),
+    /// A word from the operator's list.
+    Text(&'static str),
+}
+
+/// A checkpoint tensor as the graph wants it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weight {
+    /// Initializer name: the key, then the transform and any type other than f32.
+    pub name: String,
+    /// Checkpoint key.
+    pub key: String,
+    /// What happens between checkpoint and graph.
+    pub transform: Transform,
+    /// Type in the graph.
+    pub dtype: DType,
+    /// Shape in the checkpoint.
+    pub stored: Vec<usize>,
+    /// Shape in the graph.
+    pub shape: Vec<usize>,
+    /// The value it is.
+    pub value: ValueId,
+}
+
+impl Weight {
+    /// Bytes in the data file.
+    pub fn bytes(&self) -> u64 {
+        (self.shape.iter().product::<usize>() * self.dtype.size()) as u64
+    }
+
+    /// Every checkpoint key that it is made of.
+    pub fn keys(&self) -> Vec<&str> {
+        let mut keys = vec![self.key.as_str()];
+        self.transform.more_keys(&mut keys);
+        keys
+    }
+}
+
+/// How a stored tensor becomes a graph's tensor. Recorded while building, applied while writing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transform {
+    /// As stored.
+    Identity,
+    /// `[a, b] -> [b, a]`.
+    Transpose2,
+    /// Takes one index of an axis and drops the axis.
+    Select {
+        /// Counted from the front.
+        axis: usize,
+        /// Which slice.
+        index: usize,
+    },
+    /// Same elements, other shape.
+    Reshape(Vec<usize>),
+    /// This tensor, then those of other keys, along one axis.
+    Concat {
+        /// Counted from the front.
+        axis: usize,
+        /// Names in the same scope (the builder makes them full keys).
+        with: Vec<String>,
+    },
+    /// One after the other.
+    Chain(Vec<Transform>),
+}
+
+impl Transform {
+    fn more_keys<'a>(&'a self, keys: &mut Vec<&'a str>) {
+        match self {
+            Self::Concat { with, .. } => keys.extend(with.iter().map(String::as_str)),
+            Self::Chain(steps) => steps.iter().for_each(|t| t.more_keys(keys)),
+            _ => {}
+        }
+    }
+}
+
+impl fmt::Display for Transform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Identity => f.write_str("as stored"),
+            Self::Transpose2 => f.write_str("transpose"),
+            Self::Select { axis, index } => write!(f, "select{axis}.{index}"),
+            Self::Reshape(shape) => write!(f, "reshape{shape:?}"),
+            Self::Concat { axis, with } => write!(f, "concat{axis}({})", with.join(", ")),
+            Self::Chain(steps) => f.write_str(&steps.iter().map(ToString::to_string).collect::<Vec<_>>().join("|")),
+        }
+    }
+}
+
+/// A small tensor embedded in the graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Constant {
+    /// The value it is.
+    pub value: ValueId,
+    /// Shape; the empty list is a scalar.
+    pub shape: Vec<usize>,
+    /// Elements, row-major.
+    pub data: ConstantData,
+}
+
+/// Elements of a [`Constant`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConstantData {
+    /// 32-bit floats.
+    F32(Vec<f32>),
+    /// 64-bit integers.
+    I64(Vec<i64>),
+}
+
+/// A tap that the graph does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("graph {graph} has no tap {wanted}; nearest is {nearest}")]
+pub struct UnknownTap {
+    /// Component.
+    pub graph: String,
+    /// What was asked for.
+    pub wanted: String,
+    /// The path with the longest common beginning.
+    pub nearest: String,
+}
+
+impl Graph {
+    /// The same graph with symbols replaced by sizes, e.g. the real shapes of the 14B model.
+    #[must_use]
+    pub fn bind(&self, bindings: &Bindings) -> Self {
+        let mut graph = self.clone();
+        for dim in graph.values.iter_mut().flat_map(|v| &mut v.fact.dims) {
+            *dim = dim.bind(bindings);
+        }
+        graph
+    }
+
+    /// Every module path that can be exposed as an extra output, in the order of construction.
+    pub fn taps(&self) -> Vec<&str> {
+        self.taps.iter().map(|(path, _)| path.as_str()).collect()
+    }
+
+    /// Every tap's path and the name of its value in the graph.
+    pub fn tap_values(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.taps.iter().map(|(path, id)| (path.as_str(), self.values[*id].name.as_str()))
+    }
+
+    /// The same graph with the values at `paths` as extra outputs, each named by its path (`path.tap` when the graph already uses that name).
+    pub fn with_taps<S: AsRef<str>>(&self, paths: &[S]) -> Result<Self, UnknownTap> {
+        let mut graph = self.clone();
+        for path in paths {
+            graph.expose(path.as_ref())?;
+        }
+        Ok(graph)
+    }
+
+    fn expose(&mut self, path: &str) -> Result<(), UnknownTap> {
+        let Some(&(_, id)) = self.taps.iter().find(|(p, _)| p == path) else {
+            return Err(self.unknown_tap(path));
+        };
+        if self.values[id].name == path && self.nodes.iter().any(|n| n.outputs.contains(&id)) {
+            if !self.outputs.contains(&id) {
+                self.outputs.push(id);
+            }
+            return Ok(());
+        }
+        let taken = |name: &str| self.values.iter().any(|v| v.name == name);
+        let name = if taken(path) { format!("{path}.tap") } else { path.to_owned() };
+        if taken(&name) {
+            return Ok(()); // asked for twice
+        }
+        let copy = self.values.len();
+        self.values.push(ValueInfo { name: name.clone(), fact: self.values[id].fact.clone() });
+        let node = Node {
+            name: format!("{name}.Identity"),
+            scope: path.to_owned(),
+            op: "Identity",
+            inputs: vec![Some(id)],
+            outputs: vec![copy],
+            attributes: Vec::new(),
+        };
+        self.nodes.push(node);
+        self.outputs.push(copy);
+        Ok(())
+    }
+
+    fn unknown_tap(&self, wanted: &str) -> UnknownTap {
+        let common = |p: &str| p.bytes().zip(wanted.bytes()).take_while(|(a, b)| a == b).count();
+        let nearest = self.taps().into_iter().max_by_key(|p| (common(p), std::cmp::Reverse(p.len()))).unwrap_or("none at all");
+        UnknownTap { graph: self.name.clone(), wanted: wanted.to_owned(), nearest: nearest.to_owned() }
+    }
+
+    /// Every checkpoint key that the graph reads.
+    pub fn used_keys(&self) -> BTreeSet<String> {
+        self.weights.iter().flat_map(|w| w.keys()).map(str::to_owned).collect()
+    }
+
+    /// The state outputs, i.e. those named after an input and [`NEXT`].
+    pub fn state_outputs(&self) -> Vec<&str> {
+        let inputs: BTreeSet<&str> = self.inputs.iter().map(|&i| self.values[i].name.as_str()).collect();
+        let names = self.outputs.iter().map(|&o| self.values[o].name.as_str());
+        names.filter(|n| n.strip_suffix(NEXT).is_some_and(|n| inputs.contains(n))).collect()
+    }
+}

@@ -1,0 +1,863 @@
+//! The builder: one arena behind two kinds of `Copy` handles, [`Scope`] and [`Value`].
+//!
+//! It works as a compiler's front end does. A faulty operator is recorded with its scope, operands and source line and gives a
+//! *poisoned* value, which every later operator accepts in silence; so one fault is one line, and all faults are reported together.
+//! A dimension that cannot be known (`?`) matches anything, for the same reason. Not here: what the operators are (`ops.rs`).
+use super::print::Dims;
+use super::{Attribute, Constant, ConstantData, Fact, Graph, Node, Transform, ValueId, ValueInfo, Weight};
+use engines::contract::{Contract, DType, Port};
+use engines::dim::{Bindings, Dim};
+use engines::exit::Exit;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::panic::Location;
+
+/// Names and shapes of a checkpoint, without its bytes.
+pub trait WeightSource {
+    /// Shape of a stored tensor; `None` when there is no such key.
+    fn shape(&self, key: &str) -> Option<Vec<usize>>;
+    /// Every key.
+    fn keys(&self) -> Vec<String>;
+}
+
+impl WeightSource for BTreeMap<String, Vec<usize>> {
+    fn shape(&self, key: &str) -> Option<Vec<usize>> {
+        self.get(key).cloned()
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.keys().cloned().collect()
+    }
+}
+
+/// What can stand for a dimension: a [`Dim`], a whole number, or a reference to either.
+pub trait IntoDim {
+    /// The dimension.
+    fn into_dim(self) -> Dim;
+}
+
+impl IntoDim for Dim {
+    fn into_dim(self) -> Dim {
+        self
+    }
+}
+
+impl<T: IntoDim + Clone> IntoDim for &T {
+    fn into_dim(self) -> Dim {
+        self.clone().into_dim()
+    }
+}
+
+macro_rules! whole_numbers {
+    ($($number:ty),*) => {
+        $(impl IntoDim for $number {
+            fn into_dim(self) -> Dim {
+                Dim::from(i64::try_from(self).unwrap_or(i64::MAX))
+            }
+        })*
+    };
+}
+whole_numbers!(i64, i32, u32, usize);
+
+/// A dimension that nobody knows; matches anything.
+pub(super) fn unknown() -> Dim {
+    Dim::symbol("?")
+}
+
+pub(super) fn is_unknown(dim: &Dim) -> bool {
+    dim.as_const().is_none() && dim.to_string().contains('?')
+}
+
+/// The common dimension of two that must be equal.
+pub(super) fn same(a: &Dim, b: &Dim) -> Option<Dim> {
+    match (is_unknown(a), is_unknown(b)) {
+        (true, _) => Some(b.clone()),
+        (_, true) => Some(a.clone()),
+        _ => (a == b).then(|| a.clone()),
+    }
+}
+
+fn fits(want: &Fact, got: &Fact) -> bool {
+    want.dtype == got.dtype && want.dims.len() == got.dims.len() && want.dims.iter().zip(&got.dims).all(|(a, b)| same(a, b).is_some())
+}
+
+/// One thing wrong with a graph under construction.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// An operator's operands do not go together.
+    #[error("{op}({}): {reason}", .operands.join(", "))]
+    Operands {
+        /// ONNX operator.
+        op: &'static str,
+        /// Types and shapes.
+        operands: Vec<String>,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The checkpoint lacks a tensor.
+    #[error("weight {key} {want} is missing from the checkpoint")]
+    Missing {
+        /// Checkpoint key.
+        key: String,
+        /// Shape that the model wants.
+        want: String,
+    },
+    /// A tensor of the checkpoint has another shape.
+    #[error("weight {key} wants {want}, checkpoint has {got:?}")]
+    Misshaped {
+        /// Checkpoint key.
+        key: String,
+        /// Shape that the model wants.
+        want: String,
+        /// Shape that is stored.
+        got: Vec<usize>,
+    },
+    /// A transform does not fit its tensor.
+    #[error("weight {key} {dims}: {reason}")]
+    Transform {
+        /// Checkpoint key.
+        key: String,
+        /// Stored shape.
+        dims: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A tensor of the checkpoint that nothing read.
+    #[error("weight {key} {got:?} of the checkpoint is not used")]
+    Unused {
+        /// Checkpoint key.
+        key: String,
+        /// Shape that is stored.
+        got: Vec<usize>,
+    },
+    /// A graph output is not what its port says.
+    #[error("output {port} wants {want}, graph gives {got}")]
+    Port {
+        /// Port name.
+        port: String,
+        /// Type and shape in the contract.
+        want: String,
+        /// Type and shape of the value.
+        got: String,
+    },
+    /// The graph's rim is not the contract's.
+    #[error("contract {contract} wants {side} {want}, graph has {got}")]
+    Rim {
+        /// Contract name.
+        contract: &'static str,
+        /// `inputs` or `outputs`.
+        side: &'static str,
+        /// Port names wanted.
+        want: String,
+        /// Port names found.
+        got: String,
+    },
+    /// The builder was used in a wrong order.
+    #[error("{reason}")]
+    Misuse {
+        /// What was done.
+        reason: &'static str,
+    },
+}
+
+/// A [`Fault`] with its place: the module path that claimed it and the line of source that asked for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GraphError {
+    /// Component and module path.
+    pub scope: String,
+    /// What is wrong.
+    pub fault: Fault,
+    /// Source line of the model.
+    pub at: &'static Location<'static>,
+}
+
+impl fmt::Display for GraphError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({}:{})", self.scope, self.fault, self.at.file(), self.at.line())
+    }
+}
+
+impl std::error::Error for GraphError {}
+
+/// Everything wrong with a graph, in the order it was met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GraphErrors(pub Vec<GraphError>);
+
+impl GraphErrors {
+    /// A graph that cannot be built is a checkpoint that does not fit the model.
+    pub fn exit(&self) -> Exit {
+        Exit::Model
+    }
+}
+
+impl fmt::Display for GraphErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    }
+}
+
+impl std::error::Error for GraphErrors {}
+
+/// Builds one [`Graph`].
+pub struct Builder<'w> {
+    source: &'w dyn WeightSource,
+    state: RefCell<State>,
+}
+
+/// A place in the checkpoint and in the module tree. `Copy`; made by [`Builder::root`] and [`Scope::pp`].
+#[derive(Clone, Copy)]
+pub struct Scope<'g> {
+    builder: &'g Builder<'g>,
+    id: usize,
+}
+
+/// A tensor of the graph. `Copy`; has arithmetic and the operators of `ops.rs`.
+#[derive(Clone, Copy)]
+pub struct Value<'g> {
+    builder: &'g Builder<'g>,
+    id: ValueId,
+}
+
+#[derive(Default)]
+struct State {
+    name: String,
+    bindings: Bindings,
+    contract: Option<&'static Contract>,
+    /// `None` is a poisoned value.
+    values: Vec<Option<Fact>>,
+    names: HashMap<ValueId, String>,
+    nodes: Vec<Draft>,
+    weights: Vec<Weight>,
+    constants: Vec<Constant>,
+    inputs: Vec<ValueId>,
+    outputs: Vec<ValueId>,
+    scopes: Vec<Place>,
+    taps: Vec<(String, ValueId)>,
+    errors: Vec<Suspect>,
+}
+
+/// A node before it has a scope and a name.
+struct Draft {
+    op: &'static str,
+    scope: Option<usize>,
+    inputs: Vec<Option<ValueId>>,
+    outputs: Vec<ValueId>,
+    attributes: Vec<(&'static str, Attribute)>,
+}
+
+/// An error before a scope claims it.
+struct Suspect {
+    scope: Option<usize>,
+    fault: Fault,
+    at: &'static Location<'static>,
+}
+
+struct Place {
+    path: String,
+    /// Nodes and errors that existed before: what the scope cannot claim.
+    first_node: usize,
+    first_error: usize,
+}
+
+impl State {
+    fn place(&mut self, path: String) -> usize {
+        self.scopes.push(Place { path, first_node: self.nodes.len(), first_error: self.errors.len() });
+        self.scopes.len() - 1
+    }
+
+    fn add(&mut self, fact: Option<Fact>) -> ValueId {
+        self.values.push(fact);
+        self.values.len() - 1
+    }
+
+    fn record(&mut self, scope: Option<usize>, fault: Fault, at: &'static Location<'static>) {
+        self.errors.push(Suspect { scope, fault, at });
+    }
+
+    /// A bare symbol that no input has (a length that only the graph knows) matches anything.
+    fn freed(&self, want: Fact) -> Fact {
+        let given: Vec<&Dim> = self.inputs.iter().filter_map(|&i| self.values[i].as_ref()).flat_map(|f| &f.dims).collect();
+        let dims = want.dims.into_iter().map(|d| if d.as_symbol().is_some() && !given.contains(&&d) { unknown() } else { d });
+        Fact { dims: dims.collect(), ..want }
+    }
+
+    fn named(&self, name: &str) -> Option<ValueId> {
+        self.names.iter().find(|(_, n)| *n == name).map(|(&id, _)| id)
+    }
+}
+
+impl<'w> Builder<'w> {
+    /// An empty graph over a checkpoint's shapes.
+    pub fn new(name: &str, source: &'w dyn WeightSource) -> Self {
+        let mut state = State { name: name.to_owned(), ..State::default() };
+        state.place(String::new());
+        Self { source, state: RefCell::new(state) }
+    }
+
+    /// The top of the checkpoint.
+    pub fn root(&'w self) -> Scope<'w> {
+        Scope { builder: self, id: 0 }
+    }
+
+    /// Sizes of symbols, for every port and dimension from here on; what is not named stays symbolic. Call it before the first input.
+    #[track_caller]
+    pub fn bind(&self, bindings: Bindings) {
+        let mut state = self.state.borrow_mut();
+        if !state.values.is_empty() {
+            state.record(None, Fault::Misuse { reason: "sizes must be bound before the first value" }, Location::caller());
+        }
+        state.bindings.extend(bindings);
+    }
+
+    /// The rim that the graph promises: [`Self::finish`] compares inputs and outputs with it and puts them in its order.
+    pub fn contract(&self, contract: &'static Contract) {
+        self.state.borrow_mut().contract = Some(contract);
+    }
+
+    /// A graph input. Asked for twice, it is the same value. State inputs are inputs like any other.
+    pub fn input(&'w self, port: &Port) -> Value<'w> {
+        let mut state = self.state.borrow_mut();
+        if let Some(id) = state.named(port.name) {
+            return Value { builder: self, id };
+        }
+        let dims = port.dims().iter().map(|d| d.bind(&state.bindings)).collect();
+        let id = state.add(Some(Fact { dtype: port.dtype, dims }));
+        state.names.insert(id, port.name.to_owned());
+        state.inputs.push(id);
+        Value { builder: self, id }
+    }
+
+    /// A graph output; type and shape must be the port's.
+    #[track_caller]
+    pub fn output(&'w self, port: &Port, v: Value<'w>) {
+        self.output_named(port.name, port, v);
+    }
+
+    /// A graph output under another name than its port's, e.g. a state's `name.next`.
+    #[track_caller]
+    pub fn output_named(&'w self, name: &str, port: &Port, v: Value<'w>) {
+        let want = Fact { dtype: port.dtype, dims: self.dims(port.dims()) };
+        let mut state = self.state.borrow_mut();
+        let want = state.freed(want);
+        let Some(got) = state.values[v.id].clone() else { return };
+        if !fits(&want, &got) {
+            let fault = Fault::Port { port: name.to_owned(), want: want.to_string(), got: got.to_string() };
+            return state.record(Some(0), fault, Location::caller());
+        }
+        // An output needs a name of its own: an input, a weight or a second output gets a copy.
+        let computed = state.nodes.iter().any(|n| n.outputs.contains(&v.id));
+        let id = if computed && !state.names.contains_key(&v.id) {
+            v.id
+        } else {
+            let id = state.add(Some(got));
+            let draft = Draft { op: "Identity", scope: Some(0), inputs: vec![Some(v.id)], outputs: vec![id], attributes: Vec::new() };
+            state.nodes.push(draft);
+            id
+        };
+        state.names.insert(id, name.to_owned());
+        state.outputs.push(id);
+    }
+
+    /// A small f32 tensor embedded in the graph.
+    #[track_caller]
+    pub fn const_f32(&'w self, dims: impl IntoIterator<Item: IntoDim>, data: Vec<f32>) -> Value<'w> {
+        self.constant(&self.dims(dims), ConstantData::F32(data), Location::caller())
+    }
+
+    /// A small i64 tensor embedded in the graph.
+    #[track_caller]
+    pub fn const_i64(&'w self, dims: impl IntoIterator<Item: IntoDim>, data: Vec<i64>) -> Value<'w> {
+        self.constant(&self.dims(dims), ConstantData::I64(data), Location::caller())
+    }
+
+    /// A number, shape `[]`.
+    pub fn scalar(&'w self, x: f32) -> Value<'w> {
+        self.const_f32([0i64; 0], vec![x])
+    }
+
+    fn constant(&'w self, dims: &[Dim], data: ConstantData, at: &'static Location<'static>) -> Value<'w> {
+        let mut state = self.state.borrow_mut();
+        let (dtype, len) = match &data {
+            ConstantData::F32(x) => (DType::F32, x.len()),
+            ConstantData::I64(x) => (DType::I64, x.len()),
+        };
+        let shape: Option<Vec<usize>> = dims.iter().map(|d| d.as_const().and_then(|c| usize::try_from(c).ok())).collect();
+        let Some(shape) = shape.filter(|s| s.iter().product::<usize>() == len) else {
+            let reason = format!("{len} elements do not fill {}", Dims(dims));
+            state.record(None, Fault::Operands { op: "Constant", operands: vec![dtype.to_string()], reason }, at);
+            let id = state.add(None);
+            return Value { builder: self, id };
+        };
+        let equal = |c: &&Constant| c.shape == shape && same_bits(&c.data, &data);
+        if let Some(c) = state.constants.iter().find(equal) {
+            return Value { builder: self, id: c.value };
+        }
+        let id = state.add(Some(Fact { dtype, dims: dims.to_vec() }));
+        let name = constant_name(&shape, &data, state.constants.len());
+        state.names.insert(id, name);
+        state.constants.push(Constant { value: id, shape, data });
+        Value { builder: self, id }
+    }
+
+    /// Keys under `prefixes` (less those under `ignore`) that this graph does not read become errors. Where several graphs share a
+    /// checkpoint, compare the union of their [`Self::used_keys`] instead. Call it last.
+    #[track_caller]
+    pub fn unused(&self, prefixes: &[&str], ignore: &[&str]) {
+        let used = self.used_keys();
+        let under = |list: &[&str], key: &str| list.iter().any(|p| key.starts_with(p));
+        for key in self.source.keys() {
+            if under(prefixes, &key) && !under(ignore, &key) && !used.contains(&key) {
+                let got = self.source.shape(&key).unwrap_or_default();
+                self.state.borrow_mut().record(Some(0), Fault::Unused { key, got }, Location::caller());
+            }
+        }
+    }
+
+    /// Every checkpoint key read so far.
+    pub fn used_keys(&self) -> BTreeSet<String> {
+        self.state.borrow().weights.iter().flat_map(|w| w.keys()).map(str::to_owned).collect()
+    }
+
+    /// The graph, or everything that is wrong with it.
+    #[track_caller]
+    pub fn finish(self) -> Result<Graph, GraphErrors> {
+        let mut state = self.state.into_inner();
+        let metadata = state.settle_contract(Location::caller());
+        if !state.errors.is_empty() {
+            return Err(state.into_errors());
+        }
+        state.drop_unread_constants();
+        Ok(state.into_graph(metadata))
+    }
+
+    /// Dimensions with the bound symbols replaced.
+    pub(super) fn dims(&self, dims: impl IntoIterator<Item: IntoDim>) -> Vec<Dim> {
+        let dims: Vec<Dim> = dims.into_iter().map(IntoDim::into_dim).collect();
+        let state = self.state.borrow();
+        dims.iter().map(|d| d.bind(&state.bindings)).collect()
+    }
+
+    /// Adds a node whose outputs `infer` gives. Records a fault when `infer` fails; stays silent when an operand is poisoned.
+    pub(super) fn emit<I: Into<Option<Value<'w>>>>(
+        &'w self,
+        at: &'static Location<'static>,
+        op: &'static str,
+        inputs: impl IntoIterator<Item = I>,
+        attributes: Vec<(&'static str, Attribute)>,
+        infer: impl FnOnce() -> Result<Vec<Fact>, String>,
+    ) -> Option<Vec<Value<'w>>> {
+        let inputs: Vec<Option<Value<'w>>> = inputs.into_iter().map(Into::into).collect();
+        let operands: Vec<Value<'w>> = inputs.iter().flatten().copied().collect();
+        if operands.iter().any(Value::is_poisoned) {
+            return None;
+        }
+        let facts = match infer() {
+            Ok(facts) => facts,
+            Err(reason) => {
+                self.fault(at, op, &operands, reason);
+                return None;
+            }
+        };
+        let mut state = self.state.borrow_mut();
+        let outputs: Vec<ValueId> = facts.into_iter().map(|f| state.add(Some(f))).collect();
+        let inputs = inputs.into_iter().map(|v| v.map(|v| v.id)).collect();
+        state.nodes.push(Draft { op, scope: None, inputs, outputs: outputs.clone(), attributes });
+        Some(outputs.into_iter().map(|id| Value { builder: self, id }).collect())
+    }
+
+    /// Records that operands do not go together (unless one is poisoned) and gives a poisoned value.
+    pub(super) fn fault(&'w self, at: &'static Location<'static>, op: &'static str, operands: &[Value<'w>], reason: String) -> Value<'w> {
+        if !operands.iter().any(Value::is_poisoned) {
+            let operands = operands.iter().map(|v| v.fact().to_string()).collect();
+            self.state.borrow_mut().record(None, Fault::Operands { op, operands, reason }, at);
+        }
+        self.poison()
+    }
+
+    pub(super) fn poison(&'w self) -> Value<'w> {
+        Value { builder: self, id: self.state.borrow_mut().add(None) }
+    }
+}
+
+impl State {
+    /// Compares the rim with the contract, takes its order, and returns the metadata.
+    fn settle_contract(&mut self, at: &'static Location<'static>) -> BTreeMap<String, String> {
+        let mut metadata = BTreeMap::from([
+            ("component".to_owned(), self.name.clone()),
+            ("exporter".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ]);
+        let Some(contract) = self.contract else { return metadata };
+        metadata.insert("contract".to_owned(), contract.fingerprint());
+        let inputs: Vec<String> = contract.graph_inputs().map(|p| p.name.to_owned()).collect();
+        let outputs: Vec<String> = contract.graph_outputs().map(|(name, _)| name).collect();
+        // Faulty outputs are missing because of an error already recorded.
+        let clean = self.errors.is_empty();
+        for (side, want) in [("inputs", inputs), ("outputs", outputs)] {
+            let ids = if side == "inputs" { &mut self.inputs } else { &mut self.outputs };
+            let mut got: Vec<(String, ValueId)> = ids.iter().map(|id| (self.names[id].clone(), *id)).collect();
+            got.sort_by_key(|(name, _)| want.iter().position(|w| w == name));
+            *ids = got.iter().map(|&(_, id)| id).collect();
+            let got: Vec<String> = got.into_iter().map(|(name, _)| name).collect();
+            if got != want && (clean || side == "inputs") {
+                let (want, got) = (want.join(" "), got.join(" "));
+                self.record(Some(0), Fault::Rim { contract: contract.name, side, want, got }, at);
+            }
+        }
+        metadata
+    }
+
+    /// An operator that took another form may leave its constant behind.
+    fn drop_unread_constants(&mut self) {
+        let read: HashSet<ValueId> = self.nodes.iter().flat_map(|n| n.inputs.iter().flatten().copied()).collect();
+        self.constants.retain(|c| read.contains(&c.value));
+    }
+
+    fn into_graph(self, metadata: BTreeMap<String, String>) -> Graph {
+        let (names, node_names) = (self.value_names(), self.node_names());
+        // A poisoned value has recorded an error or nobody reads it.
+        let facts = self.values.into_iter().map(|f| f.unwrap_or(Fact { dtype: DType::F32, dims: Vec::new() }));
+        let values = names.into_iter().zip(facts).map(|(name, fact)| ValueInfo { name, fact }).collect();
+        let node = |(n, name): (Draft, String)| Node {
+            name,
+            scope: self.scopes[n.scope.unwrap_or(0)].path.clone(),
+            op: n.op,
+            inputs: n.inputs,
+            outputs: n.outputs,
+            attributes: n.attributes,
+        };
+        Graph {
+            name: self.name,
+            nodes: self.nodes.into_iter().zip(node_names).map(node).collect(),
+            values,
+            weights: self.weights,
+            constants: self.constants,
+            inputs: self.inputs,
+            outputs: self.outputs,
+            taps: self.taps,
+            metadata,
+        }
+    }
+
+    fn into_errors(self) -> GraphErrors {
+        let Self { name, scopes, errors, .. } = self;
+        let errors = errors.into_iter().map(|e| {
+            let path = &scopes[e.scope.unwrap_or(0)].path;
+            let scope = if path.is_empty() { name.clone() } else { format!("{name}: {path}") };
+            GraphError { scope, fault: e.fault, at: e.at }
+        });
+        GraphErrors(errors.collect())
+    }
+
+    /// Scope, then operator, then a count from the second on.
+    fn node_names(&self) -> Vec<String> {
+        let mut seen: HashMap<String, usize> = HashMap::new();
+        let name = |n: &Draft| {
+            let path = &self.scopes[n.scope.unwrap_or(0)].path;
+            let base = if path.is_empty() { n.op.to_owned() } else { format!("{path}.{}", n.op) };
+            let count = seen.entry(base.clone()).or_insert(0);
+            *count += 1;
+            if *count == 1 { base } else { format!("{base}_{count}") }
+        };
+        self.nodes.iter().map(name).collect()
+    }
+
+    /// A value is named by its port, weight or constant, else by the first module path that ends on it, else by its node.
+    fn value_names(&self) -> Vec<String> {
+        let mut names = self.names.clone();
+        let mut taken: HashSet<String> = names.values().cloned().collect();
+        for (path, id) in &self.taps {
+            if !names.contains_key(id) && taken.insert(path.clone()) {
+                names.insert(*id, path.clone());
+            }
+        }
+        for (node, name) in self.nodes.iter().zip(self.node_names()) {
+            for (i, id) in node.outputs.iter().enumerate() {
+                names.entry(*id).or_insert_with(|| {
+                    let mut name = if node.outputs.len() == 1 { name.clone() } else { format!("{name}.{i}") };
+                    while !taken.insert(name.clone()) {
+                        name.push('\'');
+                    }
+                    name
+                });
+            }
+        }
+        (0..self.values.len()).map(|id| names.remove(&id).unwrap_or_default()).collect()
+    }
+}
+
+fn same_bits(a: &ConstantData, b: &ConstantData) -> bool {
+    match (a, b) {
+        (ConstantData::F32(a), ConstantData::F32(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()),
+        (ConstantData::I64(a), ConstantData::I64(b)) => a == b,
+        _ => false,
+    }
+}
+
+/// Small constants are named by what they hold, so that a printed graph reads without a table.
+fn constant_name(shape: &[usize], data: &ConstantData, index: usize) -> String {
+    match (shape, data) {
+        ([], ConstantData::F32(x)) => format!("f32({})", x[0]),
+        ([], ConstantData::I64(x)) => format!("i64({})", x[0]),
+        ([0..=8], ConstantData::I64(x)) => format!("i64{x:?}"),
+        (_, ConstantData::F32(_)) => format!("f32{shape:?}#{index}"),
+        (_, ConstantData::I64(_)) => format!("i64{shape:?}#{index}"),
+    }
+}
+
+impl<'g> Scope<'g> {
+    /// A scope below: `s.pp("blocks").pp(3)` is `s.pp("blocks.3")`.
+    #[must_use]
+    pub fn pp(self, name: impl fmt::Display) -> Self {
+        let path = self.join(&name.to_string());
+        let id = self.builder.state.borrow_mut().place(path);
+        Self { id, ..self }
+    }
+
+    /// The same place, claiming only nodes born from here on. A layer function begins with it, so that its arguments' nodes stay its caller's.
+    #[must_use]
+    pub fn enter(self) -> Self {
+        let path = self.path();
+        let id = self.builder.state.borrow_mut().place(path);
+        Self { id, ..self }
+    }
+
+    /// Dotted path from the checkpoint's top; empty at the root.
+    pub fn path(self) -> String {
+        self.builder.state.borrow().scopes[self.id].path.clone()
+    }
+
+    /// The builder, for constants and [`Builder::concat`].
+    pub fn builder(self) -> &'g Builder<'g> {
+        self.builder
+    }
+
+    /// A checkpoint tensor as stored, f32.
+    #[track_caller]
+    pub fn weight(self, name: &str, dims: impl IntoIterator<Item: IntoDim>) -> Value<'g> {
+        self.weight_as(name, dims, Transform::Identity)
+    }
+
+    /// A checkpoint tensor stored as `dims` and then transformed. Missing and misshaped tensors are errors; no byte is read.
+    #[track_caller]
+    pub fn weight_as(self, name: &str, dims: impl IntoIterator<Item: IntoDim>, transform: Transform) -> Value<'g> {
+        let (b, at) = (self.builder, Location::caller());
+        let key = self.join(name);
+        let want = b.dims(dims);
+        let transform = self.with_full_keys(transform);
+        let initializer = if transform == Transform::Identity { key.clone() } else { format!("{key}|{transform}") };
+        if let Some(id) = b.state.borrow().named(&initializer) {
+            return Value { builder: b, id };
+        }
+        let Some(stored) = b.source.shape(&key) else {
+            let fault = Fault::Missing { key, want: Dims(&want).to_string() };
+            return self.flawed_weight(fault, want, &transform, at);
+        };
+        let got: Vec<Dim> = stored.iter().map(IntoDim::into_dim).collect();
+        // A symbol that nobody bound cannot be checked against a number.
+        let agrees = |(w, g): (&Dim, &Dim)| w.as_const().is_none() || w == g;
+        if got.len() != want.len() || !want.iter().zip(&got).all(agrees) {
+            let fault = Fault::Misshaped { key, want: Dims(&want).to_string(), got: stored };
+            return self.flawed_weight(fault, want, &transform, at);
+        }
+        let declared = want.iter().zip(&got).map(|(w, g)| if is_unknown(w) { g.clone() } else { w.clone() }).collect();
+        let shapes = self.transformed(&transform, got.clone()).and_then(|shape| Ok((shape, self.transformed(&transform, declared)?)));
+        let mut state = b.state.borrow_mut();
+        match shapes {
+            Err(fault_reason) => {
+                let fault = Fault::Transform { key, dims: Dims(&got).to_string(), reason: fault_reason };
+                state.record(Some(self.id), fault, at);
+                let id = state.add(None);
+                Value { builder: b, id }
+            }
+            Ok((shape, dims)) => {
+                let id = state.add(Some(Fact { dtype: DType::F32, dims }));
+                state.names.insert(id, initializer.clone());
+                let shape = shape.iter().filter_map(Dim::as_const).filter_map(|c| usize::try_from(c).ok()).collect();
+                state.weights.push(Weight { name: initializer, key, transform, dtype: DType::F32, stored, shape, value: id });
+                Value { builder: b, id }
+            }
+        }
+    }
+
+    /// Whether the checkpoint has the tensor. Does not count as reading it.
+    pub fn has(self, name: &str) -> bool {
+        self.builder.source.shape(&self.join(name)).is_some()
+    }
+
+    /// Stored shape, when there is such a tensor. Does not count as reading it.
+    pub fn dims(self, name: &str) -> Option<Vec<usize>> {
+        self.builder.source.shape(&self.join(name))
+    }
+
+    /// Children under a prefix, e.g. `list("blocks.")` -> `["0", "1", ..]`: numbers in order first, then words.
+    pub fn list(self, prefix: &str) -> Vec<String> {
+        let prefix = format!("{}.", self.join(prefix.trim_end_matches('.')));
+        let prefix = prefix.trim_start_matches('.');
+        let keys = self.builder.source.keys();
+        let children = keys.iter().filter_map(|k| k.strip_prefix(prefix)).filter_map(|rest| rest.split('.').next());
+        let distinct: BTreeSet<(u64, &str)> = children.map(|c| (c.parse().unwrap_or(u64::MAX), c)).collect();
+        distinct.into_iter().map(|(_, c)| c.to_owned()).collect()
+    }
+
+    /// Ends a layer: `v` gets the module's path as its name and tap, and the nodes born since [`Self::pp`] that no inner scope claimed
+    /// become the module's. Two paths may end on one value.
+    pub fn out(self, v: Value<'g>) -> Value<'g> {
+        let mut state = self.builder.state.borrow_mut();
+        let Place { path, first_node, first_error } = &state.scopes[self.id];
+        let (path, first_node, first_error) = (path.clone(), *first_node, *first_error);
+        for node in &mut state.nodes[first_node..] {
+            node.scope.get_or_insert(self.id);
+        }
+        for error in &mut state.errors[first_error..] {
+            error.scope.get_or_insert(self.id);
+        }
+        drop(state);
+        self.builder.add_tap(path, v);
+        v
+    }
+
+    /// Names an intermediate value `path.name` and makes it a tap.
+    pub fn tap(self, name: &str, v: Value<'g>) -> Value<'g> {
+        self.builder.add_tap(self.join(name), v);
+        v
+    }
+
+    fn join(self, name: &str) -> String {
+        let path = &self.builder.state.borrow().scopes[self.id].path;
+        match (path.is_empty(), name.is_empty()) {
+            (true, _) => name.to_owned(),
+            (_, true) => path.clone(),
+            _ => format!("{path}.{name}"),
+        }
+    }
+
+    fn with_full_keys(self, transform: Transform) -> Transform {
+        match transform {
+            Transform::Concat { axis, with } => Transform::Concat { axis, with: with.iter().map(|n| self.join(n)).collect() },
+            Transform::Chain(steps) => Transform::Chain(steps.into_iter().map(|t| self.with_full_keys(t)).collect()),
+            other => other,
+        }
+    }
+
+    fn transformed(self, transform: &Transform, dims: Vec<Dim>) -> Result<Vec<Dim>, String> {
+        transform.shape(dims, &|key| self.builder.source.shape(key))
+    }
+
+    /// Records a weight's fault; the value keeps the wanted shape, so that what follows is still checked.
+    fn flawed_weight(self, fault: Fault, want: Vec<Dim>, transform: &Transform, at: &'static Location<'static>) -> Value<'g> {
+        let dims = self.transformed(transform, want).ok();
+        let mut state = self.builder.state.borrow_mut();
+        if !state.errors.iter().any(|e| e.fault == fault) {
+            state.record(Some(self.id), fault, at);
+        }
+        let id = state.add(dims.map(|dims| Fact { dtype: DType::F32, dims }));
+        Value { builder: self.builder, id }
+    }
+}
+
+impl Builder<'_> {
+    /// A path met again (a module called twice) gets a count.
+    fn add_tap(&self, path: String, v: Value<'_>) {
+        let mut state = self.state.borrow_mut();
+        if path.is_empty() || state.values[v.id].is_none() || state.taps.contains(&(path.clone(), v.id)) {
+            return;
+        }
+        let calls = state.taps.iter().filter(|(p, _)| p.strip_prefix(&path).is_some_and(|r| r.is_empty() || r.starts_with('@'))).count();
+        let path = if calls == 0 { path } else { format!("{path}@{calls}") };
+        state.taps.push((path, v.id));
+    }
+}
+
+impl Transform {
+    /// The shape it gives. `stored` looks up other keys.
+    fn shape(&self, mut dims: Vec<Dim>, stored: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<Vec<Dim>, String> {
+        let rank = dims.len();
+        match self {
+            Self::Identity => {}
+            Self::Transpose2 if rank == 2 => dims.swap(0, 1),
+            Self::Transpose2 => return Err(format!("only a matrix is transposed, not rank {rank}")),
+            Self::Select { axis, index } => {
+                let size = dims.get(*axis).ok_or_else(|| format!("no axis {axis}"))?;
+                if size.as_const().is_some_and(|n| usize::try_from(n).is_ok_and(|n| *index >= n)) {
+                    return Err(format!("axis {axis} has no index {index}"));
+                }
+                dims.remove(*axis);
+            }
+            Self::Reshape(shape) => {
+                let want: Vec<Dim> = shape.iter().map(IntoDim::into_dim).collect();
+                let product = |dims: &[Dim]| dims.iter().cloned().fold(Dim::from(1), |a, d| a * d);
+                let have = product(&dims);
+                if have.as_const().is_some() && have != product(&want) {
+                    return Err(format!("{shape:?} has another number of elements"));
+                }
+                dims = want;
+            }
+            Self::Concat { axis, with } => {
+                for key in with {
+                    let other = stored(key).ok_or_else(|| format!("{key} is missing from the checkpoint"))?;
+                    let other: Vec<Dim> = other.iter().map(IntoDim::into_dim).collect();
+                    let fits = other.len() == rank && *axis < rank && (0..rank).all(|i| i == *axis || same_or_symbolic(&dims[i], &other[i]));
+                    if !fits {
+                        return Err(format!("{key} {} does not continue {} along axis {axis}", Dims(&other), Dims(&dims)));
+                    }
+                    dims[*axis] = dims[*axis].clone() + other[*axis].clone();
+                }
+            }
+            Self::Chain(steps) => return steps.iter().try_fold(dims, |dims, t| t.shape(dims, stored)),
+        }
+        Ok(dims)
+    }
+}
+
+fn same_or_symbolic(a: &Dim, b: &Dim) -> bool {
+    a.as_const().is_none() || a == b
+}
+
+/// Rank that a poisoned value answers with, so that indexing its shape stays silent too.
+const POISONED_RANK: usize = 8;
+
+impl<'g> Value<'g> {
+    /// Shape. A value that failed to build has unknown dimensions.
+    pub fn dims(self) -> Vec<Dim> {
+        self.fact().dims
+    }
+
+    /// One dimension; negative counts from the back. Unknown when there is no such axis.
+    pub fn dim(self, axis: isize) -> Dim {
+        let dims = self.dims();
+        let index = if axis < 0 { dims.len().checked_add_signed(axis) } else { usize::try_from(axis).ok() };
+        index.and_then(|i| dims.get(i).cloned()).unwrap_or_else(unknown)
+    }
+
+    /// Number of axes.
+    pub fn rank(self) -> usize {
+        self.fact().dims.len()
+    }
+
+    /// Element type.
+    pub fn dtype(self) -> DType {
+        self.fact().dtype
+    }
+
+    /// Type and shape.
+    pub fn fact(self) -> Fact {
+        let fact = self.builder.state.borrow().values[self.id].clone();
+        fact.unwrap_or_else(|| Fact { dtype: DType::F32, dims: vec![unknown(); POISONED_RANK] })
+    }
+
+    /// The builder that it belongs to.
+    pub fn builder(self) -> &'g Builder<'g> {
+        self.builder
+    }
+
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.builder.state.borrow().values[self.id].is_none()
+    }
+}
+
+impl fmt::Debug for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_poisoned() { f.write_str("poisoned") } else { write!(f, "{}", self.fact()) }
+    }
+}
