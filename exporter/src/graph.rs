@@ -248,11 +248,12 @@ impl Graph {
             }
             return Ok(());
         }
-        let taken = |name: &str| self.values.iter().any(|v| v.name == name);
-        let name = if taken(path) { format!("{path}.tap") } else { path.to_owned() };
-        if taken(&name) {
-            return Ok(()); // asked for twice
+        let copies = |n: &Node| n.op == "Identity" && n.scope == path && n.inputs == [Some(id)];
+        if self.nodes.iter().any(copies) {
+            return Ok(());
         }
+        let taken = self.values.iter().any(|v| v.name == path);
+        let name = if taken { format!("{path}.tap") } else { path.to_owned() };
         let copy = self.values.len();
         self.values.push(ValueInfo { name: name.clone(), fact: self.values[id].fact.clone() });
         let node = Node {

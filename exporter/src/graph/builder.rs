@@ -382,6 +382,10 @@ impl<'w> Builder<'w> {
             ConstantData::F32(x) => (DType::F32, x.len()),
             ConstantData::I64(x) => (DType::I64, x.len()),
         };
+        if dims.iter().any(is_unknown) {
+            let id = state.add(None);
+            return Value { builder: self, id };
+        }
         let shape: Option<Vec<usize>> = dims.iter().map(|d| d.as_const().and_then(|c| usize::try_from(c).ok())).collect();
         let Some(shape) = shape.filter(|s| s.iter().product::<usize>() == len) else {
             let reason = format!("{len} elements do not fill {}", Dims(dims));
@@ -859,5 +863,213 @@ impl<'g> Value<'g> {
 impl fmt::Debug for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_poisoned() { f.write_str("poisoned") } else { write!(f, "{}", self.fact()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Transform::Transpose2;
+    use super::*;
+    use engines::contract::StateKind;
+
+    const X: Port = Port::new("x", DType::F32, "B L D");
+    const Y: Port = Port::new("y", DType::F32, "B L D");
+    const STATE: Port = Port::new("cache", DType::F32, "B 2");
+    const RIM: Contract =
+        Contract { name: "rim", inputs: &[X], state: &[STATE], state_kind: StateKind::Replace, outputs: &[Y] };
+
+    fn source() -> BTreeMap<String, Vec<usize>> {
+        let keys: [(&str, &[usize]); 6] = [
+            ("blocks.0.q.weight", &[8, 8]),
+            ("blocks.0.k.weight", &[4, 8]),
+            ("blocks.1.q.weight", &[8, 8]),
+            ("blocks.10.q.weight", &[8, 8]),
+            ("blocks.x", &[1]),
+            ("norm.weight", &[7]),
+        ];
+        keys.iter().map(|(k, s)| ((*k).to_owned(), s.to_vec())).collect()
+    }
+
+    fn eight() -> Bindings {
+        Bindings::from([("D".to_owned(), 8)])
+    }
+
+    fn lines(b: Builder<'_>) -> Vec<String> {
+        let errors = b.finish().unwrap_err();
+        // Line numbers move with every edit; that they are there is checked below.
+        errors.0.iter().map(|e| e.to_string().split(" (exporter").next().unwrap().split(" (src").next().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn three_planted_faults_give_three_lines_and_no_cascade() {
+        let source = source();
+        let b = Builder::new("t", &source);
+        b.bind(eight());
+        let s = b.root().pp("blocks.0");
+        let x = b.input(&X);
+        let q = s.pp("q");
+        let y = q.out(x.matmul(q.weight("weight", [8, 9]))); // misshaped
+        let z = (y + x).reshape(&[x.dim(0), Dim::from(3)]); // other number of elements
+        let z = s.out((z.transpose(&[1, 0]).softmax(-1) * x).layer_norm(-1, 1e-6, None, None).split(-1, 4)[3]);
+        b.output(&Y, z);
+        let w = b.root().pp("head").weight("weight", [2, 8]); // missing
+        let _ = x.matmul(w.transpose(&[1, 0]));
+        assert_eq!(
+            lines(b),
+            [
+                "t: blocks.0.q: weight blocks.0.q.weight wants [8, 9], checkpoint has [8, 8]",
+                "t: blocks.0: Add(f32 [B, L, 9], f32 [B, L, 8]): 9 and 8 do not broadcast",
+                "t: head: weight head.weight [2, 8] is missing from the checkpoint",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_error_names_the_line_of_the_model() {
+        let source = source();
+        let b = Builder::new("t", &source);
+        let x = b.input(&X);
+        let line = line!() + 1;
+        let _ = x + b.input(&STATE);
+        let errors = b.finish().unwrap_err();
+        assert_eq!((errors.0[0].at.line(), errors.0[0].at.file()), (line, file!()));
+        assert_eq!(errors.exit(), Exit::Model);
+    }
+
+    #[test]
+    fn a_missing_weight_is_reported_once_and_keeps_its_shape() {
+        let source = source();
+        let b = Builder::new("t", &source);
+        let s = b.root().pp("blocks.7");
+        for _ in 0..2 {
+            assert_eq!(format!("{:?}", s.weight_as("w", [3, 5], Transpose2)), "f32 [5, 3]");
+        }
+        assert_eq!(lines(b), ["t: blocks.7: weight blocks.7.w [3, 5] is missing from the checkpoint"]);
+    }
+
+    #[test]
+    fn out_claims_what_was_born_in_the_scope_and_two_paths_may_share_a_value() {
+        let source = source();
+        let b = Builder::new("t", &source);
+        b.bind(eight());
+        let x = b.input(&X);
+        let outer = b.root().pp("blocks.0");
+        let y = x.sigmoid();
+        let inner = outer.pp("q");
+        let z = outer.out(inner.out(y.matmul(inner.weight_as("weight", [8, 8], Transpose2))));
+        outer.tap("late", z.tanh());
+        b.output(&Y, z.exp());
+        let g = b.finish().unwrap();
+        let nodes: Vec<(&str, &str)> = g.nodes.iter().map(|n| (n.name.as_str(), n.scope.as_str())).collect();
+        let want = [("blocks.0.Sigmoid", "blocks.0"), ("blocks.0.q.MatMul", "blocks.0.q"), ("Tanh", ""), ("Exp", "")];
+        assert_eq!(nodes, want);
+        assert_eq!(g.taps(), ["blocks.0.q", "blocks.0", "blocks.0.late"]);
+        let tapped = g.with_taps(&["blocks.0", "blocks.0.q", "blocks.0"]).unwrap();
+        let outputs: Vec<&str> = tapped.outputs.iter().map(|&o| tapped.values[o].name.as_str()).collect();
+        assert_eq!(outputs, ["y", "blocks.0", "blocks.0.q"]);
+        assert_eq!(g.with_taps(&["blocks.0.k"]).unwrap_err().to_string(), "graph t has no tap blocks.0.k; nearest is blocks.0.q");
+    }
+
+    #[test]
+    fn the_rim_is_compared_with_the_contract_and_takes_its_order() {
+        let source = source();
+        let b = Builder::new("t", &source);
+        b.contract(&RIM);
+        let (c, x) = (b.input(&STATE), b.input(&X));
+        b.output_named("cache.next", &STATE, c);
+        b.output(&Y, x);
+        let g = b.finish().unwrap();
+        let names = |ids: &[usize]| ids.iter().map(|&i| g.values[i].name.clone()).collect::<Vec<_>>();
+        assert_eq!((names(&g.inputs), names(&g.outputs)), (vec!["x".into(), "cache".into()], vec!["y".into(), "cache.next".into()]));
+        assert_eq!((g.metadata["contract"].as_str(), g.state_outputs()), (RIM.fingerprint().as_str(), vec!["cache.next"]));
+
+        let b = Builder::new("t", &source);
+        b.contract(&RIM);
+        b.output(&Y, b.input(&X));
+        let want = ["t: contract rim wants inputs x cache, graph has x", "t: contract rim wants outputs y cache.next, graph has y"];
+        assert_eq!(lines(b), want);
+
+        let b = Builder::new("t", &source);
+        let _ = b.input(&X);
+        b.output(&Y, b.input(&STATE));
+        assert_eq!(lines(b), ["t: output y wants f32 [B, L, D], graph gives f32 [B, 2]"]);
+    }
+
+    #[test]
+    fn keys_that_nobody_read_are_errors_unless_ignored() {
+        let source = source();
+        let b = Builder::new("t", &source);
+        let _ = b.root().pp("blocks").pp(0).weight("q.weight", [8, 8]);
+        assert_eq!(b.used_keys().into_iter().collect::<Vec<_>>(), ["blocks.0.q.weight"]);
+        b.unused(&["blocks."], &["blocks.1"]);
+        let want = ["t: weight blocks.0.k.weight [4, 8] of the checkpoint is not used", "t: weight blocks.x [1] of the checkpoint is not used"];
+        assert_eq!(lines(b), want);
+    }
+
+    #[test]
+    fn scopes_look_at_the_checkpoint_without_reading_it() {
+        let source = source();
+        let b = Builder::new("t", &source);
+        let s = b.root();
+        assert_eq!(s.list("blocks."), ["0", "1", "10", "x"]);
+        assert_eq!(s.pp("blocks.0").list(""), ["k", "q"]);
+        assert_eq!((s.pp("norm").has("weight"), s.pp("norm").dims("bias"), s.dims("norm.weight")), (true, None, Some(vec![7])));
+        assert!(b.used_keys().is_empty());
+    }
+
+    #[test]
+    fn equal_weights_and_constants_are_stored_once() {
+        let source = source();
+        let b = Builder::new("t", &source);
+        b.bind(eight());
+        let x = b.input(&X);
+        let s = b.root().pp("blocks.0.q");
+        let twice = x.matmul(s.weight("weight", [8, 8])).matmul(s.weight("weight", [8, 8])) * 2.0 + 2.0;
+        let unread = b.scalar(5.0);
+        assert_eq!(unread.rank(), 0);
+        b.output(&Y, twice.matmul(s.weight_as("weight", [8, 8], Transpose2)));
+        let g = b.finish().unwrap();
+        let names: Vec<&str> = g.weights.iter().map(|w| w.name.as_str()).collect();
+        assert_eq!(names, ["blocks.0.q.weight", "blocks.0.q.weight|transpose"]);
+        assert_eq!(g.constants.len(), 1);
+    }
+
+    #[test]
+    fn transforms_give_their_shape_or_say_why_not() {
+        use Transform::{Chain, Concat, Reshape, Select};
+        let concat = |axis, with: &str| Concat { axis, with: vec![with.to_owned()] };
+        for (transform, want) in [
+            (Transpose2, "[8, 4]"),
+            (Select { axis: 0, index: 3 }, "[8]"),
+            (Select { axis: 0, index: 4 }, "axis 0 has no index 4"),
+            (Select { axis: 2, index: 0 }, "no axis 2"),
+            (Reshape(vec![2, 16]), "[2, 16]"),
+            (Reshape(vec![2, 15]), "[2, 15] has another number of elements"),
+            (concat(0, "blocks.0.q.weight"), "[12, 8]"),
+            (concat(1, "blocks.0.q.weight"), "blocks.0.q.weight [8, 8] does not continue [4, 8] along axis 1"),
+            (Chain(vec![Transpose2, Reshape(vec![2, 4, 4]), Select { axis: 1, index: 0 }]), "[2, 4]"),
+            (Chain(vec![Select { axis: 0, index: 0 }, Transpose2]), "only a matrix is transposed, not rank 1"),
+        ] {
+            let got = transform.shape([4, 8].map(Dim::from).to_vec(), &|key| source().get(key).cloned());
+            assert_eq!(got.map_or_else(|e| e, |d| Dims(&d).to_string()), want, "{transform}");
+        }
+    }
+
+    #[test]
+    fn an_output_length_that_no_input_has_is_the_graphs_own() {
+        let source = source();
+        let b = Builder::new("t", &source);
+        b.output(&Port::new("y", DType::F32, "B M"), b.input(&STATE).slice(1, 1, 2));
+        assert_eq!(b.finish().unwrap().to_string().lines().nth(2), Some("  out y: f32 [B, 1]"));
+    }
+
+    #[test]
+    fn a_graph_is_bound_to_sizes_after_it_was_built() {
+        let source = source();
+        let b = Builder::new("t", &source);
+        let x = b.input(&X);
+        b.output(&Y, x.reshape(&[x.dim(0), x.dim(1), x.dim(2)]));
+        let g = b.finish().unwrap().bind(&Bindings::from([("B".to_owned(), 4), ("D".to_owned(), 5120)]));
+        assert_eq!(g.values[g.outputs[0]].fact.to_string(), "f32 [4, L, 5120]");
     }
 }

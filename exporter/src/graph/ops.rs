@@ -456,9 +456,8 @@ impl<'g> Value<'g> {
     #[track_caller]
     #[must_use]
     pub fn broadcast_leading(self, like: Self) -> Self {
-        let lanes = like.size(0);
-        let ones = self.indices(&vec![1; self.rank().saturating_sub(1)]);
-        let shape = if self.rank() > 1 { self.builder().concat(0, &[lanes, ones]) } else { lanes };
+        let (lanes, others) = (like.size(0), self.rank().saturating_sub(1));
+        let shape = if others > 0 { self.builder().concat(0, &[lanes, self.indices(&vec![1; others])]) } else { lanes };
         self.node("Expand", [self, shape], vec![], || {
             let mut fact = self.fact();
             let first = fact.dims.first_mut().ok_or("has no axis")?;
@@ -858,8 +857,8 @@ fn attention_fact<'g>(q: Value<'g>, k: Value<'g>, v: Value<'g>, options: Attenti
         same(x, y).ok_or_else(|| format!("{x} and {y} differ"))?;
     }
     let grouped = kn.as_const().zip(n.as_const()).is_some_and(|(m, n)| m > 0 && n % m == 0);
-    if !grouped {
-        same(n, kn).ok_or_else(|| format!("{kn} key heads do not serve {n}"))?;
+    if !grouped && same(n, kn).is_none() {
+        return Err(format!("{kn} key heads do not serve {n}"));
     }
     if let Some(mask) = options.mask.map(Value::fact) {
         let want = [b.clone(), n.clone(), l.clone(), s.clone()];
@@ -940,5 +939,175 @@ impl<'g> std::ops::Neg for Value<'g> {
     #[track_caller]
     fn neg(self) -> Value<'g> {
         self.negate()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engines::contract::Port;
+    use std::collections::BTreeMap;
+
+    fn dims(text: &str) -> Vec<Dim> {
+        text.split_whitespace().map(|d| Dim::parse(d).unwrap()).collect()
+    }
+
+    /// The shape that `f` gives for inputs of the given shapes, or why it gives none.
+    fn shape_of(inputs: &[&str], f: impl for<'g> Fn(&[Value<'g>]) -> Value<'g>) -> String {
+        let source = BTreeMap::<String, Vec<usize>>::new();
+        let b = Builder::new("t", &source);
+        let input = |(i, text): (usize, &&str)| {
+            // Ports are consts; a test's are leaked.
+            let leak = |s: String| -> &'static str { Box::leak(s.into_boxed_str()) };
+            let (dtype, shape) = text.strip_prefix("i64 ").map_or((DType::F32, *text), |shape| (DType::I64, shape));
+            let (dtype, shape) = shape.strip_prefix("bool ").map_or((dtype, shape), |shape| (DType::Bool, shape));
+            b.input(&Port::new(leak(format!("in{i}")), dtype, leak(shape.to_owned())))
+        };
+        let values: Vec<Value<'_>> = inputs.iter().enumerate().map(input).collect();
+        let shape = format!("{:?}", f(&values));
+        match b.finish() {
+            Ok(_) => shape,
+            Err(e) => e.0.iter().map(|e| e.fault.to_string()).collect::<Vec<_>>().join("; "),
+        }
+    }
+
+    #[test]
+    fn reshapes_are_lowered_to_numbers_zeros_and_one_minus_one() {
+        for (have, want, spec) in [
+            ("B L 256", "B L 4 64", Ok(vec![0, 0, 4, 64])),
+            ("B L 4 64", "B L 256", Ok(vec![0, 0, 256])),
+            ("B L 256", "B*L 256", Ok(vec![-1, 256])),
+            ("B L 256", "1 B*L 256", Ok(vec![1, -1, 256])),
+            ("B 3*h*w 6", "B 3 h*w 6", Ok(vec![0, 3, -1, 6])),
+            ("B 3 h*w 6", "B 3*h*w 6", Ok(vec![0, -1, 6])),
+            ("4 6", "2 12", Ok(vec![2, 12])),
+            ("B L 8", "L B 8", Err("cannot become [L, B, 8]: more than one symbolic dimension moves")),
+            ("B F*h*w 8", "B F h*w 8", Err("cannot become [B, F, h*w, 8]: more than one symbolic dimension moves")),
+            ("B L 8", "B L 9", Err("cannot become [B, L, 9]: another number of elements")),
+            ("B L 8", "B 0", Err("cannot become [B, 0]: a dimension is below 1")),
+        ] {
+            assert_eq!(reshape_spec(&dims(have), &dims(want)), spec.map_err(str::to_owned), "{have} -> {want}");
+        }
+    }
+
+    #[test]
+    fn dimensions_broadcast_as_numpy_and_unknown_ones_match() {
+        for (a, b, want) in [
+            ("B L 8", "8", Ok("B L 8")),
+            ("B 1 8", "L 1", Ok("B L 8")),
+            ("", "2*h", Ok("2*h")),
+            ("1", "B", Ok("B")),
+            ("B", "L", Err("B and L do not broadcast")),
+            ("3 4", "3 5", Err("4 and 5 do not broadcast")),
+        ] {
+            assert_eq!(broadcast(&dims(a), &dims(b)), want.map(dims).map_err(str::to_owned), "{a} with {b}");
+        }
+        assert_eq!(broadcast(&[unknown()], &dims("B")), Ok(dims("B")));
+    }
+
+    #[test]
+    fn slices_have_pythons_length() {
+        for (dim, start, end, want) in [
+            ("10", 2, i64::MAX, "8"),
+            ("10", -3, i64::MAX, "3"),
+            ("10", 0, -4, "6"),
+            ("10", -4, -1, "3"),
+            ("10", 3, 100, "7"),
+            ("T", 1, i64::MAX, "T - 1"),
+            ("T", -2, i64::MAX, "2"),
+            ("T", 0, -2, "T - 2"),
+            ("T", 1, 3, "2"),
+            ("T", -3, -1, "2"),
+            ("10", 4, 4, "4..4 of 10 is empty"),
+            ("T", 3, 1, "3..1 of T is empty"),
+        ] {
+            let got = slice_len(&dims(dim)[0], start, end);
+            assert_eq!(got.map_or_else(|e| e, |d| d.to_string()), want, "{start}..{end} of {dim}");
+        }
+    }
+
+    type Op = for<'g> fn(&[Value<'g>]) -> Value<'g>;
+
+    #[test]
+    fn each_operator_gives_its_shape() {
+        let cases: [(&[&str], Op, &str); 24] = [
+            (&["B L 8", "8 4"], |v| v[0].matmul(v[1]), "f32 [B, L, 4]"),
+            (&["B N L 8", "B 1 8 S"], |v| v[0].matmul(v[1]), "f32 [B, N, L, S]"),
+            (&["B L 8"], |v| v[0].transpose(&[2, 0, 1]), "f32 [8, B, L]"),
+            (&["B L 8"], |v| v[0].unsqueeze(-1).unsqueeze(0), "f32 [1, B, L, 8, 1]"),
+            (&["B 1 8"], |v| v[0].squeeze(-2), "f32 [B, 8]"),
+            (&["B L 8"], |v| v[0].split(-1, 4)[3], "f32 [B, L, 2]"),
+            (&["B 2*L"], |v| v[0].split_into::<2>(1)[0], "f32 [B, L]"),
+            (&["B 8"], |v| v[0].split_sizes(1, &[3, 5])[1], "f32 [B, 5]"),
+            (&["B L 8", "B 3 8"], |v| v[0].builder().concat(1, v), "f32 [B, L + 3, 8]"),
+            (&["G 3 8", "B L"], |v| v[0].broadcast_leading(v[1]), "f32 [B, 3, 8]"),
+            (&["8", "B L 8"], |v| v[0].expand_like(v[1]), "f32 [B, L, 8]"),
+            (&["B L 8"], |v| v[0].pad_edge(1, 2, 1).pad_zero(-1, 0, 4), "f32 [B, L + 3, 12]"),
+            (&["V 8", "i64 B L"], |v| v[0].gather(v[1], 0), "f32 [B, L, 8]"),
+            (&["B L 8"], |v| v[0].range_like(1), "i64 [L]"),
+            (&["T 8"], |v| v[0].slice_step(0, 1, i64::MAX, 2), "f32 [floor((T)/2), 8]"),
+            (&["B L 8"], |v| v[0].select(1, -1), "f32 [B, 8]"),
+            (&["B L 8"], |v| v[0].reduce_mean(&[0, -1], false), "f32 [L]"),
+            (&["B L 8"], |v| v[0].reduce_l2(&[-1], true), "f32 [B, L, 1]"),
+            (&["B L 4 8"], |v| v[0].flatten(1..3), "f32 [B, 4*L, 8]"),
+            (&["L B 8"], |v| v[0].reshape_from(dims("B 2 L 4"), &[]), "f32 [B, 2, L, 4]"),
+            (&["B 4 2*h w", "6 4 3 3"], |v| v[0].conv2d(v[1], None, [2, 1], [0, 1, 1, 1], 1), "f32 [B, 6, h, w]"),
+            (&["B 4 L", "6 2 3"], |v| v[0].conv1d(v[1], None, 1, [2, 0], 2), "f32 [B, 6, L]"),
+            (&["T 4 h w"], |v| v[0].resize_nearest2x(), "f32 [T, 4, 2*h, 2*w]"),
+            (&["B L", "B 1"], |v| v[0].less(v[1]).choose(v[0], v[1]), "f32 [B, L]"),
+        ];
+        for (inputs, op, want) in cases {
+            assert_eq!(shape_of(inputs, op), want, "{inputs:?}");
+        }
+    }
+
+    #[test]
+    fn operands_that_do_not_fit_say_why() {
+        let cases: [(&[&str], Op, &str); 17] = [
+            (&["B L 8", "9 4"], |v| v[0].matmul(v[1]), "MatMul(f32 [B, L, 8], f32 [9, 4]): inner dimensions 8 and 9 differ"),
+            (&["B", "i64 B"], |v| v[0] + v[1], "Add(f32 [B], i64 [B]): f32 and i64 do not mix"),
+            (&["i64 B"], |v| v[0] * 2.0, "Mul(i64 [B]): number 2 wants f32"),
+            (&["i64 B"], |v| v[0].exp(), "Exp(i64 [B]): wants floats, not i64"),
+            (&["B L"], |v| v[0].transpose(&[1, 1]), "Transpose(f32 [B, L]): [1, 1] is not an order of 2 axes"),
+            (&["B L"], |v| v[0].softmax(2), "Softmax(f32 [B, L]): no axis 2 in rank 2"),
+            (&["B 7"], |v| v[0].split(1, 2)[0], "Split(f32 [B, 7]): 7 does not divide into 2"),
+            (&["B 7"], |v| v[0].split_sizes(1, &[3, 3])[0], "Split(f32 [B, 7], i64 [2]): [3, 3] does not fill 7"),
+            (&["B 7"], |v| v[0].squeeze(1), "Squeeze(f32 [B, 7], i64 [1]): axis 1 is 7, not 1"),
+            (&["B 7", "L 7"], |v| v[0].builder().concat(1, v), "Concat(f32 [B, 7], f32 [L, 7]): B and L differ"),
+            (&["2 3", "4 3"], |v| v[0].broadcast_leading(v[1]), "Expand(f32 [2, 3], i64 [2]): 2 lanes do not become 4"),
+            (&["B D"], |v| v[0].layer_norm(-1, 1e-6, None, None), "LayerNormalization(f32 [B, D]): without a weight [D] must be constant"),
+            (&["B 8", "7"], |v| v[0].rms_norm(1e-6, v[1]), "RMSNormalization(f32 [B, 8], f32 [7]): weight wants [8], got [7]"),
+            (&["B N L 8", "B L 8"], |v| v[0].rotary(v[1], v[1], true),
+                "RotaryEmbedding(f32 [B, N, L, 8], f32 [B, L, 8], f32 [B, L, 8]): table wants [B, L, 4], got [B, L, 8]"),
+            (&["B 4 h w", "6 3 3 3"], |v| v[0].conv2d(v[1], None, [1, 1], [0; 4], 1),
+                "Conv(f32 [B, 4, h, w], f32 [6, 3, 3, 3]): 4 channels, kernel wants 3"),
+            (&["B 2 6 4", "B 2 7 4", "i64 B"], |v| v[0].tensor_scatter(v[1], v[2], -2),
+                "TensorScatter(f32 [B, 2, 6, 4], f32 [B, 2, 7, 4], i64 [B]): 7 rows do not fit into 6"),
+            (&["B L 8"], |v| v[0].reshape_from(dims("B h 8"), &[]),
+                "Reshape(f32 [B, L, 8]): cannot become [B, h, 8]: another number of elements"),
+        ];
+        for (inputs, op, want) in cases {
+            assert_eq!(shape_of(inputs, op), want, "{inputs:?}");
+        }
+    }
+
+    #[test]
+    fn attention_checks_heads_mask_and_lengths() {
+        let kv = ["B 8 L 16", "B 8 S 16", "B 8 S 32"];
+        let cases: [(&[&str], Op, &str); 6] = [
+            (&kv, |v| v[0].attention(v[1], v[2], AttentionOptions::default()), "f32 [B, 8, L, 32]"),
+            (&["B 8 L 16", "B 2 S 16"], |v| v[0].attention(v[1], v[1], AttentionOptions::default()), "f32 [B, 8, L, 16]"),
+            (&["B 8 L 16", "B 3 S 16"], |v| v[0].attention(v[1], v[1], AttentionOptions::default()),
+                "Attention(f32 [B, 8, L, 16], f32 [B, 3, S, 16], f32 [B, 3, S, 16]): 3 key heads do not serve 8"),
+            (&["B 8 L 16", "B 8 S 16", "i64 B"], |v| v[0].attention(v[1], v[1], AttentionOptions { kv_len: Some(v[2]), ..Default::default() }),
+                "f32 [B, 8, L, 16]"),
+            (&["B 8 L 16", "B 8 S 16", "i64 L"], |v| v[0].attention(v[1], v[1], AttentionOptions { kv_len: Some(v[2]), ..Default::default() }),
+                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], i64 [L]): kv_len wants [B], got [L]"),
+            (&["B 8 L 16", "B 8 S 16", "bool L L"], |v| v[0].attention(v[1], v[1], AttentionOptions { mask: Some(v[2]), ..Default::default() }),
+                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], bool [L, L]): mask bool [L, L] does not fit [B, 8, L, S]"),
+        ];
+        for (inputs, op, want) in cases {
+            assert_eq!(shape_of(inputs, op), want, "{inputs:?}");
+        }
     }
 }

@@ -72,3 +72,57 @@ fn weight(w: &Weight) -> String {
         _ => format!("{}: {} {:?} from {:?}", w.name, w.dtype, w.shape, w.stored),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Builder, Transform};
+    use crate::nn::{feed_forward, rms_norm};
+    use engines::contract::{DType, Port};
+    use std::collections::BTreeMap;
+
+    const X: Port = Port::new("x", DType::F32, "B 3*h*w 8");
+    const OUT: Port = Port::new("out", DType::F32, "B 3*h*w 2");
+
+    #[test]
+    fn a_graph_prints_as_its_module_tree() {
+        let keys: [(&str, &[usize]); 5] =
+            [("ffn.0.weight", &[16, 8]), ("ffn.0.bias", &[16]), ("ffn.2.weight", &[8, 16]), ("norm.weight", &[8]), ("head", &[2, 8, 1])];
+        let source: BTreeMap<String, Vec<usize>> = keys.iter().map(|(k, s)| ((*k).to_owned(), s.to_vec())).collect();
+        let b = Builder::new("tiny", &source);
+        let (s, x) = (b.root(), b.input(&X));
+        let y = x + feed_forward(s.pp("ffn"), rms_norm(s.pp("norm"), x, 1e-6), 16, ["0", "2"]) * 0.5;
+        let head = s.weight_as("head", [2, 8, 1], Transform::Chain(vec![Transform::Select { axis: 2, index: 0 }, Transform::Transpose2]));
+        b.output(&OUT, y.reshape(&[x.dim(0), x.dim(1), 8i64.into()]).matmul(head));
+        insta::assert_snapshot!(b.finish().unwrap(), @"
+        graph tiny
+          in  x: f32 [B, 3*h*w, 8]
+          out out: f32 [B, 3*h*w, 2]
+
+        norm
+          norm: f32 [B, 3*h*w, 8] = RMSNormalization(x, .weight, axis=-1, epsilon=0.000001)
+
+        ffn.0
+          .MatMul: f32 [B, 3*h*w, 16] = MatMul(norm, .weight|transpose)
+          ffn.0: f32 [B, 3*h*w, 16] = Add(.MatMul, .bias)
+
+        ffn
+          .Gelu: f32 [B, 3*h*w, 16] = Gelu(.0, approximate=tanh)
+
+        ffn.2
+          ffn.2: f32 [B, 3*h*w, 8] = MatMul(ffn.Gelu, .weight|transpose)
+
+        (root)
+          Mul: f32 [B, 3*h*w, 8] = Mul(ffn.2, f32(0.5))
+          Add: f32 [B, 3*h*w, 8] = Add(x, Mul)
+          Reshape: f32 [B, 3*h*w, 8] = Reshape(Add, i64[0, 0, 8])
+          out: f32 [B, 3*h*w, 2] = MatMul(Reshape, head|select2.0|transpose)
+
+        weights
+          norm.weight: f32 [8]
+          ffn.0.weight|transpose: f32 [8, 16] from [16, 8]
+          ffn.0.bias: f32 [16]
+          ffn.2.weight|transpose: f32 [16, 8] from [8, 16]
+          head|select2.0|transpose: f32 [8, 2] from [2, 8, 1]
+        ");
+    }
+}

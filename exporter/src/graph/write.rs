@@ -415,7 +415,7 @@ impl Transform {
             Self::Select { axis, index } => {
                 let inner: usize = shape[axis + 1..].iter().product();
                 let size = shape.remove(*axis);
-                (data.chunks_exact(size * inner).flat_map(|outer| &outer[index * inner..(index + 1) * inner]).copied().collect(), shape)
+                (data.chunks_exact((size * inner).max(1)).flat_map(|outer| &outer[index * inner..(index + 1) * inner]).copied().collect(), shape)
             }
             Self::Concat { axis, with } => {
                 let others = with.iter().map(|key| fetch(key)).collect::<Result<Vec<_>, _>>()?;
@@ -579,5 +579,184 @@ impl Drop for Partial {
     /// After a rename there is nothing under the temporary name; an error here has nobody to go to.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Builder, Fact};
+    use engines::contract::Port;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const X: Port = Port::new("x", DType::F32, "B 3*h*w 4");
+    const Y: Port = Port::new("y", DType::F32, "B 3*h*w 3");
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("gone")]
+    struct Gone;
+
+    /// Tensors that count up from 0.
+    struct Ramp {
+        shapes: BTreeMap<String, Vec<usize>>,
+        lost: Option<&'static str>,
+        ranges: bool,
+        reads: AtomicUsize,
+    }
+
+    impl Ramp {
+        fn new(shapes: &[(&str, &[usize])]) -> Self {
+            let shapes = shapes.iter().map(|(k, s)| ((*k).to_owned(), s.to_vec())).collect();
+            Self { shapes, lost: None, ranges: false, reads: AtomicUsize::new(0) }
+        }
+    }
+
+    impl WeightBytes for Ramp {
+        type Error = Gone;
+
+        fn read_f32(&self, key: &str) -> Result<Vec<f32>, Gone> {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            let len = self.shapes.get(key).filter(|_| self.lost != Some(key)).ok_or(Gone)?.iter().product();
+            Ok((0..len).map(|i: usize| i as f32).collect())
+        }
+
+        fn has_ranges(&self, _key: &str) -> bool {
+            self.ranges
+        }
+
+        fn read_f32_range(&self, _key: &str, elements: Range<usize>) -> Result<Vec<f32>, Gone> {
+            Ok(elements.map(|i| i as f32).collect())
+        }
+    }
+
+    fn weight(key: &str, dtype: DType, shape: &[usize]) -> Weight {
+        let shape = shape.to_vec();
+        Weight { name: key.to_owned(), key: key.to_owned(), transform: Transform::Identity, dtype, stored: shape.clone(), shape, value: 0 }
+    }
+
+    fn floats(bytes: &[u8]) -> Vec<f32> {
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    #[test]
+    fn transforms_move_the_elements_they_promise() {
+        use Transform::{Chain, Concat, Identity, Reshape, Select, Transpose2};
+        let concat = |axis| Concat { axis, with: vec!["other".into()] };
+        let cases: [(Transform, &[usize], &[f32]); 8] = [
+            (Identity, &[2, 3], &[0., 1., 2., 3., 4., 5.]),
+            (Reshape(vec![3, 2]), &[3, 2], &[0., 1., 2., 3., 4., 5.]),
+            (Transpose2, &[3, 2], &[0., 3., 1., 4., 2., 5.]),
+            (Select { axis: 0, index: 1 }, &[3], &[3., 4., 5.]),
+            (Select { axis: 1, index: 2 }, &[2], &[2., 5.]),
+            (concat(0), &[4, 3], &[0., 1., 2., 3., 4., 5., 10., 11., 12., 13., 14., 15.]),
+            (concat(1), &[2, 6], &[0., 1., 2., 10., 11., 12., 3., 4., 5., 13., 14., 15.]),
+            (Chain(vec![Transpose2, Select { axis: 0, index: 1 }]), &[2], &[1., 4.]),
+        ];
+        for (transform, shape, want) in cases {
+            let data = (0..6u8).map(f32::from).collect();
+            let other = |_: &str| Ok((10..16u8).map(f32::from).collect());
+            assert_eq!(transform.apply(data, vec![2, 3], &other).unwrap(), (want.to_vec(), shape.to_vec()), "{transform}");
+        }
+    }
+
+    #[test]
+    fn tiles_transpose_any_size() {
+        for (rows, columns) in [(1, 1), (1, 70), (33, 65), (64, 32)] {
+            let data: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+            let out = transpose(&data, rows, columns);
+            assert!((0..rows * columns).all(|i| out[i % columns * rows + i / columns] == data[i]), "{rows} x {columns}");
+        }
+    }
+
+    #[test]
+    fn weights_are_stored_once_aligned_and_hashed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.data");
+        let source = Ramp::new(&[("a", &[3]), ("b", &[100]), ("c", &[2])]);
+        let (a, b, c) = (weight("a", DType::F32, &[3]), weight("b", DType::F32, &[100]), weight("c", DType::BF16, &[2]));
+        let mut told = Vec::new();
+        let file = write_data(&path, [&a, &b, &a, &c, &b], &source, &mut |done, total| told.push((done, total))).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(source.reads.into_inner(), 3);
+        assert_eq!((file.bytes, file.blake3), (bytes.len() as u64, blake3::hash(&bytes).to_hex().to_string()));
+        let placed: Vec<(u64, u64)> = file.layout.values().map(|p| (p.offset, p.length)).collect();
+        assert_eq!(placed, [(0, 12), (256, 400), (768, 4)]);
+        assert_eq!(floats(&bytes[..12]), [0., 1., 2.]);
+        assert_eq!(floats(&bytes[256..656])[99], 99.);
+        assert_eq!(bytes[768..], [0, 0, 0x80, 0x3f]);
+        assert_eq!(told, [(12, 772), (656, 772), (772, 772)]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn large_plain_tensors_are_read_in_pieces() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.data");
+        let len = PIECE + 5;
+        let source = Ramp { ranges: true, ..Ramp::new(&[("a", &[len]), ("b", &[1])]) };
+        let (a, b) = (weight("a", DType::F16, &[len]), weight("b", DType::F32, &[1]));
+        let file = write_data(&path, [&a, &b], &source, &mut |_, _| {}).unwrap();
+        assert_eq!(source.reads.into_inner(), 1);
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len() as u64, file.layout["b"].offset + 4);
+        // PIECE + 4 overflows f16: infinity, as rounding says.
+        assert_eq!(bytes[2 * (len - 1)..2 * len], half::f16::INFINITY.to_le_bytes());
+        assert_eq!(bytes[2 * 1000..2 * 1001], half::f16::from_f32(1000.0).to_le_bytes());
+    }
+
+    #[test]
+    fn a_failed_write_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.data");
+        let source = Ramp { lost: Some("b"), ..Ramp::new(&[("a", &[3]), ("b", &[4])]) };
+        let (a, b) = (weight("a", DType::F32, &[3]), weight("b", DType::F32, &[4]));
+        let error = write_data(&path, [&a, &b], &source, &mut |_, _| {}).unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.exit()), ("weight b: gone", Exit::Model));
+        let short = Weight { stored: vec![5], shape: vec![5], ..a.clone() };
+        let error = write_data(&path, [&short], &source, &mut |_, _| {}).unwrap_err();
+        assert_eq!(error.to_string(), "weight a wants 5 elements, got 3");
+        let other = Weight { shape: vec![3, 1], ..a.clone() };
+        let error = write_data(&path, [&a, &other], &source, &mut |_, _| {}).unwrap_err();
+        assert_eq!(error.to_string(), "weight a is f32 [3] from a [3] in one graph and f32 [3, 1] from a [3] in another");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let error = write_data(&dir.path().join("no/w.data"), [&a], &source, &mut |_, _| {}).unwrap_err();
+        assert_eq!(error.exit(), Exit::Input);
+    }
+
+    fn graph(source: &BTreeMap<String, Vec<usize>>) -> Graph {
+        let b = Builder::new("t", source);
+        let (s, x) = (b.root().pp("q"), b.input(&X));
+        let w = s.weight_as("weight", [3, 4], Transform::Transpose2);
+        b.output(&Y, s.out((x * 0.5).softmax(-1).matmul(w)));
+        b.finish().unwrap()
+    }
+
+    #[test]
+    fn a_model_holds_types_shapes_and_places_of_weights() {
+        let g = graph(&BTreeMap::from([("q.weight".to_owned(), vec![3, 4])]));
+        let missing = to_model(&g, WeightPlacement::External(&DataLayout::new())).unwrap_err();
+        assert_eq!(missing.to_string(), "graph t: weight q.weight|transpose is in no data file");
+        let placed = Placed { file: "m.data".into(), offset: 512, length: 48 };
+        let layout = DataLayout::from([("q.weight|transpose".to_owned(), placed)]);
+        let model = to_model(&g, WeightPlacement::External(&layout)).unwrap();
+        let again = ModelProto::decode(model.encode_to_vec().as_slice()).unwrap();
+        assert_eq!(again, model);
+        let graph = model.graph.unwrap();
+        let external = graph.initializer.iter().find(|t| t.data_location == Some(1)).unwrap();
+        let place: Vec<&str> = external.external_data.iter().filter_map(|e| e.value.as_deref()).collect();
+        assert_eq!((place, external.dims.as_slice()), (vec!["m.data", "512", "48"], [4, 3].as_slice()));
+        assert_eq!(graph.input, [value_info("x", &Fact { dtype: DType::F32, dims: X.dims() })]);
+        let axis = graph.node.iter().flat_map(|n| &n.attribute).find(|a| a.name.as_deref() == Some("axis")).unwrap();
+        assert_eq!((axis.i, axis.r#type), (Some(-1), Some(2)));
+        assert_eq!((model.ir_version, model.opset_import[0].version), (Some(12), Some(24)));
+    }
+
+    #[test]
+    fn without_bytes_the_weights_are_inputs() {
+        let g = graph(&BTreeMap::from([("q.weight".to_owned(), vec![3, 4])]));
+        let graph = to_model(&g, WeightPlacement::AsInputs).unwrap().graph.unwrap();
+        let names: Vec<&str> = graph.input.iter().filter_map(|i| i.name.as_deref()).collect();
+        assert_eq!(names, ["x", "q.weight|transpose"]);
+        assert!(graph.initializer.iter().all(|t| t.data_location.is_none()));
     }
 }

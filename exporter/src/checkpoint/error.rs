@@ -1,0 +1,337 @@
+//! What can be wrong with a checkpoint. Everything wrong with one file is gathered in one error; each fault is a phrase with its facts.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use engines::exit::Exit;
+
+use super::dtype::StoredDType;
+
+/// A checkpoint, or one of its tensors, cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// Nothing usable at `path`.
+    #[error("{path}: no {want} there", path = path.display())]
+    Missing { path: PathBuf, want: &'static str },
+    /// Several files could be meant.
+    #[error("{path}: wanted one {want}, found {found}", path = path.display(), found = found.join(", "))]
+    Ambiguous {
+        path: PathBuf,
+        want: &'static str,
+        found: Vec<String>,
+    },
+    /// The operating system refused.
+    #[error("{path}: cannot {op}: {source}", path = path.display())]
+    Io {
+        path: PathBuf,
+        op: &'static str,
+        source: io::Error,
+    },
+    /// Neither safetensors nor a torch archive.
+    #[error("{path}: neither safetensors nor a torch zip archive ({got})", path = path.display())]
+    Format { path: PathBuf, got: &'static str },
+    /// A damaged safetensors file.
+    #[error("{file}: {faults}", file = file.display())]
+    Safetensors {
+        file: PathBuf,
+        faults: Faults<SafetensorsFault>,
+    },
+    /// An index that does not fit its shards.
+    #[error("{file}: {faults}", file = file.display())]
+    Index {
+        file: PathBuf,
+        faults: Faults<IndexFault>,
+    },
+    /// A damaged or refused torch archive.
+    #[error("{file}: {faults}", file = file.display())]
+    Torch {
+        file: PathBuf,
+        faults: Faults<TorchFault>,
+    },
+    /// A LoRA file that does not fit the checkpoint.
+    #[error("{file}: {faults}", file = file.display())]
+    Lora {
+        file: PathBuf,
+        faults: Faults<LoraFault>,
+    },
+    /// Weight norm pairs that do not fit each other.
+    #[error("{path}: {faults}", path = path.display())]
+    WeightNorm {
+        path: PathBuf,
+        faults: Faults<WeightNormFault>,
+    },
+    /// A tensor asked for by a name that is not there.
+    #[error("{path}: no tensor {key}{}", nearest.as_ref().map(|n| format!("; nearest is {n}")).unwrap_or_default(), path = path.display())]
+    UnknownKey {
+        path: PathBuf,
+        key: String,
+        nearest: Option<String>,
+    },
+    /// A tensor of integers where floating point was wanted.
+    #[error("{file}: tensor {key} is {got}, wanted F32, BF16, F16 or F64", file = file.display())]
+    NotFloat {
+        file: PathBuf,
+        key: String,
+        got: StoredDType,
+    },
+    /// A part of a tensor that is beyond its end.
+    #[error("tensor {key}: elements {range:?} of {len} were asked for")]
+    Range {
+        key: String,
+        range: Range<usize>,
+        len: usize,
+    },
+    /// Raw bytes asked of a tensor that is computed when read.
+    #[error("tensor {key} is computed ({how}) and has no stored bytes; read it as f32")]
+    Computed { key: String, how: &'static str },
+}
+
+impl CheckpointError {
+    /// The exit status of a command that fails with this error.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::OutOfMemory | io::ErrorKind::StorageFull
+                ) =>
+            {
+                Exit::Resources
+            }
+            _ => Exit::Model,
+        }
+    }
+}
+
+/// All faults of one file. Prints the first few and counts the rest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Faults<T>(pub Vec<T>);
+
+impl<T> Faults<T> {
+    const SHOWN: usize = 8;
+}
+
+impl<T> From<T> for Faults<T> {
+    fn from(fault: T) -> Self {
+        Self(vec![fault])
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Faults<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.0.iter().take(Self::SHOWN).enumerate() {
+            let comma = if i == 0 { "" } else { "; " };
+            write!(f, "{comma}{fault}")?;
+        }
+        match self.0.len().saturating_sub(Self::SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}
+
+/// One thing wrong in a safetensors file. Offsets count from the start of the data part.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SafetensorsFault {
+    #[error("{got} bytes long, wanted at least 8 for the header length")]
+    Short { got: usize },
+    #[error("header length {got} reaches beyond the file, which has {room} bytes left")]
+    HeaderLength { got: u64, room: usize },
+    #[error("header length {got} is above the limit of {limit}")]
+    HeaderLimit { got: u64, limit: usize },
+    #[error("header is not a JSON object of tensors: {reason}")]
+    Header { reason: String },
+    #[error("tensor {key} is listed twice")]
+    Twice { key: String },
+    #[error("tensor {key}: {reason}")]
+    Entry { key: String, reason: String },
+    #[error("tensor {key}: unknown dtype {got}")]
+    DType { key: String, got: String },
+    #[error("tensor {key}: {dtype} {shape:?} is {want} bytes, offsets {begin}..{end} give {got}", got = *end as i128 - *begin as i128)]
+    Size {
+        key: String,
+        dtype: StoredDType,
+        shape: Vec<usize>,
+        want: usize,
+        begin: usize,
+        end: usize,
+    },
+    #[error("tensor {key}: {dtype} {shape:?} is larger than any memory")]
+    Huge {
+        key: String,
+        dtype: StoredDType,
+        shape: Vec<usize>,
+    },
+    #[error("tensor {key} ends at byte {end}, the file holds {data} bytes of data")]
+    Truncated {
+        key: String,
+        end: usize,
+        data: usize,
+    },
+    #[error("tensor {key} starts at byte {begin}, not a multiple of {align}")]
+    Misaligned {
+        key: String,
+        begin: usize,
+        align: usize,
+    },
+    #[error("tensors {first} and {second} overlap at byte {at}")]
+    Overlap {
+        first: String,
+        second: String,
+        at: usize,
+    },
+    #[error("bytes {from}..{to} belong to no tensor")]
+    Gap { from: usize, to: usize },
+}
+
+/// One thing wrong with an `*.safetensors.index.json`.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum IndexFault {
+    #[error("not an index: {reason}")]
+    Json { reason: String },
+    #[error("weight_map names no shard")]
+    Empty,
+    #[error("shard name {shard:?} is not a plain file name")]
+    ShardName { shard: String },
+    #[error("shard {shard} is missing")]
+    MissingShard { shard: String },
+    #[error("tensor {key} is not in its shard {shard}")]
+    NotInShard { key: String, shard: String },
+    #[error("tensor {key} is in {first} and in {second}")]
+    Twice {
+        key: String,
+        first: String,
+        second: String,
+    },
+}
+
+/// One thing wrong with a torch archive; `at` is a byte position in its `data.pkl`.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum TorchFault {
+    #[error("zip: {reason}")]
+    Zip { reason: &'static str },
+    #[error("zip: record {name}: {reason}")]
+    ZipRecord { name: String, reason: &'static str },
+    #[error("saved by torch before 1.6 (not a zip archive); load it in torch and save it again")]
+    Legacy,
+    #[error("byteorder is {got:?}, wanted \"little\"")]
+    ByteOrder { got: String },
+    #[error("pickle is {got} bytes long, above the limit of {limit}")]
+    PickleLimit { got: usize, limit: usize },
+    #[error("pickle ends in the middle of an operation at byte {at}")]
+    PickleEnd { at: usize },
+    #[error("pickle opcode {op:#04x} at byte {at} is not used for tensors and is refused")]
+    Opcode { op: u8, at: usize },
+    #[error(
+        "pickle at byte {at} names {global}, which is refused: only tensors and plain containers are read"
+    )]
+    Global { global: String, at: usize },
+    #[error("pickle at byte {at}: wanted {want}, got {got}")]
+    Pickle {
+        at: usize,
+        want: &'static str,
+        got: &'static str,
+    },
+    #[error("top level is {got}, wanted a dictionary of tensors")]
+    TopLevel { got: &'static str },
+    #[error("key {key} holds {got}, wanted a tensor")]
+    NotTensor { key: String, got: &'static str },
+    #[error("a key of the dictionary is {got}, wanted a string")]
+    KeyType { got: &'static str },
+    #[error("tensor {key} is listed twice")]
+    Twice { key: String },
+    #[error("tensor {key}: storage record {record} is missing")]
+    NoStorage { key: String, record: String },
+    #[error("tensor {key}: storage record {record} holds {got} bytes, wanted {want}")]
+    StorageSize {
+        key: String,
+        record: String,
+        want: usize,
+        got: usize,
+    },
+    #[error(
+        "tensor {key}: {dtype} {shape:?} at element {offset} does not fit its storage of {storage} bytes"
+    )]
+    OutOfStorage {
+        key: String,
+        dtype: StoredDType,
+        shape: Vec<usize>,
+        offset: usize,
+        storage: usize,
+    },
+    #[error(
+        "tensor {key}: strides {strides:?} of shape {shape:?} are not contiguous; call .contiguous() before saving"
+    )]
+    Strided {
+        key: String,
+        shape: Vec<usize>,
+        strides: Vec<usize>,
+    },
+}
+
+/// One thing wrong with a LoRA file.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum LoraFault {
+    #[error("no key matches {want}; it has {}", found.join(", "))]
+    NoMatch {
+        want: &'static str,
+        found: Vec<String>,
+    },
+    #[error(
+        "key {key} is not a LoRA weight: the base model would be overwritten or the key ignored; wanted {want}"
+    )]
+    NotLora { key: String, want: &'static str },
+    #[error("module {module} is listed twice, by {first} and {second}")]
+    Twice {
+        module: String,
+        first: String,
+        second: String,
+    },
+    #[error("module {module} has {has} but no {lacks}")]
+    Half {
+        module: String,
+        has: &'static str,
+        lacks: &'static str,
+    },
+    #[error("key {key} has shape {got:?}, wanted two dimensions")]
+    Rank2 { key: String, got: Vec<usize> },
+    #[error("key {key} is {got}, wanted F32, BF16, F16 or F64")]
+    DType { key: String, got: StoredDType },
+    #[error("module {module}: lora_A has rank {a}, lora_B has rank {b}")]
+    RankOfPair { module: String, a: usize, b: usize },
+    #[error("module {module} has rank {got}, the first has {want}")]
+    RankDiffers {
+        module: String,
+        want: usize,
+        got: usize,
+    },
+    #[error("module {module} has no tensor {key} in the checkpoint")]
+    Unmatched { module: String, key: String },
+    #[error("module {module}: B @ A is {got:?}, {key} is {want:?}")]
+    Shape {
+        module: String,
+        key: String,
+        want: Vec<usize>,
+        got: Vec<usize>,
+    },
+    #[error("scale {got} is not a finite number")]
+    Scale { got: f64 },
+}
+
+/// One thing wrong with a weight-normalised tensor.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum WeightNormFault {
+    #[error("{have} is there without {lacks}")]
+    Half { have: String, lacks: String },
+    #[error("{key} is there three times: plain, as {g} and as {v}")]
+    Twice { key: String, g: String, v: String },
+    #[error("{g} is {got:?}, wanted {want:?} for {v}")]
+    Shape {
+        g: String,
+        v: String,
+        want: Vec<usize>,
+        got: Vec<usize>,
+    },
+}
