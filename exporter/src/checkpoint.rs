@@ -87,10 +87,11 @@ impl Checkpoint {
             };
         }
         let map = map(path)?;
-        if map.starts_with(torch::ZIP_MAGIC) || torch::is_legacy(&map) {
-            Self::open_torch(path)
-        } else if map.get(8) == Some(&b'{') {
+        // The magic of old torch files is also the start of some header lengths, so safetensors are looked for first.
+        if map.get(8) == Some(&b'{') {
             Self::open_safetensors(path)
+        } else if map.starts_with(torch::ZIP_MAGIC) || torch::is_legacy(&map) {
+            Self::open_torch(path)
         } else {
             let got = if map.is_empty() {
                 "the file is empty"
@@ -630,6 +631,19 @@ mod tests {
             assert!(error.to_string().ends_with(want), "{error} has no {want:?}");
             assert_eq!(error.exit(), engines::exit::Exit::Model);
         }
+    }
+
+    #[test]
+    fn a_header_length_that_looks_like_an_old_pickle_is_still_safetensors() {
+        let dir = tempdir().unwrap();
+        let file = dir.path().join("x");
+        let mut bytes = 640u64.to_le_bytes().to_vec();
+        bytes.extend(br#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#);
+        bytes.resize(8 + 640, b' ');
+        bytes.push(7);
+        assert!(torch::is_legacy(&bytes));
+        fs::write(&file, bytes).unwrap();
+        assert_eq!(Checkpoint::open(&file).unwrap().bytes("a").unwrap(), [7]);
     }
 
     #[test]

@@ -55,14 +55,16 @@ pub struct Report {
 pub enum ExportError {
     #[error("{}: already exists and is not an export; choose another --out or remove it", path.display())]
     Occupied { path: PathBuf },
+    #[error("{}: wanted a checkpoint folder, found {found}", path.display())]
+    NoFolder { path: PathBuf, found: &'static str },
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("{component}: {errors}")]
     Graph { component: String, errors: GraphErrors },
-    #[error("{}: {} tensors that no graph reads: {}", path.display(), keys.len(), keys.join(", "))]
-    Unused { path: PathBuf, keys: Vec<String> },
+    #[error("{family}: {} tensors that no graph reads: {}", keys.len(), keys.join(", "))]
+    Unused { family: &'static str, keys: Vec<String> },
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("{}: {source}", path.display())]
@@ -126,6 +128,10 @@ fn joined(mut errors: Vec<ExportError>) -> ExportError {
 impl Sources {
     /// Opens the folder's checkpoints; what is wrong with any of them is reported together.
     pub fn open(dir: &Path, lora: Option<&(PathBuf, LoraScale)>) -> Result<Self, ExportError> {
+        if !dir.is_dir() {
+            let found = if dir.exists() { "a file" } else { "nothing" };
+            return Err(ExportError::NoFolder { path: dir.to_owned(), found });
+        }
         let mut errors = Vec::new();
         let speech_dir = dir.join(layout::WAV2VEC2_DIR);
         let merged = |base: Checkpoint| match lora {
@@ -148,19 +154,53 @@ impl Sources {
         Ok(Self { dit, text, vae, speech, config })
     }
 
-    /// Every graph of the export, by checkpoint. All faults of all graphs are reported together.
-    pub fn graphs(&self) -> Result<Vec<Family<'_>>, ExportError> {
-        let c = &self.config;
-        let prefix = if self.speech.names().any(|n| n.starts_with("wav2vec2.")) { "wav2vec2" } else { "" };
+    /// Every graph of the export.
+    pub fn graphs(&self) -> Result<Vec<Family>, ExportError> {
+        ShapeSources { dit: &self.dit, text: &self.text, vae: &self.vae, speech: &self.speech, config: &self.config }.graphs()
+    }
+
+    fn of(&self, family: &Family) -> &Checkpoint {
+        match family.checkpoint {
+            Which::Dit => &self.dit,
+            Which::Text => &self.text,
+            Which::Vae => &self.vae,
+            Which::Speech => &self.speech,
+        }
+    }
+}
+
+/// One of the four checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    Dit,
+    Text,
+    Vae,
+    Speech,
+}
+
+/// All that graphs are built from: tensor shapes and sizes, no bytes.
+pub struct ShapeSources<'s> {
+    pub dit: &'s dyn WeightSource,
+    pub text: &'s dyn WeightSource,
+    pub vae: &'s dyn WeightSource,
+    pub speech: &'s dyn WeightSource,
+    pub config: &'s ModelConfig,
+}
+
+impl ShapeSources<'_> {
+    /// Every graph, by checkpoint. All faults of all graphs are reported together.
+    pub fn graphs(&self) -> Result<Vec<Family>, ExportError> {
+        let c = self.config;
+        let prefix = if self.speech.keys().iter().any(|n| n.starts_with("wav2vec2.")) { "wav2vec2" } else { "" };
         let mut errors = Vec::new();
         let families = vec![
-            Family::build("text_encoder", &self.text, &mut errors, |f| {
+            Family::build("text_encoder", Which::Text, self.text, &mut errors, |f| {
                 f.add("text_encoder", &text::ENCODER, &c.text, |b| umt5::encoder(b, &c.text));
             }),
-            Family::build("audio_encoder", &self.speech, &mut errors, |f| {
+            Family::build("audio_encoder", Which::Speech, self.speech, &mut errors, |f| {
                 f.add("audio_encoder", &speech::ENCODER, &c.speech, |b| wav2vec2::encoder(b, prefix, &c.speech));
             }),
-            Family::build("vae", &self.vae, &mut errors, |f| {
+            Family::build("vae", Which::Vae, self.vae, &mut errors, |f| {
                 for contract in [&vae::ENCODER_FIRST, &vae::ENCODER_NEXT] {
                     f.add(contract.name, contract, &c.vae, |b| wan_vae::encoder(b, contract, &c.vae));
                 }
@@ -168,13 +208,13 @@ impl Sources {
                     f.add(contract.name, contract, &c.vae, |b| wan_vae::decoder(b, contract, &c.vae));
                 }
             }),
-            Family::build("dit", &self.dit, &mut errors, |f| dit_graphs(f, &c.dit)),
+            Family::build("dit", Which::Dit, self.dit, &mut errors, |f| dit_graphs(f, &c.dit)),
         ];
         if errors.is_empty() { Ok(families) } else { Err(joined(errors)) }
     }
 }
 
-fn dit_graphs(f: &mut Family<'_>, c: &dit::DitConfig) {
+fn dit_graphs(f: &mut Draft<'_>, c: &dit::DitConfig) {
     f.add(speech::ADAPTER.name, &speech::ADAPTER, c, |b| wan_s2v::audio_adapter(b, c));
     f.add(dit::TEXT_EMBED.name, &dit::TEXT_EMBED, c, |b| wan_s2v::text_embed(b, c));
     f.add(dit::SINK_EMBED.name, &dit::SINK_EMBED, c, |b| wan_s2v::sink_embed(b, c));
@@ -188,24 +228,38 @@ fn dit_graphs(f: &mut Family<'_>, c: &dit::DitConfig) {
 }
 
 /// The graphs that share one checkpoint, hence one data file.
-pub struct Family<'s> {
+pub struct Family {
     pub name: &'static str,
-    pub source: &'s Checkpoint,
+    pub checkpoint: Which,
     pub graphs: Vec<(&'static Contract, Graph)>,
+}
+
+/// A family under construction.
+struct Draft<'s> {
+    source: &'s dyn WeightSource,
+    graphs: Vec<(&'static Contract, Graph)>,
     failed: Vec<ExportError>,
 }
 
-impl<'s> Family<'s> {
-    fn build(name: &'static str, source: &'s Checkpoint, errors: &mut Vec<ExportError>, add: impl FnOnce(&mut Self)) -> Self {
-        let mut family = Self { name, source, graphs: Vec::new(), failed: Vec::new() };
-        add(&mut family);
-        if family.failed.is_empty() {
-            family.failed.extend(family.unused());
+impl Family {
+    fn build(
+        name: &'static str,
+        checkpoint: Which,
+        source: &dyn WeightSource,
+        errors: &mut Vec<ExportError>,
+        add: impl FnOnce(&mut Draft<'_>),
+    ) -> Self {
+        let mut draft = Draft { source, graphs: Vec::new(), failed: Vec::new() };
+        add(&mut draft);
+        if draft.failed.is_empty() {
+            draft.failed.extend(draft.unused(name));
         }
-        errors.append(&mut family.failed);
-        family
+        errors.append(&mut draft.failed);
+        Self { name, checkpoint, graphs: draft.graphs }
     }
+}
 
+impl Draft<'_> {
     fn add(&mut self, component: &str, contract: &'static Contract, sizes: &impl Sizes, build: impl FnOnce(&'_ Builder<'_>)) {
         match build_graph(component, contract, self.source, sizes, build) {
             Ok(graph) => self.graphs.push((contract, graph)),
@@ -214,11 +268,11 @@ impl<'s> Family<'s> {
     }
 
     /// A tensor that no graph reads means that the checkpoint holds something this version does not know.
-    fn unused(&self) -> Option<ExportError> {
+    fn unused(&self, family: &'static str) -> Option<ExportError> {
         let used: BTreeSet<String> = self.graphs.iter().flat_map(|(_, g)| g.used_keys()).collect();
         let idle = |key: &str| IDLE.iter().any(|p| key.starts_with(p));
-        let keys: Vec<String> = self.source.names().filter(|k| !used.contains(*k) && !idle(k)).map(str::to_owned).collect();
-        (!keys.is_empty()).then(|| ExportError::Unused { path: self.source.path().to_owned(), keys })
+        let keys: Vec<String> = self.source.keys().into_iter().filter(|k| !used.contains(k) && !idle(k)).collect();
+        (!keys.is_empty()).then_some(ExportError::Unused { family, keys })
     }
 }
 
@@ -249,7 +303,7 @@ pub fn export(request: &Request, progress: &mut dyn FnMut(&str, u64, u64)) -> Re
     let mut components = Vec::new();
     let mut data = Vec::new();
     for family in &families {
-        let (entry, placed) = write_weights(family, &staging.path, progress)?;
+        let (entry, placed) = write_weights(family, sources.of(family), &staging.path, progress)?;
         for (contract, graph) in &family.graphs {
             components.push(write_component(contract, graph, &entry.file.file, &placed, &staging.path)?);
         }
@@ -286,10 +340,15 @@ pub fn export(request: &Request, progress: &mut dyn FnMut(&str, u64, u64)) -> Re
     Ok(report)
 }
 
-fn write_weights(family: &Family<'_>, dir: &Path, progress: &mut dyn FnMut(&str, u64, u64)) -> Result<(DataEntry, DataFile), ExportError> {
+fn write_weights(
+    family: &Family,
+    source: &Checkpoint,
+    dir: &Path,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<(DataEntry, DataFile), ExportError> {
     let file = format!("{}.data", family.name);
     let weights = || family.graphs.iter().flat_map(|(_, g)| &g.weights);
-    let placed = write_data(&dir.join(&file), weights(), family.source, &mut |done, total| progress(&file, done, total))?;
+    let placed = write_data(&dir.join(&file), weights(), source, &mut |done, total| progress(&file, done, total))?;
     let mut seen = BTreeSet::new();
     let entries = weights().filter(|w| seen.insert(&w.name)).map(|w| {
         let at = &placed.layout[&w.name];

@@ -8,12 +8,25 @@ fn bias<'g>(s: Scope<'g>, out_features: &Dim) -> Option<Value<'g>> {
 }
 
 /// `nn.Linear`. x `[.., in] -> [.., out]`. The checkpoint's `[out, in]` weight is stored transposed, so that the graph is one MatMul
-/// (and an Add, when the checkpoint has a bias).
+/// (and an Add, when the checkpoint has a bias). Where a missing bias must be an error, use [`linear_biased`].
 #[track_caller]
 pub fn linear<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
+    if s.has("bias") { linear_biased(s, x, out_features) } else { linear_no_bias(s, x, out_features) }
+}
+
+/// [`linear`] that must have a bias: a checkpoint without one is an error.
+#[track_caller]
+pub fn linear_biased<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
     let (s, out) = (s.enter(), out_features.into_dim());
     let y = x.matmul(s.weight_as("weight", [out.clone(), x.dim(-1)], Transform::Transpose2));
-    s.out(if s.has("bias") { y + s.weight("bias", [out]) } else { y })
+    s.out(y + s.weight("bias", [out]))
+}
+
+/// `nn.Linear(bias=False)`; a bias in the checkpoint stays unread.
+#[track_caller]
+pub fn linear_no_bias<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
+    let s = s.enter();
+    s.out(x.matmul(s.weight_as("weight", [out_features.into_dim(), x.dim(-1)], Transform::Transpose2)))
 }
 
 /// `nn.LayerNorm(elementwise_affine=False)` over the last axis, which must be constant.
@@ -155,4 +168,69 @@ pub fn causal_conv3d_with<'g>(s: Scope<'g>, frames: Value<'g>, out_channels: imp
         sum = Some(sum.map_or(y, |sum| sum + y));
     }
     s.out(sum.unwrap_or(frames))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Builder, Graph};
+    use engines::contract::{DType, Port};
+    use std::collections::BTreeMap;
+
+    const FRAMES: Port = Port::new("frames", DType::F32, "T+2 4 h w");
+    const X: Port = Port::new("x", DType::F32, "B L 8");
+
+    fn shapes(list: &[(&str, &[usize])]) -> BTreeMap<String, Vec<usize>> {
+        list.iter().map(|(k, s)| ((*k).to_owned(), s.to_vec())).collect()
+    }
+
+    fn ops(g: &Graph) -> Vec<&str> {
+        g.nodes.iter().map(|n| n.op).collect()
+    }
+
+    #[test]
+    fn causal_conv3d_is_one_2d_convolution_per_tap_with_one_bias() {
+        let source = shapes(&[("c.weight", &[5, 4, 3, 3, 3]), ("c.bias", &[5])]);
+        let b = Builder::new("t", &source);
+        let y = causal_conv3d(b.root().pp("c"), b.input(&FRAMES), 5);
+        assert_eq!(format!("{y:?}"), "f32 [T, 5, h, w]");
+        let g = b.finish().unwrap();
+        assert_eq!(ops(&g), ["Slice", "Conv", "Slice", "Conv", "Add", "Slice", "Conv", "Add"]);
+        assert_eq!(g.nodes.iter().filter(|n| n.inputs.len() == 3 && n.op == "Conv").count(), 1);
+        assert_eq!(g.weights[0].shape, [5, 4, 3, 3]);
+    }
+
+    #[test]
+    fn causal_conv3d_steps_over_time_and_skips_slices_without_context() {
+        let source = shapes(&[("t.weight", &[4, 4, 3, 1, 1]), ("p.weight", &[2, 4, 1, 1, 1])]);
+        let b = Builder::new("t", &source);
+        let stepped = causal_conv3d_with(b.root().pp("t"), b.input(&FRAMES), 4, CausalConv3d { stride: [2, 1, 1], pads: None });
+        assert_eq!(format!("{stepped:?}"), "f32 [floor((T + 1)/2), 4, h, w]");
+        let pointwise = causal_conv3d(b.root().pp("p"), b.input(&FRAMES), 2);
+        assert_eq!(format!("{pointwise:?}"), "f32 [T + 2, 2, h, w]");
+        assert_eq!(b.finish().unwrap().nodes.last().unwrap().op, "Conv");
+    }
+
+    #[test]
+    fn a_linear_without_its_bias_is_an_error_only_where_one_is_due() {
+        let source = shapes(&[("q.weight", &[3, 8])]);
+        for (due, errors) in [(false, 0), (true, 1)] {
+            let b = Builder::new("t", &source);
+            let (s, x) = (b.root().pp("q"), b.input(&X));
+            let y = if due { linear_biased(s, x, 3) } else { linear(s, x, 3) };
+            assert_eq!(format!("{y:?}"), "f32 [B, L, 3]");
+            assert_eq!(b.finish().map_or_else(|e| e.0.len(), |_| 0), errors);
+        }
+    }
+
+    #[test]
+    fn arguments_of_a_layer_stay_with_its_caller() {
+        let source = shapes(&[("f.0.weight", &[16, 8]), ("f.2.weight", &[8, 16])]);
+        let b = Builder::new("t", &source);
+        feed_forward(b.root().pp("f"), b.input(&X), 16, ["0", "2"]);
+        let g = b.finish().unwrap();
+        let scopes: Vec<(&str, &str)> = g.nodes.iter().map(|n| (n.scope.as_str(), n.op)).collect();
+        assert_eq!(scopes, [("f.0", "MatMul"), ("f", "Gelu"), ("f.2", "MatMul")]);
+        assert_eq!(g.taps(), ["f.0", "f.2", "f"]);
+    }
 }

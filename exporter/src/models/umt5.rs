@@ -1,7 +1,7 @@
 //! The umT5 text encoder on unpadded ids: every layer has its own relative position table, attention is not scaled.
 //! Names are the reference's: liveavatar/models/wan/wan_2_2/modules/t5.py @ 9c2c38d.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Value};
-use crate::nn::{linear, rms_norm};
+use crate::nn::{linear_no_bias as linear, rms_norm};
 use engines::components::text::{self, TextConfig};
 
 /// Longest text, in tokens: the model's `text_len`.

@@ -1,0 +1,12 @@
+//! Published checkpoints to per-component ONNX graphs: `checkpoint` (tensors as lazy views) -> `models` over `graph` (nodes, no bytes) ->
+//! `export` (weights once, graphs, manifest). It runs nothing; engines and their contracts are the crate below.
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+pub mod export;
+pub mod graph;
+pub mod graphs;
+pub mod inspect;
+pub mod models;
+pub mod nn;
+pub mod synth;

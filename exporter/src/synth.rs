@@ -1,0 +1,609 @@
+//! Random checkpoints in exactly the published layout: same files, names, types and shapes, for tests, demos and benchmarks without the
+//! real weights. What they compute is noise; that activations stay of order one is the concern of `synth/fill.rs`.
+//!
+//! Writing streams: no more than 64 MiB of a tensor is held. The folder appears under its name only when it is whole.
+
+mod fill;
+mod preset;
+mod random;
+mod shapes;
+mod tokenizer;
+pub(crate) mod torch_file;
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use engines::exit::Exit;
+use serde_json::{Map, Value, json};
+
+pub use preset::Preset;
+pub use shapes::{Shapes, shapes};
+
+use crate::checkpoint::StoredDType;
+use crate::checkpoint::layout::{
+    DIT_STEM, LORA_FILE, PosConv, T5_FILE, TOKENIZER_DIR, TensorSpec, VAE_FILE, WAN_DIR,
+    WAV2VEC2_DIR,
+};
+use preset::Sizes;
+use random::{Fill, Stream};
+use tokenizer::Tokenizer;
+use torch_file::{Archive, Record};
+
+/// Bytes of a tensor made at once; a multiple of four elements of any type.
+const CHUNK: usize = 64 << 20;
+/// Room for headers and the small files.
+const SLACK: u64 = 16 << 20;
+
+/// What to make besides a preset's sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SynthOptions {
+    /// Layers of the DiT; `None`: as many as the preset has.
+    pub layers: Option<usize>,
+    pub seed: u64,
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct SynthReport {
+    /// The base folder, `OUT/Wan2.2-S2V-14B`.
+    pub ckpt_dir: PathBuf,
+    /// The LoRA file.
+    pub lora: PathBuf,
+    pub components: Vec<SynthComponent>,
+}
+
+/// One component of a [`SynthReport`].
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct SynthComponent {
+    pub name: &'static str,
+    pub tensors: usize,
+    pub parameters: u64,
+    /// Of tensor data.
+    pub bytes: u64,
+}
+
+impl SynthReport {
+    pub fn parameters(&self) -> u64 {
+        self.components.iter().map(|c| c.parameters).sum()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.components.iter().map(|c| c.bytes).sum()
+    }
+}
+
+/// A checkpoint cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SynthError {
+    #[error("{out}: wanted a new or empty folder, found {found}", out = out.display())]
+    Occupied { out: PathBuf, found: &'static str },
+    #[error("layers is {got}, wanted 1 to 1000")]
+    Layers { got: usize },
+    #[error("{path}: {want} bytes are needed, {free} are free", path = path.display())]
+    NoSpace { path: PathBuf, want: u64, free: u64 },
+    #[error("{path}: cannot write: {source}", path = path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl SynthError {
+    /// The exit status of a command that fails with this error.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Layers { .. } => Exit::Usage,
+            Self::NoSpace { .. } => Exit::Resources,
+            Self::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
+                Exit::Resources
+            }
+            Self::Occupied { .. } | Self::Io { .. } => Exit::Input,
+        }
+    }
+}
+
+/// Makes a checkpoint in the new or empty folder `out`. The same options give the same bytes on every machine.
+pub fn synth(
+    preset: Preset,
+    options: &SynthOptions,
+    out: &Path,
+) -> Result<SynthReport, SynthError> {
+    if let Some(got) = options.layers.filter(|n| !(1..=1000).contains(n)) {
+        return Err(SynthError::Layers { got });
+    }
+    let tokenizer = Tokenizer::new(preset.extra_ids());
+    let plan = Plan::new(preset.sizes(options.layers, tokenizer.len()), options.seed);
+    let report = plan.report(out);
+    let part = Part::create(out)?;
+    room(&part.path, report.bytes() + SLACK)?;
+    let io = |source| SynthError::Io {
+        path: out.to_owned(),
+        source,
+    };
+    plan.write(&tokenizer, &part.path).map_err(io)?;
+    part.publish(out).map_err(io)?;
+    Ok(report)
+}
+
+/// A folder under a hidden name, removed unless it is published.
+struct Part {
+    path: PathBuf,
+}
+
+impl Part {
+    fn create(out: &Path) -> Result<Self, SynthError> {
+        let occupied = |found| {
+            Err(SynthError::Occupied {
+                out: out.to_owned(),
+                found,
+            })
+        };
+        match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
+            Ok(true) => return occupied("files in it"),
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => return occupied("a file"),
+            _ => {}
+        }
+        let Some(name) = out.file_name().and_then(|n| n.to_str()) else {
+            return occupied("no name to give it");
+        };
+        let path = out.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+        fs::create_dir_all(&path).map_err(|source| SynthError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self { path })
+    }
+
+    fn publish(self, out: &Path) -> io::Result<()> {
+        fs::rename(&self.path, out)
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // After publishing there is nothing under this name; a folder that cannot be removed is left for the user to see.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn room(path: &Path, want: u64) -> Result<(), SynthError> {
+    let stat = rustix::fs::statvfs(path).map_err(|e| SynthError::Io {
+        path: path.to_owned(),
+        source: e.into(),
+    })?;
+    match stat.f_bavail.saturating_mul(stat.f_frsize) {
+        free if free < want => Err(SynthError::NoSpace {
+            path: path.to_owned(),
+            want,
+            free,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// One component's tensors.
+struct Component {
+    name: &'static str,
+    dtype: StoredDType,
+    tensors: Vec<(TensorSpec, Fill)>,
+}
+
+impl Component {
+    fn new(
+        name: &'static str,
+        dtype: StoredDType,
+        specs: Vec<TensorSpec>,
+        fill: impl Fn(&TensorSpec) -> Fill,
+    ) -> Self {
+        Self {
+            name,
+            dtype,
+            tensors: specs
+                .into_iter()
+                .map(|t| (fill(&t), t))
+                .map(|(f, t)| (t, f))
+                .collect(),
+        }
+    }
+
+    /// As safetensors files list them.
+    fn sorted(mut self) -> Self {
+        self.tensors.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        self
+    }
+
+    fn bytes(&self, t: &TensorSpec) -> usize {
+        t.numel() * self.dtype.size()
+    }
+
+    fn report(&self) -> SynthComponent {
+        let parameters = self.tensors.iter().map(|(t, _)| t.numel() as u64).sum();
+        SynthComponent {
+            name: self.name,
+            tensors: self.tensors.len(),
+            parameters,
+            bytes: parameters * self.dtype.size() as u64,
+        }
+    }
+
+    fn stream(
+        &self,
+        seed: u64,
+        (spec, fill): &(TensorSpec, Fill),
+        w: &mut dyn Write,
+    ) -> io::Result<()> {
+        let stream = Stream::new(seed, self.name, &spec.name, *fill);
+        let (total, mut done) = (self.bytes(spec), 0);
+        let mut chunk = vec![0; total.min(CHUNK)];
+        while done < total {
+            let part = &mut chunk[..(total - done).min(CHUNK)];
+            stream.write(done / self.dtype.size(), self.dtype, part);
+            w.write_all(part)?;
+            done += part.len();
+        }
+        Ok(())
+    }
+}
+
+/// All that will be written.
+struct Plan {
+    sizes: Sizes,
+    seed: u64,
+    dit: Component,
+    t5: Component,
+    vae: Component,
+    wav: Component,
+    lora: Component,
+}
+
+impl Plan {
+    fn new(sizes: Sizes, seed: u64) -> Self {
+        let Sizes {
+            dit, t5, vae, wav, ..
+        } = &sizes;
+        let lora = dit
+            .lora_targets()
+            .into_iter()
+            .flat_map(|(module, out, inp)| {
+                [
+                    ("A", vec![sizes.lora_rank, inp]),
+                    ("B", vec![out, sizes.lora_rank]),
+                ]
+                .map(|(side, shape)| TensorSpec {
+                    name: format!("{module}.lora_{side}.default.weight"),
+                    shape,
+                })
+            });
+        let mut wav_tensors = wav.tensors(PosConv::Hook);
+        wav_tensors.extend(wav.idle());
+        let head_dim = t5.attn_dim / t5.heads;
+        Self {
+            dit: Component::new("dit", StoredDType::BF16, dit.tensors(), |t| {
+                fill::dit(t, dit.layers)
+            })
+            .sorted(),
+            t5: Component::new("text_encoder", StoredDType::BF16, t5.tensors(), |t| {
+                fill::t5(t, head_dim)
+            }),
+            vae: Component::new("vae", StoredDType::F32, vae.tensors(), fill::vae),
+            wav: Component::new("audio_encoder", StoredDType::F32, wav_tensors, |t| {
+                fill::wav(t, wav.hidden)
+            })
+            .sorted(),
+            lora: Component::new("lora", StoredDType::BF16, lora.collect(), fill::lora).sorted(),
+            seed,
+            sizes,
+        }
+    }
+
+    fn report(&self, out: &Path) -> SynthReport {
+        let components = [&self.dit, &self.t5, &self.vae, &self.wav, &self.lora]
+            .map(Component::report)
+            .to_vec();
+        SynthReport {
+            ckpt_dir: out.join(WAN_DIR),
+            lora: out.join(LORA_FILE),
+            components,
+        }
+    }
+
+    fn write(&self, tokenizer: &Tokenizer, out: &Path) -> io::Result<()> {
+        let wan = out.join(WAN_DIR);
+        let wav = wan.join(WAV2VEC2_DIR);
+        let lora = out.join(LORA_FILE);
+        fs::create_dir_all(&wav)?;
+        fs::create_dir_all(lora.with_file_name(""))?;
+        tokenizer.write(&wan.join(TOKENIZER_DIR))?;
+        write_json(&wan.join("config.json"), &self.sizes.dit_config())?;
+        for (name, value) in self.sizes.wav_files() {
+            write_json(&wav.join(name), &value)?;
+        }
+        self.safetensors(&lora, &self.lora, 0..self.lora.tensors.len())?;
+        self.safetensors(
+            &wav.join("model.safetensors"),
+            &self.wav,
+            0..self.wav.tensors.len(),
+        )?;
+        self.torch(&wan.join(VAE_FILE), &self.vae)?;
+        self.torch(&wan.join(T5_FILE), &self.t5)?;
+        self.shards(&wan)
+    }
+
+    /// The DiT in about equal shards, with their index.
+    fn shards(&self, dir: &Path) -> io::Result<()> {
+        let total: usize = self
+            .dit
+            .tensors
+            .iter()
+            .map(|(t, _)| self.dit.bytes(t))
+            .sum();
+        let mut weight_map = Map::new();
+        let (mut next, mut before) = (0, 0);
+        for shard in 1..=self.sizes.shards {
+            let first = next;
+            while next < self.dit.tensors.len() && before < total * shard / self.sizes.shards {
+                before += self.dit.bytes(&self.dit.tensors[next].0);
+                next += 1;
+            }
+            let name = format!(
+                "{DIT_STEM}-{shard:05}-of-{:05}.safetensors",
+                self.sizes.shards
+            );
+            self.safetensors(&dir.join(&name), &self.dit, first..next)?;
+            weight_map.extend(
+                self.dit.tensors[first..next]
+                    .iter()
+                    .map(|(t, _)| (t.name.clone(), Value::from(name.as_str()))),
+            );
+        }
+        let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        write_json(
+            &dir.join(format!("{DIT_STEM}.safetensors.index.json")),
+            &index,
+        )
+    }
+
+    fn safetensors(
+        &self,
+        path: &Path,
+        c: &Component,
+        range: std::ops::Range<usize>,
+    ) -> io::Result<()> {
+        let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
+        let mut at = 0;
+        for (t, _) in &c.tensors[range.clone()] {
+            let end = at + c.bytes(t);
+            header.insert(
+                t.name.clone(),
+                json!({"dtype": c.dtype.name(), "shape": t.shape, "data_offsets": [at, end]}),
+            );
+            at = end;
+        }
+        let mut header = serde_json::to_vec(&header)?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut w = BufWriter::new(File::create(path)?);
+        w.write_all(&(header.len() as u64).to_le_bytes())?;
+        w.write_all(&header)?;
+        for t in &c.tensors[range] {
+            c.stream(self.seed, t, &mut w)?;
+        }
+        w.flush()
+    }
+
+    fn torch(&self, path: &Path, c: &Component) -> io::Result<()> {
+        let record = |(t, _): &(TensorSpec, Fill)| Record {
+            key: t.name.clone(),
+            dtype: c.dtype,
+            shape: t.shape.clone(),
+        };
+        let records: Vec<Record> = c.tensors.iter().map(record).collect();
+        let folder = path
+            .file_stem()
+            .and_then(|s| s.to_str())
+            .unwrap_or("archive");
+        let mut archive = Archive::start(BufWriter::new(File::create(path)?), folder, &records)?;
+        for t in &c.tensors {
+            archive.record(|w| c.stream(self.seed, t, w))?;
+        }
+        archive.finish()
+    }
+}
+
+fn write_json(path: &Path, value: &Value) -> io::Result<()> {
+    fs::write(path, serde_json::to_vec_pretty(value)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tempfile::tempdir;
+
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::inspect::inspect;
+
+    /// Every file below `dir` with its bytes' hash.
+    fn tree(dir: &Path) -> BTreeMap<PathBuf, blake3::Hash> {
+        let mut found = BTreeMap::new();
+        let mut todo = vec![dir.to_owned()];
+        while let Some(folder) = todo.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    todo.push(path);
+                } else {
+                    found.insert(
+                        path.strip_prefix(dir).unwrap().to_owned(),
+                        blake3::hash(&fs::read(&path).unwrap()),
+                    );
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn tiny_is_whole_and_the_same_each_time() {
+        let dir = tempdir().unwrap();
+        let options = SynthOptions {
+            layers: Some(2),
+            seed: 3,
+        };
+        let report = synth(Preset::Tiny, &options, &dir.path().join("a")).unwrap();
+        let inspection = inspect(&dir.path().join("a")).unwrap();
+        assert!(inspection.is_sound(), "{inspection}");
+        assert_eq!(inspection.parameters(), report.parameters());
+        fs::create_dir(dir.path().join("b")).unwrap();
+        synth(Preset::Tiny, &options, &dir.path().join("b")).unwrap();
+        assert_eq!(tree(&dir.path().join("a")), tree(&dir.path().join("b")));
+        let names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+    }
+
+    #[test]
+    fn no_parameter_is_zero() {
+        let dir = tempdir().unwrap();
+        let report = synth(
+            Preset::Tiny,
+            &SynthOptions {
+                layers: Some(1),
+                seed: 0,
+            },
+            &dir.path().join("a"),
+        )
+        .unwrap();
+        for path in [
+            report.ckpt_dir.clone(),
+            report.ckpt_dir.join(T5_FILE),
+            report.ckpt_dir.join(VAE_FILE),
+            report.ckpt_dir.join(WAV2VEC2_DIR),
+            report.lora,
+        ] {
+            let c = Checkpoint::open(&path).unwrap();
+            for name in c.names() {
+                let bytes = c.bytes(name).unwrap();
+                assert!(
+                    c.read_f32(name)
+                        .unwrap()
+                        .iter()
+                        .all(|x| *x != 0.0 && x.is_finite()),
+                    "{name}"
+                );
+                assert!(!bytes.is_empty());
+            }
+        }
+    }
+
+    /// The shared set is not part of the repository: without it this test has nothing to say.
+    #[test]
+    fn files_are_those_of_the_reference() {
+        let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/golden/ckpt");
+        if !shared.is_dir() {
+            return;
+        }
+        let dir = tempdir().unwrap();
+        synth(
+            Preset::Tiny,
+            &SynthOptions::default(),
+            &dir.path().join("a"),
+        )
+        .unwrap();
+        let ours = tree(&dir.path().join("a"));
+        assert_eq!(
+            ours.keys().collect::<Vec<_>>(),
+            tree(&shared).keys().collect::<Vec<_>>()
+        );
+        for file in ours.keys().filter(|f| {
+            f.extension().is_some_and(|e| e == "json") && !f.to_string_lossy().contains("index")
+        }) {
+            let keys = |root: &Path| {
+                serde_json::from_slice::<Value>(&fs::read(root.join(file)).unwrap())
+                    .unwrap()
+                    .as_object()
+                    .unwrap()
+                    .keys()
+                    .cloned()
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(
+                keys(&dir.path().join("a")),
+                keys(&shared),
+                "{}",
+                file.display()
+            );
+        }
+    }
+
+    #[test]
+    fn real_sizes_are_those_of_the_published_model() {
+        let plan = Plan::new(Preset::Full.sizes(None, 1000), 0);
+        let report = plan.report(Path::new("x"));
+        let of = |name| {
+            report
+                .components
+                .iter()
+                .find(|c| c.name == name)
+                .unwrap()
+                .parameters
+        };
+        assert_eq!(of("text_encoder"), 5_680_910_336);
+        assert_eq!(of("vae"), 126_892_531);
+        assert!(
+            (16.0e9..16.6e9).contains(&(of("dit") as f64)),
+            "{}",
+            of("dit")
+        );
+        let small = Plan::new(Preset::Small.sizes(None, 1000), 0)
+            .report(Path::new("x"))
+            .parameters();
+        assert!((140_000_000..175_000_000).contains(&small), "{small}");
+    }
+
+    #[test]
+    fn an_occupied_folder_or_no_layers_are_refused() {
+        let dir = tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let one = SynthOptions {
+            layers: Some(1),
+            seed: 0,
+        };
+        let none = SynthOptions {
+            layers: Some(0),
+            seed: 0,
+        };
+        for (options, out, want, exit) in [
+            (
+                &one,
+                dir.path(),
+                "wanted a new or empty folder, found files in it",
+                Exit::Input,
+            ),
+            (
+                &one,
+                file.as_path(),
+                "wanted a new or empty folder, found a file",
+                Exit::Input,
+            ),
+            (
+                &none,
+                Path::new("x"),
+                "layers is 0, wanted 1 to 1000",
+                Exit::Usage,
+            ),
+        ] {
+            let error = synth(Preset::Tiny, options, out).unwrap_err();
+            assert!(error.to_string().ends_with(want), "{error}");
+            assert_eq!(error.exit(), exit);
+        }
+        let error = room(dir.path(), u64::MAX).unwrap_err();
+        assert_eq!(error.exit(), Exit::Resources);
+    }
+}
