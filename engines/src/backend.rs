@@ -3,7 +3,7 @@
 pub mod ort;
 
 use crate::contract::{Contract, DType, Port};
-use crate::dim::Bindings;
+use crate::dim::{Bindings, Dim};
 use crate::exit::Exit;
 use crate::manifest::ManifestError;
 use crate::tensor::{Tensor, View, ViewMut};
@@ -148,39 +148,74 @@ impl EngineError {
     }
 }
 
-/// Checks one binding against its port and learns symbols from it.
-fn bind_shape(
-    port: &Port,
-    dtype: DType,
-    shape: &[usize],
-    symbols: &mut Bindings,
-) -> Result<(), (String, String)> {
-    let got = || format!("{dtype} {shape:?}");
-    let want = |symbols: &Bindings| {
-        let dims: Vec<String> = port
-            .dims()
-            .iter()
-            .map(|d| d.bind(symbols).to_string())
-            .collect();
-        format!("{} [{}]", port.dtype, dims.join(", "))
-    };
-    let dims = port.dims();
-    if dtype != port.dtype || dims.len() != shape.len() {
-        return Err((want(symbols), got()));
-    }
-    for (dim, &size) in dims.iter().zip(shape) {
-        let bound = dim.bind(symbols);
-        match (bound.as_const(), bound.solve(size as i64, symbols)) {
-            (Some(c), _) if c == size as i64 => {}
-            (None, Some((name, value))) if value >= 0 => {
-                symbols.insert(name, value);
-            }
-            // Two unknowns in one product: another dimension or port decides, and the graph's own check stands behind it.
-            (None, None) if bound.solve(0, symbols).is_none() => {}
-            _ => return Err((want(symbols), got())),
+/// What the bindings of one call have fixed so far.
+#[derive(Clone, Debug)]
+struct Facts {
+    symbols: Bindings,
+    /// Sizes of dimensions with several unknown symbols, e.g. `3*h*w`.
+    products: BTreeMap<Dim, i64>,
+}
+
+impl Facts {
+    fn new(symbols: Bindings) -> Self {
+        Self {
+            symbols,
+            products: BTreeMap::new(),
         }
     }
-    Ok(())
+
+    /// Checks one binding against its port and learns from it. An error is (wanted, got).
+    fn learn(
+        &mut self,
+        port: &Port,
+        dtype: DType,
+        shape: &[usize],
+    ) -> Result<(), (String, String)> {
+        let dims = port.dims();
+        let fits = dtype == port.dtype
+            && dims.len() == shape.len()
+            && dims.iter().zip(shape).all(|(d, &n)| self.dim(d, n as i64));
+        if fits {
+            return Ok(());
+        }
+        let dims = dims.iter().map(|d| d.bind(&self.symbols));
+        let want = dims.map(|d| match self.products.get(&d) {
+            Some(size) => size.to_string(),
+            None => d.to_string(),
+        });
+        let want = want.collect::<Vec<_>>().join(", ");
+        Err((
+            format!("{} [{want}]", port.dtype),
+            format!("{dtype} {shape:?}"),
+        ))
+    }
+
+    fn dim(&mut self, dim: &Dim, size: i64) -> bool {
+        let bound = dim.bind(&self.symbols);
+        if let Some(c) = bound.as_const() {
+            return c == size;
+        }
+        if let Some((name, value)) = bound.solve(size, &self.symbols) {
+            return value >= 0 && self.symbols.insert(name, value).is_none();
+        }
+        // One unknown that no whole number satisfies is a misfit; several unknowns stand as one.
+        bound.solve(0, &self.symbols).is_none()
+            && *self.products.entry(bound).or_insert(size) == size
+    }
+
+    /// The port's shape, when everything in it is known.
+    fn shape(&self, port: &Port) -> Option<Vec<usize>> {
+        let size = |d: &Dim| {
+            let bound = d.bind(&self.symbols);
+            bound
+                .as_const()
+                .or_else(|| self.products.get(&bound).copied())
+        };
+        port.dims()
+            .iter()
+            .map(|d| size(d).and_then(|n| usize::try_from(n).ok()))
+            .collect()
+    }
 }
 
 #[cfg(test)]
@@ -190,14 +225,19 @@ mod tests {
 
     #[test]
     fn bindings_are_learned_and_then_held() {
-        let mut symbols = Bindings::from([
+        let mut facts = Facts::new(Bindings::from([
             ("D".to_owned(), 8),
             ("F".to_owned(), 3),
             ("Z".to_owned(), 16),
-        ]);
-        bind_shape(&dit::LATENTS, DType::F32, &[2, 16, 3, 8, 16], &mut symbols).unwrap();
+        ]));
+        facts
+            .learn(&dit::LATENTS, DType::F32, &[2, 16, 3, 8, 16])
+            .unwrap();
+        let symbols = &facts.symbols;
         assert_eq!((symbols["B"], symbols["h"], symbols["w"]), (2, 4, 8));
-        let err = bind_shape(&dit::HIDDEN, DType::F32, &[2, 95, 8], &mut symbols).unwrap_err();
+        let err = facts
+            .learn(&dit::HIDDEN, DType::F32, &[2, 95, 8])
+            .unwrap_err();
         assert_eq!(
             err,
             ("f32 [2, 96, 8]".to_owned(), "f32 [2, 95, 8]".to_owned())
@@ -205,8 +245,23 @@ mod tests {
     }
 
     #[test]
+    fn a_product_of_unknowns_is_held_as_one() {
+        let mut facts = Facts::new(Bindings::from([("D".to_owned(), 8), ("F".to_owned(), 3)]));
+        facts.learn(&dit::HIDDEN, DType::F32, &[1, 96, 8]).unwrap();
+        assert_eq!(facts.shape(&dit::HIDDEN_OUT), Some(vec![1, 96, 8]));
+        let err = facts
+            .learn(&dit::HIDDEN, DType::F32, &[1, 93, 8])
+            .unwrap_err();
+        assert_eq!(err.0, "f32 [1, 96, 8]");
+    }
+
+    #[test]
     fn odd_latents_do_not_fit_whole_tokens() {
-        let mut symbols = Bindings::new();
-        assert!(bind_shape(&dit::LATENTS, DType::F32, &[1, 16, 3, 9, 16], &mut symbols).is_err());
+        let mut facts = Facts::new(Bindings::new());
+        assert!(
+            facts
+                .learn(&dit::LATENTS, DType::F32, &[1, 16, 3, 9, 16])
+                .is_err()
+        );
     }
 }

@@ -102,6 +102,14 @@ impl WeightBytes for Checkpoint {
     fn read_f32(&self, key: &str) -> Result<Vec<f32>, Self::Error> {
         Self::read_f32(self, key)
     }
+
+    fn has_ranges(&self, key: &str) -> bool {
+        self.computed(key).is_none()
+    }
+
+    fn read_f32_range(&self, key: &str, elements: std::ops::Range<usize>) -> Result<Vec<f32>, Self::Error> {
+        Self::read_f32_range(self, key, elements)
+    }
 }
 
 /// The four opened checkpoints of a folder and their sizes.

@@ -1,6 +1,6 @@
 //! ONNX Runtime on the CPU: the embedded default and the oracle for every other backend. Weights stay a memory map of the export's data
 //! files, shared by every session; one global thread pool serves all sessions of the process.
-use super::{Backend, EngineError, LoadOptions, Outputs, Perturb, Session, State, bind_shape};
+use super::{Backend, EngineError, Facts, LoadOptions, Outputs, Perturb, Session, State};
 use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind};
 use crate::dim::Bindings;
 use crate::manifest::{ComponentEntry, ManifestError, Models};
@@ -103,6 +103,7 @@ impl Backend for OrtCpu {
         let mut builder = ort::session::Session::builder(&self.environment)
             .and_then(|b| {
                 Ok(b.with_prepacking(false)?
+                    .with_env_allocators()?
                     .with_optimization_level(GraphOptimizationLevel::All)?)
             })
             .map_err(load)?;
@@ -249,18 +250,15 @@ impl OrtSession {
         }
     }
 
-    /// Checks every binding and returns the symbols that they fix.
-    fn check(
-        &self,
-        inputs: &[(&Port, View<'_>)],
-        state: &State<'_>,
-    ) -> Result<Bindings, EngineError> {
-        let mut symbols = self.bindings.clone();
+    /// Checks every binding and returns what they fix.
+    fn check(&self, inputs: &[(&Port, View<'_>)], state: &State<'_>) -> Result<Facts, EngineError> {
+        let mut facts = Facts::new(self.bindings.clone());
         for port in self.contract.inputs {
             let Some((_, view)) = inputs.iter().find(|(p, _)| p.name == port.name) else {
                 return Err(self.bind_error(port.name, port.to_string(), "nothing"));
             };
-            bind_shape(port, view.dtype, &view.shape, &mut symbols)
+            facts
+                .learn(port, view.dtype, &view.shape)
                 .map_err(|(w, g)| self.bind_error(port.name, w, g))?;
         }
         if let Some((p, v)) = inputs
@@ -274,7 +272,7 @@ impl OrtSession {
             ));
         }
         if self.contract.state_kind == StateKind::Produce {
-            return Ok(symbols);
+            return Ok(facts);
         }
         for port in self.contract.state {
             let fact = match state {
@@ -289,10 +287,11 @@ impl OrtSession {
             };
             let (dtype, shape) =
                 fact.ok_or_else(|| self.bind_error(port.name, port.to_string(), "nothing"))?;
-            bind_shape(port, dtype, &shape, &mut symbols)
+            facts
+                .learn(port, dtype, &shape)
                 .map_err(|(w, g)| self.bind_error(port.name, w, g))?;
         }
-        Ok(symbols)
+        Ok(facts)
     }
 
     fn bind_input(
@@ -327,16 +326,6 @@ impl OrtSession {
     }
 }
 
-/// An output that the contract's shapes fix is allocated here and bound; any other is allocated by ONNX Runtime and copied.
-fn allocate(port: &Port, symbols: &Bindings) -> Option<Tensor> {
-    let shape: Option<Vec<usize>> = port
-        .dims()
-        .iter()
-        .map(|d| d.eval(symbols).and_then(|v| usize::try_from(v).ok()))
-        .collect();
-    shape.map(|s| Tensor::zeros(port.dtype, &s))
-}
-
 fn pointer(bytes: &[u8]) -> NonNull<u8> {
     NonNull::new(bytes.as_ptr().cast_mut()).expect("a slice pointer is never null")
 }
@@ -351,7 +340,7 @@ impl Session for OrtSession {
         inputs: &[(&Port, View<'_>)],
         mut state: State<'_>,
     ) -> Result<Outputs, EngineError> {
-        let symbols = self.check(inputs, &state)?;
+        let facts = self.check(inputs, &state)?;
         let in_place = self.contract.state_kind == StateKind::InPlace;
         let mut owned: BTreeMap<String, Tensor> = BTreeMap::new();
         let mut unknown: BTreeSet<String> = self.taps.values().cloned().collect();
@@ -363,8 +352,9 @@ impl Session for OrtSession {
             .graph_outputs()
             .filter(|(n, _)| !(in_place && n.ends_with(NEXT)))
         {
-            match allocate(port, &symbols) {
-                Some(t) => drop(owned.insert(name, t)),
+            // What the bindings fix is allocated here and bound; any other is allocated by ONNX Runtime and copied.
+            match facts.shape(port) {
+                Some(shape) => drop(owned.insert(name, Tensor::zeros(port.dtype, &shape))),
                 None => drop(unknown.insert(name)),
             }
         }
@@ -543,12 +533,13 @@ fn environment(threads: usize) -> Result<Environment, EngineError> {
             "{LIBRARY} not found beside the program or in a .deps folder above it"
         ))
     })?;
+    // Before anything else of the binding: its first call would otherwise look for a library of its own.
+    let builder = ort::init_from(&path).map_err(|e| library(format!("{}: {e}", path.display())))?;
     let pool = GlobalThreadPoolOptions::default()
         .with_intra_threads(threads)
         .and_then(|p| p.with_spin_control(false))
         .map_err(|e| library(e.to_string()))?;
-    let environment = ort::init_from(&path)
-        .map_err(|e| library(format!("{}: {e}", path.display())))?
+    let environment = builder
         .with_name("liveavatar")
         .with_global_thread_pool(pool)
         .with_logger(Arc::new(|_, _: &str, _: &str, _: &str, message: &str| {
@@ -559,7 +550,38 @@ fn environment(threads: usize) -> Result<Environment, EngineError> {
         .build()
         .map_err(|e| library(e.to_string()))?;
     environment.set_log_level(ort::logging::LogLevel::Warning);
+    share_arena(&environment).map_err(|e| library(e.to_string()))?;
     Ok(shared.insert(environment).clone())
+}
+
+/// One arena for all sessions of the process: a layer's scratch is the next layer's. With an arena each, forty layers would keep forty
+/// times the scratch of one. It grows by what is asked for, not by powers of two.
+#[expect(unsafe_code, reason = "the binding has no call for it")]
+fn share_arena(environment: &Environment) -> Result<(), ort::Error> {
+    const SAME_AS_REQUESTED: i32 = 1;
+    const DEFAULT: i32 = -1;
+    let memory = MemoryInfo::new(
+        AllocationDevice::CPU,
+        0,
+        AllocatorType::Arena,
+        MemoryType::Default,
+    )?;
+    let api = ort::api();
+    let mut config = ptr::null_mut();
+    // SAFETY: all pointers are live for the calls; the library copies the configuration, which is released here.
+    unsafe {
+        ort::Error::result_from_status((api.CreateArenaCfg)(
+            0,
+            SAME_AS_REQUESTED,
+            DEFAULT,
+            DEFAULT,
+            &mut config,
+        ))?;
+        let status =
+            (api.CreateAndRegisterAllocator)(environment.ptr().cast_mut(), memory.ptr(), config);
+        (api.ReleaseArenaCfg)(config);
+        ort::Error::result_from_status(status)
+    }
 }
 
 /// `ORT_DYLIB_PATH`, else beside the executable, else `.deps/onnxruntime` of a folder above it.
