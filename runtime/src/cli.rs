@@ -1,0 +1,536 @@
+//! The command line of `avatar-run`: flags to requests, nothing else. Upstream's flags keep their names; every flag is understood with
+//! underscores and with dashes.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::compat::Upstream;
+use crate::error::Error;
+use crate::generate::{Clips, Request};
+use crate::mp4::Encoding;
+use crate::picture::Fit;
+use crate::pipeline::Mode;
+use crate::plan::{Lanes, Stages};
+use crate::size::{Size, SizeMode};
+use crate::verify;
+
+/// One picture, speech and a prompt in; talking video out.
+#[derive(Debug, Parser)]
+#[command(name = "avatar-run", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Generate a talking video.
+    Generate(Box<Generate>),
+    /// Run one component of an export on tensors from a file.
+    Exec(Exec),
+    /// Check an export against a folder of reference tensors.
+    Verify(verify::Args),
+    /// Print size, rate, lengths and sound of a video file.
+    Probe(Probe),
+}
+
+/// Flags of `generate`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct Generate {
+    /// Folder that `avatar-export onnx` made.
+    #[arg(long)]
+    pub models: PathBuf,
+    /// Picture of the person.
+    #[arg(long)]
+    pub image: PathBuf,
+    /// Speech, in any file that FFmpeg decodes.
+    #[arg(long)]
+    pub audio: PathBuf,
+    /// What is to be seen.
+    #[arg(long)]
+    pub prompt: String,
+    /// Width and height of the video.
+    #[arg(long, value_name = "W*H", default_value = "704*384")]
+    pub size: Size,
+    /// What --size means: the video's exact size, or (upstream's rule) only an area that the picture's shape fills.
+    #[arg(long = "size-mode", default_value = "exact")]
+    size_mode: SizeModeArg,
+    /// How a picture of another shape fills an exact size.
+    #[arg(long, default_value = "crop")]
+    fit: FitArg,
+    /// Clips to make, or auto for the whole recording.
+    #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
+    num_clip: Clips,
+    /// Denoising steps; the model is distilled for 4.
+    #[arg(long = "sample-steps", value_name = "N", default_value_t = 4)]
+    sample_steps: usize,
+    /// Video frames of a clip, a multiple of 12.
+    #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
+    infer_frames: usize,
+    /// Seed of the noise; negative for a random one.
+    #[arg(
+        long = "base-seed",
+        visible_alias = "seed",
+        value_name = "N",
+        default_value_t = 420,
+        allow_negative_numbers = true
+    )]
+    base_seed: i64,
+    /// The video.
+    #[arg(
+        long,
+        alias = "save-file",
+        value_name = "F.mp4",
+        required_unless_present = "save_dir"
+    )]
+    out: Option<PathBuf>,
+    /// Folder for a video named after the picture and the speech.
+    #[arg(long = "save-dir", value_name = "DIR", conflicts_with = "out")]
+    save_dir: Option<PathBuf>,
+    /// Which of the reference's pipelines is followed.
+    #[arg(long, default_value = "tpp")]
+    mode: ModeArg,
+    /// The same as --mode single.
+    #[arg(long = "single-gpu", hide = true)]
+    single_gpu: bool,
+    /// With --mode single: the first clip is decoded before the second begins, and conditions it.
+    #[arg(long = "enable-online-decode")]
+    enable_online_decode: bool,
+    /// Placement on virtual CPU devices: 1, LxS, `layers=L,steps=S`, or a list `device:layers/steps;...`.
+    #[arg(long, value_name = "STAGES")]
+    stages: Option<Stages>,
+    /// The same as --stages steps=N.
+    #[arg(
+        long = "num-gpus-dit",
+        value_name = "N",
+        hide = true,
+        conflicts_with = "stages"
+    )]
+    num_gpus_dit: Option<NonZeroUsize>,
+    /// Items of a wave that ride in one call.
+    #[arg(long, value_name = "N|auto", default_value = "auto")]
+    lanes: Lanes,
+    /// CPU threads; all cores by default.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Take noise and reference distances from a recorded run.
+    #[arg(long, value_name = "F.safetensors")]
+    replay: Option<PathBuf>,
+    /// Write what the run computed; keeps every frame in memory.
+    #[arg(long, value_name = "F.safetensors")]
+    trace: Option<PathBuf>,
+    /// Write a sheet of frames spread over the video.
+    #[arg(long = "contact-sheet", value_name = "F.png")]
+    contact_sheet: Option<PathBuf>,
+    /// Quality of the video: 0 is lossless, 51 is worst.
+    #[arg(long, value_name = "N", default_value_t = 17, value_parser = clap::value_parser!(u8).range(0..=51))]
+    crf: u8,
+    /// One JSON object per event on standard output.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    upstream: Upstream,
+}
+
+/// Flags of `exec`.
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Component, such as `dit_layer.03`.
+    pub component: String,
+    /// Folder that `avatar-export onnx` made.
+    #[arg(long)]
+    pub models: PathBuf,
+    /// Inputs and state by port name.
+    #[arg(long, value_name = "I.safetensors")]
+    pub inputs: PathBuf,
+    /// Where outputs, next states (`name.next`) and taps go.
+    #[arg(long, value_name = "O.safetensors")]
+    pub outputs: PathBuf,
+    /// Inner values to write as well.
+    #[arg(long = "tap", value_name = "PATH", num_args = 1..)]
+    pub taps: Vec<String>,
+    /// CPU threads; all cores by default.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// Flags of `probe`.
+#[derive(Debug, Args)]
+pub struct Probe {
+    pub file: PathBuf,
+    /// As one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SizeModeArg {
+    Exact,
+    Area,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FitArg {
+    Crop,
+    Pad,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ModeArg {
+    Tpp,
+    Single,
+}
+
+impl Cli {
+    /// Reads a command line, the program's name first.
+    ///
+    /// # Errors
+    /// Help and version too are errors of clap, which know how to print themselves; see [`complaint`] for the others.
+    pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(args.into_iter().map(dashed))
+    }
+}
+
+/// What is wrong with a command line, in one line; `None` when help or the version was asked for.
+pub fn complaint(error: &clap::Error) -> Option<String> {
+    let text = error.to_string();
+    let first = text.strip_prefix("error: ")?.split("\n\n").next()?;
+    Some(first.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// `--num_clip` is `--num-clip`; values stay as they are.
+fn dashed(arg: OsString) -> OsString {
+    let Some(text) = arg.to_str().filter(|t| t.starts_with("--")) else {
+        return arg;
+    };
+    let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+    format!("{}{value}", name.replace('_', "-")).into()
+}
+
+fn clips(text: &str) -> Result<Clips, String> {
+    match text {
+        "auto" => Ok(Clips::Auto),
+        _ => match text.parse() {
+            Ok(n) if n > 0 => Ok(Clips::AtMost(n)),
+            _ => Err(format!(
+                "num_clip wants auto or a number of 1 or more, got `{text}`"
+            )),
+        },
+    }
+}
+
+impl Generate {
+    /// The request, and notices for flags that are settled elsewhere. `random` gives the seed where a negative one asks for it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for flags that contradict each other or cannot be honoured.
+    pub fn request(&self, random: impl FnOnce() -> u64) -> Result<(Request, Vec<String>), Error> {
+        let notices = self.upstream.check()?;
+        let request = Request {
+            image: self.image.clone(),
+            audio: self.audio.clone(),
+            prompt: self.prompt.clone(),
+            size: self.size,
+            size_mode: match self.size_mode {
+                SizeModeArg::Exact => SizeMode::Exact,
+                SizeModeArg::Area => SizeMode::Area,
+            },
+            fit: match self.fit {
+                FitArg::Crop => Fit::Crop,
+                FitArg::Pad => Fit::Pad,
+            },
+            clips: self.num_clip,
+            steps: self.sample_steps,
+            infer_frames: self.infer_frames,
+            seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
+            mode: self.mode()?,
+            stages: self.placement(),
+            lanes: self.lanes,
+            replay: self.replay.clone(),
+            trace: self.trace.clone(),
+            contact_sheet: self.contact_sheet.clone(),
+            encoding: Encoding {
+                crf: self.crf,
+                ..Encoding::default()
+            },
+            out: self.path(),
+        };
+        Ok((request, notices))
+    }
+
+    fn mode(&self) -> Result<Mode, Error> {
+        match (self.mode == ModeArg::Single || self.single_gpu, self.enable_online_decode) {
+            (false, false) => Ok(Mode::Tpp),
+            (true, false) => Ok(Mode::Single),
+            (true, true) => Ok(Mode::SingleOnline),
+            (false, true) => Err(Error::Usage(
+                "--enable_online_decode belongs to --mode single; --mode tpp decodes every block as it is made".to_owned(),
+            )),
+        }
+    }
+
+    fn placement(&self) -> Stages {
+        let steps = self.num_gpus_dit.map(|n| Stages::Grid {
+            layers: 1,
+            steps: n.get(),
+        });
+        self.stages.clone().or(steps).unwrap_or_default()
+    }
+
+    fn path(&self) -> PathBuf {
+        let stem = |p: &PathBuf| {
+            p.file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        };
+        match (&self.out, &self.save_dir) {
+            (Some(out), _) => out.clone(),
+            (None, dir) => dir.clone().unwrap_or_default().join(format!(
+                "{}-{}.mp4",
+                stem(&self.image),
+                stem(&self.audio)
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::StageSpec;
+
+    const NEEDED: [&str; 9] = [
+        "generate",
+        "--models",
+        "m",
+        "--image",
+        "p/i.png",
+        "--audio",
+        "a.wav",
+        "--prompt",
+        "a man speaks",
+    ];
+
+    fn read(more: &[&str]) -> Result<Generate, String> {
+        let line = ["avatar-run"]
+            .iter()
+            .chain(&NEEDED)
+            .chain(more)
+            .map(OsString::from);
+        match Cli::read(line).map_err(|e| e.to_string())?.command {
+            Command::Generate(generate) => Ok(*generate),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    fn request(more: &[&str]) -> Result<(Request, Vec<String>), String> {
+        read(more)?
+            .request(|| 7)
+            .map_err(|e| format!("{e} (exit {})", e.exit().code()))
+    }
+
+    #[test]
+    fn the_command_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn both_spellings_and_both_value_forms_mean_the_same() {
+        let want = format!(
+            "{:?}",
+            request(&[
+                "--out",
+                "o.mp4",
+                "--num_clip",
+                "3",
+                "--sample_steps",
+                "2",
+                "--base_seed",
+                "9"
+            ])
+            .unwrap()
+        );
+        for line in [
+            &[
+                "--out",
+                "o.mp4",
+                "--num-clip",
+                "3",
+                "--sample-steps",
+                "2",
+                "--base-seed",
+                "9",
+            ][..],
+            &[
+                "--out=o.mp4",
+                "--num_clip=3",
+                "--sample_steps=2",
+                "--seed=9",
+            ],
+            &[
+                "--save_file",
+                "o.mp4",
+                "--num-clip=3",
+                "--sample_steps",
+                "2",
+                "--seed",
+                "9",
+            ],
+        ] {
+            assert_eq!(format!("{:?}", request(line).unwrap()), want, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_upstreams_published_ones() {
+        let (r, notices) = request(&["--out", "o.mp4"]).unwrap();
+        assert_eq!(
+            (r.size.to_string(), r.steps, r.infer_frames, r.seed, r.clips),
+            ("704*384".to_owned(), 4, 48, 420, Clips::Auto)
+        );
+        assert_eq!(
+            (r.mode, r.stages, r.lanes, r.size_mode),
+            (Mode::Tpp, Stages::default(), Lanes::Auto, SizeMode::Exact)
+        );
+        assert!(notices.is_empty());
+    }
+
+    #[test]
+    fn upstreams_published_command_line_runs_but_for_fp8() {
+        let line = "--ulysses_size 1 --task s2v-14B --size 720*400 --base_seed 420 --training_config liveavatar/configs/s2v_causal_sft.yaml \
+                    --offload_model False --convert_model_dtype --infer_frames 48 --load_lora --lora_path_dmd Quark-Vision/Live-Avatar \
+                    --sample_steps 4 --sample_guide_scale 0 --num_clip 10000 --num_gpus_dit 4 --sample_solver euler --enable_vae_parallel \
+                    --ckpt_dir ckpt/Wan2.2-S2V-14B/ --save_dir out";
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (r, notices) = request(&words).unwrap();
+        assert_eq!(
+            r.stages,
+            Stages::Grid {
+                layers: 1,
+                steps: 4
+            }
+        );
+        assert_eq!(
+            (r.clips, r.out),
+            (Clips::AtMost(10_000), PathBuf::from("out/i-a.mp4"))
+        );
+        assert_eq!(notices.len(), 6, "{notices:?}");
+        let error = request(&[&words[..], &["--fp8"]].concat()).unwrap_err();
+        assert_eq!(
+            error,
+            "--fp8: precision is a recipe of the export, and this export has none with FP8 (exit 2)"
+        );
+    }
+
+    #[test]
+    fn modes_placements_and_seeds() {
+        type Check = fn(&Request) -> bool;
+        let cases: [(&[&str], Check); 8] = [
+            (&["--mode", "single"], |r| r.mode == Mode::Single),
+            (&["--single_gpu"], |r| r.mode == Mode::Single),
+            (&["--mode=single", "--enable-online-decode"], |r| {
+                r.mode == Mode::SingleOnline
+            }),
+            (&["--stages", "layers=2,steps=2"], |r| {
+                r.stages
+                    == Stages::Grid {
+                        layers: 2,
+                        steps: 2,
+                    }
+            }),
+            (&["--stages", "3:0-3/0-3"], |r| {
+                r.stages
+                    == Stages::List(vec![StageSpec {
+                        device: 3,
+                        layers: 0..4,
+                        steps: 0..4,
+                    }])
+            }),
+            (&["--lanes", "1"], |r| r.lanes == Lanes::AtMost(1)),
+            (&["--base_seed", "-1"], |r| r.seed == 7),
+            (&["--size", "704x384", "--size_mode", "area"], |r| {
+                r.size.to_string() == "704*384" && r.size_mode == SizeMode::Area
+            }),
+        ];
+        for (more, check) in cases {
+            let (r, _) = request(&[more, &["--out", "o.mp4"]].concat()).unwrap();
+            assert!(check(&r), "{more:?}: {r:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_with_the_reason() {
+        for (more, want) in [
+            (
+                &["--enable_online_decode"][..],
+                "--enable_online_decode belongs to --mode single",
+            ),
+            (
+                &["--sample_solver", "unipc"],
+                "--sample-solver unipc: only euler is possible",
+            ),
+            (
+                &["--sample_guide_scale", "5"],
+                "--sample-guide-scale 5: only 0 is possible",
+            ),
+            (
+                &["--ulysses_size", "4"],
+                "--ulysses-size 4: only 1 is possible",
+            ),
+            (&["--pose_video", "p.mp4"], "pose video is not built in"),
+            (&["--enable_tts"], "no speech synthesis is built in"),
+            (&["--size", "704"], "size wants W*H"),
+            (&["--size", "0*0"], "size wants both sides within"),
+            (
+                &["--num_clip", "0"],
+                "num_clip wants auto or a number of 1 or more, got `0`",
+            ),
+            (&["--stages", "rows=2"], "stages wants"),
+            (&["--lanes", "0"], "lanes wants auto"),
+            (&["--crf", "60"], "60 is not in 0..=51"),
+            (&["--no_such_flag"], "unexpected argument '--no-such-flag'"),
+            (
+                &["--stages", "1", "--num_gpus_dit", "4"],
+                "cannot be used with",
+            ),
+        ] {
+            let error = request(&[more, &["--out", "o.mp4"]].concat()).unwrap_err();
+            assert!(error.contains(want), "{more:?}: {error}");
+        }
+        assert!(
+            request(&[]).unwrap_err().contains("--out"),
+            "an output is required"
+        );
+    }
+
+    #[test]
+    fn a_complaint_is_one_line_and_help_is_none() {
+        let complain =
+            |words: &[&str]| complaint(&Cli::read(words.iter().map(OsString::from)).unwrap_err());
+        assert_eq!(complain(&["avatar-run", "--help"]), None);
+        assert_eq!(complain(&["avatar-run", "--version"]), None);
+        let missing = complain(&["avatar-run", "generate", "--image", "i"]).unwrap();
+        assert_eq!(
+            missing,
+            "the following required arguments were not provided: --models <MODELS> --audio <AUDIO> --prompt <PROMPT> --out <F.mp4>"
+        );
+        let size = complain(&["avatar-run", "generate", "--size", "704"]).unwrap();
+        assert!(
+            size.starts_with("invalid value '704' for '--size <W*H>': size wants W*H"),
+            "{size}"
+        );
+    }
+
+    #[test]
+    fn the_last_of_repeated_flags_counts() {
+        let (r, _) = request(&["--out", "o.mp4", "--num_clip", "1", "--num_clip", "auto"]).unwrap();
+        assert_eq!(r.clips, Clips::Auto);
+    }
+}

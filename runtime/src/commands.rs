@@ -1,0 +1,110 @@
+//! What each command of `avatar-run` does: opens what it names, calls the library, shows the result.
+
+use std::io::{IsTerminal, Write};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use engines::backend::ort::OrtCpu;
+use engines::manifest::Models;
+
+use crate::cli::{Cli, Command, Exec, Generate, Probe};
+use crate::error::Error;
+use crate::events::{Cancel, Event, Observer};
+use crate::exec;
+use crate::generate::{Engine, generate};
+use crate::probe::probe;
+use crate::progress::{Screen, Style};
+use crate::verify;
+
+/// How this command shows what it does.
+pub fn style(cli: &Cli) -> Style {
+    match &cli.command {
+        Command::Generate(g) if g.json => Style::Json,
+        Command::Probe(p) if p.json => Style::Json,
+        _ if std::io::stderr().is_terminal() => Style::Bar,
+        _ => Style::Lines,
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// As the library's.
+pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
+    match &cli.command {
+        Command::Generate(g) => run_generate(g, style, cancel),
+        Command::Exec(e) => run_exec(e),
+        Command::Verify(v) => {
+            verify::command(v, &mut std::io::stdout(), &Screen::new(style), cancel)
+        }
+        Command::Probe(p) => run_probe(p),
+    }
+}
+
+/// Opens an export on ONNX Runtime's CPU provider.
+///
+/// # Errors
+/// A folder that is missing, damaged or of another version; a runtime library that is missing.
+pub fn open(models: &Path, threads: Option<NonZeroUsize>) -> Result<OrtCpu, Error> {
+    let threads = threads
+        .or_else(|| std::thread::available_parallelism().ok())
+        .map_or(1, NonZeroUsize::get);
+    Ok(OrtCpu::new(Models::open(models)?, threads)?)
+}
+
+fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {
+    let (request, notices) = args.request(random_seed)?;
+    let screen = Screen::new(style);
+    for notice in notices {
+        screen.event(&Event::Notice(notice));
+    }
+    screen.event(&Event::Phase("opening the models"));
+    let backend = open(&args.models, args.threads)?;
+    generate(
+        &Engine::new(backend.models(), &backend),
+        &request,
+        &screen,
+        cancel,
+    )
+    .map(drop)
+}
+
+fn run_exec(args: &Exec) -> Result<(), Error> {
+    let backend = open(&args.models, args.threads)?;
+    let request = exec::Request {
+        component: args.component.clone(),
+        inputs: args.inputs.clone(),
+        outputs: args.outputs.clone(),
+        taps: args.taps.clone(),
+    };
+    for (name, fact) in exec::exec(&backend, &request)? {
+        print(&format!("{name}: {fact}"))?;
+    }
+    Ok(())
+}
+
+fn run_probe(args: &Probe) -> Result<(), Error> {
+    let facts = probe(&args.file)?;
+    let text = if args.json {
+        serde_json::to_string(&facts).unwrap_or_default()
+    } else {
+        facts.to_string()
+    };
+    print(&text)
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    writeln!(std::io::stdout(), "{text}").map_err(|source| Error::Write {
+        path: "standard output".into(),
+        source,
+    })
+}
+
+/// Different at every call; shown in the settings, so that a run can be repeated.
+fn random_seed() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    now.as_nanos() as u64 & u64::from(u32::MAX)
+}

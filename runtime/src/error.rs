@@ -1,0 +1,128 @@
+//! The one error of the library: what the reader of a message can act on, and the exit code that tells a script the same.
+
+use std::path::PathBuf;
+
+use engines::backend::EngineError;
+use engines::exit::Exit;
+use engines::manifest::ManifestError;
+
+use crate::audio_file::AudioError;
+use crate::contact_sheet::ContactSheetError;
+use crate::mp4::Mp4Error;
+use crate::picture::PictureError;
+use crate::plan::PlanError;
+use crate::probe::ProbeError;
+use crate::prompt::PromptError;
+use crate::ring::ClipLengthError;
+use crate::schedule::ScheduleError;
+use crate::size::SizeError;
+use crate::tensor_file::TensorFileError;
+use crate::trace::ReplayError;
+use crate::verify::VerifyError;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    #[error(transparent)]
+    ClipLength(#[from] ClipLengthError),
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+    #[error(transparent)]
+    Audio(#[from] AudioError),
+    #[error(transparent)]
+    Mp4(#[from] Mp4Error),
+    #[error(transparent)]
+    ContactSheet(#[from] ContactSheetError),
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    #[error(transparent)]
+    TensorFile(#[from] TensorFileError),
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Engine(Box<EngineError>),
+    #[error("stage {stage}: {source}")]
+    Stage {
+        stage: String,
+        source: Box<EngineError>,
+    },
+    #[error("model has {found} speech states of width {dim}, this program wants {wanted}")]
+    SpeechStates {
+        wanted: usize,
+        found: usize,
+        dim: usize,
+    },
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error("cannot listen for Ctrl-C: {reason}")]
+    Signal { reason: String },
+    #[error("{path}: cannot write: {source}", path = path.display())]
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// The other side of a channel ended first; its own error is the one to show.
+    #[error("stopped because another stage ended")]
+    Stopped,
+    #[error("interrupted after {frames} frames{}", at(partial))]
+    Interrupted {
+        frames: usize,
+        partial: Option<PathBuf>,
+    },
+}
+
+fn at(partial: &Option<PathBuf>) -> String {
+    partial.as_ref().map_or_else(
+        || "; nothing was written".to_owned(),
+        |p| format!("; what is there plays: {}", p.display()),
+    )
+}
+
+impl From<EngineError> for Error {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(Box::new(error))
+    }
+}
+
+impl Error {
+    /// What a process that fails with this returns.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Usage(_) => Exit::Usage,
+            Self::Size(e) => e.exit(),
+            Self::Plan(e) => e.exit(),
+            Self::Schedule(e) => e.exit(),
+            Self::ClipLength(e) => e.exit(),
+            Self::Prompt(e) => e.exit(),
+            Self::Picture(e) => e.exit(),
+            Self::Audio(e) => e.exit(),
+            Self::Mp4(e) => e.exit(),
+            Self::ContactSheet(e) => e.exit(),
+            Self::Probe(e) => e.exit(),
+            Self::TensorFile(e) => e.exit(),
+            Self::Replay(e) => e.exit(),
+            Self::Manifest(e) => e.exit(),
+            Self::Engine(e) | Self::Stage { source: e, .. } => e.exit(),
+            Self::Verify(e) => e.exit(),
+            Self::SpeechStates { .. } => Exit::Model,
+            Self::Signal { .. } | Self::Stopped => Exit::Resources,
+            Self::Write { source, .. } if source.kind() != std::io::ErrorKind::StorageFull => {
+                Exit::Input
+            }
+            Self::Write { .. } => Exit::Resources,
+            Self::Interrupted { .. } => Exit::Interrupted,
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! One picture, speech and a prompt in; talking video out, of any length, in constant memory. The library behind `avatar-run`: it knows
+//! engines by their contracts ([`engines`]) and nothing of checkpoints or exporters.
+//!
+//! ```text
+//! picture, audio_file, speech, prompt --condition--> conditions --executor--> latents --pipeline--> frames --mp4--> file
+//! ```
+//! Numbers: [`size`], [`schedule`], [`rope`], [`rng`], [`ring`], [`wavefront`]. Devices: [`plan`], and nowhere else. Order and threads:
+//! [`executor`]. State: [`stage`] (KV rings) and [`vae`] (feature caches).
+pub mod audio_file;
+pub mod call;
+pub mod cli;
+pub mod commands;
+pub mod compat;
+pub mod condition;
+pub mod contact_sheet;
+pub mod error;
+pub mod events;
+pub mod exec;
+pub mod executor;
+#[cfg(test)]
+mod fake;
+pub mod ffmpeg;
+pub mod generate;
+#[cfg(test)]
+mod golden;
+pub mod latents;
+pub mod mp4;
+mod output;
+pub mod picture;
+pub mod pipeline;
+pub mod plan;
+pub mod probe;
+pub mod progress;
+pub mod prompt;
+pub mod ring;
+pub mod rng;
+pub mod rope;
+pub mod schedule;
+pub mod size;
+pub mod speech;
+pub mod stage;
+pub mod tensor_file;
+pub mod trace;
+pub mod vae;
+pub mod verify;
+pub mod wavefront;

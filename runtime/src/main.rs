@@ -1,0 +1,47 @@
+//! `avatar-run`: a shell over the library.
+
+use std::process::ExitCode;
+
+use engines::exit::Exit;
+use runtime::cli::{Cli, complaint};
+use runtime::commands;
+use runtime::error::Error;
+use runtime::events::Cancel;
+use runtime::progress;
+
+fn main() -> ExitCode {
+    let cli = match Cli::read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => match complaint(&error) {
+            Some(text) => {
+                eprintln!("error: {text}");
+                return ExitCode::from(Exit::Usage.code());
+            }
+            None => error.exit(),
+        },
+    };
+    let style = commands::style(&cli);
+    let cancel = Cancel::default();
+    let result = listen(&cancel).and_then(|()| commands::run(&cli, style, &cancel));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            progress::failed(style, &error);
+            ExitCode::from(error.exit().code())
+        }
+    }
+}
+
+/// The first Ctrl-C asks the run to end after the block at hand, the second ends the process.
+fn listen(cancel: &Cancel) -> Result<(), Error> {
+    let cancel = cancel.clone();
+    ctrlc::set_handler(move || {
+        if cancel.cancel() {
+            std::process::exit(i32::from(Exit::Interrupted.code()));
+        }
+        eprintln!("stopping after the block at hand; press Ctrl-C again to stop at once");
+    })
+    .map_err(|e| Error::Signal {
+        reason: e.to_string(),
+    })
+}

@@ -1,0 +1,486 @@
+//! Which device runs which layers and which steps: the only file with device arithmetic. A stage is a device, a range of layers and a range
+//! of steps; the stages of one range of steps form a chain through all layers. Devices here are virtual CPU devices: threads that share one
+//! ONNX Runtime. Nothing is loaded and no thread is started here.
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use engines::exit::Exit;
+
+/// Why a placement cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error(
+        "stages wants 1, LxS, `layers=L,steps=S` or a list such as `0:0-9/0-3;1:10-19/0-3` (device:layers/steps), got `{got}`"
+    )]
+    Stages { got: String },
+    #[error("lanes wants auto or a number of 1 or more, got `{got}`")]
+    Lanes { got: String },
+    #[error("lanes wants at most the {steps} steps of a wave, got {got}")]
+    TooManyLanes { got: usize, steps: usize },
+    #[error("stages wants at most {have} parts of {have} {what}, got {got}")]
+    TooManyParts {
+        what: &'static str,
+        have: usize,
+        got: usize,
+    },
+    #[error("stages wants every one of {what} 0-{} exactly once, in order; {} follows {}", have.saturating_sub(1), Inclusive(found), Before(*after))]
+    Gap {
+        what: String,
+        have: usize,
+        after: usize,
+        found: Range<usize>,
+    },
+    #[error("stages wants every one of {what} 0-{} exactly once; {after}-{} are missing", have.saturating_sub(1), have.saturating_sub(1))]
+    Short {
+        what: String,
+        have: usize,
+        after: usize,
+    },
+}
+
+impl PlanError {
+    /// Always a usage error.
+    pub fn exit(&self) -> Exit {
+        Exit::Usage
+    }
+}
+
+/// One device's share: all of `layers` for all of `steps`, rings included.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct StageSpec {
+    pub device: usize,
+    pub layers: Range<usize>,
+    pub steps: Range<usize>,
+}
+
+impl StageSpec {
+    /// One stage for everything.
+    pub fn whole(layers: usize, steps: usize) -> Self {
+        Self {
+            device: 0,
+            layers: 0..layers,
+            steps: 0..steps,
+        }
+    }
+}
+
+/// What `--stages` says, before the model's sizes are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stages {
+    /// Even parts: `layers` x `steps` devices.
+    Grid { layers: usize, steps: usize },
+    /// Every stage spelt out.
+    List(Vec<StageSpec>),
+}
+
+impl Default for Stages {
+    fn default() -> Self {
+        Self::Grid {
+            layers: 1,
+            steps: 1,
+        }
+    }
+}
+
+/// What `--lanes` says: how many items of a wave ride in one call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lanes {
+    /// Full waves on one stage; fewer where a chain of stages would otherwise wait for the whole wave.
+    #[default]
+    Auto,
+    AtMost(usize),
+}
+
+/// The stages of one range of steps, in layer order.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Chain {
+    pub steps: Range<usize>,
+    pub stages: Vec<StageSpec>,
+    /// Most lanes of a call.
+    pub lanes: usize,
+}
+
+/// A placement that covers every layer and every step once.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Plan {
+    pub chains: Vec<Chain>,
+}
+
+impl Plan {
+    /// Places `layers` layers and `steps` steps.
+    ///
+    /// # Errors
+    /// More parts than there are layers or steps, a list that leaves a gap or overlaps, more lanes than steps.
+    pub fn new(
+        stages: &Stages,
+        lanes: Lanes,
+        layers: usize,
+        steps: usize,
+    ) -> Result<Self, PlanError> {
+        if let Lanes::AtMost(got) = lanes
+            && got > steps
+        {
+            return Err(PlanError::TooManyLanes { got, steps });
+        }
+        let specs = match stages {
+            Stages::Grid {
+                layers: l,
+                steps: s,
+            } => grid(*l, *s, layers, steps)?,
+            Stages::List(list) => list.clone(),
+        };
+        let mut groups: Vec<(Range<usize>, Vec<StageSpec>)> = Vec::new();
+        for spec in specs {
+            match groups.iter_mut().find(|(s, _)| *s == spec.steps) {
+                Some((_, group)) => group.push(spec),
+                None => groups.push((spec.steps.clone(), vec![spec])),
+            }
+        }
+        groups.sort_by_key(|(s, _)| s.start);
+        covered("steps", steps, groups.iter().map(|(s, _)| s))?;
+        let chains = groups
+            .into_iter()
+            .map(|(steps, stages)| chain(steps, stages, lanes, layers));
+        Ok(Self {
+            chains: chains.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Virtual devices in use.
+    pub fn devices(&self) -> usize {
+        let mut ids: Vec<usize> = self
+            .chains
+            .iter()
+            .flat_map(|c| c.stages.iter().map(|s| s.device))
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.len()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, chain) in self.chains.iter().enumerate() {
+            for (j, s) in chain.stages.iter().enumerate() {
+                let sep = if i + j == 0 { "" } else { "; " };
+                write!(
+                    f,
+                    "{sep}cpu:{} layers {} steps {}",
+                    s.device,
+                    Inclusive(&s.layers),
+                    Inclusive(&s.steps)
+                )?;
+            }
+            write!(
+                f,
+                " ({} lane{} a call)",
+                chain.lanes,
+                if chain.lanes == 1 { "" } else { "s" }
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn chain(
+    steps: Range<usize>,
+    mut stages: Vec<StageSpec>,
+    lanes: Lanes,
+    layers: usize,
+) -> Result<Chain, PlanError> {
+    stages.sort_by_key(|s| s.layers.start);
+    covered(
+        &format!("layers of steps {}", Inclusive(&steps)),
+        layers,
+        stages.iter().map(|s| &s.layers),
+    )?;
+    let lanes = match lanes {
+        Lanes::Auto => steps.len().div_ceil(stages.len()),
+        Lanes::AtMost(n) => n.min(steps.len()),
+    };
+    Ok(Chain {
+        steps,
+        stages,
+        lanes,
+    })
+}
+
+fn covered<'r>(
+    what: &str,
+    have: usize,
+    parts: impl Iterator<Item = &'r Range<usize>>,
+) -> Result<(), PlanError> {
+    let mut at = 0;
+    for part in parts {
+        if part.start != at || part.end > have || part.is_empty() {
+            return Err(PlanError::Gap {
+                what: what.to_owned(),
+                have,
+                after: at,
+                found: part.clone(),
+            });
+        }
+        at = part.end;
+    }
+    if at == have {
+        Ok(())
+    } else {
+        Err(PlanError::Short {
+            what: what.to_owned(),
+            have,
+            after: at,
+        })
+    }
+}
+
+fn grid(l: usize, s: usize, layers: usize, steps: usize) -> Result<Vec<StageSpec>, PlanError> {
+    for (what, have, got) in [("layers", layers, l), ("steps", steps, s)] {
+        if got > have {
+            return Err(PlanError::TooManyParts { what, have, got });
+        }
+    }
+    let cells =
+        even(steps, s).flat_map(|steps| even(layers, l).map(move |layers| (layers, steps.clone())));
+    Ok(cells
+        .enumerate()
+        .map(|(device, (layers, steps))| StageSpec {
+            device,
+            layers,
+            steps,
+        })
+        .collect())
+}
+
+/// `0..n` in `parts` contiguous ranges whose lengths differ by one at most.
+fn even(n: usize, parts: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    (0..parts).map(move |i| n * i / parts..n * (i + 1) / parts)
+}
+
+impl FromStr for Stages {
+    type Err = PlanError;
+
+    fn from_str(text: &str) -> Result<Self, PlanError> {
+        let plain: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+        let parsed = if plain.contains(':') {
+            list(&plain)
+        } else {
+            even_parts(&plain)
+        };
+        parsed.ok_or_else(|| PlanError::Stages {
+            got: text.to_owned(),
+        })
+    }
+}
+
+fn even_parts(text: &str) -> Option<Stages> {
+    let count = |t: &str| t.parse().ok().filter(|&n: &usize| n > 0);
+    if let Some((l, s)) = text.split_once(['x', 'X', '*']) {
+        return Some(Stages::Grid {
+            layers: count(l)?,
+            steps: count(s)?,
+        });
+    }
+    let (mut layers, mut steps) = (None, None);
+    for part in text.split(',') {
+        let slot = match part.split_once('=') {
+            Some(("layers", n)) => (&mut layers, n),
+            Some(("steps", n)) => (&mut steps, n),
+            None if part == "1" => (&mut layers, part),
+            _ => return None,
+        };
+        if slot.0.replace(count(slot.1)?).is_some() {
+            return None;
+        }
+    }
+    Some(Stages::Grid {
+        layers: layers.unwrap_or(1),
+        steps: steps.unwrap_or(1),
+    })
+}
+
+fn list(text: &str) -> Option<Stages> {
+    let stage = |part: &str| {
+        let (device, rest) = part.split_once(':')?;
+        let (layers, steps) = rest.split_once('/')?;
+        Some(StageSpec {
+            device: device.parse().ok()?,
+            layers: inclusive(layers)?,
+            steps: inclusive(steps)?,
+        })
+    };
+    text.split(';')
+        .map(stage)
+        .collect::<Option<_>>()
+        .map(Stages::List)
+}
+
+fn inclusive(text: &str) -> Option<Range<usize>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some(())?;
+    Some(first..last.checked_add(1)?)
+}
+
+impl FromStr for Lanes {
+    type Err = PlanError;
+
+    fn from_str(text: &str) -> Result<Self, PlanError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text
+                .parse()
+                .ok()
+                .filter(|&n| n > 0)
+                .map(Self::AtMost)
+                .ok_or_else(|| PlanError::Lanes {
+                    got: text.to_owned(),
+                }),
+        }
+    }
+}
+
+/// A range as people write it: both ends included.
+struct Inclusive<'r>(&'r Range<usize>);
+
+impl fmt::Display for Inclusive<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            1 => write!(f, "{}", self.0.start),
+            _ => write!(f, "{}-{}", self.0.start, self.0.end.saturating_sub(1)),
+        }
+    }
+}
+
+struct Before(usize);
+
+impl fmt::Display for Before {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("nothing"),
+            n => write!(f, "{}", n - 1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(stages: &str, lanes: &str) -> Result<Plan, PlanError> {
+        Plan::new(&stages.parse()?, lanes.parse()?, 4, 4)
+    }
+
+    #[test]
+    fn every_spelling_of_a_placement_is_read() {
+        for (text, lanes, want) in [
+            ("1", "auto", "cpu:0 layers 0-3 steps 0-3 (4 lanes a call)"),
+            ("1", "1", "cpu:0 layers 0-3 steps 0-3 (1 lane a call)"),
+            (
+                "layers=2",
+                "auto",
+                "cpu:0 layers 0-1 steps 0-3; cpu:1 layers 2-3 steps 0-3 (2 lanes a call)",
+            ),
+            (
+                "2x1",
+                "4",
+                "cpu:0 layers 0-1 steps 0-3; cpu:1 layers 2-3 steps 0-3 (4 lanes a call)",
+            ),
+            (
+                "steps=2",
+                "3",
+                "cpu:0 layers 0-3 steps 0-1 (2 lanes a call); cpu:1 layers 0-3 steps 2-3 (2 lanes a call)",
+            ),
+            (
+                "0:0-2/0-3; 1:3/0-3",
+                "auto",
+                "cpu:0 layers 0-2 steps 0-3; cpu:1 layers 3 steps 0-3 (2 lanes a call)",
+            ),
+        ] {
+            assert_eq!(
+                plan(text, lanes).map(|p| p.to_string()),
+                Ok(want.to_owned()),
+                "{text}"
+            );
+        }
+        assert_eq!(
+            plan("layers=2,steps=2", "auto").map(|p| (p.devices(), p.chains.len())),
+            Ok((4, 2))
+        );
+        assert_eq!(
+            plan("3x1", "auto").map(|p| p.chains[0].stages[2].layers.clone()),
+            Ok(2..4)
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_placement_is_a_usage_error() {
+        for text in [
+            "",
+            "0",
+            "2",
+            "x",
+            "0x1",
+            "layers=0",
+            "layers=2,layers=2",
+            "rows=2",
+            "0:1",
+            "0:3-1/0-3",
+            "a:0-3/0-3",
+            "-1",
+        ] {
+            assert_eq!(
+                text.parse::<Stages>(),
+                Err(PlanError::Stages {
+                    got: text.to_owned()
+                }),
+                "{text}"
+            );
+        }
+        for text in ["", "0", "-1", "all"] {
+            assert!(
+                matches!(text.parse::<Lanes>(), Err(PlanError::Lanes { .. })),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn gaps_overlaps_and_excess_are_named() {
+        for (text, want) in [
+            (
+                "layers=5",
+                "stages wants at most 4 parts of 4 layers, got 5",
+            ),
+            ("steps=5", "stages wants at most 4 parts of 4 steps, got 5"),
+            (
+                "0:0-1/0-3",
+                "stages wants every one of layers of steps 0-3 0-3 exactly once; 2-3 are missing",
+            ),
+            (
+                "0:0-1/0-3;1:1-3/0-3",
+                "stages wants every one of layers of steps 0-3 0-3 exactly once, in order; 1-3 follows 1",
+            ),
+            (
+                "0:0-3/0-1;1:0-3/1-3",
+                "stages wants every one of steps 0-3 exactly once, in order; 1-3 follows 1",
+            ),
+            (
+                "0:0-3/0-2",
+                "stages wants every one of steps 0-3 exactly once; 3-3 are missing",
+            ),
+            (
+                "0:0-4/0-3",
+                "stages wants every one of layers of steps 0-3 0-3 exactly once, in order; 0-4 follows nothing",
+            ),
+        ] {
+            assert_eq!(plan(text, "auto").unwrap_err().to_string(), want, "{text}");
+        }
+        assert_eq!(
+            plan("1", "5"),
+            Err(PlanError::TooManyLanes { got: 5, steps: 4 })
+        );
+    }
+}

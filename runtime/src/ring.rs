@@ -1,0 +1,263 @@
+//! Sizes of one run and the KV ring: where a block is written and how much of the ring attention sees. Pure numbers, and the memory they
+//! describe; what is in it is the graphs' business.
+
+use std::ops::Range;
+
+use engines::components::dit::DitConfig;
+use engines::contract::DType;
+use engines::exit::Exit;
+use engines::tensor::{Tensor, ViewMut};
+
+use crate::size::Size;
+
+/// Why a clip length cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "infer_frames wants a multiple of {unit}, the frames of a block, got {got}; the model is made for 48"
+)]
+pub struct ClipLengthError {
+    pub got: usize,
+    pub unit: usize,
+}
+
+impl ClipLengthError {
+    /// Always a usage error.
+    pub fn exit(&self) -> Exit {
+        Exit::Usage
+    }
+}
+
+/// Video frames of one latent frame.
+pub const FRAMES_PER_LATENT: usize = engines::components::vae::TEMPORAL_STRIDE;
+
+/// Every size that a run's tensors are made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    pub size: Size,
+    /// Rows and columns of tokens in a latent frame.
+    pub tokens: (usize, usize),
+    /// Rows and columns of latents in a latent frame.
+    pub latent: (usize, usize),
+    pub latent_channels: usize,
+    /// Latent frames of a block.
+    pub block_frames: usize,
+    /// Blocks of a clip; the ring holds as many.
+    pub clip_blocks: usize,
+    pub sink_tokens: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+}
+
+impl Geometry {
+    /// Sizes of clips of `infer_frames` video frames at `size`.
+    ///
+    /// # Errors
+    /// `infer_frames` that is not a whole number of blocks.
+    pub fn new(
+        config: &DitConfig,
+        size: Size,
+        infer_frames: usize,
+    ) -> Result<Self, ClipLengthError> {
+        let unit = config.block_frames * FRAMES_PER_LATENT;
+        if infer_frames == 0 || !infer_frames.is_multiple_of(unit) {
+            return Err(ClipLengthError {
+                got: infer_frames,
+                unit,
+            });
+        }
+        let tokens = size.tokens();
+        Ok(Self {
+            size,
+            tokens,
+            latent: size.latent(),
+            latent_channels: config.latent_channels,
+            block_frames: config.block_frames,
+            clip_blocks: infer_frames / unit,
+            sink_tokens: config.sink_tokens(tokens.0, tokens.1),
+            heads: config.heads,
+            head_dim: config.head_dim(),
+        })
+    }
+
+    /// Video frames of a block after the first.
+    pub fn block_video_frames(&self) -> usize {
+        self.block_frames * FRAMES_PER_LATENT
+    }
+
+    /// Video frames of a clip.
+    pub fn clip_video_frames(&self) -> usize {
+        self.clip_blocks * self.block_video_frames()
+    }
+
+    /// Tokens of a block, `3*h*w`.
+    pub fn block_tokens(&self) -> usize {
+        self.block_frames * self.tokens.0 * self.tokens.1
+    }
+
+    /// Tokens of the ring, `S`.
+    pub fn ring_tokens(&self) -> usize {
+        self.clip_blocks * self.block_tokens()
+    }
+
+    /// First global latent frame of a block.
+    pub fn first_frame(&self, block: usize) -> usize {
+        block * self.block_frames
+    }
+
+    /// First ring token that `block` writes. Blocks divide the ring, so a write never wraps.
+    pub fn slot(&self, block: usize) -> usize {
+        (block % self.clip_blocks) * self.block_tokens()
+    }
+
+    /// Ring tokens that are filled once `block` is written: one contiguous prefix.
+    pub fn filled(&self, block: usize) -> usize {
+        (block + 1).min(self.clip_blocks) * self.block_tokens()
+    }
+
+    /// `[1, Z, frames, H/8, W/8]`.
+    pub fn latents_shape(&self, frames: usize) -> [usize; 5] {
+        [
+            1,
+            self.latent_channels,
+            frames,
+            self.latent.0,
+            self.latent.1,
+        ]
+    }
+}
+
+/// Keys and values of one layer for a range of steps, `[steps, N, S, d]` each. A lane is a step.
+pub struct KvRing {
+    pub keys: Tensor,
+    pub values: Tensor,
+}
+
+impl KvRing {
+    /// An empty ring of `steps` lanes.
+    pub fn new(geometry: &Geometry, steps: usize) -> Self {
+        let shape = [
+            steps,
+            geometry.heads,
+            geometry.ring_tokens(),
+            geometry.head_dim,
+        ];
+        Self {
+            keys: Tensor::zeros(DType::F32, &shape),
+            values: Tensor::zeros(DType::F32, &shape),
+        }
+    }
+
+    /// The lanes of a contiguous range of steps, to be bound in place.
+    pub fn lanes_mut(&mut self, lanes: Range<usize>) -> (ViewMut<'_>, ViewMut<'_>) {
+        (
+            self.keys.lanes_mut(lanes.clone()),
+            self.values.lanes_mut(lanes),
+        )
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use engines::components::dit::AudioConfig;
+    use proptest::prelude::*;
+
+    pub(crate) fn config(layers: usize) -> DitConfig {
+        DitConfig {
+            dim: 8,
+            heads: 2,
+            layers,
+            ffn_dim: 8,
+            audio_inject_layers: vec![0],
+            text_dim: 4,
+            text_len: 6,
+            freq_dim: crate::schedule::FREQUENCIES,
+            latent_channels: 16,
+            eps: 1e-6,
+            block_frames: 3,
+            audio: AudioConfig {
+                dim: 2,
+                states: 3,
+                tokens: 5,
+            },
+        }
+    }
+
+    pub(crate) fn geometry(infer_frames: usize) -> Geometry {
+        Geometry::new(
+            &config(4),
+            Size {
+                width: 64,
+                height: 64,
+            },
+            infer_frames,
+        )
+        .unwrap()
+    }
+
+    /// Four tokens a frame: for tests that run many blocks.
+    pub(crate) fn small_geometry(infer_frames: usize) -> Geometry {
+        Geometry::new(
+            &config(4),
+            Size {
+                width: 32,
+                height: 32,
+            },
+            infer_frames,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_ring_holds_a_clip_and_the_fifth_block_takes_the_first_slot() {
+        let g = geometry(48);
+        let n = 16;
+        assert_eq!(
+            (g.block_tokens(), g.ring_tokens(), g.sink_tokens),
+            (3 * n, 12 * n, 40)
+        );
+        let seen: Vec<(usize, usize)> = (0..6).map(|b| (g.slot(b) / n, g.filled(b) / n)).collect();
+        assert_eq!(seen, [(0, 3), (3, 6), (6, 9), (9, 12), (0, 12), (3, 12)]);
+    }
+
+    #[test]
+    fn clip_lengths_are_whole_blocks() {
+        for (frames, blocks) in [
+            (12, Some(1)),
+            (36, Some(3)),
+            (48, Some(4)),
+            (0, None),
+            (80, None),
+            (47, None),
+        ] {
+            let got = Geometry::new(
+                &config(1),
+                Size {
+                    width: 64,
+                    height: 64,
+                },
+                frames,
+            );
+            assert_eq!(got.clone().map(|g| g.clip_blocks).ok(), blocks, "{frames}");
+            assert!(blocks.is_some() || got.is_err_and(|e| e.got == frames && e.unit == 12));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_ring_always_holds_the_newest_blocks_and_nothing_else(blocks in 1usize..6, last in 0usize..40) {
+            let g = geometry(12 * blocks);
+            let mut ring = vec![None; g.ring_tokens()];
+            for b in 0..=last {
+                let slot = g.slot(b);
+                prop_assert!(slot + g.block_tokens() <= ring.len());
+                ring[slot..slot + g.block_tokens()].fill(Some(b));
+            }
+            let mut seen: Vec<usize> = ring[..g.filled(last)].iter().map(|t| t.expect("filled")).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            prop_assert_eq!(seen, ((last + 1).saturating_sub(blocks)..=last).collect::<Vec<_>>());
+            prop_assert!(ring[g.filled(last)..].iter().all(Option::is_none));
+        }
+    }
+}
