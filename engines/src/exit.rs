@@ -4,6 +4,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
+    /// A control run's fault went unnoticed: the check proves nothing.
+    Unproven = 1,
     /// A flag or its value is malformed.
     Usage = 2,
     /// A picture, speech file, prompt, replay file or output path cannot be used.

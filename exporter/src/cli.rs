@@ -18,7 +18,7 @@ pub struct Cli {
     command: Task,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, 7 verification failed";
+const EXIT_CODES: &str = "Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, 6 interrupted, 7 verification failed";
 
 #[derive(Debug, Subcommand)]
 enum Task {

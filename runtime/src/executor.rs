@@ -179,6 +179,14 @@ impl<'a> Scheduler<'a> {
     }
 
     fn run(mut self, reports: &Receiver<Report>) -> Result<(), Error> {
+        match self.work(reports) {
+            // Whoever closed a channel on us said why before closing it.
+            Err(Error::Stopped) => Err(reason(reports).unwrap_or(Error::Stopped)),
+            result => result,
+        }
+    }
+
+    fn work(&mut self, reports: &Receiver<Report>) -> Result<(), Error> {
         let AnchorInput {
             ref_latents,
             motion_latents,
@@ -329,6 +337,14 @@ impl<'a> Scheduler<'a> {
         self.front.delivered();
         Ok(())
     }
+}
+
+/// The first failure among what was reported and not yet read.
+fn reason(reports: &Receiver<Report>) -> Option<Error> {
+    reports.try_iter().find_map(|report| match report {
+        Report::Failed(error) => Some(error),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

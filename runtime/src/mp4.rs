@@ -115,10 +115,10 @@ struct Sound {
 }
 
 impl Writer {
-    /// Starts `<stem>.partial.mp4` beside `out`. The sound is cut, or filled with silence, to the length of the video.
+    /// Starts `<stem>.partial.mp4` beside `out`, in folders made for it. The sound is cut, or filled with silence, to the length of the video.
     ///
     /// # Errors
-    /// A path that cannot be written, encoders that FFmpeg lacks. Nothing is left behind.
+    /// A path that cannot be written, encoders that FFmpeg lacks. No file is left behind.
     pub fn create(
         out: &Path,
         size: Size,
@@ -130,6 +130,8 @@ impl Writer {
             path: out.to_owned(),
             source,
         };
+        let folder = partial.parent().unwrap_or(Path::new(""));
+        std::fs::create_dir_all(folder).map_err(create)?;
         let file = File::create(&partial).map_err(create)?;
         let begun = file
             .try_clone()
@@ -744,8 +746,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("folder.mp4");
         std::fs::create_dir(&folder).unwrap();
+        let nowhere = PathBuf::from("/proc/nowhere/v.mp4");
         for (out, exit, says) in [
-            (dir.path().join("none/v.mp4"), Exit::Input, "No such file"),
+            (nowhere, Exit::Input, "No such file"),
             (folder, Exit::Input, "got a folder"),
             (dir.path().join("v.avi"), Exit::Usage, "ends in .mp4"),
             (dir.path().join(".mp4"), Exit::Usage, "ends in .mp4"),

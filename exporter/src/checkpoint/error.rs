@@ -274,7 +274,7 @@ pub enum TorchFault {
 /// One thing wrong with a LoRA file.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum LoraFault {
-    #[error("no key matches {want}; it has {}", found.join(", "))]
+    #[error("no key matches {want}; it has {}", if found.is_empty() { "no tensors".to_owned() } else { found.join(", ") })]
     NoMatch {
         want: &'static str,
         found: Vec<String>,

@@ -14,7 +14,7 @@ const EPS: f32 = 1e-6;
 pub fn encoder<'g>(b: &'g Builder<'g>, c: &TextConfig) {
     let s = b.root();
     let ids = b.input(&text::IDS);
-    let buckets = buckets(b, ids, c);
+    let buckets = s.tap("relative_buckets", buckets(b, ids, c));
     let table = s.pp("token_embedding").weight("weight", [c.vocab, c.dim]);
     let mut x = table.gather(ids, 0); // [1, t, T]
     for i in 0..c.layers {

@@ -5,7 +5,6 @@ use engines::components::dit::DitConfig;
 use engines::contract::DType;
 use engines::tensor::Tensor;
 
-use super::VerifyError;
 use super::set::Set;
 use super::sheet::Sheet;
 use crate::error::Error;
@@ -82,8 +81,10 @@ impl Bench<'_> {
 
     /// A tensor that a check is fed with.
     pub(super) fn input(&self, file: &str, name: &str) -> Result<Tensor, Problem> {
-        let found = self.set.tensor(file, name).map_err(VerifyError::from)?;
-        self.sheet.input(file, name);
+        let found = self.set.tensor(file, name)?;
+        if found.is_some() {
+            self.sheet.input(file, name);
+        }
         found.ok_or_else(|| lacks(format!("{file}.{name}")))
     }
 

@@ -48,7 +48,11 @@ pub(super) fn compare(got: &Tensor, want: &Tensor, tolerance: Tolerance) -> Resu
     for i in 0..count {
         let (g, w) = (got_at(i), want_at(i));
         let distance = distance(g, w);
-        let used = if distance == 0.0 { 0.0 } else { distance / tolerance.allowed(w) };
+        let used = match distance {
+            0.0 => 0.0,
+            f64::INFINITY => f64::INFINITY,
+            d => d / tolerance.allowed(w),
+        };
         out.differing += usize::from(distance > 0.0);
         out.max_abs = out.max_abs.max(distance);
         if (used, distance) > (worst.0, worst.1) {
@@ -141,6 +145,8 @@ mod tests {
         assert!(compare(&odd, &odd, Tolerance::Exact).unwrap().passes());
         let d = compare(&row(&[1.0, f32::INFINITY, 1.0]), &odd, CLOSE).unwrap();
         assert!(!d.passes() && d.max_abs == f64::INFINITY && d.worst == [0], "{d:?}");
+        let d = compare(&row(&[f32::NAN, 1.0, 1.0]), &odd, CLOSE).unwrap();
+        assert!(!d.passes() && d.worst == [1], "{d:?}");
     }
 
     #[test]

@@ -274,9 +274,9 @@ impl Scene {
         Ok(prefill)
     }
 
-    fn denoise(&self, stage: &mut Stage<'_>, block: Block<'_>, anchor: &Arc<Anchor>) -> Result<Call, Problem> {
+    fn denoise(&self, stage: &mut Stage<'_>, block: &Block<'_>, anchor: &Arc<Anchor>) -> Result<Call, Problem> {
         let item = Item { block: block.index, step: self.spec.steps.start };
-        let Block { relative_dist, latents, pose_latents, audio, .. } = block;
+        let &Block { relative_dist, latents, pose_latents, audio, .. } = block;
         let mut call = self.tables.call(&[Lane { item, relative_dist, latents, pose_latents, audio }], anchor.clone());
         stage.denoise(&mut call, &|| false)?;
         Ok(call)
@@ -329,7 +329,7 @@ fn blocks(bench: &Bench<'_>, names: &[(&'static str, String)], taps: &[Tapped]) 
         let audio = adapter.tokens(&bucket(bench, scene.geometry(), index)?, everywhere(scene.geometry()))?;
         let relative_dist = u32::try_from(distance).unwrap_or_default();
         let block = Block { index, relative_dist, latents: &latents, pose_latents: pose.as_ref(), audio: &audio };
-        let call = scene.denoise(&mut stage, block, &anchor)?;
+        let call = scene.denoise(&mut stage, &block, &anchor)?;
         match taps.is_empty() {
             true => plain_values(bench, &scene, &stage, &recorder, index, &call),
             false => tapped_values(bench, taps, index, &call),
@@ -341,7 +341,7 @@ fn blocks(bench: &Bench<'_>, names: &[(&'static str, String)], taps: &[Tapped]) 
 /// Hidden states of one block out of the reference's bucket.
 fn bucket(bench: &Bench<'_>, geometry: &Geometry, block: usize) -> Result<Tensor, Problem> {
     let (name, frames) = ("a16k.bucket", geometry.block_video_frames());
-    let bucket = bench.set.tensor("audio", name).map_err(super::VerifyError::from)?.ok_or_else(|| lacks(format!("audio.{name}")))?;
+    let bucket = bench.set.tensor("audio", name)?.ok_or_else(|| lacks(format!("audio.{name}")))?;
     let range = block * frames..(block + 1) * frames;
     match (bucket.dtype(), bucket.shape()) {
         (DType::F32, &[1, _, _, total]) if total >= range.end => Ok(last(&bucket, range)),
@@ -461,7 +461,7 @@ fn two_actors(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
         let relative_dist = recorded_distance(bench, &name)?;
         let audio = adapter.tokens(&features, mask.clone())?;
         let block = Block { index, relative_dist, latents: &latents, pose_latents: None, audio: &audio };
-        if let Some(output) = scene.denoise(&mut stage, block, &anchor)?.output {
+        if let Some(output) = scene.denoise(&mut stage, &block, &anchor)?.output {
             bench.sheet.check(dit::HEAD.name, "dit_two", &name, &output.noise_pred);
         }
     }

@@ -49,7 +49,7 @@ fn euler(bench: &Bench<'_>) -> Result<(), Problem> {
         let next: Vec<f32> = sample.as_slice::<f32>().iter().zip(v.as_slice::<f32>()).map(|(x, v)| x + by * v).collect();
         let name = format!("step.sample{}", i + 1);
         bench.sheet.check_noted("schedule", "scheduler", &name, &Tensor::from_slice(v.shape(), &next), note);
-        match bench.set.tensor("scheduler", &name).map_err(super::VerifyError::from)? {
+        match bench.set.tensor("scheduler", &name)? {
             Some(theirs) => sample = theirs,
             None => break,
         }
@@ -58,7 +58,7 @@ fn euler(bench: &Bench<'_>) -> Result<(), Problem> {
 }
 
 fn random(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
-    let want = bench.set.tensor("rng", name).map_err(super::VerifyError::from)?.ok_or_else(|| lacks(format!("rng.{name}")))?;
+    let want = bench.set.tensor("rng", name)?.ok_or_else(|| lacks(format!("rng.{name}")))?;
     let Some((seed, kind)) = name.strip_prefix("seed").and_then(|n| n.split_once('.')) else { return Ok(()) };
     let Ok(seed) = seed.parse() else { return Ok(()) };
     let (mut generator, count) = (TorchGenerator::new(seed), want.shape().iter().product());
@@ -102,7 +102,7 @@ fn rotary(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
 
 /// Rows: a number of tokens, then the tokens that a group of every `stride`-th keeps, then -1.
 fn thinned(bench: &Bench<'_>, name: &str, stride: usize) -> Result<(), Problem> {
-    let want = bench.set.tensor("rope", name).map_err(super::VerifyError::from)?.ok_or_else(|| lacks(format!("rope.{name}")))?;
+    let want = bench.set.tensor("rope", name)?.ok_or_else(|| lacks(format!("rope.{name}")))?;
     let (DType::I64, &[count, columns], true) = (want.dtype(), want.shape(), stride > 0) else { return Ok(()) };
     let rows = want.as_slice::<i64>().chunks_exact(columns.max(1)).flat_map(|row| {
         let n = usize::try_from(row[0]).unwrap_or_default();
@@ -116,7 +116,7 @@ fn thinned(bench: &Bench<'_>, name: &str, stride: usize) -> Result<(), Problem> 
 /// First rows of a merged weight, out of the export's data files.
 fn merged(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
     let key = name.trim_start_matches("merged_rows.");
-    let want = bench.set.tensor("lora", name).map_err(super::VerifyError::from)?.ok_or_else(|| lacks(format!("lora.{name}")))?;
+    let want = bench.set.tensor("lora", name)?.ok_or_else(|| lacks(format!("lora.{name}")))?;
     let rows = want.shape()[0];
     let found = stored_rows(bench.engine.models, key, rows)?;
     let found = found.ok_or_else(|| Problem::Failed(format!("the export has no matrix made from {key} of {rows} rows or more")))?;

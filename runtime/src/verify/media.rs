@@ -1,9 +1,10 @@
 //! What the user gives, as the models get it: prompts to token ids and text rows, recordings to hidden states and features, pictures to
 //! pixels. Each is made from the set's own input files.
 
+use engines::backend::State;
 use engines::components::{speech as speech_port, text};
 use engines::contract::DType;
-use engines::tensor::Tensor;
+use engines::tensor::{Tensor, View};
 use serde_json::Value;
 
 use super::bench::{Bench, Problem, lacks};
@@ -29,9 +30,26 @@ fn prompts(bench: &Bench<'_>) {
         let covers = |name: &str| name.split_once('.').is_some_and(|(t, what)| t == tag && ["ids", "mask", "t5"].contains(&what));
         bench.part("tokenizer", "text", covers, |names| prompt(bench, tag, facts, names));
     }
-    let reason = "the buckets are made inside the text_encoder graph, which has no port or tap for them; text rows of more tokens than \
-                  the largest distance depend on all of them";
-    bench.sheet.not_checked("text", "relative_buckets", reason);
+    bench.part(text::ENCODER.name, "text", |name| name == BUCKETS, |_| buckets(bench));
+}
+
+/// Tap of the text encoder's graph, and the tensor that it answers to.
+const BUCKETS: &str = "relative_buckets";
+
+/// Buckets of all distances (key minus query) from one end of a text to the other, out of the graph's own table.
+fn buckets(bench: &Bench<'_>) -> Result<(), Problem> {
+    let distances = bench.set.tensor("text", BUCKETS)?.map_or(1, |t| t.shape().iter().product());
+    let tokens = distances / 2 + 1;
+    let mut options = (bench.options())(text::ENCODER.name);
+    options.taps.push(BUCKETS.to_owned());
+    let mut session = bench.backend().load(text::ENCODER.name, &options)?;
+    let table = session.run(&[(&text::IDS, View::from_slice(&[1, tokens], &vec![1i64; tokens]))], State::None)?.take_named(BUCKETS);
+    let table = table.as_slice::<i64>(); // [query, key]
+    let last_query = &table[(tokens - 1) * tokens..];
+    let first_query = &table[1..tokens];
+    let found = [last_query, first_query].concat();
+    bench.sheet.check(text::ENCODER.name, "text", BUCKETS, &Tensor::from_slice(&[found.len()], &found));
+    Ok(())
 }
 
 fn prompt(bench: &Bench<'_>, tag: &str, facts: &Value, names: &[String]) -> Result<(), Problem> {
@@ -119,7 +137,7 @@ fn tables(bench: &Bench<'_>) {
 
 /// Rows of a table whose first columns say what the others are computed from.
 fn integers(bench: &Bench<'_>, file: &str, name: &str, columns: usize) -> Result<Vec<Vec<i64>>, Problem> {
-    let table = bench.set.tensor(file, name).map_err(super::VerifyError::from)?.ok_or_else(|| lacks(format!("{file}.{name}")))?;
+    let table = bench.set.tensor(file, name)?.ok_or_else(|| lacks(format!("{file}.{name}")))?;
     match (table.dtype(), table.shape()) {
         (DType::I64, &[_, c]) if c == columns => Ok(table.as_slice::<i64>().chunks_exact(c).map(<[i64]>::to_vec).collect()),
         _ => Err(Problem::Lacks(format!("{file}.{name}: wanted i64 [rows, {columns}], found {table:?}"))),

@@ -7,7 +7,7 @@ use engines::components::{ALL, dit};
 use engines::manifest::Models;
 use serde::Serialize;
 
-use super::VerifyError;
+use super::{Timings, VerifyError};
 use super::control::Fault;
 use super::set::{Set, Tolerance};
 use super::sheet::{Focus, Left, Results, Row};
@@ -46,7 +46,7 @@ pub struct Report {
     /// How it was shown that the sink's keys and values are the same for every step.
     pub sink: Vec<String>,
     pub faults: Vec<Fault>,
-    pub timings: Vec<(&'static str, f64)>,
+    timings: Timings,
     pub seconds: f64,
     control: bool,
     golden: String,
@@ -58,7 +58,7 @@ impl Report {
         set: &Set,
         models: &Models,
         results: Results,
-        timings: Vec<(&'static str, f64)>,
+        timings: Timings,
         faults: Vec<Fault>,
         control: bool,
     ) -> Self {
@@ -97,15 +97,16 @@ impl Report {
     }
 
     /// # Errors
-    /// [`VerifyError::Failed`] when a row failed or a fault was not caught, [`VerifyError::Nothing`] without rows.
+    /// [`VerifyError::Failed`] when a row failed, [`VerifyError::Missed`] when a fault was not caught, [`VerifyError::Nothing`] without rows.
     pub fn verdict(&self) -> Result<(), VerifyError> {
         let (failed, missed) = (self.failed(), self.missed());
         if self.results.rows.is_empty() {
             return Err(VerifyError::Nothing { path: self.golden.clone().into() });
         }
-        match failed + missed {
-            0 => Ok(()),
-            _ => Err(VerifyError::Failed { failed, rows: self.results.rows.len(), missed, faults: self.faults.len() }),
+        match (failed, missed) {
+            (0, 0) => Ok(()),
+            (0, _) => Err(VerifyError::Missed { missed, faults: self.faults.len() }),
+            _ => Err(VerifyError::Failed { failed, rows: self.results.rows.len() }),
         }
     }
 }
@@ -241,6 +242,8 @@ impl fmt::Display for Report {
         for fault in &self.faults {
             writeln!(f, "{fault}")?;
         }
+        let seconds = self.timings.iter().map(|(what, s)| format!("{what} {s:.1} s"));
+        writeln!(f, "{}", seconds.collect::<Vec<_>>().join("; "))?;
         let (rows, left) = (self.results.rows.len(), self.results.not_checked.len());
         let inputs = self.results.inputs.len();
         writeln!(
@@ -259,13 +262,14 @@ impl Report {
         let mut table = vec![cells(["tensor", "component", "max abs", "max rel", "cosine", "worst at", "tolerance", "used", ""])];
         for r in &self.results.rows {
             let place = r.worst_index.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-            let mut verdict = if r.pass { "pass" } else { "FAIL" }.to_owned();
-            match &r.note {
-                Some(note) => verdict.push_str(&format!(": {note}")),
-                None if !r.pass => verdict.push_str(&format!(": wanted {}, got {}, {} of {} differ", r.want, r.got, r.differing, r.count)),
-                None if matches!(r.rule, Tolerance::Levels(_)) => verdict.push_str(&format!(": {} of {} differ", r.differing, r.count)),
-                None => {}
+            let mut verdict = vec![if r.pass { "pass" } else { "FAIL" }.to_owned()];
+            if r.made && !r.pass {
+                verdict.push(format!("wanted {}, got {}", r.want, r.got));
             }
+            if r.made && (!r.pass || matches!(r.rule, Tolerance::Levels(_))) {
+                verdict.push(format!("{} of {} differ", r.differing, r.count));
+            }
+            verdict.extend(r.note.clone());
             table.push(vec![
                 r.name(),
                 r.component.clone(),
@@ -275,7 +279,7 @@ impl Report {
                 place,
                 r.rule.to_string(),
                 share(r.tolerance_used),
-                verdict,
+                verdict.join(", "),
             ]);
         }
         columns(f, &table)?;

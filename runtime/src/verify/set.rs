@@ -59,6 +59,9 @@ impl fmt::Display for Tolerance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exact => f.write_str("exact"),
+            Self::Close { atol: 0.0, rtol: 0.0 } => f.write_str("equal"),
+            Self::Close { atol, rtol: 0.0 } => write!(f, "{atol:.1e}"),
+            Self::Close { atol: 0.0, rtol } => write!(f, "{rtol:.1e}*|x|"),
             Self::Close { atol, rtol } => write!(f, "{atol:.1e} + {rtol:.1e}*|x|"),
             Self::Levels(n) => write!(f, "{n} level{}", if *n == 1.0 { "" } else { "s" }),
         }
