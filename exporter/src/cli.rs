@@ -96,7 +96,11 @@ struct OnnxArgs {
     #[arg(long = "no-lora", visible_alias = "no_lora", conflicts_with_all = ["lora", "lora_alpha", "lora_rank", "lora_scale"])]
     no_lora: bool,
     /// LoRA strength is alpha / rank
-    #[arg(long = "lora-alpha", visible_alias = "lora_alpha", default_value_t = 64.0)]
+    #[arg(
+        long = "lora-alpha",
+        visible_alias = "lora_alpha",
+        default_value_t = 64.0
+    )]
     lora_alpha: f64,
     /// The published configuration's rank; the file's own rank does not matter
     #[arg(long = "lora-rank", visible_alias = "lora_rank", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
@@ -129,7 +133,11 @@ struct GraphsArgs {
 #[derive(Debug, Args)]
 struct VerifyArgs {
     /// Passed on to `avatar-run verify`
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "FLAGS"
+    )]
     flags: Vec<std::ffi::OsString>,
 }
 
@@ -145,7 +153,10 @@ pub enum CliError {
     #[error(transparent)]
     Graphs(#[from] GraphsError),
     #[error("{}: cannot run: {source}; avatar-run is looked for beside avatar-export, then in PATH", program.display())]
-    Runtime { program: PathBuf, source: std::io::Error },
+    Runtime {
+        program: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 impl CliError {
@@ -174,33 +185,65 @@ pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
 fn inspect(a: &InspectArgs) -> Result<ExitCode, CliError> {
     let found = inspect::inspect(&a.dir)?;
     if a.json {
-        println!("{}", serde_json::to_string_pretty(&found).expect("an inspection is plain data"));
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&found).expect("an inspection is plain data")
+        );
     } else {
         print!("{found}");
     }
-    Ok(if found.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(Exit::Model.code()) })
+    Ok(if found.is_sound() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(Exit::Model.code())
+    })
 }
 
 fn synth(a: &SynthArgs) -> Result<ExitCode, CliError> {
-    let report = synth::synth(a.preset.into(), &SynthOptions { layers: a.layers, seed: a.seed }, &a.out)?;
+    let report = synth::synth(
+        a.preset.into(),
+        &SynthOptions {
+            layers: a.layers,
+            seed: a.seed,
+        },
+        &a.out,
+    )?;
     for c in &report.components {
-        println!("{:<16} {:>6} tensors {:>14} parameters {:>14} bytes", c.name, c.tensors, c.parameters, c.bytes);
+        println!(
+            "{:<16} {:>6} tensors {:>14} parameters {:>14} bytes",
+            c.name, c.tensors, c.parameters, c.bytes
+        );
     }
-    println!("wrote {} ({} parameters, {} bytes)", a.out.display(), report.parameters(), report.bytes());
+    println!(
+        "wrote {} ({} parameters, {} bytes)",
+        a.out.display(),
+        report.parameters(),
+        report.bytes()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
 fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
     let scale = match a.lora_scale {
         Some(s) => LoraScale::Scale(s),
-        None => LoraScale::AlphaRank { alpha: a.lora_alpha, rank: a.lora_rank },
+        None => LoraScale::AlphaRank {
+            alpha: a.lora_alpha,
+            rank: a.lora_rank,
+        },
     };
     let RecipeName::Fp32 = a.recipe;
-    let request = export::Request { ckpt_dir: a.ckpt_dir, lora: a.lora.map(|l| (l, scale)), recipe: Recipe::Fp32, out: a.out };
+    let request = export::Request {
+        ckpt_dir: a.ckpt_dir,
+        lora: a.lora.map(|l| (l, scale)),
+        recipe: Recipe::Fp32,
+        out: a.out,
+    };
     let bar = ProgressBar::new(0).with_style(
-        ProgressStyle::with_template("{msg:20} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}")
-            .expect("a constant template")
-            .progress_chars("=> "),
+        ProgressStyle::with_template(
+            "{msg:20} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}",
+        )
+        .expect("a constant template")
+        .progress_chars("=> "),
     );
     let report = export::export(&request, &mut |file, done, total| {
         if bar.length() != Some(total) || bar.message() != file {
@@ -225,18 +268,28 @@ fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
 
 fn graphs(a: &GraphsArgs) -> Result<ExitCode, CliError> {
     let count = graphs::write(a.preset.into(), a.layers, a.size, &a.out)?;
-    println!("wrote {count} graphs without weights to {}", a.out.display());
+    println!(
+        "wrote {count} graphs without weights to {}",
+        a.out.display()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
 /// The chain that verification runs is the runtime's, so the runtime does it; the two libraries stay strangers.
 fn verify(a: &VerifyArgs) -> Result<ExitCode, CliError> {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("avatar-run"))).filter(|p| p.is_file());
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join("avatar-run")))
+        .filter(|p| p.is_file());
     let program = beside.unwrap_or_else(|| PathBuf::from("avatar-run"));
     let status = Command::new(&program).arg("verify").args(&a.flags).status();
     let status = status.map_err(|source| CliError::Runtime { program, source })?;
     // Stopped by a signal: as an interrupted run.
-    Ok(status.code().map_or(ExitCode::from(Exit::Interrupted.code()), |c| ExitCode::from(u8::try_from(c).unwrap_or(1))))
+    Ok(status
+        .code()
+        .map_or(ExitCode::from(Exit::Interrupted.code()), |c| {
+            ExitCode::from(u8::try_from(c).unwrap_or(1))
+        }))
 }
 
 #[cfg(test)]
@@ -251,16 +304,47 @@ mod tests {
 
     #[test]
     fn underscores_and_dashes_are_the_same_flag() {
-        for flags in [["--ckpt_dir", "--lora_scale"], ["--ckpt-dir", "--lora-scale"]] {
-            let cli = Cli::try_parse_from(["avatar-export", "onnx", flags[0], "c", "--lora", "l", flags[1], "0.5", "--out", "o"]).unwrap();
-            let Task::Onnx(a) = cli.command else { panic!("not onnx") };
+        for flags in [
+            ["--ckpt_dir", "--lora_scale"],
+            ["--ckpt-dir", "--lora-scale"],
+        ] {
+            let cli = Cli::try_parse_from([
+                "avatar-export",
+                "onnx",
+                flags[0],
+                "c",
+                "--lora",
+                "l",
+                flags[1],
+                "0.5",
+                "--out",
+                "o",
+            ])
+            .unwrap();
+            let Task::Onnx(a) = cli.command else {
+                panic!("not onnx")
+            };
             assert_eq!((a.ckpt_dir.to_str(), a.lora_scale), (Some("c"), Some(0.5)));
         }
     }
 
     #[test]
     fn a_lora_is_named_or_declined() {
-        assert!(Cli::try_parse_from(["avatar-export", "onnx", "--ckpt_dir", "c", "--out", "o"]).is_err());
-        assert!(Cli::try_parse_from(["avatar-export", "onnx", "--ckpt_dir", "c", "--no-lora", "--out", "o"]).is_ok());
+        assert!(
+            Cli::try_parse_from(["avatar-export", "onnx", "--ckpt_dir", "c", "--out", "o"])
+                .is_err()
+        );
+        assert!(
+            Cli::try_parse_from([
+                "avatar-export",
+                "onnx",
+                "--ckpt_dir",
+                "c",
+                "--no-lora",
+                "--out",
+                "o"
+            ])
+            .is_ok()
+        );
     }
 }

@@ -16,11 +16,22 @@ const BLOCK_FRAMES: usize = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("{}: cannot read: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{}: not JSON: {source}", path.display())]
-    Json { path: PathBuf, source: serde_json::Error },
+    Json {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
     #[error("{}: field {field}: wanted {want}, got {got}", path.display())]
-    Field { path: PathBuf, field: &'static str, want: String, got: String },
+    Field {
+        path: PathBuf,
+        field: &'static str,
+        want: String,
+        got: String,
+    },
     #[error("{}: {source}", path.display())]
     Size { path: PathBuf, source: SizeError },
 }
@@ -39,28 +50,55 @@ struct Json {
 
 impl Json {
     fn open(path: PathBuf) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-        let value = serde_json::from_str(&text).map_err(|source| ConfigError::Json { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let value = serde_json::from_str(&text).map_err(|source| ConfigError::Json {
+            path: path.clone(),
+            source,
+        })?;
         Ok(Self { path, value })
     }
 
     fn wrong(&self, field: &'static str, want: impl Into<String>) -> ConfigError {
-        let got = self.value.get(field).map_or_else(|| "nothing".to_owned(), Value::to_string);
-        ConfigError::Field { path: self.path.clone(), field, want: want.into(), got }
+        let got = self
+            .value
+            .get(field)
+            .map_or_else(|| "nothing".to_owned(), Value::to_string);
+        ConfigError::Field {
+            path: self.path.clone(),
+            field,
+            want: want.into(),
+            got,
+        }
     }
 
     fn count(&self, field: &'static str) -> Result<usize, ConfigError> {
-        let n = self.value.get(field).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
+        let n = self
+            .value
+            .get(field)
+            .and_then(Value::as_u64)
+            .and_then(|n| usize::try_from(n).ok())
+            .filter(|&n| n > 0);
         n.ok_or_else(|| self.wrong(field, "a whole number of 1 or more"))
     }
 
     fn number(&self, field: &'static str) -> Result<f32, ConfigError> {
-        self.value.get(field).and_then(Value::as_f64).map(|x| x as f32).ok_or_else(|| self.wrong(field, "a number"))
+        self.value
+            .get(field)
+            .and_then(Value::as_f64)
+            .map(|x| x as f32)
+            .ok_or_else(|| self.wrong(field, "a number"))
     }
 
     fn counts(&self, field: &'static str) -> Result<Vec<usize>, ConfigError> {
         let list = self.value.get(field).and_then(Value::as_array);
-        let numbers = list.and_then(|l| l.iter().map(|v| v.as_u64().and_then(|n| usize::try_from(n).ok())).collect());
+        let numbers = list.and_then(|l| {
+            l.iter()
+                .map(|v| v.as_u64().and_then(|n| usize::try_from(n).ok()))
+                .collect()
+        });
         numbers.ok_or_else(|| self.wrong(field, "a list of whole numbers"))
     }
 
@@ -68,7 +106,9 @@ impl Json {
     fn is(&self, field: &'static str, want: impl Into<Value>) -> Result<(), ConfigError> {
         let want = want.into();
         match self.value.get(field) {
-            Some(got) if *got != want => Err(self.wrong(field, format!("{want} (nothing else is supported)"))),
+            Some(got) if *got != want => {
+                Err(self.wrong(field, format!("{want} (nothing else is supported)")))
+            }
             _ => Ok(()),
         }
     }
@@ -77,24 +117,44 @@ impl Json {
 /// Sizes of the DiT; `dir` holds its `config.json`.
 pub fn dit(checkpoint: &Checkpoint, dir: &Path) -> Result<DitConfig, ConfigError> {
     let json = Json::open(dir.join("config.json"))?;
-    let sizes = DitSizes::derive(checkpoint).map_err(|source| ConfigError::Size { path: checkpoint.path().to_owned(), source })?;
+    let sizes = DitSizes::derive(checkpoint).map_err(|source| ConfigError::Size {
+        path: checkpoint.path().to_owned(),
+        source,
+    })?;
     for (field, want) in [("adain_mode", "attn_norm"), ("framepack_drop_mode", "padd")] {
         json.is(field, want)?;
     }
-    for (field, want) in [("enable_adain", true), ("enable_framepack", true), ("zero_timestep", true), ("enable_motioner", false), ("enable_tsm", false)] {
+    for (field, want) in [
+        ("enable_adain", true),
+        ("enable_framepack", true),
+        ("zero_timestep", true),
+        ("enable_motioner", false),
+        ("enable_tsm", false),
+    ] {
         json.is(field, want)?;
     }
     let heads = json.count("num_heads")?;
     if !sizes.dim.is_multiple_of(heads) || !(sizes.dim / heads).is_multiple_of(2) {
-        return Err(json.wrong("num_heads", format!("a divisor of {} that leaves an even head size", sizes.dim)));
+        return Err(json.wrong(
+            "num_heads",
+            format!("a divisor of {} that leaves an even head size", sizes.dim),
+        ));
     }
     let mut inject = json.counts("audio_inject_layers")?;
     inject.sort_unstable();
     inject.dedup();
     if inject.len() != sizes.injectors || inject.last().is_some_and(|&l| l >= sizes.layers) {
-        return Err(json.wrong("audio_inject_layers", format!("{} layers below {}, one for each injector", sizes.injectors, sizes.layers)));
+        return Err(json.wrong(
+            "audio_inject_layers",
+            format!(
+                "{} layers below {}, one for each injector",
+                sizes.injectors, sizes.layers
+            ),
+        ));
     }
-    let states = checkpoint.info("casual_audio_encoder.weights").map_or(0, |i| i.shape.get(1).copied().unwrap_or(0));
+    let states = checkpoint
+        .info("casual_audio_encoder.weights")
+        .map_or(0, |i| i.shape.get(1).copied().unwrap_or(0));
     Ok(DitConfig {
         dim: sizes.dim,
         heads,
@@ -107,13 +167,20 @@ pub fn dit(checkpoint: &Checkpoint, dir: &Path) -> Result<DitConfig, ConfigError
         latent_channels: sizes.in_dim,
         eps: json.number("eps")?,
         block_frames: BLOCK_FRAMES,
-        audio: AudioConfig { dim: sizes.audio_dim, states, tokens: json.count("num_audio_token")? + 1 },
+        audio: AudioConfig {
+            dim: sizes.audio_dim,
+            states,
+            tokens: json.count("num_audio_token")? + 1,
+        },
     })
 }
 
 /// Sizes of the text encoder.
 pub fn text(checkpoint: &Checkpoint) -> Result<TextConfig, ConfigError> {
-    let s = T5Sizes::derive(checkpoint).map_err(|source| ConfigError::Size { path: checkpoint.path().to_owned(), source })?;
+    let s = T5Sizes::derive(checkpoint).map_err(|source| ConfigError::Size {
+        path: checkpoint.path().to_owned(),
+        source,
+    })?;
     Ok(TextConfig {
         vocab: s.vocab,
         dim: s.dim,
@@ -127,16 +194,29 @@ pub fn text(checkpoint: &Checkpoint) -> Result<TextConfig, ConfigError> {
 
 /// Sizes of the VAE.
 pub fn vae(checkpoint: &Checkpoint) -> Result<VaeConfig, ConfigError> {
-    let s = VaeSizes::derive(checkpoint).map_err(|source| ConfigError::Size { path: checkpoint.path().to_owned(), source })?;
-    Ok(VaeConfig { dim: s.dim, latent_channels: s.z_dim })
+    let s = VaeSizes::derive(checkpoint).map_err(|source| ConfigError::Size {
+        path: checkpoint.path().to_owned(),
+        source,
+    })?;
+    Ok(VaeConfig {
+        dim: s.dim,
+        latent_channels: s.z_dim,
+    })
 }
 
 /// Sizes of the speech encoder; `dir` holds its `config.json`.
 pub fn speech(checkpoint: &Checkpoint, dir: &Path) -> Result<SpeechConfig, ConfigError> {
     let json = Json::open(dir.join("config.json"))?;
-    let (s, _) = WavSizes::derive(checkpoint).map_err(|source| ConfigError::Size { path: checkpoint.path().to_owned(), source })?;
+    let (s, _) = WavSizes::derive(checkpoint).map_err(|source| ConfigError::Size {
+        path: checkpoint.path().to_owned(),
+        source,
+    })?;
     json.is("do_stable_layer_norm", true)?;
-    for (field, want) in [("feat_extract_norm", "layer"), ("feat_extract_activation", "gelu"), ("hidden_act", "gelu")] {
+    for (field, want) in [
+        ("feat_extract_norm", "layer"),
+        ("feat_extract_activation", "gelu"),
+        ("hidden_act", "gelu"),
+    ] {
         json.is(field, want)?;
     }
     let heads = json.count("num_attention_heads")?;
@@ -145,7 +225,13 @@ pub fn speech(checkpoint: &Checkpoint, dir: &Path) -> Result<SpeechConfig, Confi
     }
     let conv_stride = json.counts("conv_stride")?;
     if conv_stride.len() != s.convs.len() || conv_stride.contains(&0) {
-        return Err(json.wrong("conv_stride", format!("{} strides of 1 or more, one for each convolution", s.convs.len())));
+        return Err(json.wrong(
+            "conv_stride",
+            format!(
+                "{} strides of 1 or more, one for each convolution",
+                s.convs.len()
+            ),
+        ));
     }
     Ok(SpeechConfig {
         dim: s.hidden,

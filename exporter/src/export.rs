@@ -2,13 +2,18 @@
 //! the manifest last. Everything goes to a folder beside the target and is renamed at the end, so no half-written export has its name.
 use crate::checkpoint::{Checkpoint, CheckpointError, Lora, LoraScale, layout};
 use crate::config::{self, ConfigError};
-use crate::graph::write::{DataFile, WeightBytes, WeightPlacement, WriteError, to_model, write_data, write_model};
+use crate::graph::write::{
+    DataFile, WeightBytes, WeightPlacement, WriteError, to_model, write_data, write_model,
+};
 use crate::graph::{Builder, Graph, GraphErrors, WeightSource};
 use crate::models::{umt5, wan_s2v, wan_vae, wav2vec2};
 use engines::components::{dit, speech, text, vae};
 use engines::contract::{Contract, Sizes};
 use engines::exit::Exit;
-use engines::manifest::{self, ComponentEntry, DataEntry, FORMAT, FileEntry, LoraEntry, Manifest, ModelConfig, WeightEntry};
+use engines::manifest::{
+    self, ComponentEntry, DataEntry, FORMAT, FileEntry, LoraEntry, Manifest, ModelConfig,
+    WeightEntry,
+};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,13 +67,22 @@ pub enum ExportError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("{component}: {errors}")]
-    Graph { component: String, errors: GraphErrors },
+    Graph {
+        component: String,
+        errors: GraphErrors,
+    },
     #[error("{family}: {} tensors that no graph reads: {}", keys.len(), keys.join(", "))]
-    Unused { family: &'static str, keys: Vec<String> },
+    Unused {
+        family: &'static str,
+        keys: Vec<String>,
+    },
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("{}: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{}", many.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Many { many: Vec<ExportError> },
 }
@@ -79,7 +93,9 @@ impl ExportError {
             Self::Occupied { .. } => Exit::Usage,
             Self::Checkpoint(e) => e.exit(),
             Self::Write(e) => e.exit(),
-            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Exit::Resources,
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Exit::Resources
+            }
             Self::Io { .. } => Exit::Input,
             _ => Exit::Model,
         }
@@ -107,7 +123,11 @@ impl WeightBytes for Checkpoint {
         self.computed(key).is_none()
     }
 
-    fn read_f32_range(&self, key: &str, elements: std::ops::Range<usize>) -> Result<Vec<f32>, Self::Error> {
+    fn read_f32_range(
+        &self,
+        key: &str,
+        elements: std::ops::Range<usize>,
+    ) -> Result<Vec<f32>, Self::Error> {
         Self::read_f32_range(self, key, elements)
     }
 }
@@ -122,7 +142,11 @@ pub struct Sources {
 }
 
 /// Tensors of published files that no component needs: the speech encoder's recognition head and training mask.
-const IDLE: &[&str] = &["lm_head.", "wav2vec2.masked_spec_embed", "masked_spec_embed"];
+const IDLE: &[&str] = &[
+    "lm_head.",
+    "wav2vec2.masked_spec_embed",
+    "masked_spec_embed",
+];
 
 /// Everything that is wrong with the inputs, or none.
 fn all<T>(found: Result<T, impl Into<ExportError>>, errors: &mut Vec<ExportError>) -> Option<T> {
@@ -130,7 +154,11 @@ fn all<T>(found: Result<T, impl Into<ExportError>>, errors: &mut Vec<ExportError
 }
 
 fn joined(mut errors: Vec<ExportError>) -> ExportError {
-    if errors.len() == 1 { errors.remove(0) } else { ExportError::Many { many: errors } }
+    if errors.len() == 1 {
+        errors.remove(0)
+    } else {
+        ExportError::Many { many: errors }
+    }
 }
 
 impl Sources {
@@ -138,7 +166,10 @@ impl Sources {
     pub fn open(dir: &Path, lora: Option<&(PathBuf, LoraScale)>) -> Result<Self, ExportError> {
         if !dir.is_dir() {
             let found = if dir.exists() { "a file" } else { "nothing" };
-            return Err(ExportError::NoFolder { path: dir.to_owned(), found });
+            return Err(ExportError::NoFolder {
+                path: dir.to_owned(),
+                found,
+            });
         }
         let mut errors = Vec::new();
         let speech_dir = dir.join(layout::WAV2VEC2_DIR);
@@ -146,25 +177,59 @@ impl Sources {
             Some((path, scale)) => base.with_lora(Lora::open(path, *scale)?),
             None => Ok(base),
         };
-        let dit = all(Checkpoint::open_safetensors(dir).and_then(merged), &mut errors);
-        let text = all(Checkpoint::open_torch(&dir.join(layout::T5_FILE)), &mut errors);
-        let vae = all(Checkpoint::open_torch(&dir.join(layout::VAE_FILE)), &mut errors);
-        let speech = all(Checkpoint::open(&speech_dir).and_then(Checkpoint::with_weight_norm), &mut errors);
-        let (Some(dit), Some(text), Some(vae), Some(speech)) = (dit, text, vae, speech) else { return Err(joined(errors)) };
+        let dit = all(
+            Checkpoint::open_safetensors(dir).and_then(merged),
+            &mut errors,
+        );
+        let text = all(
+            Checkpoint::open_torch(&dir.join(layout::T5_FILE)),
+            &mut errors,
+        );
+        let vae = all(
+            Checkpoint::open_torch(&dir.join(layout::VAE_FILE)),
+            &mut errors,
+        );
+        let speech = all(
+            Checkpoint::open(&speech_dir).and_then(Checkpoint::with_weight_norm),
+            &mut errors,
+        );
+        let (Some(dit), Some(text), Some(vae), Some(speech)) = (dit, text, vae, speech) else {
+            return Err(joined(errors));
+        };
         let sizes = (
             all(config::dit(&dit, dir), &mut errors),
             all(config::vae(&vae), &mut errors),
             all(config::text(&text), &mut errors),
             all(config::speech(&speech, &speech_dir), &mut errors),
         );
-        let (Some(d), Some(v), Some(t), Some(s)) = sizes else { return Err(joined(errors)) };
-        let config = ModelConfig { dit: d, vae: v, text: t, speech: s };
-        Ok(Self { dit, text, vae, speech, config })
+        let (Some(d), Some(v), Some(t), Some(s)) = sizes else {
+            return Err(joined(errors));
+        };
+        let config = ModelConfig {
+            dit: d,
+            vae: v,
+            text: t,
+            speech: s,
+        };
+        Ok(Self {
+            dit,
+            text,
+            vae,
+            speech,
+            config,
+        })
     }
 
     /// Every graph of the export.
     pub fn graphs(&self) -> Result<Vec<Family>, ExportError> {
-        ShapeSources { dit: &self.dit, text: &self.text, vae: &self.vae, speech: &self.speech, config: &self.config }.graphs()
+        ShapeSources {
+            dit: &self.dit,
+            text: &self.text,
+            vae: &self.vae,
+            speech: &self.speech,
+            config: &self.config,
+        }
+        .graphs()
     }
 
     fn of(&self, family: &Family) -> &Checkpoint {
@@ -199,38 +264,81 @@ impl ShapeSources<'_> {
     /// Every graph, by checkpoint. All faults of all graphs are reported together.
     pub fn graphs(&self) -> Result<Vec<Family>, ExportError> {
         let c = self.config;
-        let prefix = if self.speech.keys().iter().any(|n| n.starts_with("wav2vec2.")) { "wav2vec2" } else { "" };
+        let prefix = if self
+            .speech
+            .keys()
+            .iter()
+            .any(|n| n.starts_with("wav2vec2."))
+        {
+            "wav2vec2"
+        } else {
+            ""
+        };
         let mut errors = Vec::new();
         let families = vec![
             Family::build("text_encoder", Which::Text, self.text, &mut errors, |f| {
-                f.add("text_encoder", &text::ENCODER, &c.text, |b| umt5::encoder(b, &c.text));
+                f.add("text_encoder", &text::ENCODER, &c.text, |b| {
+                    umt5::encoder(b, &c.text);
+                });
             }),
-            Family::build("audio_encoder", Which::Speech, self.speech, &mut errors, |f| {
-                f.add("audio_encoder", &speech::ENCODER, &c.speech, |b| wav2vec2::encoder(b, prefix, &c.speech));
-            }),
+            Family::build(
+                "audio_encoder",
+                Which::Speech,
+                self.speech,
+                &mut errors,
+                |f| {
+                    f.add("audio_encoder", &speech::ENCODER, &c.speech, |b| {
+                        wav2vec2::encoder(b, prefix, &c.speech);
+                    });
+                },
+            ),
             Family::build("vae", Which::Vae, self.vae, &mut errors, |f| {
                 for contract in [&vae::ENCODER_FIRST, &vae::ENCODER_NEXT] {
-                    f.add(contract.name, contract, &c.vae, |b| wan_vae::encoder(b, contract, &c.vae));
+                    f.add(contract.name, contract, &c.vae, |b| {
+                        wan_vae::encoder(b, contract, &c.vae);
+                    });
                 }
                 for contract in [&vae::DECODER_FIRST, &vae::DECODER_NEXT] {
-                    f.add(contract.name, contract, &c.vae, |b| wan_vae::decoder(b, contract, &c.vae));
+                    f.add(contract.name, contract, &c.vae, |b| {
+                        wan_vae::decoder(b, contract, &c.vae);
+                    });
                 }
             }),
-            Family::build("dit", Which::Dit, self.dit, &mut errors, |f| dit_graphs(f, &c.dit)),
+            Family::build("dit", Which::Dit, self.dit, &mut errors, |f| {
+                dit_graphs(f, &c.dit);
+            }),
         ];
-        if errors.is_empty() { Ok(families) } else { Err(joined(errors)) }
+        if errors.is_empty() {
+            Ok(families)
+        } else {
+            Err(joined(errors))
+        }
     }
 }
 
 fn dit_graphs(f: &mut Draft<'_>, c: &dit::DitConfig) {
-    f.add(speech::ADAPTER.name, &speech::ADAPTER, c, |b| wan_s2v::audio_adapter(b, c));
-    f.add(dit::TEXT_EMBED.name, &dit::TEXT_EMBED, c, |b| wan_s2v::text_embed(b, c));
-    f.add(dit::SINK_EMBED.name, &dit::SINK_EMBED, c, |b| wan_s2v::sink_embed(b, c));
+    f.add(speech::ADAPTER.name, &speech::ADAPTER, c, |b| {
+        wan_s2v::audio_adapter(b, c);
+    });
+    f.add(dit::TEXT_EMBED.name, &dit::TEXT_EMBED, c, |b| {
+        wan_s2v::text_embed(b, c);
+    });
+    f.add(dit::SINK_EMBED.name, &dit::SINK_EMBED, c, |b| {
+        wan_s2v::sink_embed(b, c);
+    });
     f.add(dit::EMBED.name, &dit::EMBED, c, |b| wan_s2v::embed(b, c));
     for layer in 0..c.layers {
-        f.add(&dit::sink_layer_name(layer), &dit::SINK_LAYER, c, |b| wan_s2v::sink_layer(b, c, layer));
-        let contract = if c.audio_inject_layers.contains(&layer) { &dit::LAYER_AUDIO } else { &dit::LAYER };
-        f.add(&dit::layer_name(layer), contract, c, |b| wan_s2v::layer(b, c, layer));
+        f.add(&dit::sink_layer_name(layer), &dit::SINK_LAYER, c, |b| {
+            wan_s2v::sink_layer(b, c, layer);
+        });
+        let contract = if c.audio_inject_layers.contains(&layer) {
+            &dit::LAYER_AUDIO
+        } else {
+            &dit::LAYER
+        };
+        f.add(&dit::layer_name(layer), contract, c, |b| {
+            wan_s2v::layer(b, c, layer);
+        });
     }
     f.add(dit::HEAD.name, &dit::HEAD, c, |b| wan_s2v::head(b, c));
 }
@@ -257,29 +365,55 @@ impl Family {
         errors: &mut Vec<ExportError>,
         add: impl FnOnce(&mut Draft<'_>),
     ) -> Self {
-        let mut draft = Draft { source, graphs: Vec::new(), failed: Vec::new() };
+        let mut draft = Draft {
+            source,
+            graphs: Vec::new(),
+            failed: Vec::new(),
+        };
         add(&mut draft);
         if draft.failed.is_empty() {
             draft.failed.extend(draft.unused(name));
         }
         errors.append(&mut draft.failed);
-        Self { name, checkpoint, graphs: draft.graphs }
+        Self {
+            name,
+            checkpoint,
+            graphs: draft.graphs,
+        }
     }
 }
 
 impl Draft<'_> {
-    fn add(&mut self, component: &str, contract: &'static Contract, sizes: &impl Sizes, build: impl FnOnce(&'_ Builder<'_>)) {
+    fn add(
+        &mut self,
+        component: &str,
+        contract: &'static Contract,
+        sizes: &impl Sizes,
+        build: impl FnOnce(&'_ Builder<'_>),
+    ) {
         match build_graph(component, contract, self.source, sizes, build) {
             Ok(graph) => self.graphs.push((contract, graph)),
-            Err(errors) => self.failed.push(ExportError::Graph { component: component.to_owned(), errors }),
+            Err(errors) => self.failed.push(ExportError::Graph {
+                component: component.to_owned(),
+                errors,
+            }),
         }
     }
 
     /// A tensor that no graph reads means that the checkpoint holds something this version does not know.
     fn unused(&self, family: &'static str) -> Option<ExportError> {
-        let used: BTreeSet<String> = self.graphs.iter().flat_map(|(_, g)| g.used_keys()).collect();
+        let used: BTreeSet<String> = self
+            .graphs
+            .iter()
+            .flat_map(|(_, g)| g.used_keys())
+            .collect();
         let idle = |key: &str| IDLE.iter().any(|p| key.starts_with(p));
-        let keys: Vec<String> = self.source.keys().into_iter().filter(|k| !used.contains(k) && !idle(k)).collect();
+        let keys: Vec<String> = self
+            .source
+            .keys()
+            .into_iter()
+            .filter(|k| !used.contains(k) && !idle(k))
+            .collect();
         (!keys.is_empty()).then_some(ExportError::Unused { family, keys })
     }
 }
@@ -300,9 +434,15 @@ pub fn build_graph(
 }
 
 /// Exports a folder. `progress` is told the data file's name, bytes done and in total.
-pub fn export(request: &Request, progress: &mut dyn FnMut(&str, u64, u64)) -> Result<Report, ExportError> {
+pub fn export(
+    request: &Request,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<Report, ExportError> {
     let out = &request.out;
-    if out.exists() && !out.join(manifest::FILE).is_file() && fs::read_dir(out).is_ok_and(|mut d| d.next().is_some()) {
+    if out.exists()
+        && !out.join(manifest::FILE).is_file()
+        && fs::read_dir(out).is_ok_and(|mut d| d.next().is_some())
+    {
         return Err(ExportError::Occupied { path: out.clone() });
     }
     let sources = Sources::open(&request.ckpt_dir, request.lora.as_ref())?;
@@ -313,13 +453,23 @@ pub fn export(request: &Request, progress: &mut dyn FnMut(&str, u64, u64)) -> Re
     for family in &families {
         let (entry, placed) = write_weights(family, sources.of(family), &staging.path, progress)?;
         for (contract, graph) in &family.graphs {
-            components.push(write_component(contract, graph, &entry.file.file, &placed, &staging.path)?);
+            components.push(write_component(
+                contract,
+                graph,
+                &entry.file.file,
+                &placed,
+                &staging.path,
+            )?);
         }
         data.push(entry);
     }
     let tokenizer = copy_tokenizer(&request.ckpt_dir, &staging.path)?;
     let lora = sources.dit.lora().map(|r| LoraEntry {
-        file: r.file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        file: r
+            .file
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default(),
         scale: r.scale,
         ranks: vec![r.rank],
         targets: r.modules,
@@ -356,7 +506,9 @@ fn write_weights(
 ) -> Result<(DataEntry, DataFile), ExportError> {
     let file = format!("{}.data", family.name);
     let weights = || family.graphs.iter().flat_map(|(_, g)| &g.weights);
-    let placed = write_data(&dir.join(&file), weights(), source, &mut |done, total| progress(&file, done, total))?;
+    let placed = write_data(&dir.join(&file), weights(), source, &mut |done, total| {
+        progress(&file, done, total);
+    })?;
     let mut seen = BTreeSet::new();
     let entries = weights().filter(|w| seen.insert(&w.name)).map(|w| {
         let at = &placed.layout[&w.name];
@@ -370,35 +522,67 @@ fn write_weights(
             transposed: w.transform == crate::graph::Transform::Transpose2,
         }
     });
-    let entry = DataEntry { weights: entries.collect(), file: FileEntry { file, bytes: placed.bytes, blake3: placed.blake3.clone() } };
+    let entry = DataEntry {
+        weights: entries.collect(),
+        file: FileEntry {
+            file,
+            bytes: placed.bytes,
+            blake3: placed.blake3.clone(),
+        },
+    };
     Ok((entry, placed))
 }
 
-fn write_component(contract: &Contract, graph: &Graph, data: &str, placed: &DataFile, dir: &Path) -> Result<ComponentEntry, ExportError> {
+fn write_component(
+    contract: &Contract,
+    graph: &Graph,
+    data: &str,
+    placed: &DataFile,
+    dir: &Path,
+) -> Result<ComponentEntry, ExportError> {
     let file = format!("{}.onnx", graph.name);
     let path = dir.join(&file);
-    let blake3 = write_model(&path, &to_model(graph, WeightPlacement::External(&placed.layout))?)?;
-    let bytes = fs::metadata(&path).map_err(|source| ExportError::Io { path, source })?.len();
+    let blake3 = write_model(
+        &path,
+        &to_model(graph, WeightPlacement::External(&placed.layout))?,
+    )?;
+    let bytes = fs::metadata(&path)
+        .map_err(|source| ExportError::Io { path, source })?
+        .len();
     Ok(ComponentEntry {
         name: graph.name.clone(),
         contract: contract.name.to_owned(),
         fingerprint: contract.fingerprint(),
-        graph: FileEntry { file, bytes, blake3 },
+        graph: FileEntry {
+            file,
+            bytes,
+            blake3,
+        },
         data: data.to_owned(),
         weights: graph.weights.iter().map(|w| w.name.clone()).collect(),
-        taps: graph.tap_values().map(|(path, value)| (path.to_owned(), value.to_owned())).collect(),
+        taps: graph
+            .tap_values()
+            .map(|(path, value)| (path.to_owned(), value.to_owned()))
+            .collect(),
     })
 }
 
 fn copy_tokenizer(ckpt_dir: &Path, dir: &Path) -> Result<FileEntry, ExportError> {
     const FILE: &str = "tokenizer.json";
     let from = ckpt_dir.join(layout::TOKENIZER_DIR).join(FILE);
-    let io = |path: &Path, source| ExportError::Io { path: path.to_owned(), source };
+    let io = |path: &Path, source| ExportError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let to = dir.join(FILE);
     let text = fs::read(&from).map_err(|e| io(&from, e))?;
     fs::write(&to, &text).map_err(|e| io(&to, e))?;
     let blake3 = manifest::hash_file(&to).map_err(|e| io(&to, e))?;
-    Ok(FileEntry { file: FILE.to_owned(), bytes: text.len() as u64, blake3 })
+    Ok(FileEntry {
+        file: FILE.to_owned(),
+        bytes: text.len() as u64,
+        blake3,
+    })
 }
 
 /// A folder beside the target; removed unless it is published.
@@ -408,15 +592,24 @@ struct Staging {
 
 impl Staging {
     fn create(out: &Path) -> Result<Self, ExportError> {
-        let name = out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "models".to_owned());
+        let name = out
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_else(|| "models".to_owned());
         let path = out.with_file_name(format!(".{name}.partial-{}", std::process::id()));
-        fs::create_dir_all(&path).map_err(|source| ExportError::Io { path: path.clone(), source })?;
+        fs::create_dir_all(&path).map_err(|source| ExportError::Io {
+            path: path.clone(),
+            source,
+        })?;
         Ok(Self { path })
     }
 
     /// Takes the target's place; an older export there is replaced.
     fn publish(self, out: &Path) -> Result<(), ExportError> {
-        let io = |source| ExportError::Io { path: out.to_owned(), source };
+        let io = |source| ExportError::Io {
+            path: out.to_owned(),
+            source,
+        };
         if out.exists() {
             fs::remove_dir_all(out).map_err(io)?;
         }

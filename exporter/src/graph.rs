@@ -171,7 +171,13 @@ impl fmt::Display for Transform {
             Self::Select { axis, index } => write!(f, "select{axis}.{index}"),
             Self::Reshape(shape) => write!(f, "reshape{shape:?}"),
             Self::Concat { axis, with } => write!(f, "concat{axis}({})", with.join(", ")),
-            Self::Chain(steps) => f.write_str(&steps.iter().map(ToString::to_string).collect::<Vec<_>>().join("|")),
+            Self::Chain(steps) => f.write_str(
+                &steps
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join("|"),
+            ),
         }
     }
 }
@@ -226,7 +232,9 @@ impl Graph {
 
     /// Every tap's path and the name of its value in the graph.
     pub fn tap_values(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.taps.iter().map(|(path, id)| (path.as_str(), self.values[*id].name.as_str()))
+        self.taps
+            .iter()
+            .map(|(path, id)| (path.as_str(), self.values[*id].name.as_str()))
     }
 
     /// The same graph with the values at `paths` as extra outputs, each named by its path (`path.tap` when the graph already uses that name).
@@ -253,9 +261,16 @@ impl Graph {
             return Ok(());
         }
         let taken = self.values.iter().any(|v| v.name == path);
-        let name = if taken { format!("{path}.tap") } else { path.to_owned() };
+        let name = if taken {
+            format!("{path}.tap")
+        } else {
+            path.to_owned()
+        };
         let copy = self.values.len();
-        self.values.push(ValueInfo { name: name.clone(), fact: self.values[id].fact.clone() });
+        self.values.push(ValueInfo {
+            name: name.clone(),
+            fact: self.values[id].fact.clone(),
+        });
         let node = Node {
             name: format!("{name}.Identity"),
             scope: path.to_owned(),
@@ -270,20 +285,43 @@ impl Graph {
     }
 
     fn unknown_tap(&self, wanted: &str) -> UnknownTap {
-        let common = |p: &str| p.bytes().zip(wanted.bytes()).take_while(|(a, b)| a == b).count();
-        let nearest = self.taps().into_iter().max_by_key(|p| (common(p), std::cmp::Reverse(p.len()))).unwrap_or("none at all");
-        UnknownTap { graph: self.name.clone(), wanted: wanted.to_owned(), nearest: nearest.to_owned() }
+        let common = |p: &str| {
+            p.bytes()
+                .zip(wanted.bytes())
+                .take_while(|(a, b)| a == b)
+                .count()
+        };
+        let nearest = self
+            .taps()
+            .into_iter()
+            .max_by_key(|p| (common(p), std::cmp::Reverse(p.len())))
+            .unwrap_or("none at all");
+        UnknownTap {
+            graph: self.name.clone(),
+            wanted: wanted.to_owned(),
+            nearest: nearest.to_owned(),
+        }
     }
 
     /// Every checkpoint key that the graph reads.
     pub fn used_keys(&self) -> BTreeSet<String> {
-        self.weights.iter().flat_map(|w| w.keys()).map(str::to_owned).collect()
+        self.weights
+            .iter()
+            .flat_map(|w| w.keys())
+            .map(str::to_owned)
+            .collect()
     }
 
     /// The state outputs, i.e. those named after an input and [`NEXT`].
     pub fn state_outputs(&self) -> Vec<&str> {
-        let inputs: BTreeSet<&str> = self.inputs.iter().map(|&i| self.values[i].name.as_str()).collect();
+        let inputs: BTreeSet<&str> = self
+            .inputs
+            .iter()
+            .map(|&i| self.values[i].name.as_str())
+            .collect();
         let names = self.outputs.iter().map(|&o| self.values[o].name.as_str());
-        names.filter(|n| n.strip_suffix(NEXT).is_some_and(|n| inputs.contains(n))).collect()
+        names
+            .filter(|n| n.strip_suffix(NEXT).is_some_and(|n| inputs.contains(n)))
+            .collect()
     }
 }

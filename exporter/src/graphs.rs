@@ -16,7 +16,10 @@ pub enum GraphsError {
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("{}: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 impl GraphsError {
@@ -36,9 +39,19 @@ const MIN_PIXELS: usize = 64;
 
 /// Reads `W*H`, both multiples of 16 and at least 64.
 pub fn parse_size(text: &str) -> Result<(usize, usize), String> {
-    let want = || format!("wanted W*H in multiples of {TOKEN_PIXELS}, at least {MIN_PIXELS}, e.g. 704*384; got {text:?}");
+    let want = || {
+        format!(
+            "wanted W*H in multiples of {TOKEN_PIXELS}, at least {MIN_PIXELS}, e.g. 704*384; got {text:?}"
+        )
+    };
     let (w, h) = text.split_once(['*', 'x', 'X']).ok_or_else(want)?;
-    let side = |t: &str| t.trim().parse::<usize>().ok().filter(|n| n.is_multiple_of(TOKEN_PIXELS) && *n >= MIN_PIXELS).ok_or_else(want);
+    let side = |t: &str| {
+        t.trim()
+            .parse::<usize>()
+            .ok()
+            .filter(|n| n.is_multiple_of(TOKEN_PIXELS) && *n >= MIN_PIXELS)
+            .ok_or_else(want)
+    };
     Ok((side(w)?, side(h)?))
 }
 
@@ -46,15 +59,43 @@ pub fn parse_size(text: &str) -> Result<(usize, usize), String> {
 pub fn bindings(w: usize, h: usize) -> Bindings {
     let (h, w) = (h / TOKEN_PIXELS, w / TOKEN_PIXELS);
     let sink = 2 * h * w + (h / 2) * (w / 2) + 4 * (h / 4) * (w / 4);
-    let sizes = [("h", h), ("w", w), ("H", 2 * h), ("W", 2 * w), ("S", 12 * h * w), ("C", sink), ("B", 1), ("G", 1), ("A", 1)];
-    sizes.into_iter().map(|(k, v)| (k.to_owned(), v as i64)).collect()
+    let sizes = [
+        ("h", h),
+        ("w", w),
+        ("H", 2 * h),
+        ("W", 2 * w),
+        ("S", 12 * h * w),
+        ("C", sink),
+        ("B", 1),
+        ("G", 1),
+        ("A", 1),
+    ];
+    sizes
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v as i64))
+        .collect()
 }
 
 /// Writes every graph of a preset to `out`, weights as inputs; returns how many.
-pub fn write(preset: Preset, layers: Option<usize>, size: Option<(usize, usize)>, out: &Path) -> Result<usize, GraphsError> {
+pub fn write(
+    preset: Preset,
+    layers: Option<usize>,
+    size: Option<(usize, usize)>,
+    out: &Path,
+) -> Result<usize, GraphsError> {
     let shapes = synth::shapes(preset, layers);
-    let families = ShapeSources { dit: &shapes.dit, text: &shapes.text, vae: &shapes.vae, speech: &shapes.speech, config: &shapes.config }.graphs()?;
-    fs::create_dir_all(out).map_err(|source| GraphsError::Io { path: out.to_owned(), source })?;
+    let families = ShapeSources {
+        dit: &shapes.dit,
+        text: &shapes.text,
+        vae: &shapes.vae,
+        speech: &shapes.speech,
+        config: &shapes.config,
+    }
+    .graphs()?;
+    fs::create_dir_all(out).map_err(|source| GraphsError::Io {
+        path: out.to_owned(),
+        source,
+    })?;
     let bindings = size.map(|(w, h)| bindings(w, h)).unwrap_or_default();
     let mut count = 0;
     for (_, graph) in families.iter().flat_map(|f| &f.graphs) {
@@ -73,13 +114,34 @@ mod tests {
     fn every_published_size_builds_at_the_real_shapes() {
         // Two layers: one with audio, one without; the others are the same graphs.
         let shapes = synth::shapes(Preset::Full, Some(2));
-        let families =
-            ShapeSources { dit: &shapes.dit, text: &shapes.text, vae: &shapes.vae, speech: &shapes.speech, config: &shapes.config }.graphs().unwrap();
-        for size in ["384*256", "688*368", "704*384", "720*400", "480*832", "832*480", "720*1280", "1280*720", "704*1280", "1280*704", "704*1024", "1024*704"] {
+        let families = ShapeSources {
+            dit: &shapes.dit,
+            text: &shapes.text,
+            vae: &shapes.vae,
+            speech: &shapes.speech,
+            config: &shapes.config,
+        }
+        .graphs()
+        .unwrap();
+        for size in [
+            "384*256", "688*368", "704*384", "720*400", "480*832", "832*480", "720*1280",
+            "1280*720", "704*1280", "1280*704", "704*1024", "1024*704",
+        ] {
             let (w, h) = parse_size(size).unwrap();
-            let layer = families.iter().flat_map(|f| &f.graphs).find(|(_, g)| g.name == "dit_layer.00").unwrap().1.bind(&bindings(w, h));
+            let layer = families
+                .iter()
+                .flat_map(|f| &f.graphs)
+                .find(|(_, g)| g.name == "dit_layer.00")
+                .unwrap()
+                .1
+                .bind(&bindings(w, h));
             for v in &layer.values {
-                assert!(v.fact.dims.iter().all(|d| d.as_const().is_some()), "{size}: {} {:?}", v.name, v.fact.dims);
+                assert!(
+                    v.fact.dims.iter().all(|d| d.as_const().is_some()),
+                    "{size}: {} {:?}",
+                    v.name,
+                    v.fact.dims
+                );
             }
         }
     }
@@ -87,7 +149,10 @@ mod tests {
     #[test]
     fn a_malformed_size_is_named() {
         for bad in ["704", "0*0", "704*", "-1*384", "700*384", "48*64"] {
-            assert!(parse_size(bad).unwrap_err().contains(&format!("{bad:?}")), "{bad}");
+            assert!(
+                parse_size(bad).unwrap_err().contains(&format!("{bad:?}")),
+                "{bad}"
+            );
         }
     }
 }

@@ -34,6 +34,8 @@ pub enum Command {
     Exec(Exec),
     /// Check an export against a folder of reference tensors.
     Verify(verify::Args),
+    /// Time every component of an export at a given size.
+    Bench(Bench),
     /// Print size, rate, lengths and sound of a video file.
     Probe(Probe),
 }
@@ -157,6 +159,29 @@ pub struct Exec {
     /// CPU threads; all cores by default.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+}
+
+/// Flags of `bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Folder that `avatar-export onnx` made.
+    #[arg(long)]
+    pub models: PathBuf,
+    /// Width and height of the video.
+    #[arg(long, value_name = "W*H", default_value = "256*256")]
+    pub size: Size,
+    /// Items of a wave that ride in one call.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub lanes: u8,
+    /// Timed runs of each component, after one that is not timed.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    pub runs: u16,
+    /// CPU threads; all cores by default.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `probe`.

@@ -8,13 +8,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use engines::backend::ort::OrtCpu;
 use engines::manifest::Models;
 
-use crate::cli::{Cli, Command, Exec, Generate, Probe};
+use crate::bench;
+use crate::cli::{Bench, Cli, Command, Exec, Generate, Probe};
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer};
 use crate::exec;
 use crate::generate::{Engine, generate};
 use crate::probe::probe;
 use crate::progress::{Screen, Style};
+use crate::size::SizeMode;
 use crate::verify;
 
 /// How this command shows what it does.
@@ -38,6 +40,7 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
         Command::Verify(v) => {
             verify::command(v, &mut std::io::stdout(), &Screen::new(style), cancel)
         }
+        Command::Bench(b) => run_bench(b),
         Command::Probe(p) => run_probe(p),
     }
 }
@@ -47,10 +50,13 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
 /// # Errors
 /// A folder that is missing, damaged or of another version; a runtime library that is missing.
 pub fn open(models: &Path, threads: Option<NonZeroUsize>) -> Result<OrtCpu, Error> {
-    let threads = threads
+    Ok(OrtCpu::new(Models::open(models)?, self::threads(threads))?)
+}
+
+fn threads(wanted: Option<NonZeroUsize>) -> usize {
+    wanted
         .or_else(|| std::thread::available_parallelism().ok())
-        .map_or(1, NonZeroUsize::get);
-    Ok(OrtCpu::new(Models::open(models)?, threads)?)
+        .map_or(1, NonZeroUsize::get)
 }
 
 fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {
@@ -82,6 +88,22 @@ fn run_exec(args: &Exec) -> Result<(), Error> {
         print(&format!("{name}: {fact}"))?;
     }
     Ok(())
+}
+
+fn run_bench(args: &Bench) -> Result<(), Error> {
+    let backend = open(&args.models, args.threads)?;
+    let size = args.size.effective(SizeMode::Exact, args.size)?;
+    let request = bench::Request {
+        size,
+        lanes: args.lanes.into(),
+        runs: args.runs.into(),
+    };
+    let report = bench::run(&backend, threads(args.threads), &request)?;
+    if args.json {
+        print(&serde_json::to_string(&report).unwrap_or_default())
+    } else {
+        print(report.to_string().trim_end())
+    }
 }
 
 fn run_probe(args: &Probe) -> Result<(), Error> {

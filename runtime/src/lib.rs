@@ -7,6 +7,7 @@
 //! Numbers: [`size`], [`schedule`], [`rope`], [`rng`], [`ring`], [`wavefront`]. Devices: [`plan`], and nowhere else. Order and threads:
 //! [`executor`]. State: [`stage`] (KV rings) and [`vae`] (feature caches).
 pub mod audio_file;
+pub mod bench;
 pub mod call;
 pub mod cli;
 pub mod commands;

@@ -187,7 +187,9 @@ impl AudioFeatures {
     pub fn row(&self, row: usize) -> Vec<f32> {
         assert!(row < self.rows(), "row {row} of {}", self.rows());
         let mut out = vec![0.0; HIDDEN_LAYERS * self.dim];
-        self.interpolate(row, |layer, channel, value| out[layer * self.dim + channel] = value);
+        self.interpolate(row, |layer, channel, value| {
+            out[layer * self.dim + channel] = value;
+        });
         out
     }
 

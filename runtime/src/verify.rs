@@ -41,15 +41,30 @@ use sheet::{Focus, Sheet};
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     #[error("{}: wants the manifest of a golden set: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{}: not a manifest: {source}", path.display())]
-    Parse { path: PathBuf, source: serde_json::Error },
+    Parse {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
     #[error("{}: field files: wanted a list of tensors by file, found none", path.display())]
     NoFiles { path: PathBuf },
     #[error("{}: config {field}: golden set has {golden}, models have {models}; they are of different checkpoints", path.display())]
-    OtherModel { path: PathBuf, field: &'static str, golden: usize, models: usize },
+    OtherModel {
+        path: PathBuf,
+        field: &'static str,
+        golden: usize,
+        models: usize,
+    },
     #[error("{}: file {file:?} is not in the set; it has {have}", path.display())]
-    NoSuchFile { path: PathBuf, file: String, have: String },
+    NoSuchFile {
+        path: PathBuf,
+        file: String,
+        have: String,
+    },
     #[error(transparent)]
     Tensors(#[from] TensorFileError),
     #[error("{}: nothing of the set could be checked", path.display())]
@@ -70,7 +85,10 @@ impl VerifyError {
             Self::Failed { .. } | Self::Caught { .. } => Exit::Verification,
             Self::Missed { .. } => Exit::Unproven,
             Self::Tensors(e) => e.exit(),
-            Self::Read { .. } | Self::Parse { .. } | Self::NoFiles { .. } | Self::Nothing { .. } => Exit::Input,
+            Self::Read { .. }
+            | Self::Parse { .. }
+            | Self::NoFiles { .. }
+            | Self::Nothing { .. } => Exit::Input,
         }
     }
 }
@@ -115,21 +133,39 @@ pub struct Request {
 /// # Errors
 /// A folder or set that cannot be used; [`VerifyError::Failed`] when a check fails. A control run always ends in an error:
 /// [`VerifyError::Caught`] when every fault was noticed, as it must be, else [`VerifyError::Missed`].
-pub fn command(args: &Args, out: &mut dyn Write, observer: &dyn Observer, cancel: &Cancel) -> Result<(), Error> {
+pub fn command(
+    args: &Args,
+    out: &mut dyn Write,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<(), Error> {
     let set = Set::open(&args.golden)?;
     observer.event(&Event::Phase("opening the models"));
     let backend = crate::commands::open(&args.models, args.threads)?;
-    let request = Request { only: args.only.clone(), control: args.control, skip_e2e: args.skip_e2e };
+    let request = Request {
+        only: args.only.clone(),
+        control: args.control,
+        skip_e2e: args.skip_e2e,
+    };
     let engine = Engine::new(backend.models(), &backend);
     let report = run(&engine, &set, &request, observer, cancel)?;
     let written = out.write_all(report.to_string().as_bytes());
-    written.map_err(|source| Error::Write { path: "standard output".into(), source })?;
+    written.map_err(|source| Error::Write {
+        path: "standard output".into(),
+        source,
+    })?;
     if let Some(path) = &args.json {
-        write_whole(path, &report).map_err(|source| Error::Write { path: path.clone(), source })?;
+        write_whole(path, &report).map_err(|source| Error::Write {
+            path: path.clone(),
+            source,
+        })?;
     }
     report.verdict()?;
     match args.control {
-        true => Err(VerifyError::Caught { faults: report.faults.len() }.into()),
+        true => Err(VerifyError::Caught {
+            faults: report.faults.len(),
+        }
+        .into()),
         false => Ok(()),
     }
 }
@@ -146,19 +182,40 @@ fn write_whole(path: &Path, report: &Report) -> std::io::Result<()> {
 ///
 /// # Errors
 /// A set of another model or without the wanted files; [`Error::Interrupted`]. A check that fails is no error, see [`Report::verdict`].
-pub fn run(engine: &Engine<'_>, set: &Set, request: &Request, observer: &dyn Observer, cancel: &Cancel) -> Result<Report, Error> {
+pub fn run(
+    engine: &Engine<'_>,
+    set: &Set,
+    request: &Request,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Report, Error> {
     same_model(set, engine.models)?;
     let only = only(set, &request.only)?;
     let focus = |file: &str, _: &str| only.is_empty() || only.iter().any(|f| f == file);
     let begun = std::time::Instant::now();
-    let (results, mut timings) = pass(engine, engine.options, set, &focus, request.skip_e2e, observer, cancel)?;
+    let (results, mut timings) = pass(
+        engine,
+        engine.options,
+        set,
+        &focus,
+        request.skip_e2e,
+        observer,
+        cancel,
+    )?;
     let mut faults = Vec::new();
     if request.control {
         let sound = begun.elapsed().as_secs_f64();
         faults = control::run(engine, set, &results, &focus, observer, cancel)?;
         timings.push(("faults", begun.elapsed().as_secs_f64() - sound));
     }
-    let mut report = Report::new(set, engine.models, results, timings, faults, request.control);
+    let mut report = Report::new(
+        set,
+        engine.models,
+        results,
+        timings,
+        faults,
+        request.control,
+    );
     report.add_unlisted(set, &focus);
     report.seconds = begun.elapsed().as_secs_f64();
     Ok(report)
@@ -180,16 +237,32 @@ fn pass(
     type Group = fn(&Bench<'_>);
     let groups: [(&'static str, &'static str, Group); 5] = [
         ("media", "checking text, audio and picture", media::check),
-        ("host", "checking schedule, random numbers, positions and merged weights", host::check),
+        (
+            "host",
+            "checking schedule, random numbers, positions and merged weights",
+            host::check,
+        ),
         ("vae", "checking the VAE", vae::check),
         ("dit", "checking the transformer", dit::check),
-        ("chain", "checking the whole chain", if skip_e2e { chain::skip } else { chain::check }),
+        (
+            "chain",
+            "checking the whole chain",
+            if skip_e2e { chain::skip } else { chain::check },
+        ),
     ];
-    let bench = Bench { engine: Engine { options, ..*engine }, set, sheet: Sheet::new(set, focus), cancel };
+    let bench = Bench {
+        engine: Engine { options, ..*engine },
+        set,
+        sheet: Sheet::new(set, focus),
+        cancel,
+    };
     let mut timings = Vec::new();
     for (name, phase, group) in groups {
         if cancel.is_cancelled() {
-            return Err(Error::Interrupted { frames: 0, partial: None });
+            return Err(Error::Interrupted {
+                frames: 0,
+                partial: None,
+            });
         }
         observer.event(&Event::Phase(phase));
         let begun = std::time::Instant::now();
@@ -197,7 +270,10 @@ fn pass(
         timings.push((name, begun.elapsed().as_secs_f64()));
     }
     if cancel.is_cancelled() {
-        return Err(Error::Interrupted { frames: 0, partial: None });
+        return Err(Error::Interrupted {
+            frames: 0,
+            partial: None,
+        });
     }
     Ok((bench.sheet.finish(), timings))
 }
@@ -218,7 +294,12 @@ fn same_model(set: &Set, models: &Models) -> Result<(), VerifyError> {
     ] {
         match set.config(field) {
             Some(golden) if golden != models => {
-                return Err(VerifyError::OtherModel { path: set.root().to_owned(), field, golden, models });
+                return Err(VerifyError::OtherModel {
+                    path: set.root().to_owned(),
+                    field,
+                    golden,
+                    models,
+                });
             }
             _ => {}
         }
@@ -233,7 +314,11 @@ fn only(set: &Set, wanted: &[String]) -> Result<Vec<String>, VerifyError> {
         let name = file.strip_suffix(".safetensors").unwrap_or(file).to_owned();
         match have.contains(&name.as_str()) {
             true => Ok(name),
-            false => Err(VerifyError::NoSuchFile { path: set.root().to_owned(), file: file.clone(), have: have.join(", ") }),
+            false => Err(VerifyError::NoSuchFile {
+                path: set.root().to_owned(),
+                file: file.clone(),
+                have: have.join(", "),
+            }),
         }
     };
     wanted.iter().map(known).collect()
@@ -247,10 +332,21 @@ mod tests {
     fn files_are_picked_by_name_and_unknown_ones_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let set = sheet::tests::set(dir.path(), &[("x", None, serde_json::json!("exact"))]);
-        let pick = |names: &[&str]| only(&set, &names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
+        let pick = |names: &[&str]| {
+            only(
+                &set,
+                &names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>(),
+            )
+        };
         assert_eq!(pick(&["f.safetensors", "f"]).unwrap(), ["f", "f"]);
         assert!(pick(&[]).unwrap().is_empty());
         let error = pick(&["vae"]).unwrap_err();
-        assert!(error.to_string().ends_with("file \"vae\" is not in the set; it has f") && error.exit() == Exit::Usage, "{error}");
+        assert!(
+            error
+                .to_string()
+                .ends_with("file \"vae\" is not in the set; it has f")
+                && error.exit() == Exit::Usage,
+            "{error}"
+        );
     }
 }

@@ -4,7 +4,9 @@
 //! *poisoned* value, which every later operator accepts in silence; so one fault is one line, and all faults are reported together.
 //! A dimension that cannot be known (`?`) matches anything, for the same reason. Not here: what the operators are (`ops.rs`).
 use super::print::Dims;
-use super::{Attribute, Constant, ConstantData, Fact, Graph, Node, Transform, ValueId, ValueInfo, Weight};
+use super::{
+    Attribute, Constant, ConstantData, Fact, Graph, Node, Transform, ValueId, ValueInfo, Weight,
+};
 use engines::contract::{Contract, DType, Port};
 use engines::dim::{Bindings, Dim};
 use engines::exit::Exit;
@@ -79,7 +81,13 @@ pub(super) fn same(a: &Dim, b: &Dim) -> Option<Dim> {
 }
 
 fn fits(want: &Fact, got: &Fact) -> bool {
-    want.dtype == got.dtype && want.dims.len() == got.dims.len() && want.dims.iter().zip(&got.dims).all(|(a, b)| same(a, b).is_some())
+    want.dtype == got.dtype
+        && want.dims.len() == got.dims.len()
+        && want
+            .dims
+            .iter()
+            .zip(&got.dims)
+            .all(|(a, b)| same(a, b).is_some())
 }
 
 /// One thing wrong with a graph under construction.
@@ -174,7 +182,14 @@ pub struct GraphError {
 
 impl fmt::Display for GraphError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} ({}:{})", self.scope, self.fault, self.at.file(), self.at.line())
+        write!(
+            f,
+            "{}: {} ({}:{})",
+            self.scope,
+            self.fault,
+            self.at.file(),
+            self.at.line()
+        )
     }
 }
 
@@ -193,7 +208,14 @@ impl GraphErrors {
 
 impl fmt::Display for GraphErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+        f.write_str(
+            &self
+                .0
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n"),
+        )
     }
 }
 
@@ -262,7 +284,11 @@ struct Place {
 
 impl State {
     fn place(&mut self, path: String) -> usize {
-        self.scopes.push(Place { path, first_node: self.nodes.len(), first_error: self.errors.len() });
+        self.scopes.push(Place {
+            path,
+            first_node: self.nodes.len(),
+            first_error: self.errors.len(),
+        });
         self.scopes.len() - 1
     }
 
@@ -277,27 +303,53 @@ impl State {
 
     /// A bare symbol that no input has (a length that only the graph knows) matches anything.
     fn freed(&self, want: Fact) -> Fact {
-        let given: Vec<&Dim> = self.inputs.iter().filter_map(|&i| self.values[i].as_ref()).flat_map(|f| &f.dims).collect();
-        let dims = want.dims.into_iter().map(|d| if d.as_symbol().is_some() && !given.contains(&&d) { unknown() } else { d });
-        Fact { dims: dims.collect(), ..want }
+        let given: Vec<&Dim> = self
+            .inputs
+            .iter()
+            .filter_map(|&i| self.values[i].as_ref())
+            .flat_map(|f| &f.dims)
+            .collect();
+        let dims = want.dims.into_iter().map(|d| {
+            if d.as_symbol().is_some() && !given.contains(&&d) {
+                unknown()
+            } else {
+                d
+            }
+        });
+        Fact {
+            dims: dims.collect(),
+            ..want
+        }
     }
 
     fn named(&self, name: &str) -> Option<ValueId> {
-        self.names.iter().find(|(_, n)| *n == name).map(|(&id, _)| id)
+        self.names
+            .iter()
+            .find(|(_, n)| *n == name)
+            .map(|(&id, _)| id)
     }
 }
 
 impl<'w> Builder<'w> {
     /// An empty graph over a checkpoint's shapes.
     pub fn new(name: &str, source: &'w dyn WeightSource) -> Self {
-        let mut state = State { name: name.to_owned(), ..State::default() };
+        let mut state = State {
+            name: name.to_owned(),
+            ..State::default()
+        };
         state.place(String::new());
-        Self { source, state: RefCell::new(state) }
+        Self {
+            source,
+            state: RefCell::new(state),
+        }
     }
 
     /// The top of the checkpoint.
     pub fn root(&'w self) -> Scope<'w> {
-        Scope { builder: self, id: 0 }
+        Scope {
+            builder: self,
+            id: 0,
+        }
     }
 
     /// Sizes of symbols, for every port and dimension from here on; what is not named stays symbolic. Call it before the first input.
@@ -305,7 +357,13 @@ impl<'w> Builder<'w> {
     pub fn bind(&self, bindings: Bindings) {
         let mut state = self.state.borrow_mut();
         if !state.values.is_empty() {
-            state.record(None, Fault::Misuse { reason: "sizes must be bound before the first value" }, Location::caller());
+            state.record(
+                None,
+                Fault::Misuse {
+                    reason: "sizes must be bound before the first value",
+                },
+                Location::caller(),
+            );
         }
         state.bindings.extend(bindings);
     }
@@ -321,8 +379,15 @@ impl<'w> Builder<'w> {
         if let Some(id) = state.named(port.name) {
             return Value { builder: self, id };
         }
-        let dims = port.dims().iter().map(|d| d.bind(&state.bindings)).collect();
-        let id = state.add(Some(Fact { dtype: port.dtype, dims }));
+        let dims = port
+            .dims()
+            .iter()
+            .map(|d| d.bind(&state.bindings))
+            .collect();
+        let id = state.add(Some(Fact {
+            dtype: port.dtype,
+            dims,
+        }));
         state.names.insert(id, port.name.to_owned());
         state.inputs.push(id);
         Value { builder: self, id }
@@ -337,12 +402,21 @@ impl<'w> Builder<'w> {
     /// A graph output under another name than its port's, e.g. a state's `name.next`.
     #[track_caller]
     pub fn output_named(&'w self, name: &str, port: &Port, v: Value<'w>) {
-        let want = Fact { dtype: port.dtype, dims: self.dims(port.dims()) };
+        let want = Fact {
+            dtype: port.dtype,
+            dims: self.dims(port.dims()),
+        };
         let mut state = self.state.borrow_mut();
         let want = state.freed(want);
-        let Some(got) = state.values[v.id].clone() else { return };
+        let Some(got) = state.values[v.id].clone() else {
+            return;
+        };
         if !fits(&want, &got) {
-            let fault = Fault::Port { port: name.to_owned(), want: want.to_string(), got: got.to_string() };
+            let fault = Fault::Port {
+                port: name.to_owned(),
+                want: want.to_string(),
+                got: got.to_string(),
+            };
             return state.record(Some(0), fault, Location::caller());
         }
         // An output needs a name of its own: an input, a weight or a second output gets a copy.
@@ -351,7 +425,13 @@ impl<'w> Builder<'w> {
             v.id
         } else {
             let id = state.add(Some(got));
-            let draft = Draft { op: "Identity", scope: Some(0), inputs: vec![Some(v.id)], outputs: vec![id], attributes: Vec::new() };
+            let draft = Draft {
+                op: "Identity",
+                scope: Some(0),
+                inputs: vec![Some(v.id)],
+                outputs: vec![id],
+                attributes: Vec::new(),
+            };
             state.nodes.push(draft);
             id
         };
@@ -361,14 +441,30 @@ impl<'w> Builder<'w> {
 
     /// A small f32 tensor embedded in the graph.
     #[track_caller]
-    pub fn const_f32(&'w self, dims: impl IntoIterator<Item: IntoDim>, data: Vec<f32>) -> Value<'w> {
-        self.constant(&self.dims(dims), ConstantData::F32(data), Location::caller())
+    pub fn const_f32(
+        &'w self,
+        dims: impl IntoIterator<Item: IntoDim>,
+        data: Vec<f32>,
+    ) -> Value<'w> {
+        self.constant(
+            &self.dims(dims),
+            ConstantData::F32(data),
+            Location::caller(),
+        )
     }
 
     /// A small i64 tensor embedded in the graph.
     #[track_caller]
-    pub fn const_i64(&'w self, dims: impl IntoIterator<Item: IntoDim>, data: Vec<i64>) -> Value<'w> {
-        self.constant(&self.dims(dims), ConstantData::I64(data), Location::caller())
+    pub fn const_i64(
+        &'w self,
+        dims: impl IntoIterator<Item: IntoDim>,
+        data: Vec<i64>,
+    ) -> Value<'w> {
+        self.constant(
+            &self.dims(dims),
+            ConstantData::I64(data),
+            Location::caller(),
+        )
     }
 
     /// A number, shape `[]`.
@@ -376,7 +472,12 @@ impl<'w> Builder<'w> {
         self.const_f32([0i64; 0], vec![x])
     }
 
-    fn constant(&'w self, dims: &[Dim], data: ConstantData, at: &'static Location<'static>) -> Value<'w> {
+    fn constant(
+        &'w self,
+        dims: &[Dim],
+        data: ConstantData,
+        at: &'static Location<'static>,
+    ) -> Value<'w> {
         let mut state = self.state.borrow_mut();
         let (dtype, len) = match &data {
             ConstantData::F32(x) => (DType::F32, x.len()),
@@ -386,21 +487,42 @@ impl<'w> Builder<'w> {
             let id = state.add(None);
             return Value { builder: self, id };
         }
-        let shape: Option<Vec<usize>> = dims.iter().map(|d| d.as_const().and_then(|c| usize::try_from(c).ok())).collect();
+        let shape: Option<Vec<usize>> = dims
+            .iter()
+            .map(|d| d.as_const().and_then(|c| usize::try_from(c).ok()))
+            .collect();
         let Some(shape) = shape.filter(|s| s.iter().product::<usize>() == len) else {
             let reason = format!("{len} elements do not fill {}", Dims(dims));
-            state.record(None, Fault::Operands { op: "Constant", operands: vec![dtype.to_string()], reason }, at);
+            state.record(
+                None,
+                Fault::Operands {
+                    op: "Constant",
+                    operands: vec![dtype.to_string()],
+                    reason,
+                },
+                at,
+            );
             let id = state.add(None);
             return Value { builder: self, id };
         };
         let equal = |c: &&Constant| c.shape == shape && same_bits(&c.data, &data);
         if let Some(c) = state.constants.iter().find(equal) {
-            return Value { builder: self, id: c.value };
+            return Value {
+                builder: self,
+                id: c.value,
+            };
         }
-        let id = state.add(Some(Fact { dtype, dims: dims.to_vec() }));
+        let id = state.add(Some(Fact {
+            dtype,
+            dims: dims.to_vec(),
+        }));
         let name = constant_name(&shape, &data, state.constants.len());
         state.names.insert(id, name);
-        state.constants.push(Constant { value: id, shape, data });
+        state.constants.push(Constant {
+            value: id,
+            shape,
+            data,
+        });
         Value { builder: self, id }
     }
 
@@ -413,14 +535,24 @@ impl<'w> Builder<'w> {
         for key in self.source.keys() {
             if under(prefixes, &key) && !under(ignore, &key) && !used.contains(&key) {
                 let got = self.source.shape(&key).unwrap_or_default();
-                self.state.borrow_mut().record(Some(0), Fault::Unused { key, got }, Location::caller());
+                self.state.borrow_mut().record(
+                    Some(0),
+                    Fault::Unused { key, got },
+                    Location::caller(),
+                );
             }
         }
     }
 
     /// Every checkpoint key read so far.
     pub fn used_keys(&self) -> BTreeSet<String> {
-        self.state.borrow().weights.iter().flat_map(|w| w.keys()).map(str::to_owned).collect()
+        self.state
+            .borrow()
+            .weights
+            .iter()
+            .flat_map(|w| w.keys())
+            .map(str::to_owned)
+            .collect()
     }
 
     /// The graph, or everything that is wrong with it.
@@ -466,21 +598,49 @@ impl<'w> Builder<'w> {
         let mut state = self.state.borrow_mut();
         let outputs: Vec<ValueId> = facts.into_iter().map(|f| state.add(Some(f))).collect();
         let inputs = inputs.into_iter().map(|v| v.map(|v| v.id)).collect();
-        state.nodes.push(Draft { op, scope: None, inputs, outputs: outputs.clone(), attributes });
-        Some(outputs.into_iter().map(|id| Value { builder: self, id }).collect())
+        state.nodes.push(Draft {
+            op,
+            scope: None,
+            inputs,
+            outputs: outputs.clone(),
+            attributes,
+        });
+        Some(
+            outputs
+                .into_iter()
+                .map(|id| Value { builder: self, id })
+                .collect(),
+        )
     }
 
     /// Records that operands do not go together (unless one is poisoned) and gives a poisoned value.
-    pub(super) fn fault(&'w self, at: &'static Location<'static>, op: &'static str, operands: &[Value<'w>], reason: String) -> Value<'w> {
+    pub(super) fn fault(
+        &'w self,
+        at: &'static Location<'static>,
+        op: &'static str,
+        operands: &[Value<'w>],
+        reason: String,
+    ) -> Value<'w> {
         if !operands.iter().any(Value::is_poisoned) {
             let operands = operands.iter().map(|v| v.fact().to_string()).collect();
-            self.state.borrow_mut().record(None, Fault::Operands { op, operands, reason }, at);
+            self.state.borrow_mut().record(
+                None,
+                Fault::Operands {
+                    op,
+                    operands,
+                    reason,
+                },
+                at,
+            );
         }
         self.poison()
     }
 
     pub(super) fn poison(&'w self) -> Value<'w> {
-        Value { builder: self, id: self.state.borrow_mut().add(None) }
+        Value {
+            builder: self,
+            id: self.state.borrow_mut().add(None),
+        }
     }
 }
 
@@ -491,21 +651,37 @@ impl State {
             ("component".to_owned(), self.name.clone()),
             ("exporter".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ]);
-        let Some(contract) = self.contract else { return metadata };
+        let Some(contract) = self.contract else {
+            return metadata;
+        };
         metadata.insert("contract".to_owned(), contract.fingerprint());
         let inputs: Vec<String> = contract.graph_inputs().map(|p| p.name.to_owned()).collect();
         let outputs: Vec<String> = contract.graph_outputs().map(|(name, _)| name).collect();
         // Faulty outputs are missing because of an error already recorded.
         let clean = self.errors.is_empty();
         for (side, want) in [("inputs", inputs), ("outputs", outputs)] {
-            let ids = if side == "inputs" { &mut self.inputs } else { &mut self.outputs };
-            let mut got: Vec<(String, ValueId)> = ids.iter().map(|id| (self.names[id].clone(), *id)).collect();
+            let ids = if side == "inputs" {
+                &mut self.inputs
+            } else {
+                &mut self.outputs
+            };
+            let mut got: Vec<(String, ValueId)> =
+                ids.iter().map(|id| (self.names[id].clone(), *id)).collect();
             got.sort_by_key(|(name, _)| want.iter().position(|w| w == name));
             *ids = got.iter().map(|&(_, id)| id).collect();
             let got: Vec<String> = got.into_iter().map(|(name, _)| name).collect();
             if got != want && (clean || side == "inputs") {
                 let (want, got) = (want.join(" "), got.join(" "));
-                self.record(Some(0), Fault::Rim { contract: contract.name, side, want, got }, at);
+                self.record(
+                    Some(0),
+                    Fault::Rim {
+                        contract: contract.name,
+                        side,
+                        want,
+                        got,
+                    },
+                    at,
+                );
             }
         }
         metadata
@@ -513,15 +689,28 @@ impl State {
 
     /// An operator that took another form may leave its constant behind.
     fn drop_unread_constants(&mut self) {
-        let read: HashSet<ValueId> = self.nodes.iter().flat_map(|n| n.inputs.iter().flatten().copied()).collect();
+        let read: HashSet<ValueId> = self
+            .nodes
+            .iter()
+            .flat_map(|n| n.inputs.iter().flatten().copied())
+            .collect();
         self.constants.retain(|c| read.contains(&c.value));
     }
 
     fn into_graph(self, metadata: BTreeMap<String, String>) -> Graph {
         let (names, node_names) = (self.value_names(), self.node_names());
         // A poisoned value has recorded an error or nobody reads it.
-        let facts = self.values.into_iter().map(|f| f.unwrap_or(Fact { dtype: DType::F32, dims: Vec::new() }));
-        let values = names.into_iter().zip(facts).map(|(name, fact)| ValueInfo { name, fact }).collect();
+        let facts = self.values.into_iter().map(|f| {
+            f.unwrap_or(Fact {
+                dtype: DType::F32,
+                dims: Vec::new(),
+            })
+        });
+        let values = names
+            .into_iter()
+            .zip(facts)
+            .map(|(name, fact)| ValueInfo { name, fact })
+            .collect();
         let node = |(n, name): (Draft, String)| Node {
             name,
             scope: self.scopes[n.scope.unwrap_or(0)].path.clone(),
@@ -544,11 +733,24 @@ impl State {
     }
 
     fn into_errors(self) -> GraphErrors {
-        let Self { name, scopes, errors, .. } = self;
+        let Self {
+            name,
+            scopes,
+            errors,
+            ..
+        } = self;
         let errors = errors.into_iter().map(|e| {
             let path = &scopes[e.scope.unwrap_or(0)].path;
-            let scope = if path.is_empty() { name.clone() } else { format!("{name}: {path}") };
-            GraphError { scope, fault: e.fault, at: e.at }
+            let scope = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{name}: {path}")
+            };
+            GraphError {
+                scope,
+                fault: e.fault,
+                at: e.at,
+            }
         });
         GraphErrors(errors.collect())
     }
@@ -558,10 +760,18 @@ impl State {
         let mut seen: HashMap<String, usize> = HashMap::new();
         let name = |n: &Draft| {
             let path = &self.scopes[n.scope.unwrap_or(0)].path;
-            let base = if path.is_empty() { n.op.to_owned() } else { format!("{path}.{}", n.op) };
+            let base = if path.is_empty() {
+                n.op.to_owned()
+            } else {
+                format!("{path}.{}", n.op)
+            };
             let count = seen.entry(base.clone()).or_insert(0);
             *count += 1;
-            if *count == 1 { base } else { format!("{base}_{count}") }
+            if *count == 1 {
+                base
+            } else {
+                format!("{base}_{count}")
+            }
         };
         self.nodes.iter().map(name).collect()
     }
@@ -578,7 +788,11 @@ impl State {
         for (node, name) in self.nodes.iter().zip(self.node_names()) {
             for (i, id) in node.outputs.iter().enumerate() {
                 names.entry(*id).or_insert_with(|| {
-                    let mut name = if node.outputs.len() == 1 { name.clone() } else { format!("{name}.{i}") };
+                    let mut name = if node.outputs.len() == 1 {
+                        name.clone()
+                    } else {
+                        format!("{name}.{i}")
+                    };
                     while !taken.insert(name.clone()) {
                         name.push('\'');
                     }
@@ -586,13 +800,17 @@ impl State {
                 });
             }
         }
-        (0..self.values.len()).map(|id| names.remove(&id).unwrap_or_default()).collect()
+        (0..self.values.len())
+            .map(|id| names.remove(&id).unwrap_or_default())
+            .collect()
     }
 }
 
 fn same_bits(a: &ConstantData, b: &ConstantData) -> bool {
     match (a, b) {
-        (ConstantData::F32(a), ConstantData::F32(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()),
+        (ConstantData::F32(a), ConstantData::F32(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+        }
         (ConstantData::I64(a), ConstantData::I64(b)) => a == b,
         _ => false,
     }
@@ -644,41 +862,82 @@ impl<'g> Scope<'g> {
 
     /// A checkpoint tensor stored as `dims` and then transformed. Missing and misshaped tensors are errors; no byte is read.
     #[track_caller]
-    pub fn weight_as(self, name: &str, dims: impl IntoIterator<Item: IntoDim>, transform: Transform) -> Value<'g> {
+    pub fn weight_as(
+        self,
+        name: &str,
+        dims: impl IntoIterator<Item: IntoDim>,
+        transform: Transform,
+    ) -> Value<'g> {
         let (b, at) = (self.builder, Location::caller());
         let key = self.join(name);
         let want = b.dims(dims);
         let transform = self.with_full_keys(transform);
-        let initializer = if transform == Transform::Identity { key.clone() } else { format!("{key}|{transform}") };
+        let initializer = if transform == Transform::Identity {
+            key.clone()
+        } else {
+            format!("{key}|{transform}")
+        };
         if let Some(id) = b.state.borrow().named(&initializer) {
             return Value { builder: b, id };
         }
         let Some(stored) = b.source.shape(&key) else {
-            let fault = Fault::Missing { key, want: Dims(&want).to_string() };
+            let fault = Fault::Missing {
+                key,
+                want: Dims(&want).to_string(),
+            };
             return self.flawed_weight(fault, want, &transform, at);
         };
         let got: Vec<Dim> = stored.iter().map(IntoDim::into_dim).collect();
         // A symbol that nobody bound cannot be checked against a number.
         let agrees = |(w, g): (&Dim, &Dim)| w.as_const().is_none() || w == g;
         if got.len() != want.len() || !want.iter().zip(&got).all(agrees) {
-            let fault = Fault::Misshaped { key, want: Dims(&want).to_string(), got: stored };
+            let fault = Fault::Misshaped {
+                key,
+                want: Dims(&want).to_string(),
+                got: stored,
+            };
             return self.flawed_weight(fault, want, &transform, at);
         }
-        let declared = want.iter().zip(&got).map(|(w, g)| if is_unknown(w) { g.clone() } else { w.clone() }).collect();
-        let shapes = self.transformed(&transform, got.clone()).and_then(|shape| Ok((shape, self.transformed(&transform, declared)?)));
+        let declared = want
+            .iter()
+            .zip(&got)
+            .map(|(w, g)| if is_unknown(w) { g.clone() } else { w.clone() })
+            .collect();
+        let shapes = self
+            .transformed(&transform, got.clone())
+            .and_then(|shape| Ok((shape, self.transformed(&transform, declared)?)));
         let mut state = b.state.borrow_mut();
         match shapes {
             Err(fault_reason) => {
-                let fault = Fault::Transform { key, dims: Dims(&got).to_string(), reason: fault_reason };
+                let fault = Fault::Transform {
+                    key,
+                    dims: Dims(&got).to_string(),
+                    reason: fault_reason,
+                };
                 state.record(Some(self.id), fault, at);
                 let id = state.add(None);
                 Value { builder: b, id }
             }
             Ok((shape, dims)) => {
-                let id = state.add(Some(Fact { dtype: DType::F32, dims }));
+                let id = state.add(Some(Fact {
+                    dtype: DType::F32,
+                    dims,
+                }));
                 state.names.insert(id, initializer.clone());
-                let shape = shape.iter().filter_map(Dim::as_const).filter_map(|c| usize::try_from(c).ok()).collect();
-                state.weights.push(Weight { name: initializer, key, transform, dtype: DType::F32, stored, shape, value: id });
+                let shape = shape
+                    .iter()
+                    .filter_map(Dim::as_const)
+                    .filter_map(|c| usize::try_from(c).ok())
+                    .collect();
+                state.weights.push(Weight {
+                    name: initializer,
+                    key,
+                    transform,
+                    dtype: DType::F32,
+                    stored,
+                    shape,
+                    value: id,
+                });
                 Value { builder: b, id }
             }
         }
@@ -699,8 +958,13 @@ impl<'g> Scope<'g> {
         let prefix = format!("{}.", self.join(prefix.trim_end_matches('.')));
         let prefix = prefix.trim_start_matches('.');
         let keys = self.builder.source.keys();
-        let children = keys.iter().filter_map(|k| k.strip_prefix(prefix)).filter_map(|rest| rest.split('.').next());
-        let distinct: BTreeSet<(u64, &str)> = children.map(|c| (c.parse().unwrap_or(u64::MAX), c)).collect();
+        let children = keys
+            .iter()
+            .filter_map(|k| k.strip_prefix(prefix))
+            .filter_map(|rest| rest.split('.').next());
+        let distinct: BTreeSet<(u64, &str)> = children
+            .map(|c| (c.parse().unwrap_or(u64::MAX), c))
+            .collect();
         distinct.into_iter().map(|(_, c)| c.to_owned()).collect()
     }
 
@@ -708,7 +972,11 @@ impl<'g> Scope<'g> {
     /// become the module's. Two paths may end on one value.
     pub fn out(self, v: Value<'g>) -> Value<'g> {
         let mut state = self.builder.state.borrow_mut();
-        let Place { path, first_node, first_error } = &state.scopes[self.id];
+        let Place {
+            path,
+            first_node,
+            first_error,
+        } = &state.scopes[self.id];
         let (path, first_node, first_error) = (path.clone(), *first_node, *first_error);
         for node in &mut state.nodes[first_node..] {
             node.scope.get_or_insert(self.id);
@@ -738,8 +1006,13 @@ impl<'g> Scope<'g> {
 
     fn with_full_keys(self, transform: Transform) -> Transform {
         match transform {
-            Transform::Concat { axis, with } => Transform::Concat { axis, with: with.iter().map(|n| self.join(n)).collect() },
-            Transform::Chain(steps) => Transform::Chain(steps.into_iter().map(|t| self.with_full_keys(t)).collect()),
+            Transform::Concat { axis, with } => Transform::Concat {
+                axis,
+                with: with.iter().map(|n| self.join(n)).collect(),
+            },
+            Transform::Chain(steps) => {
+                Transform::Chain(steps.into_iter().map(|t| self.with_full_keys(t)).collect())
+            }
             other => other,
         }
     }
@@ -749,14 +1022,26 @@ impl<'g> Scope<'g> {
     }
 
     /// Records a weight's fault; the value keeps the wanted shape, so that what follows is still checked.
-    fn flawed_weight(self, fault: Fault, want: Vec<Dim>, transform: &Transform, at: &'static Location<'static>) -> Value<'g> {
+    fn flawed_weight(
+        self,
+        fault: Fault,
+        want: Vec<Dim>,
+        transform: &Transform,
+        at: &'static Location<'static>,
+    ) -> Value<'g> {
         let dims = self.transformed(transform, want).ok();
         let mut state = self.builder.state.borrow_mut();
         if !state.errors.iter().any(|e| e.fault == fault) {
             state.record(Some(self.id), fault, at);
         }
-        let id = state.add(dims.map(|dims| Fact { dtype: DType::F32, dims }));
-        Value { builder: self.builder, id }
+        let id = state.add(dims.map(|dims| Fact {
+            dtype: DType::F32,
+            dims,
+        }));
+        Value {
+            builder: self.builder,
+            id,
+        }
     }
 }
 
@@ -764,26 +1049,49 @@ impl Builder<'_> {
     /// A path met again (a module called twice) gets a count.
     fn add_tap(&self, path: String, v: Value<'_>) {
         let mut state = self.state.borrow_mut();
-        if path.is_empty() || state.values[v.id].is_none() || state.taps.contains(&(path.clone(), v.id)) {
+        if path.is_empty()
+            || state.values[v.id].is_none()
+            || state.taps.contains(&(path.clone(), v.id))
+        {
             return;
         }
-        let calls = state.taps.iter().filter(|(p, _)| p.strip_prefix(&path).is_some_and(|r| r.is_empty() || r.starts_with('@'))).count();
-        let path = if calls == 0 { path } else { format!("{path}@{calls}") };
+        let calls = state
+            .taps
+            .iter()
+            .filter(|(p, _)| {
+                p.strip_prefix(&path)
+                    .is_some_and(|r| r.is_empty() || r.starts_with('@'))
+            })
+            .count();
+        let path = if calls == 0 {
+            path
+        } else {
+            format!("{path}@{calls}")
+        };
         state.taps.push((path, v.id));
     }
 }
 
 impl Transform {
     /// The shape it gives. `stored` looks up other keys.
-    fn shape(&self, mut dims: Vec<Dim>, stored: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<Vec<Dim>, String> {
+    fn shape(
+        &self,
+        mut dims: Vec<Dim>,
+        stored: &dyn Fn(&str) -> Option<Vec<usize>>,
+    ) -> Result<Vec<Dim>, String> {
         let rank = dims.len();
         match self {
             Self::Identity => {}
             Self::Transpose2 if rank == 2 => dims.swap(0, 1),
-            Self::Transpose2 => return Err(format!("only a matrix is transposed, not rank {rank}")),
+            Self::Transpose2 => {
+                return Err(format!("only a matrix is transposed, not rank {rank}"));
+            }
             Self::Select { axis, index } => {
                 let size = dims.get(*axis).ok_or_else(|| format!("no axis {axis}"))?;
-                if size.as_const().is_some_and(|n| usize::try_from(n).is_ok_and(|n| *index >= n)) {
+                if size
+                    .as_const()
+                    .is_some_and(|n| usize::try_from(n).is_ok_and(|n| *index >= n))
+                {
                     return Err(format!("axis {axis} has no index {index}"));
                 }
                 dims.remove(*axis);
@@ -799,16 +1107,25 @@ impl Transform {
             }
             Self::Concat { axis, with } => {
                 for key in with {
-                    let other = stored(key).ok_or_else(|| format!("{key} is missing from the checkpoint"))?;
+                    let other = stored(key)
+                        .ok_or_else(|| format!("{key} is missing from the checkpoint"))?;
                     let other: Vec<Dim> = other.iter().map(IntoDim::into_dim).collect();
-                    let fits = other.len() == rank && *axis < rank && (0..rank).all(|i| i == *axis || same_or_symbolic(&dims[i], &other[i]));
+                    let fits = other.len() == rank
+                        && *axis < rank
+                        && (0..rank).all(|i| i == *axis || same_or_symbolic(&dims[i], &other[i]));
                     if !fits {
-                        return Err(format!("{key} {} does not continue {} along axis {axis}", Dims(&other), Dims(&dims)));
+                        return Err(format!(
+                            "{key} {} does not continue {} along axis {axis}",
+                            Dims(&other),
+                            Dims(&dims)
+                        ));
                     }
                     dims[*axis] = dims[*axis].clone() + other[*axis].clone();
                 }
             }
-            Self::Chain(steps) => return steps.iter().try_fold(dims, |dims, t| t.shape(dims, stored)),
+            Self::Chain(steps) => {
+                return steps.iter().try_fold(dims, |dims, t| t.shape(dims, stored));
+            }
         }
         Ok(dims)
     }
@@ -830,8 +1147,14 @@ impl<'g> Value<'g> {
     /// One dimension; negative counts from the back. Unknown when there is no such axis.
     pub fn dim(self, axis: isize) -> Dim {
         let dims = self.dims();
-        let index = if axis < 0 { dims.len().checked_add_signed(axis) } else { usize::try_from(axis).ok() };
-        index.and_then(|i| dims.get(i).cloned()).unwrap_or_else(unknown)
+        let index = if axis < 0 {
+            dims.len().checked_add_signed(axis)
+        } else {
+            usize::try_from(axis).ok()
+        };
+        index
+            .and_then(|i| dims.get(i).cloned())
+            .unwrap_or_else(unknown)
     }
 
     /// Number of axes.
@@ -847,7 +1170,10 @@ impl<'g> Value<'g> {
     /// Type and shape.
     pub fn fact(self) -> Fact {
         let fact = self.builder.state.borrow().values[self.id].clone();
-        fact.unwrap_or_else(|| Fact { dtype: DType::F32, dims: vec![unknown(); POISONED_RANK] })
+        fact.unwrap_or_else(|| Fact {
+            dtype: DType::F32,
+            dims: vec![unknown(); POISONED_RANK],
+        })
     }
 
     /// The builder that it belongs to.
@@ -862,7 +1188,11 @@ impl<'g> Value<'g> {
 
 impl fmt::Debug for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_poisoned() { f.write_str("poisoned") } else { write!(f, "{}", self.fact()) }
+        if self.is_poisoned() {
+            f.write_str("poisoned")
+        } else {
+            write!(f, "{}", self.fact())
+        }
     }
 }
 
@@ -875,8 +1205,13 @@ mod tests {
     const X: Port = Port::new("x", DType::F32, "B L D");
     const Y: Port = Port::new("y", DType::F32, "B L D");
     const STATE: Port = Port::new("cache", DType::F32, "B 2");
-    const RIM: Contract =
-        Contract { name: "rim", inputs: &[X], state: &[STATE], state_kind: StateKind::Replace, outputs: &[Y] };
+    const RIM: Contract = Contract {
+        name: "rim",
+        inputs: &[X],
+        state: &[STATE],
+        state_kind: StateKind::Replace,
+        outputs: &[Y],
+    };
 
     fn source() -> BTreeMap<String, Vec<usize>> {
         let keys: [(&str, &[usize]); 6] = [
@@ -887,7 +1222,9 @@ mod tests {
             ("blocks.x", &[1]),
             ("norm.weight", &[7]),
         ];
-        keys.iter().map(|(k, s)| ((*k).to_owned(), s.to_vec())).collect()
+        keys.iter()
+            .map(|(k, s)| ((*k).to_owned(), s.to_vec()))
+            .collect()
     }
 
     fn eight() -> Bindings {
@@ -897,7 +1234,20 @@ mod tests {
     fn lines(b: Builder<'_>) -> Vec<String> {
         let errors = b.finish().unwrap_err();
         // Line numbers move with every edit; that they are there is checked below.
-        errors.0.iter().map(|e| e.to_string().split(" (exporter").next().unwrap().split(" (src").next().unwrap().to_owned()).collect()
+        errors
+            .0
+            .iter()
+            .map(|e| {
+                e.to_string()
+                    .split(" (exporter")
+                    .next()
+                    .unwrap()
+                    .split(" (src")
+                    .next()
+                    .unwrap()
+                    .to_owned()
+            })
+            .collect()
     }
 
     #[test]
@@ -910,7 +1260,11 @@ mod tests {
         let q = s.pp("q");
         let y = q.out(x.matmul(q.weight("weight", [8, 9]))); // misshaped
         let z = (y + x).reshape(&[x.dim(0), Dim::from(3)]); // other number of elements
-        let z = s.out((z.transpose(&[1, 0]).softmax(-1) * x).layer_norm(-1, 1e-6, None, None).split(-1, 4)[3]);
+        let z = s.out(
+            (z.transpose(&[1, 0]).softmax(-1) * x)
+                .layer_norm(-1, 1e-6, None, None)
+                .split(-1, 4)[3],
+        );
         b.output(&Y, z);
         let w = b.root().pp("head").weight("weight", [2, 8]); // missing
         let _ = x.matmul(w.transpose(&[1, 0]));
@@ -932,7 +1286,10 @@ mod tests {
         let line = line!() + 1;
         let _ = x + b.input(&STATE);
         let errors = b.finish().unwrap_err();
-        assert_eq!((errors.0[0].at.line(), errors.0[0].at.file()), (line, file!()));
+        assert_eq!(
+            (errors.0[0].at.line(), errors.0[0].at.file()),
+            (line, file!())
+        );
         assert_eq!(errors.exit(), Exit::Model);
     }
 
@@ -942,9 +1299,15 @@ mod tests {
         let b = Builder::new("t", &source);
         let s = b.root().pp("blocks.7");
         for _ in 0..2 {
-            assert_eq!(format!("{:?}", s.weight_as("w", [3, 5], Transpose2)), "f32 [5, 3]");
+            assert_eq!(
+                format!("{:?}", s.weight_as("w", [3, 5], Transpose2)),
+                "f32 [5, 3]"
+            );
         }
-        assert_eq!(lines(b), ["t: blocks.7: weight blocks.7.w [3, 5] is missing from the checkpoint"]);
+        assert_eq!(
+            lines(b),
+            ["t: blocks.7: weight blocks.7.w [3, 5] is missing from the checkpoint"]
+        );
     }
 
     #[test]
@@ -960,14 +1323,32 @@ mod tests {
         outer.tap("late", z.tanh());
         b.output(&Y, z.exp());
         let g = b.finish().unwrap();
-        let nodes: Vec<(&str, &str)> = g.nodes.iter().map(|n| (n.name.as_str(), n.scope.as_str())).collect();
-        let want = [("blocks.0.Sigmoid", "blocks.0"), ("blocks.0.q.MatMul", "blocks.0.q"), ("Tanh", ""), ("Exp", "")];
+        let nodes: Vec<(&str, &str)> = g
+            .nodes
+            .iter()
+            .map(|n| (n.name.as_str(), n.scope.as_str()))
+            .collect();
+        let want = [
+            ("blocks.0.Sigmoid", "blocks.0"),
+            ("blocks.0.q.MatMul", "blocks.0.q"),
+            ("Tanh", ""),
+            ("Exp", ""),
+        ];
         assert_eq!(nodes, want);
         assert_eq!(g.taps(), ["blocks.0.q", "blocks.0", "blocks.0.late"]);
-        let tapped = g.with_taps(&["blocks.0", "blocks.0.q", "blocks.0"]).unwrap();
-        let outputs: Vec<&str> = tapped.outputs.iter().map(|&o| tapped.values[o].name.as_str()).collect();
+        let tapped = g
+            .with_taps(&["blocks.0", "blocks.0.q", "blocks.0"])
+            .unwrap();
+        let outputs: Vec<&str> = tapped
+            .outputs
+            .iter()
+            .map(|&o| tapped.values[o].name.as_str())
+            .collect();
         assert_eq!(outputs, ["y", "blocks.0", "blocks.0.q"]);
-        assert_eq!(g.with_taps(&["blocks.0.k"]).unwrap_err().to_string(), "graph t has no tap blocks.0.k; nearest is blocks.0.q");
+        assert_eq!(
+            g.with_taps(&["blocks.0.k"]).unwrap_err().to_string(),
+            "graph t has no tap blocks.0.k; nearest is blocks.0.q"
+        );
     }
 
     #[test]
@@ -979,20 +1360,39 @@ mod tests {
         b.output_named("cache.next", &STATE, c);
         b.output(&Y, x);
         let g = b.finish().unwrap();
-        let names = |ids: &[usize]| ids.iter().map(|&i| g.values[i].name.clone()).collect::<Vec<_>>();
-        assert_eq!((names(&g.inputs), names(&g.outputs)), (vec!["x".into(), "cache".into()], vec!["y".into(), "cache.next".into()]));
-        assert_eq!((g.metadata["contract"].as_str(), g.state_outputs()), (RIM.fingerprint().as_str(), vec!["cache.next"]));
+        let names = |ids: &[usize]| {
+            ids.iter()
+                .map(|&i| g.values[i].name.clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (names(&g.inputs), names(&g.outputs)),
+            (
+                vec!["x".into(), "cache".into()],
+                vec!["y".into(), "cache.next".into()]
+            )
+        );
+        assert_eq!(
+            (g.metadata["contract"].as_str(), g.state_outputs()),
+            (RIM.fingerprint().as_str(), vec!["cache.next"])
+        );
 
         let b = Builder::new("t", &source);
         b.contract(&RIM);
         b.output(&Y, b.input(&X));
-        let want = ["t: contract rim wants inputs x cache, graph has x", "t: contract rim wants outputs y cache.next, graph has y"];
+        let want = [
+            "t: contract rim wants inputs x cache, graph has x",
+            "t: contract rim wants outputs y cache.next, graph has y",
+        ];
         assert_eq!(lines(b), want);
 
         let b = Builder::new("t", &source);
         let _ = b.input(&X);
         b.output(&Y, b.input(&STATE));
-        assert_eq!(lines(b), ["t: output y wants f32 [B, L, D], graph gives f32 [B, 2]"]);
+        assert_eq!(
+            lines(b),
+            ["t: output y wants f32 [B, L, D], graph gives f32 [B, 2]"]
+        );
     }
 
     #[test]
@@ -1000,9 +1400,15 @@ mod tests {
         let source = source();
         let b = Builder::new("t", &source);
         let _ = b.root().pp("blocks").pp(0).weight("q.weight", [8, 8]);
-        assert_eq!(b.used_keys().into_iter().collect::<Vec<_>>(), ["blocks.0.q.weight"]);
+        assert_eq!(
+            b.used_keys().into_iter().collect::<Vec<_>>(),
+            ["blocks.0.q.weight"]
+        );
         b.unused(&["blocks."], &["blocks.1"]);
-        let want = ["t: weight blocks.0.k.weight [4, 8] of the checkpoint is not used", "t: weight blocks.x [1] of the checkpoint is not used"];
+        let want = [
+            "t: weight blocks.0.k.weight [4, 8] of the checkpoint is not used",
+            "t: weight blocks.x [1] of the checkpoint is not used",
+        ];
         assert_eq!(lines(b), want);
     }
 
@@ -1013,7 +1419,14 @@ mod tests {
         let s = b.root();
         assert_eq!(s.list("blocks."), ["0", "1", "10", "x"]);
         assert_eq!(s.pp("blocks.0").list(""), ["k", "q"]);
-        assert_eq!((s.pp("norm").has("weight"), s.pp("norm").dims("bias"), s.dims("norm.weight")), (true, None, Some(vec![7])));
+        assert_eq!(
+            (
+                s.pp("norm").has("weight"),
+                s.pp("norm").dims("bias"),
+                s.dims("norm.weight")
+            ),
+            (true, None, Some(vec![7]))
+        );
         assert!(b.used_keys().is_empty());
     }
 
@@ -1024,7 +1437,11 @@ mod tests {
         b.bind(eight());
         let x = b.input(&X);
         let s = b.root().pp("blocks.0.q");
-        let twice = x.matmul(s.weight("weight", [8, 8])).matmul(s.weight("weight", [8, 8])) * 2.0 + 2.0;
+        let twice = x
+            .matmul(s.weight("weight", [8, 8]))
+            .matmul(s.weight("weight", [8, 8]))
+            * 2.0
+            + 2.0;
         let unread = b.scalar(5.0);
         assert_eq!(unread.rank(), 0);
         b.output(&Y, twice.matmul(s.weight_as("weight", [8, 8], Transpose2)));
@@ -1037,21 +1454,46 @@ mod tests {
     #[test]
     fn transforms_give_their_shape_or_say_why_not() {
         use Transform::{Chain, Concat, Reshape, Select};
-        let concat = |axis, with: &str| Concat { axis, with: vec![with.to_owned()] };
+        let concat = |axis, with: &str| Concat {
+            axis,
+            with: vec![with.to_owned()],
+        };
         for (transform, want) in [
             (Transpose2, "[8, 4]"),
             (Select { axis: 0, index: 3 }, "[8]"),
             (Select { axis: 0, index: 4 }, "axis 0 has no index 4"),
             (Select { axis: 2, index: 0 }, "no axis 2"),
             (Reshape(vec![2, 16]), "[2, 16]"),
-            (Reshape(vec![2, 15]), "[2, 15] has another number of elements"),
+            (
+                Reshape(vec![2, 15]),
+                "[2, 15] has another number of elements",
+            ),
             (concat(0, "blocks.0.q.weight"), "[12, 8]"),
-            (concat(1, "blocks.0.q.weight"), "blocks.0.q.weight [8, 8] does not continue [4, 8] along axis 1"),
-            (Chain(vec![Transpose2, Reshape(vec![2, 4, 4]), Select { axis: 1, index: 0 }]), "[2, 4]"),
-            (Chain(vec![Select { axis: 0, index: 0 }, Transpose2]), "only a matrix is transposed, not rank 1"),
+            (
+                concat(1, "blocks.0.q.weight"),
+                "blocks.0.q.weight [8, 8] does not continue [4, 8] along axis 1",
+            ),
+            (
+                Chain(vec![
+                    Transpose2,
+                    Reshape(vec![2, 4, 4]),
+                    Select { axis: 1, index: 0 },
+                ]),
+                "[2, 4]",
+            ),
+            (
+                Chain(vec![Select { axis: 0, index: 0 }, Transpose2]),
+                "only a matrix is transposed, not rank 1",
+            ),
         ] {
-            let got = transform.shape([4, 8].map(Dim::from).to_vec(), &|key| source().get(key).cloned());
-            assert_eq!(got.map_or_else(|e| e, |d| Dims(&d).to_string()), want, "{transform}");
+            let got = transform.shape([4, 8].map(Dim::from).to_vec(), &|key| {
+                source().get(key).cloned()
+            });
+            assert_eq!(
+                got.map_or_else(|e| e, |d| Dims(&d).to_string()),
+                want,
+                "{transform}"
+            );
         }
     }
 
@@ -1059,8 +1501,14 @@ mod tests {
     fn an_output_length_that_no_input_has_is_the_graphs_own() {
         let source = source();
         let b = Builder::new("t", &source);
-        b.output(&Port::new("y", DType::F32, "B M"), b.input(&STATE).slice(1, 1, 2));
-        assert_eq!(b.finish().unwrap().to_string().lines().nth(2), Some("  out y: f32 [B, 1]"));
+        b.output(
+            &Port::new("y", DType::F32, "B M"),
+            b.input(&STATE).slice(1, 1, 2),
+        );
+        assert_eq!(
+            b.finish().unwrap().to_string().lines().nth(2),
+            Some("  out y: f32 [B, 1]")
+        );
     }
 
     #[test]
@@ -1069,7 +1517,10 @@ mod tests {
         let b = Builder::new("t", &source);
         let x = b.input(&X);
         b.output(&Y, x.reshape(&[x.dim(0), x.dim(1), x.dim(2)]));
-        let g = b.finish().unwrap().bind(&Bindings::from([("B".to_owned(), 4), ("D".to_owned(), 5120)]));
+        let g = b.finish().unwrap().bind(&Bindings::from([
+            ("B".to_owned(), 4),
+            ("D".to_owned(), 5120),
+        ]));
         assert_eq!(g.values[g.outputs[0]].fact.to_string(), "f32 [4, L, 5120]");
     }
 }

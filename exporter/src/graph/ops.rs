@@ -15,8 +15,14 @@ type Inferred = Result<Fact, String>;
 type Attributes = Vec<(&'static str, Attribute)>;
 
 fn resolve(axis: isize, rank: usize) -> Result<usize, String> {
-    let index = if axis < 0 { rank.checked_add_signed(axis) } else { usize::try_from(axis).ok() };
-    index.filter(|&i| i < rank).ok_or_else(|| format!("no axis {axis} in rank {rank}"))
+    let index = if axis < 0 {
+        rank.checked_add_signed(axis)
+    } else {
+        usize::try_from(axis).ok()
+    };
+    index
+        .filter(|&i| i < rank)
+        .ok_or_else(|| format!("no axis {axis} in rank {rank}"))
 }
 
 /// The index of an axis that a shape is known to have.
@@ -44,7 +50,11 @@ fn broadcast_dim(a: &Dim, b: &Dim) -> Option<Dim> {
 fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
     let rank = a.len().max(b.len());
     let one = Dim::from(1);
-    let at = |dims: &[Dim], i: usize| (i + dims.len()).checked_sub(rank).map_or_else(|| one.clone(), |i| dims[i].clone());
+    let at = |dims: &[Dim], i: usize| {
+        (i + dims.len())
+            .checked_sub(rank)
+            .map_or_else(|| one.clone(), |i| dims[i].clone())
+    };
     (0..rank)
         .map(|i| {
             let (x, y) = (at(a, i), at(b, i));
@@ -62,7 +72,11 @@ fn float(fact: Fact) -> Inferred {
 
 fn wants(what: &str, fact: &Fact, dtype: DType, rank: usize) -> Result<(), String> {
     let fits = fact.dtype == dtype && fact.dims.len() == rank;
-    if fits { Ok(()) } else { Err(format!("{what} wants {dtype} of rank {rank}")) }
+    if fits {
+        Ok(())
+    } else {
+        Err(format!("{what} wants {dtype} of rank {rank}"))
+    }
 }
 
 /// Number of elements of `start..end` (step 1) on an axis, with Python's meaning of negative ends.
@@ -70,14 +84,30 @@ fn slice_len(dim: &Dim, start: i64, end: i64) -> Result<Dim, String> {
     if let Some(n) = dim.as_const() {
         let at = |i: i64| if i < 0 { (n + i).max(0) } else { i.min(n) };
         let len = at(end) - at(start);
-        return if len > 0 { Ok(Dim::from(len)) } else { Err(format!("{start}..{end} of {n} is empty")) };
+        return if len > 0 {
+            Ok(Dim::from(len))
+        } else {
+            Err(format!("{start}..{end} of {n} is empty"))
+        };
     }
     if is_unknown(dim) {
         return Ok(unknown());
     }
-    let at = |i: i64| if i == i64::MAX { dim.clone() } else if i < 0 { dim.clone() + Dim::from(i) } else { Dim::from(i) };
+    let at = |i: i64| {
+        if i == i64::MAX {
+            dim.clone()
+        } else if i < 0 {
+            dim.clone() + Dim::from(i)
+        } else {
+            Dim::from(i)
+        }
+    };
     let len = at(end) - at(start);
-    if len.as_const().is_some_and(|n| n < 1) { Err(format!("{start}..{end} of {dim} is empty")) } else { Ok(len) }
+    if len.as_const().is_some_and(|n| n < 1) {
+        Err(format!("{start}..{end} of {dim} is empty"))
+    } else {
+        Ok(len)
+    }
 }
 
 /// What ONNX's Reshape wants to read for `want`: numbers, 0 where the input's dimension at that index stays, at most one -1.
@@ -91,7 +121,9 @@ fn reshape_spec(have: &[Dim], want: &[Dim]) -> Result<Vec<i64>, String> {
         return fail("another number of elements");
     }
     let kept = |i: usize| have.get(i).is_some_and(|h| !is_unknown(h) && *h == want[i]);
-    let spec: Vec<i64> = (0..want.len()).map(|i| want[i].as_const().unwrap_or(if kept(i) { 0 } else { -1 })).collect();
+    let spec: Vec<i64> = (0..want.len())
+        .map(|i| want[i].as_const().unwrap_or(if kept(i) { 0 } else { -1 }))
+        .collect();
     match spec.iter().filter(|&&n| n == -1).count() {
         0 | 1 => Ok(spec),
         _ if !known => Ok(spec),
@@ -104,8 +136,13 @@ fn conv_dim(size: &Dim, kernel: &Dim, stride: i64, before: i64, after: i64) -> R
     if is_unknown(size) || is_unknown(kernel) {
         return Ok(unknown());
     }
-    let out = (size.clone() + Dim::from(before + after) - kernel.clone()).floor_div(stride.max(1)) + Dim::from(1);
-    if out.as_const().is_some_and(|n| n < 1) { Err(format!("kernel {kernel} is larger than {size}")) } else { Ok(out) }
+    let out = (size.clone() + Dim::from(before + after) - kernel.clone()).floor_div(stride.max(1))
+        + Dim::from(1);
+    if out.as_const().is_some_and(|n| n < 1) {
+        Err(format!("kernel {kernel} is larger than {size}"))
+    } else {
+        Ok(out)
+    }
 }
 
 /// Elementwise functions of one float tensor.
@@ -163,13 +200,20 @@ impl<'g> Value<'g> {
         attributes: Attributes,
         infer: impl FnOnce() -> Inferred,
     ) -> Self {
-        let outputs = self.builder().emit(Location::caller(), op, inputs, attributes, || infer().map(|f| vec![f]));
-        outputs.and_then(|v| v.first().copied()).unwrap_or_else(|| self.builder().poison())
+        let outputs = self
+            .builder()
+            .emit(Location::caller(), op, inputs, attributes, || {
+                infer().map(|f| vec![f])
+            });
+        outputs
+            .and_then(|v| v.first().copied())
+            .unwrap_or_else(|| self.builder().poison())
     }
 
     #[track_caller]
     fn wrong(self, op: &'static str, reason: String) -> Self {
-        self.builder().fault(Location::caller(), op, &[self], reason)
+        self.builder()
+            .fault(Location::caller(), op, &[self], reason)
     }
 
     fn indices(self, list: &[i64]) -> Self {
@@ -188,14 +232,21 @@ impl<'g> Value<'g> {
             if a.dtype != b.dtype {
                 return Err(format!("{} and {} do not mix", a.dtype, b.dtype));
             }
-            Ok(Fact { dtype: result.unwrap_or(a.dtype), dims: broadcast(&a.dims, &b.dims)? })
+            Ok(Fact {
+                dtype: result.unwrap_or(a.dtype),
+                dims: broadcast(&a.dims, &b.dims)?,
+            })
         })
     }
 
     /// The number as an operand of this f32 tensor.
     #[track_caller]
     fn with_number(self, op: &'static str, x: f32) -> Result<Self, Self> {
-        if self.dtype() == DType::F32 { Ok(self.builder().scalar(x)) } else { Err(self.wrong(op, format!("number {x} wants f32"))) }
+        if self.dtype() == DType::F32 {
+            Ok(self.builder().scalar(x))
+        } else {
+            Err(self.wrong(op, format!("number {x} wants f32")))
+        }
     }
 
     /// `[.., M, K] x [.., K, N] -> [.., M, N]`, leading dimensions broadcast.
@@ -207,13 +258,17 @@ impl<'g> Value<'g> {
             if a.dtype != b.dtype {
                 return Err(format!("{} and {} do not mix", a.dtype, b.dtype));
             }
-            let ([a_lead @ .., m, k], [b_lead @ .., l, n]) = (a.dims.as_slice(), b.dims.as_slice()) else {
+            let ([a_lead @ .., m, k], [b_lead @ .., l, n]) = (a.dims.as_slice(), b.dims.as_slice())
+            else {
                 return Err("wants two axes or more on both sides".into());
             };
             same(k, l).ok_or_else(|| format!("inner dimensions {k} and {l} differ"))?;
             let mut dims = broadcast(a_lead, b_lead)?;
             dims.extend([m.clone(), n.clone()]);
-            Ok(Fact { dtype: a.dtype, dims })
+            Ok(Fact {
+                dtype: a.dtype,
+                dims,
+            })
         })
     }
 
@@ -231,7 +286,12 @@ impl<'g> Value<'g> {
             Ok(spec) => spec,
             Err(reason) => return self.wrong("Reshape", reason),
         };
-        self.node("Reshape", [self, self.indices(&spec)], vec![], || Ok(Fact { dtype: have.dtype, dims: want }))
+        self.node("Reshape", [self, self.indices(&spec)], vec![], || {
+            Ok(Fact {
+                dtype: have.dtype,
+                dims: want,
+            })
+        })
     }
 
     /// As [`Self::reshape`] with any number of symbolic dimensions; each is read at run time from an axis of `self` or of `sources`
@@ -245,22 +305,44 @@ impl<'g> Value<'g> {
             return self.builder().poison();
         }
         if product(&have.dims) != product(&want) {
-            return self.wrong("Reshape", format!("cannot become {}: another number of elements", Dims(&want)));
+            return self.wrong(
+                "Reshape",
+                format!("cannot become {}: another number of elements", Dims(&want)),
+            );
         }
         let mut sizes = Vec::new();
         for d in &want {
-            let axis_of = |v: &Self, by: i64| v.dims().iter().position(|x| x.exact_div(by).as_ref() == Some(d));
+            let axis_of = |v: &Self, by: i64| {
+                v.dims()
+                    .iter()
+                    .position(|x| x.exact_div(by).as_ref() == Some(d))
+            };
             let factors = [1i64, 2, 4, 8];
-            let found = factors.into_iter().find_map(|by| [self].iter().chain(sources).find_map(|v| Some((*v, axis_of(v, by)?, by))));
+            let found = factors.into_iter().find_map(|by| {
+                [self]
+                    .iter()
+                    .chain(sources)
+                    .find_map(|v| Some((*v, axis_of(v, by)?, by)))
+            });
             sizes.push(match (d.as_const(), found) {
                 (Some(c), _) => self.indices(&[c]),
                 (None, Some((v, axis, 1))) => v.size(axis.cast_signed()),
                 (None, Some((v, axis, by))) => v.size(axis.cast_signed()) / self.indices(&[by]),
-                (None, None) => return self.wrong("Reshape", format!("cannot become {}: no axis given is {d}", Dims(&want))),
+                (None, None) => {
+                    return self.wrong(
+                        "Reshape",
+                        format!("cannot become {}: no axis given is {d}", Dims(&want)),
+                    );
+                }
             });
         }
         let shape = self.builder().concat(0, &sizes);
-        self.node("Reshape", [self, shape], vec![], || Ok(Fact { dtype: have.dtype, dims: want }))
+        self.node("Reshape", [self, shape], vec![], || {
+            Ok(Fact {
+                dtype: have.dtype,
+                dims: want,
+            })
+        })
     }
 
     /// Joins neighbouring axes, e.g. `flatten(1..3)`: `[B, L, N, D] -> [B, L*N, D]`.
@@ -287,9 +369,15 @@ impl<'g> Value<'g> {
             let mut sorted = order.to_vec();
             sorted.sort_unstable();
             if sorted != (0..fact.dims.len()).collect::<Vec<_>>() {
-                return Err(format!("{order:?} is not an order of {} axes", fact.dims.len()));
+                return Err(format!(
+                    "{order:?} is not an order of {} axes",
+                    fact.dims.len()
+                ));
             }
-            Ok(Fact { dims: order.iter().map(|&i| fact.dims[i].clone()).collect(), ..fact })
+            Ok(Fact {
+                dims: order.iter().map(|&i| fact.dims[i].clone()).collect(),
+                ..fact
+            })
         })
     }
 
@@ -297,25 +385,36 @@ impl<'g> Value<'g> {
     #[track_caller]
     #[must_use]
     pub fn unsqueeze(self, axis: isize) -> Self {
-        self.node("Unsqueeze", [self, self.indices(&[axis_i64(axis)])], vec![], || {
-            let mut fact = self.fact();
-            let at = resolve(axis, fact.dims.len() + 1)?;
-            fact.dims.insert(at, Dim::from(1));
-            Ok(fact)
-        })
+        self.node(
+            "Unsqueeze",
+            [self, self.indices(&[axis_i64(axis)])],
+            vec![],
+            || {
+                let mut fact = self.fact();
+                let at = resolve(axis, fact.dims.len() + 1)?;
+                fact.dims.insert(at, Dim::from(1));
+                Ok(fact)
+            },
+        )
     }
 
     /// Drops an axis of size 1.
     #[track_caller]
     #[must_use]
     pub fn squeeze(self, axis: isize) -> Self {
-        self.node("Squeeze", [self, self.indices(&[axis_i64(axis)])], vec![], || {
-            let mut fact = self.fact();
-            let at = resolve(axis, fact.dims.len())?;
-            let gone = fact.dims.remove(at);
-            same(&gone, &Dim::from(1)).ok_or_else(|| format!("axis {axis} is {gone}, not 1"))?;
-            Ok(fact)
-        })
+        self.node(
+            "Squeeze",
+            [self, self.indices(&[axis_i64(axis)])],
+            vec![],
+            || {
+                let mut fact = self.fact();
+                let at = resolve(axis, fact.dims.len())?;
+                let gone = fact.dims.remove(at);
+                same(&gone, &Dim::from(1))
+                    .ok_or_else(|| format!("axis {axis} is {gone}, not 1"))?;
+                Ok(fact)
+            },
+        )
     }
 
     /// Elements `start..end` of an axis, as Python: negative counts from the back, `i64::MAX` is the end. On a symbolic axis the ends are
@@ -343,7 +442,11 @@ impl<'g> Value<'g> {
                 return Err(format!("step {step} is below 1"));
             }
             let len = slice_len(&fact.dims[at], start, end)?;
-            fact.dims[at] = if is_unknown(&len) { len } else { (len + Dim::from(step - 1)).floor_div(step) };
+            fact.dims[at] = if is_unknown(&len) {
+                len
+            } else {
+                (len + Dim::from(step - 1)).floor_div(step)
+            };
             Ok(fact)
         })
     }
@@ -362,13 +465,18 @@ impl<'g> Value<'g> {
     pub fn split(self, axis: isize, parts: usize) -> Vec<Self> {
         let count = i64::try_from(parts).unwrap_or(i64::MAX);
         let attributes = vec![("axis", Int(axis_i64(axis))), ("num_outputs", Int(count))];
-        let outputs = self.builder().emit(Location::caller(), "Split", [self], attributes, || {
-            let mut fact = self.fact();
-            let at = resolve(axis, fact.dims.len())?;
-            let part = fact.dims[at].exact_div(count).or_else(|| is_unknown(&fact.dims[at]).then(unknown));
-            fact.dims[at] = part.ok_or_else(|| format!("{} does not divide into {parts}", fact.dims[at]))?;
-            Ok(vec![fact; parts])
-        });
+        let outputs = self
+            .builder()
+            .emit(Location::caller(), "Split", [self], attributes, || {
+                let mut fact = self.fact();
+                let at = resolve(axis, fact.dims.len())?;
+                let part = fact.dims[at]
+                    .exact_div(count)
+                    .or_else(|| is_unknown(&fact.dims[at]).then(unknown));
+                fact.dims[at] =
+                    part.ok_or_else(|| format!("{} does not divide into {parts}", fact.dims[at]))?;
+                Ok(vec![fact; parts])
+            });
         outputs.unwrap_or_else(|| vec![self.builder().poison(); parts])
     }
 
@@ -392,18 +500,25 @@ impl<'g> Value<'g> {
     #[must_use]
     pub fn split_sizes(self, axis: isize, sizes: &[i64]) -> Vec<Self> {
         let inputs = [self, self.indices(sizes)];
-        let outputs = self.builder().emit(Location::caller(), "Split", inputs, vec![("axis", Int(axis_i64(axis)))], || {
-            let fact = self.fact();
-            let at = resolve(axis, fact.dims.len())?;
-            let total = Dim::from(sizes.iter().sum::<i64>());
-            same(&fact.dims[at], &total).ok_or_else(|| format!("{sizes:?} does not fill {}", fact.dims[at]))?;
-            let part = |&n: &i64| {
-                let mut part = fact.clone();
-                part.dims[at] = Dim::from(n);
-                part
-            };
-            Ok(sizes.iter().map(part).collect())
-        });
+        let outputs = self.builder().emit(
+            Location::caller(),
+            "Split",
+            inputs,
+            vec![("axis", Int(axis_i64(axis)))],
+            || {
+                let fact = self.fact();
+                let at = resolve(axis, fact.dims.len())?;
+                let total = Dim::from(sizes.iter().sum::<i64>());
+                same(&fact.dims[at], &total)
+                    .ok_or_else(|| format!("{sizes:?} does not fill {}", fact.dims[at]))?;
+                let part = |&n: &i64| {
+                    let mut part = fact.clone();
+                    part.dims[at] = Dim::from(n);
+                    part
+                };
+                Ok(sizes.iter().map(part).collect())
+            },
+        );
         outputs.unwrap_or_else(|| vec![self.builder().poison(); sizes.len()])
     }
 
@@ -412,17 +527,30 @@ impl<'g> Value<'g> {
     #[must_use]
     pub fn size(self, axis: isize) -> Self {
         let at = resolve(axis, self.rank()).map_or(0, |i| axis_i64(i.cast_signed()));
-        self.node("Shape", [self], vec![("start", Int(at)), ("end", Int(at + 1))], || {
-            resolve(axis, self.rank())?;
-            Ok(Fact { dtype: DType::I64, dims: vec![Dim::from(1)] })
-        })
+        self.node(
+            "Shape",
+            [self],
+            vec![("start", Int(at)), ("end", Int(at + 1))],
+            || {
+                resolve(axis, self.rank())?;
+                Ok(Fact {
+                    dtype: DType::I64,
+                    dims: vec![Dim::from(1)],
+                })
+            },
+        )
     }
 
     /// The whole shape at run time, i64 `[rank]`.
     #[track_caller]
     #[must_use]
     pub fn shape(self) -> Self {
-        self.node("Shape", [self], vec![], || Ok(Fact { dtype: DType::I64, dims: vec![self.rank().into_dim()] }))
+        self.node("Shape", [self], vec![], || {
+            Ok(Fact {
+                dtype: DType::I64,
+                dims: vec![self.rank().into_dim()],
+            })
+        })
     }
 
     /// `[0, 1, .., n - 1]` as i64 `[n]`, n the size of `axis`.
@@ -432,8 +560,16 @@ impl<'g> Value<'g> {
         let b = self.builder();
         let n = self.dim(axis);
         let limit = self.size(axis).squeeze(0);
-        let (start, step) = (b.const_i64([0i64; 0], vec![0]), b.const_i64([0i64; 0], vec![1]));
-        self.node("Range", [start, limit, step], vec![], || Ok(Fact { dtype: DType::I64, dims: vec![n] }))
+        let (start, step) = (
+            b.const_i64([0i64; 0], vec![0]),
+            b.const_i64([0i64; 0], vec![1]),
+        );
+        self.node("Range", [start, limit, step], vec![], || {
+            Ok(Fact {
+                dtype: DType::I64,
+                dims: vec![n],
+            })
+        })
     }
 
     /// Broadcasts to the whole shape of `like`.
@@ -444,8 +580,16 @@ impl<'g> Value<'g> {
         self.node("Expand", [self, shape], vec![], || {
             let (fact, want) = (self.fact(), like.fact());
             let dims = broadcast(&fact.dims, &want.dims)?;
-            if dims.len() == want.dims.len() && dims.iter().zip(&want.dims).all(|(a, b)| same(a, b).is_some()) {
-                Ok(Fact { dims: want.dims, ..fact })
+            if dims.len() == want.dims.len()
+                && dims
+                    .iter()
+                    .zip(&want.dims)
+                    .all(|(a, b)| same(a, b).is_some())
+            {
+                Ok(Fact {
+                    dims: want.dims,
+                    ..fact
+                })
             } else {
                 Err(format!("does not expand to {}", Dims(&want.dims)))
             }
@@ -457,12 +601,20 @@ impl<'g> Value<'g> {
     #[must_use]
     pub fn broadcast_leading(self, like: Self) -> Self {
         let (lanes, others) = (like.size(0), self.rank().saturating_sub(1));
-        let shape = if others > 0 { self.builder().concat(0, &[lanes, self.indices(&vec![1; others])]) } else { lanes };
+        let shape = if others > 0 {
+            self.builder()
+                .concat(0, &[lanes, self.indices(&vec![1; others])])
+        } else {
+            lanes
+        };
         self.node("Expand", [self, shape], vec![], || {
             let mut fact = self.fact();
             let first = fact.dims.first_mut().ok_or("has no axis")?;
             let lanes = like.dim(0);
-            let clash = !is_one(first) && first.as_const().is_some() && lanes.as_const().is_some() && *first != lanes;
+            let clash = !is_one(first)
+                && first.as_const().is_some()
+                && lanes.as_const().is_some()
+                && *first != lanes;
             if clash {
                 return Err(format!("{first} lanes do not become {lanes}"));
             }
@@ -473,7 +625,12 @@ impl<'g> Value<'g> {
 
     #[track_caller]
     fn pad(self, mode: &'static str, axis: isize, before: i64, after: i64) -> Self {
-        let inputs = [Some(self), Some(self.indices(&[before, after])), None, Some(self.indices(&[axis_i64(axis)]))];
+        let inputs = [
+            Some(self),
+            Some(self.indices(&[before, after])),
+            None,
+            Some(self.indices(&[axis_i64(axis)])),
+        ];
         self.node("Pad", inputs, vec![("mode", Text(mode))], || {
             let mut fact = self.fact();
             let at = resolve(axis, fact.dims.len())?;
@@ -500,15 +657,20 @@ impl<'g> Value<'g> {
     #[track_caller]
     #[must_use]
     pub fn gather(self, indices: Self, axis: isize) -> Self {
-        self.node("Gather", [self, indices], vec![("axis", Int(axis_i64(axis)))], || {
-            let (mut fact, by) = (self.fact(), indices.fact());
-            let at = resolve(axis, fact.dims.len())?;
-            if by.dtype != DType::I64 {
-                return Err(format!("indices are {}, not i64", by.dtype));
-            }
-            fact.dims.splice(at..=at, by.dims);
-            Ok(fact)
-        })
+        self.node(
+            "Gather",
+            [self, indices],
+            vec![("axis", Int(axis_i64(axis)))],
+            || {
+                let (mut fact, by) = (self.fact(), indices.fact());
+                let at = resolve(axis, fact.dims.len())?;
+                if by.dtype != DType::I64 {
+                    return Err(format!("indices are {}, not i64", by.dtype));
+                }
+                fact.dims.splice(at..=at, by.dims);
+                Ok(fact)
+            },
+        )
     }
 
     /// Another element type.
@@ -518,7 +680,17 @@ impl<'g> Value<'g> {
         if self.dtype() == dtype {
             return self;
         }
-        self.node("Cast", [self], vec![("to", Int(super::write::onnx_type(dtype).into()))], || Ok(Fact { dtype, ..self.fact() }))
+        self.node(
+            "Cast",
+            [self],
+            vec![("to", Int(super::write::onnx_type(dtype).into()))],
+            || {
+                Ok(Fact {
+                    dtype,
+                    ..self.fact()
+                })
+            },
+        )
     }
 
     /// `-x`.
@@ -553,10 +725,15 @@ impl<'g> Value<'g> {
     #[track_caller]
     #[must_use]
     pub fn softmax(self, axis: isize) -> Self {
-        self.node("Softmax", [self], vec![("axis", Int(axis_i64(axis)))], || {
-            resolve(axis, self.rank())?;
-            float(self.fact())
-        })
+        self.node(
+            "Softmax",
+            [self],
+            vec![("axis", Int(axis_i64(axis)))],
+            || {
+                resolve(axis, self.rank())?;
+                float(self.fact())
+            },
+        )
     }
 
     /// Limits to `lo..=hi`.
@@ -574,14 +751,16 @@ impl<'g> Value<'g> {
     #[track_caller]
     #[must_use]
     pub fn maximum(self, x: f32) -> Self {
-        self.with_number("Max", x).map_or_else(|poisoned| poisoned, |x| self.binary("Max", x))
+        self.with_number("Max", x)
+            .map_or_else(|poisoned| poisoned, |x| self.binary("Max", x))
     }
 
     /// The smaller of each element and a number.
     #[track_caller]
     #[must_use]
     pub fn minimum(self, x: f32) -> Self {
-        self.with_number("Min", x).map_or_else(|poisoned| poisoned, |x| self.binary("Min", x))
+        self.with_number("Min", x)
+            .map_or_else(|poisoned| poisoned, |x| self.binary("Min", x))
     }
 
     /// Where `self < other`, bool.
@@ -607,26 +786,37 @@ impl<'g> Value<'g> {
             if c.dtype != DType::Bool || a.dtype != b.dtype {
                 return Err("wants bool and two of one type".into());
             }
-            Ok(Fact { dtype: a.dtype, dims: broadcast(&c.dims, &broadcast(&a.dims, &b.dims)?)? })
+            Ok(Fact {
+                dtype: a.dtype,
+                dims: broadcast(&c.dims, &broadcast(&a.dims, &b.dims)?)?,
+            })
         })
     }
 
     #[track_caller]
     fn reduce(self, op: &'static str, axes: &[isize], keepdims: bool) -> Self {
         let list: Vec<i64> = axes.iter().map(|&a| axis_i64(a)).collect();
-        self.node(op, [self, self.indices(&list)], vec![("keepdims", Int(keepdims.into()))], || {
-            let mut fact = float(self.fact())?;
-            let mut at = axes.iter().map(|&a| resolve(a, fact.dims.len())).collect::<Result<Vec<_>, _>>()?;
-            at.sort_unstable();
-            for i in at.into_iter().rev() {
-                if keepdims {
-                    fact.dims[i] = Dim::from(1);
-                } else {
-                    fact.dims.remove(i);
+        self.node(
+            op,
+            [self, self.indices(&list)],
+            vec![("keepdims", Int(keepdims.into()))],
+            || {
+                let mut fact = float(self.fact())?;
+                let mut at = axes
+                    .iter()
+                    .map(|&a| resolve(a, fact.dims.len()))
+                    .collect::<Result<Vec<_>, _>>()?;
+                at.sort_unstable();
+                for i in at.into_iter().rev() {
+                    if keepdims {
+                        fact.dims[i] = Dim::from(1);
+                    } else {
+                        fact.dims.remove(i);
+                    }
                 }
-            }
-            Ok(fact)
-        })
+                Ok(fact)
+            },
+        )
     }
 
     /// Sum over axes.
@@ -654,7 +844,13 @@ impl<'g> Value<'g> {
     /// insists on, is a constant of ones; so the axes must then be constant.
     #[track_caller]
     #[must_use]
-    pub fn layer_norm(self, axis: isize, eps: f32, weight: Option<Self>, bias: Option<Self>) -> Self {
+    pub fn layer_norm(
+        self,
+        axis: isize,
+        eps: f32,
+        weight: Option<Self>,
+        bias: Option<Self>,
+    ) -> Self {
         let dims = self.dims();
         let tail = match resolve(axis, dims.len()) {
             Ok(at) => dims[at..].to_vec(),
@@ -663,29 +859,46 @@ impl<'g> Value<'g> {
         if self.is_poisoned() {
             return self.builder().poison();
         }
-        let size = product(&tail).as_const().and_then(|n| usize::try_from(n).ok());
+        let size = product(&tail)
+            .as_const()
+            .and_then(|n| usize::try_from(n).ok());
         let scale = match (weight, size) {
             (Some(w), _) => w,
             (None, Some(n)) => self.builder().const_f32(&tail, vec![1.0; n]),
-            (None, None) => return self.wrong("LayerNormalization", format!("without a weight {} must be constant", Dims(&tail))),
+            (None, None) => {
+                return self.wrong(
+                    "LayerNormalization",
+                    format!("without a weight {} must be constant", Dims(&tail)),
+                );
+            }
         };
         let inputs: Vec<Value<'_>> = [self, scale].into_iter().chain(bias).collect();
-        self.node("LayerNormalization", inputs, vec![("axis", Int(axis_i64(axis))), ("epsilon", Float(eps))], || {
-            for v in [Some(scale), bias].into_iter().flatten() {
-                suits("weight or bias", &v.dims(), &tail)?;
-            }
-            float(self.fact())
-        })
+        self.node(
+            "LayerNormalization",
+            inputs,
+            vec![("axis", Int(axis_i64(axis))), ("epsilon", Float(eps))],
+            || {
+                for v in [Some(scale), bias].into_iter().flatten() {
+                    suits("weight or bias", &v.dims(), &tail)?;
+                }
+                float(self.fact())
+            },
+        )
     }
 
     /// Divides by the root of the mean square of the last axis (plus `eps`), then multiplies by `weight` `[D]`.
     #[track_caller]
     #[must_use]
     pub fn rms_norm(self, eps: f32, weight: Self) -> Self {
-        self.node("RMSNormalization", [self, weight], vec![("axis", Int(-1)), ("epsilon", Float(eps))], || {
-            suits("weight", &weight.dims(), &[self.dim(-1)])?;
-            float(self.fact())
-        })
+        self.node(
+            "RMSNormalization",
+            [self, weight],
+            vec![("axis", Int(-1)), ("epsilon", Float(eps))],
+            || {
+                suits("weight", &weight.dims(), &[self.dim(-1)])?;
+                float(self.fact())
+            },
+        )
     }
 
     /// Rotates pairs of the last axis. x `[B, N, L, D]`, cos and sin `[B, L, D/2]`. Interleaved pairs are `(0, 1), (2, 3), ..`; otherwise the
@@ -693,15 +906,30 @@ impl<'g> Value<'g> {
     #[track_caller]
     #[must_use]
     pub fn rotary(self, cos: Self, sin: Self, interleaved: bool) -> Self {
-        self.node("RotaryEmbedding", [self, cos, sin], vec![("interleaved", Int(interleaved.into()))], || {
-            let fact = float(self.fact())?;
-            let [b, _, l, d] = fact.dims.as_slice() else { return Err("wants [B, N, L, D]".into()) };
-            let half = if is_unknown(d) { unknown() } else { d.exact_div(2).ok_or_else(|| format!("{d} is odd"))? };
-            for table in [cos, sin] {
-                suits("table", &table.dims(), &[b.clone(), l.clone(), half.clone()])?;
-            }
-            Ok(fact)
-        })
+        self.node(
+            "RotaryEmbedding",
+            [self, cos, sin],
+            vec![("interleaved", Int(interleaved.into()))],
+            || {
+                let fact = float(self.fact())?;
+                let [b, _, l, d] = fact.dims.as_slice() else {
+                    return Err("wants [B, N, L, D]".into());
+                };
+                let half = if is_unknown(d) {
+                    unknown()
+                } else {
+                    d.exact_div(2).ok_or_else(|| format!("{d} is odd"))?
+                };
+                for table in [cos, sin] {
+                    suits(
+                        "table",
+                        &table.dims(),
+                        &[b.clone(), l.clone(), half.clone()],
+                    )?;
+                }
+                Ok(fact)
+            },
+        )
     }
 
     /// See [`attention`]; `self` is the query.
@@ -719,25 +947,45 @@ impl<'g> Value<'g> {
     }
 
     #[track_caller]
-    fn conv<const N: usize>(self, w: Self, bias: Option<Self>, stride: [i64; N], pads: &[i64], groups: i64) -> Self {
-        let attributes = vec![("group", Int(groups)), ("pads", Ints(pads.to_vec())), ("strides", Ints(stride.to_vec()))];
+    fn conv<const N: usize>(
+        self,
+        w: Self,
+        bias: Option<Self>,
+        stride: [i64; N],
+        pads: &[i64],
+        groups: i64,
+    ) -> Self {
+        let attributes = vec![
+            ("group", Int(groups)),
+            ("pads", Ints(pads.to_vec())),
+            ("strides", Ints(stride.to_vec())),
+        ];
         let inputs: Vec<Value<'_>> = [self, w].into_iter().chain(bias).collect();
         self.node("Conv", inputs, attributes, || {
             let (x, k) = (float(self.fact())?, w.fact());
-            let ([batch, channels, sizes @ ..], [out, per_group, kernel @ ..]) = (x.dims.as_slice(), k.dims.as_slice()) else {
+            let ([batch, channels, sizes @ ..], [out, per_group, kernel @ ..]) =
+                (x.dims.as_slice(), k.dims.as_slice())
+            else {
                 return Err("wants a batch and channels".into());
             };
             if sizes.len() != N || kernel.len() != N {
                 return Err(format!("wants {N} spatial axes on both"));
             }
             let want = per_group.clone() * Dim::from(groups);
-            same(channels, &want).ok_or_else(|| format!("{channels} channels, kernel wants {want}"))?;
+            same(channels, &want)
+                .ok_or_else(|| format!("{channels} channels, kernel wants {want}"))?;
             if let Some(bias) = bias {
                 suits("bias", &bias.dims(), std::slice::from_ref(out))?;
             }
             let mut dims = vec![batch.clone(), out.clone()];
             for i in 0..N {
-                dims.push(conv_dim(&sizes[i], &kernel[i], stride[i], pads[i], pads[N + i])?);
+                dims.push(conv_dim(
+                    &sizes[i],
+                    &kernel[i],
+                    stride[i],
+                    pads[i],
+                    pads[N + i],
+                )?);
             }
             Ok(Fact { dims, ..x })
         })
@@ -746,21 +994,42 @@ impl<'g> Value<'g> {
     /// `[B, C, L] -> [B, O, L']`. w `[O, C/groups, K]`, pads `[begin, end]`.
     #[track_caller]
     #[must_use]
-    pub fn conv1d(self, w: Self, bias: Option<Self>, stride: i64, pads: [i64; 2], groups: i64) -> Self {
+    pub fn conv1d(
+        self,
+        w: Self,
+        bias: Option<Self>,
+        stride: i64,
+        pads: [i64; 2],
+        groups: i64,
+    ) -> Self {
         self.conv(w, bias, [stride], &pads, groups)
     }
 
     /// `[B, C, H, W] -> [B, O, H', W']`. w `[O, C/groups, Kh, Kw]`, pads `[top, left, bottom, right]`.
     #[track_caller]
     #[must_use]
-    pub fn conv2d(self, w: Self, bias: Option<Self>, stride: [i64; 2], pads: [i64; 4], groups: i64) -> Self {
+    pub fn conv2d(
+        self,
+        w: Self,
+        bias: Option<Self>,
+        stride: [i64; 2],
+        pads: [i64; 4],
+        groups: i64,
+    ) -> Self {
         self.conv(w, bias, stride, &pads, groups)
     }
 
     /// `[B, C, T, H, W] -> [B, O, T', H', W']`. w `[O, C/groups, Kt, Kh, Kw]`, pads `[front, top, left, back, bottom, right]`.
     #[track_caller]
     #[must_use]
-    pub fn conv3d(self, w: Self, bias: Option<Self>, stride: [i64; 3], pads: [i64; 6], groups: i64) -> Self {
+    pub fn conv3d(
+        self,
+        w: Self,
+        bias: Option<Self>,
+        stride: [i64; 3],
+        pads: [i64; 6],
+        groups: i64,
+    ) -> Self {
         self.conv(w, bias, stride, &pads, groups)
     }
 
@@ -769,8 +1038,14 @@ impl<'g> Value<'g> {
     #[must_use]
     pub fn resize_nearest2x(self) -> Self {
         let rank = self.rank();
-        let scales = (0..rank).map(|i| if i + 2 >= rank { 2.0 } else { 1.0 }).collect();
-        let inputs = [Some(self), None, Some(self.builder().const_f32([rank], scales))];
+        let scales = (0..rank)
+            .map(|i| if i + 2 >= rank { 2.0 } else { 1.0 })
+            .collect();
+        let inputs = [
+            Some(self),
+            None,
+            Some(self.builder().const_f32([rank], scales)),
+        ];
         let attributes = vec![
             ("coordinate_transformation_mode", Text("asymmetric")),
             ("mode", Text("nearest")),
@@ -778,7 +1053,9 @@ impl<'g> Value<'g> {
         ];
         self.node("Resize", inputs, attributes, || {
             let mut fact = float(self.fact())?;
-            let [.., h, w] = fact.dims.as_mut_slice() else { return Err("wants two axes or more".into()) };
+            let [.., h, w] = fact.dims.as_mut_slice() else {
+                return Err("wants two axes or more".into());
+            };
             for d in [h, w] {
                 *d = d.clone() * Dim::from(2);
             }
@@ -789,31 +1066,41 @@ impl<'g> Value<'g> {
 
 fn suits(what: &str, got: &[Dim], want: &[Dim]) -> Result<(), String> {
     let fits = got.len() == want.len() && got.iter().zip(want).all(|(g, w)| same(g, w).is_some());
-    if fits { Ok(()) } else { Err(format!("{what} wants {}, got {}", Dims(want), Dims(got))) }
+    if fits {
+        Ok(())
+    } else {
+        Err(format!("{what} wants {}, got {}", Dims(want), Dims(got)))
+    }
 }
 
 impl<'w> Builder<'w> {
     /// Joins values along an axis; the other dimensions must agree.
     #[track_caller]
     pub fn concat(&'w self, axis: isize, parts: &[Value<'w>]) -> Value<'w> {
-        let joined = self.emit(Location::caller(), "Concat", parts.iter().copied(), vec![("axis", Int(axis_i64(axis)))], || {
-            let facts: Vec<Fact> = parts.iter().map(|v| v.fact()).collect();
-            let (first, rest) = facts.split_first().ok_or("nothing to join")?;
-            let mut fact = first.clone();
-            let at = resolve(axis, fact.dims.len())?;
-            for other in rest {
-                if other.dtype != fact.dtype || other.dims.len() != fact.dims.len() {
-                    return Err("types and ranks must agree".into());
+        let joined = self.emit(
+            Location::caller(),
+            "Concat",
+            parts.iter().copied(),
+            vec![("axis", Int(axis_i64(axis)))],
+            || {
+                let facts: Vec<Fact> = parts.iter().map(|v| v.fact()).collect();
+                let (first, rest) = facts.split_first().ok_or("nothing to join")?;
+                let mut fact = first.clone();
+                let at = resolve(axis, fact.dims.len())?;
+                for other in rest {
+                    if other.dtype != fact.dtype || other.dims.len() != fact.dims.len() {
+                        return Err("types and ranks must agree".into());
+                    }
+                    for (i, (a, b)) in fact.dims.iter_mut().zip(&other.dims).enumerate() {
+                        *a = match i == at {
+                            true => a.clone() + b.clone(),
+                            false => same(a, b).ok_or_else(|| format!("{a} and {b} differ"))?,
+                        };
+                    }
                 }
-                for (i, (a, b)) in fact.dims.iter_mut().zip(&other.dims).enumerate() {
-                    *a = match i == at {
-                        true => a.clone() + b.clone(),
-                        false => same(a, b).ok_or_else(|| format!("{a} and {b} differ"))?,
-                    };
-                }
-            }
-            Ok(vec![fact])
-        });
+                Ok(vec![fact])
+            },
+        );
         joined.map_or_else(|| self.poison(), |v| v[0])
     }
 }
@@ -833,21 +1120,47 @@ pub struct AttentionOptions<'g> {
 
 /// Attention-24 per head. q `[B, N, L, D]`, k `[B, M, S, D]`, v `[B, M, S, E]` (M divides N) -> `[B, N, L, E]`.
 #[track_caller]
-pub fn attention<'g>(q: Value<'g>, k: Value<'g>, v: Value<'g>, options: AttentionOptions<'g>) -> Value<'g> {
-    let mut inputs = vec![Some(q), Some(k), Some(v), options.mask, None, None, options.kv_len];
+pub fn attention<'g>(
+    q: Value<'g>,
+    k: Value<'g>,
+    v: Value<'g>,
+    options: AttentionOptions<'g>,
+) -> Value<'g> {
+    let mut inputs = vec![
+        Some(q),
+        Some(k),
+        Some(v),
+        options.mask,
+        None,
+        None,
+        options.kv_len,
+    ];
     while inputs.last().is_some_and(Option::is_none) {
         inputs.pop();
     }
-    let mut attributes: Attributes = options.scale.map(|s| ("scale", Float(s))).into_iter().collect();
+    let mut attributes: Attributes = options
+        .scale
+        .map(|s| ("scale", Float(s)))
+        .into_iter()
+        .collect();
     if options.decompose {
         attributes.push(("TRT_decomposable", Int(1)));
     }
-    q.node("Attention", inputs, attributes, || attention_fact(q, k, v, options))
+    q.node("Attention", inputs, attributes, || {
+        attention_fact(q, k, v, options)
+    })
 }
 
-fn attention_fact<'g>(q: Value<'g>, k: Value<'g>, v: Value<'g>, options: AttentionOptions<'g>) -> Inferred {
+fn attention_fact<'g>(
+    q: Value<'g>,
+    k: Value<'g>,
+    v: Value<'g>,
+    options: AttentionOptions<'g>,
+) -> Inferred {
     let (fact, kf, vf) = (float(q.fact())?, k.fact(), v.fact());
-    let ([b, n, l, d], [kb, kn, s, kd], [vb, vn, vs, e]) = (fact.dims.as_slice(), kf.dims.as_slice(), vf.dims.as_slice()) else {
+    let ([b, n, l, d], [kb, kn, s, kd], [vb, vn, vs, e]) =
+        (fact.dims.as_slice(), kf.dims.as_slice(), vf.dims.as_slice())
+    else {
         return Err("wants [B, N, L, D], [B, M, S, D] and [B, M, S, E]".into());
     };
     if kf.dtype != fact.dtype || vf.dtype != fact.dtype {
@@ -856,13 +1169,17 @@ fn attention_fact<'g>(q: Value<'g>, k: Value<'g>, v: Value<'g>, options: Attenti
     for (x, y) in [(b, kb), (b, vb), (kn, vn), (s, vs), (d, kd)] {
         same(x, y).ok_or_else(|| format!("{x} and {y} differ"))?;
     }
-    let grouped = kn.as_const().zip(n.as_const()).is_some_and(|(m, n)| m > 0 && n % m == 0);
+    let grouped = kn
+        .as_const()
+        .zip(n.as_const())
+        .is_some_and(|(m, n)| m > 0 && n % m == 0);
     if !grouped && same(n, kn).is_none() {
         return Err(format!("{kn} key heads do not serve {n}"));
     }
     if let Some(mask) = options.mask.map(Value::fact) {
         let want = [b.clone(), n.clone(), l.clone(), s.clone()];
-        let fits = (mask.dtype == DType::Bool || mask.dtype == fact.dtype) && broadcast(&mask.dims, &want).is_ok_and(|d| suits("", &d, &want).is_ok());
+        let fits = (mask.dtype == DType::Bool || mask.dtype == fact.dtype)
+            && broadcast(&mask.dims, &want).is_ok_and(|d| suits("", &d, &want).is_ok());
         if !fits {
             return Err(format!("mask {mask} does not fit {}", Dims(&want)));
         }
@@ -871,31 +1188,47 @@ fn attention_fact<'g>(q: Value<'g>, k: Value<'g>, v: Value<'g>, options: Attenti
         wants("kv_len", &lens, DType::I64, 1)?;
         suits("kv_len", &lens.dims, std::slice::from_ref(b))?;
     }
-    Ok(Fact { dims: vec![b.clone(), n.clone(), l.clone(), e.clone()], ..fact.clone() })
+    Ok(Fact {
+        dims: vec![b.clone(), n.clone(), l.clone(), e.clone()],
+        ..fact.clone()
+    })
 }
 
 /// Writes `update` into `past` along `axis`, lane `b` from `write_indices[b]` on; rows must not pass the end. past `[B, .., S, ..]`, update
 /// the same with fewer on the axis, write_indices i64 `[B]` -> past's shape. With both bound to one memory nothing is copied.
 #[track_caller]
-pub fn tensor_scatter<'g>(past: Value<'g>, update: Value<'g>, write_indices: Value<'g>, axis: isize) -> Value<'g> {
+pub fn tensor_scatter<'g>(
+    past: Value<'g>,
+    update: Value<'g>,
+    write_indices: Value<'g>,
+    axis: isize,
+) -> Value<'g> {
     let attributes = vec![("axis", Int(axis_i64(axis))), ("mode", Text("linear"))];
-    past.node("TensorScatter", [past, update, write_indices], attributes, || {
-        let (fact, new, at) = (past.fact(), update.fact(), write_indices.fact());
-        let axis = resolve(axis, fact.dims.len())?;
-        if axis == 0 || new.dtype != fact.dtype || new.dims.len() != fact.dims.len() {
-            return Err("update must have the past's type and rank, and the axis must not be the lane".into());
-        }
-        for (i, (a, b)) in fact.dims.iter().zip(&new.dims).enumerate() {
-            if i != axis {
-                same(a, b).ok_or_else(|| format!("{a} and {b} differ"))?;
-            } else if a.as_const().zip(b.as_const()).is_some_and(|(a, b)| b > a) {
-                return Err(format!("{b} rows do not fit into {a}"));
+    past.node(
+        "TensorScatter",
+        [past, update, write_indices],
+        attributes,
+        || {
+            let (fact, new, at) = (past.fact(), update.fact(), write_indices.fact());
+            let axis = resolve(axis, fact.dims.len())?;
+            if axis == 0 || new.dtype != fact.dtype || new.dims.len() != fact.dims.len() {
+                return Err(
+                    "update must have the past's type and rank, and the axis must not be the lane"
+                        .into(),
+                );
             }
-        }
-        wants("write_indices", &at, DType::I64, 1)?;
-        suits("write_indices", &at.dims, &fact.dims[..1])?;
-        Ok(fact)
-    })
+            for (i, (a, b)) in fact.dims.iter().zip(&new.dims).enumerate() {
+                if i != axis {
+                    same(a, b).ok_or_else(|| format!("{a} and {b} differ"))?;
+                } else if a.as_const().zip(b.as_const()).is_some_and(|(a, b)| b > a) {
+                    return Err(format!("{b} rows do not fit into {a}"));
+                }
+            }
+            wants("write_indices", &at, DType::I64, 1)?;
+            suits("write_indices", &at.dims, &fact.dims[..1])?;
+            Ok(fact)
+        },
+    )
 }
 
 /// `+ - * /` between values, and with a number on either side of an f32 tensor.
@@ -949,7 +1282,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn dims(text: &str) -> Vec<Dim> {
-        text.split_whitespace().map(|d| Dim::parse(d).unwrap()).collect()
+        text.split_whitespace()
+            .map(|d| Dim::parse(d).unwrap())
+            .collect()
     }
 
     /// The shape that `f` gives for inputs of the given shapes, or why it gives none.
@@ -959,15 +1294,28 @@ mod tests {
         let input = |(i, text): (usize, &&str)| {
             // Ports are consts; a test's are leaked.
             let leak = |s: String| -> &'static str { Box::leak(s.into_boxed_str()) };
-            let (dtype, shape) = text.strip_prefix("i64 ").map_or((DType::F32, *text), |shape| (DType::I64, shape));
-            let (dtype, shape) = shape.strip_prefix("bool ").map_or((dtype, shape), |shape| (DType::Bool, shape));
-            b.input(&Port::new(leak(format!("in{i}")), dtype, leak(shape.to_owned())))
+            let (dtype, shape) = text
+                .strip_prefix("i64 ")
+                .map_or((DType::F32, *text), |shape| (DType::I64, shape));
+            let (dtype, shape) = shape
+                .strip_prefix("bool ")
+                .map_or((dtype, shape), |shape| (DType::Bool, shape));
+            b.input(&Port::new(
+                leak(format!("in{i}")),
+                dtype,
+                leak(shape.to_owned()),
+            ))
         };
         let values: Vec<Value<'_>> = inputs.iter().enumerate().map(input).collect();
         let shape = format!("{:?}", f(&values));
         match b.finish() {
             Ok(_) => shape,
-            Err(e) => e.0.iter().map(|e| e.fault.to_string()).collect::<Vec<_>>().join("; "),
+            Err(e) => {
+                e.0.iter()
+                    .map(|e| e.fault.to_string())
+                    .collect::<Vec<_>>()
+                    .join("; ")
+            }
         }
     }
 
@@ -981,12 +1329,32 @@ mod tests {
             ("B 3*h*w 6", "B 3 h*w 6", Ok(vec![0, 3, -1, 6])),
             ("B 3 h*w 6", "B 3*h*w 6", Ok(vec![0, -1, 6])),
             ("4 6", "2 12", Ok(vec![2, 12])),
-            ("B L 8", "L B 8", Err("cannot become [L, B, 8]: more than one symbolic dimension moves")),
-            ("B F*h*w 8", "B F h*w 8", Err("cannot become [B, F, h*w, 8]: more than one symbolic dimension moves")),
-            ("B L 8", "B L 9", Err("cannot become [B, L, 9]: another number of elements")),
-            ("B L 8", "B 0", Err("cannot become [B, 0]: a dimension is below 1")),
+            (
+                "B L 8",
+                "L B 8",
+                Err("cannot become [L, B, 8]: more than one symbolic dimension moves"),
+            ),
+            (
+                "B F*h*w 8",
+                "B F h*w 8",
+                Err("cannot become [B, F, h*w, 8]: more than one symbolic dimension moves"),
+            ),
+            (
+                "B L 8",
+                "B L 9",
+                Err("cannot become [B, L, 9]: another number of elements"),
+            ),
+            (
+                "B L 8",
+                "B 0",
+                Err("cannot become [B, 0]: a dimension is below 1"),
+            ),
         ] {
-            assert_eq!(reshape_spec(&dims(have), &dims(want)), spec.map_err(str::to_owned), "{have} -> {want}");
+            assert_eq!(
+                reshape_spec(&dims(have), &dims(want)),
+                spec.map_err(str::to_owned),
+                "{have} -> {want}"
+            );
         }
     }
 
@@ -1000,7 +1368,11 @@ mod tests {
             ("B", "L", Err("B and L do not broadcast")),
             ("3 4", "3 5", Err("4 and 5 do not broadcast")),
         ] {
-            assert_eq!(broadcast(&dims(a), &dims(b)), want.map(dims).map_err(str::to_owned), "{a} with {b}");
+            assert_eq!(
+                broadcast(&dims(a), &dims(b)),
+                want.map(dims).map_err(str::to_owned),
+                "{a} with {b}"
+            );
         }
         assert_eq!(broadcast(&[unknown()], &dims("B")), Ok(dims("B")));
     }
@@ -1022,7 +1394,11 @@ mod tests {
             ("T", 3, 1, "3..1 of T is empty"),
         ] {
             let got = slice_len(&dims(dim)[0], start, end);
-            assert_eq!(got.map_or_else(|e| e, |d| d.to_string()), want, "{start}..{end} of {dim}");
+            assert_eq!(
+                got.map_or_else(|e| e, |d| d.to_string()),
+                want,
+                "{start}..{end} of {dim}"
+            );
         }
     }
 
@@ -1032,29 +1408,77 @@ mod tests {
     fn each_operator_gives_its_shape() {
         let cases: [(&[&str], Op, &str); 24] = [
             (&["B L 8", "8 4"], |v| v[0].matmul(v[1]), "f32 [B, L, 4]"),
-            (&["B N L 8", "B 1 8 S"], |v| v[0].matmul(v[1]), "f32 [B, N, L, S]"),
+            (
+                &["B N L 8", "B 1 8 S"],
+                |v| v[0].matmul(v[1]),
+                "f32 [B, N, L, S]",
+            ),
             (&["B L 8"], |v| v[0].transpose(&[2, 0, 1]), "f32 [8, B, L]"),
-            (&["B L 8"], |v| v[0].unsqueeze(-1).unsqueeze(0), "f32 [1, B, L, 8, 1]"),
+            (
+                &["B L 8"],
+                |v| v[0].unsqueeze(-1).unsqueeze(0),
+                "f32 [1, B, L, 8, 1]",
+            ),
             (&["B 1 8"], |v| v[0].squeeze(-2), "f32 [B, 8]"),
             (&["B L 8"], |v| v[0].split(-1, 4)[3], "f32 [B, L, 2]"),
             (&["B 2*L"], |v| v[0].split_into::<2>(1)[0], "f32 [B, L]"),
             (&["B 8"], |v| v[0].split_sizes(1, &[3, 5])[1], "f32 [B, 5]"),
-            (&["B L 8", "B 3 8"], |v| v[0].builder().concat(1, v), "f32 [B, L + 3, 8]"),
-            (&["G 3 8", "B L"], |v| v[0].broadcast_leading(v[1]), "f32 [B, 3, 8]"),
+            (
+                &["B L 8", "B 3 8"],
+                |v| v[0].builder().concat(1, v),
+                "f32 [B, L + 3, 8]",
+            ),
+            (
+                &["G 3 8", "B L"],
+                |v| v[0].broadcast_leading(v[1]),
+                "f32 [B, 3, 8]",
+            ),
             (&["8", "B L 8"], |v| v[0].expand_like(v[1]), "f32 [B, L, 8]"),
-            (&["B L 8"], |v| v[0].pad_edge(1, 2, 1).pad_zero(-1, 0, 4), "f32 [B, L + 3, 12]"),
-            (&["V 8", "i64 B L"], |v| v[0].gather(v[1], 0), "f32 [B, L, 8]"),
+            (
+                &["B L 8"],
+                |v| v[0].pad_edge(1, 2, 1).pad_zero(-1, 0, 4),
+                "f32 [B, L + 3, 12]",
+            ),
+            (
+                &["V 8", "i64 B L"],
+                |v| v[0].gather(v[1], 0),
+                "f32 [B, L, 8]",
+            ),
             (&["B L 8"], |v| v[0].range_like(1), "i64 [L]"),
-            (&["T 8"], |v| v[0].slice_step(0, 1, i64::MAX, 2), "f32 [floor((T)/2), 8]"),
+            (
+                &["T 8"],
+                |v| v[0].slice_step(0, 1, i64::MAX, 2),
+                "f32 [floor((T)/2), 8]",
+            ),
             (&["B L 8"], |v| v[0].select(1, -1), "f32 [B, 8]"),
             (&["B L 8"], |v| v[0].reduce_mean(&[0, -1], false), "f32 [L]"),
             (&["B L 8"], |v| v[0].reduce_l2(&[-1], true), "f32 [B, L, 1]"),
             (&["B L 4 8"], |v| v[0].flatten(1..3), "f32 [B, 4*L, 8]"),
-            (&["L B 8"], |v| v[0].reshape_from(dims("B 2 L 4"), &[]), "f32 [B, 2, L, 4]"),
-            (&["B 4 2*h w", "6 4 3 3"], |v| v[0].conv2d(v[1], None, [2, 1], [0, 1, 1, 1], 1), "f32 [B, 6, h, w]"),
-            (&["B 4 L", "6 2 3"], |v| v[0].conv1d(v[1], None, 1, [2, 0], 2), "f32 [B, 6, L]"),
-            (&["T 4 h w"], |v| v[0].resize_nearest2x(), "f32 [T, 4, 2*h, 2*w]"),
-            (&["B L", "B 1"], |v| v[0].less(v[1]).choose(v[0], v[1]), "f32 [B, L]"),
+            (
+                &["L B 8"],
+                |v| v[0].reshape_from(dims("B 2 L 4"), &[]),
+                "f32 [B, 2, L, 4]",
+            ),
+            (
+                &["B 4 2*h w", "6 4 3 3"],
+                |v| v[0].conv2d(v[1], None, [2, 1], [0, 1, 1, 1], 1),
+                "f32 [B, 6, h, w]",
+            ),
+            (
+                &["B 4 L", "6 2 3"],
+                |v| v[0].conv1d(v[1], None, 1, [2, 0], 2),
+                "f32 [B, 6, L]",
+            ),
+            (
+                &["T 4 h w"],
+                |v| v[0].resize_nearest2x(),
+                "f32 [T, 4, 2*h, 2*w]",
+            ),
+            (
+                &["B L", "B 1"],
+                |v| v[0].less(v[1]).choose(v[0], v[1]),
+                "f32 [B, L]",
+            ),
         ];
         for (inputs, op, want) in cases {
             assert_eq!(shape_of(inputs, op), want, "{inputs:?}");
@@ -1064,27 +1488,91 @@ mod tests {
     #[test]
     fn operands_that_do_not_fit_say_why() {
         let cases: [(&[&str], Op, &str); 17] = [
-            (&["B L 8", "9 4"], |v| v[0].matmul(v[1]), "MatMul(f32 [B, L, 8], f32 [9, 4]): inner dimensions 8 and 9 differ"),
-            (&["B", "i64 B"], |v| v[0] + v[1], "Add(f32 [B], i64 [B]): f32 and i64 do not mix"),
-            (&["i64 B"], |v| v[0] * 2.0, "Mul(i64 [B]): number 2 wants f32"),
-            (&["i64 B"], |v| v[0].exp(), "Exp(i64 [B]): wants floats, not i64"),
-            (&["B L"], |v| v[0].transpose(&[1, 1]), "Transpose(f32 [B, L]): [1, 1] is not an order of 2 axes"),
-            (&["B L"], |v| v[0].softmax(2), "Softmax(f32 [B, L]): no axis 2 in rank 2"),
-            (&["B 7"], |v| v[0].split(1, 2)[0], "Split(f32 [B, 7]): 7 does not divide into 2"),
-            (&["B 7"], |v| v[0].split_sizes(1, &[3, 3])[0], "Split(f32 [B, 7], i64 [2]): [3, 3] does not fill 7"),
-            (&["B 7"], |v| v[0].squeeze(1), "Squeeze(f32 [B, 7], i64 [1]): axis 1 is 7, not 1"),
-            (&["B 7", "L 7"], |v| v[0].builder().concat(1, v), "Concat(f32 [B, 7], f32 [L, 7]): B and L differ"),
-            (&["2 3", "4 3"], |v| v[0].broadcast_leading(v[1]), "Expand(f32 [2, 3], i64 [2]): 2 lanes do not become 4"),
-            (&["B D"], |v| v[0].layer_norm(-1, 1e-6, None, None), "LayerNormalization(f32 [B, D]): without a weight [D] must be constant"),
-            (&["B 8", "7"], |v| v[0].rms_norm(1e-6, v[1]), "RMSNormalization(f32 [B, 8], f32 [7]): weight wants [8], got [7]"),
-            (&["B N L 8", "B L 8"], |v| v[0].rotary(v[1], v[1], true),
-                "RotaryEmbedding(f32 [B, N, L, 8], f32 [B, L, 8], f32 [B, L, 8]): table wants [B, L, 4], got [B, L, 8]"),
-            (&["B 4 h w", "6 3 3 3"], |v| v[0].conv2d(v[1], None, [1, 1], [0; 4], 1),
-                "Conv(f32 [B, 4, h, w], f32 [6, 3, 3, 3]): 4 channels, kernel wants 3"),
-            (&["B 2 6 4", "B 2 7 4", "i64 B"], |v| v[0].tensor_scatter(v[1], v[2], -2),
-                "TensorScatter(f32 [B, 2, 6, 4], f32 [B, 2, 7, 4], i64 [B]): 7 rows do not fit into 6"),
-            (&["B L 8"], |v| v[0].reshape_from(dims("B h 8"), &[]),
-                "Reshape(f32 [B, L, 8]): cannot become [B, h, 8]: another number of elements"),
+            (
+                &["B L 8", "9 4"],
+                |v| v[0].matmul(v[1]),
+                "MatMul(f32 [B, L, 8], f32 [9, 4]): inner dimensions 8 and 9 differ",
+            ),
+            (
+                &["B", "i64 B"],
+                |v| v[0] + v[1],
+                "Add(f32 [B], i64 [B]): f32 and i64 do not mix",
+            ),
+            (
+                &["i64 B"],
+                |v| v[0] * 2.0,
+                "Mul(i64 [B]): number 2 wants f32",
+            ),
+            (
+                &["i64 B"],
+                |v| v[0].exp(),
+                "Exp(i64 [B]): wants floats, not i64",
+            ),
+            (
+                &["B L"],
+                |v| v[0].transpose(&[1, 1]),
+                "Transpose(f32 [B, L]): [1, 1] is not an order of 2 axes",
+            ),
+            (
+                &["B L"],
+                |v| v[0].softmax(2),
+                "Softmax(f32 [B, L]): no axis 2 in rank 2",
+            ),
+            (
+                &["B 7"],
+                |v| v[0].split(1, 2)[0],
+                "Split(f32 [B, 7]): 7 does not divide into 2",
+            ),
+            (
+                &["B 7"],
+                |v| v[0].split_sizes(1, &[3, 3])[0],
+                "Split(f32 [B, 7], i64 [2]): [3, 3] does not fill 7",
+            ),
+            (
+                &["B 7"],
+                |v| v[0].squeeze(1),
+                "Squeeze(f32 [B, 7], i64 [1]): axis 1 is 7, not 1",
+            ),
+            (
+                &["B 7", "L 7"],
+                |v| v[0].builder().concat(1, v),
+                "Concat(f32 [B, 7], f32 [L, 7]): B and L differ",
+            ),
+            (
+                &["2 3", "4 3"],
+                |v| v[0].broadcast_leading(v[1]),
+                "Expand(f32 [2, 3], i64 [2]): 2 lanes do not become 4",
+            ),
+            (
+                &["B D"],
+                |v| v[0].layer_norm(-1, 1e-6, None, None),
+                "LayerNormalization(f32 [B, D]): without a weight [D] must be constant",
+            ),
+            (
+                &["B 8", "7"],
+                |v| v[0].rms_norm(1e-6, v[1]),
+                "RMSNormalization(f32 [B, 8], f32 [7]): weight wants [8], got [7]",
+            ),
+            (
+                &["B N L 8", "B L 8"],
+                |v| v[0].rotary(v[1], v[1], true),
+                "RotaryEmbedding(f32 [B, N, L, 8], f32 [B, L, 8], f32 [B, L, 8]): table wants [B, L, 4], got [B, L, 8]",
+            ),
+            (
+                &["B 4 h w", "6 3 3 3"],
+                |v| v[0].conv2d(v[1], None, [1, 1], [0; 4], 1),
+                "Conv(f32 [B, 4, h, w], f32 [6, 3, 3, 3]): 4 channels, kernel wants 3",
+            ),
+            (
+                &["B 2 6 4", "B 2 7 4", "i64 B"],
+                |v| v[0].tensor_scatter(v[1], v[2], -2),
+                "TensorScatter(f32 [B, 2, 6, 4], f32 [B, 2, 7, 4], i64 [B]): 7 rows do not fit into 6",
+            ),
+            (
+                &["B L 8"],
+                |v| v[0].reshape_from(dims("B h 8"), &[]),
+                "Reshape(f32 [B, L, 8]): cannot become [B, h, 8]: another number of elements",
+            ),
         ];
         for (inputs, op, want) in cases {
             assert_eq!(shape_of(inputs, op), want, "{inputs:?}");
@@ -1095,16 +1583,63 @@ mod tests {
     fn attention_checks_heads_mask_and_lengths() {
         let kv = ["B 8 L 16", "B 8 S 16", "B 8 S 32"];
         let cases: [(&[&str], Op, &str); 6] = [
-            (&kv, |v| v[0].attention(v[1], v[2], AttentionOptions::default()), "f32 [B, 8, L, 32]"),
-            (&["B 8 L 16", "B 2 S 16"], |v| v[0].attention(v[1], v[1], AttentionOptions::default()), "f32 [B, 8, L, 16]"),
-            (&["B 8 L 16", "B 3 S 16"], |v| v[0].attention(v[1], v[1], AttentionOptions::default()),
-                "Attention(f32 [B, 8, L, 16], f32 [B, 3, S, 16], f32 [B, 3, S, 16]): 3 key heads do not serve 8"),
-            (&["B 8 L 16", "B 8 S 16", "i64 B"], |v| v[0].attention(v[1], v[1], AttentionOptions { kv_len: Some(v[2]), ..Default::default() }),
-                "f32 [B, 8, L, 16]"),
-            (&["B 8 L 16", "B 8 S 16", "i64 L"], |v| v[0].attention(v[1], v[1], AttentionOptions { kv_len: Some(v[2]), ..Default::default() }),
-                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], i64 [L]): kv_len wants [B], got [L]"),
-            (&["B 8 L 16", "B 8 S 16", "bool L L"], |v| v[0].attention(v[1], v[1], AttentionOptions { mask: Some(v[2]), ..Default::default() }),
-                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], bool [L, L]): mask bool [L, L] does not fit [B, 8, L, S]"),
+            (
+                &kv,
+                |v| v[0].attention(v[1], v[2], AttentionOptions::default()),
+                "f32 [B, 8, L, 32]",
+            ),
+            (
+                &["B 8 L 16", "B 2 S 16"],
+                |v| v[0].attention(v[1], v[1], AttentionOptions::default()),
+                "f32 [B, 8, L, 16]",
+            ),
+            (
+                &["B 8 L 16", "B 3 S 16"],
+                |v| v[0].attention(v[1], v[1], AttentionOptions::default()),
+                "Attention(f32 [B, 8, L, 16], f32 [B, 3, S, 16], f32 [B, 3, S, 16]): 3 key heads do not serve 8",
+            ),
+            (
+                &["B 8 L 16", "B 8 S 16", "i64 B"],
+                |v| {
+                    v[0].attention(
+                        v[1],
+                        v[1],
+                        AttentionOptions {
+                            kv_len: Some(v[2]),
+                            ..Default::default()
+                        },
+                    )
+                },
+                "f32 [B, 8, L, 16]",
+            ),
+            (
+                &["B 8 L 16", "B 8 S 16", "i64 L"],
+                |v| {
+                    v[0].attention(
+                        v[1],
+                        v[1],
+                        AttentionOptions {
+                            kv_len: Some(v[2]),
+                            ..Default::default()
+                        },
+                    )
+                },
+                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], i64 [L]): kv_len wants [B], got [L]",
+            ),
+            (
+                &["B 8 L 16", "B 8 S 16", "bool L L"],
+                |v| {
+                    v[0].attention(
+                        v[1],
+                        v[1],
+                        AttentionOptions {
+                            mask: Some(v[2]),
+                            ..Default::default()
+                        },
+                    )
+                },
+                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], bool [L, L]): mask bool [L, L] does not fit [B, 8, L, S]",
+            ),
         ];
         for (inputs, op, want) in cases {
             assert_eq!(shape_of(inputs, op), want, "{inputs:?}");

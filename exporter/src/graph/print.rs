@@ -9,7 +9,15 @@ pub(super) struct Dims<'a>(pub(super) &'a [Dim]);
 
 impl fmt::Display for Dims<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{}]", self.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+        write!(
+            f,
+            "[{}]",
+            self.0
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        )
     }
 }
 
@@ -41,14 +49,24 @@ impl fmt::Display for Graph {
         let mut scope = None;
         for node in &self.nodes {
             if scope.replace(node.scope.as_str()) != Some(node.scope.as_str()) {
-                writeln!(f, "\n{}", if node.scope.is_empty() { "(root)" } else { &node.scope })?;
+                writeln!(
+                    f,
+                    "\n{}",
+                    if node.scope.is_empty() {
+                        "(root)"
+                    } else {
+                        &node.scope
+                    }
+                )?;
             }
             writeln!(f, "  {}", self.line(node))?;
         }
         if !self.weights.is_empty() {
             writeln!(f, "\nweights")?;
         }
-        self.weights.iter().try_for_each(|w| writeln!(f, "  {}", weight(w)))
+        self.weights
+            .iter()
+            .try_for_each(|w| writeln!(f, "  {}", weight(w)))
     }
 }
 
@@ -56,13 +74,32 @@ impl Graph {
     fn line(&self, node: &Node) -> String {
         let short = |id: usize| {
             let name = self.values[id].name.as_str();
-            let inner = name.strip_prefix(node.scope.as_str()).filter(|rest| !node.scope.is_empty() && rest.starts_with('.'));
+            let inner = name
+                .strip_prefix(node.scope.as_str())
+                .filter(|rest| !node.scope.is_empty() && rest.starts_with('.'));
             inner.unwrap_or(name).to_owned()
         };
-        let outputs: Vec<String> = node.outputs.iter().map(|&o| format!("{}: {}", short(o), self.values[o].fact)).collect();
-        let mut arguments: Vec<String> = node.inputs.iter().map(|i| i.map_or_else(|| "_".to_owned(), short)).collect();
-        arguments.extend(node.attributes.iter().map(|(name, a)| format!("{name}={a}")));
-        format!("{} = {}({})", outputs.join(", "), node.op, arguments.join(", "))
+        let outputs: Vec<String> = node
+            .outputs
+            .iter()
+            .map(|&o| format!("{}: {}", short(o), self.values[o].fact))
+            .collect();
+        let mut arguments: Vec<String> = node
+            .inputs
+            .iter()
+            .map(|i| i.map_or_else(|| "_".to_owned(), short))
+            .collect();
+        arguments.extend(
+            node.attributes
+                .iter()
+                .map(|(name, a)| format!("{name}={a}")),
+        );
+        format!(
+            "{} = {}({})",
+            outputs.join(", "),
+            node.op,
+            arguments.join(", ")
+        )
     }
 }
 
@@ -85,14 +122,33 @@ mod tests {
 
     #[test]
     fn a_graph_prints_as_its_module_tree() {
-        let keys: [(&str, &[usize]); 5] =
-            [("ffn.0.weight", &[16, 8]), ("ffn.0.bias", &[16]), ("ffn.2.weight", &[8, 16]), ("norm.weight", &[8]), ("head", &[2, 8, 1])];
-        let source: BTreeMap<String, Vec<usize>> = keys.iter().map(|(k, s)| ((*k).to_owned(), s.to_vec())).collect();
+        let keys: [(&str, &[usize]); 5] = [
+            ("ffn.0.weight", &[16, 8]),
+            ("ffn.0.bias", &[16]),
+            ("ffn.2.weight", &[8, 16]),
+            ("norm.weight", &[8]),
+            ("head", &[2, 8, 1]),
+        ];
+        let source: BTreeMap<String, Vec<usize>> = keys
+            .iter()
+            .map(|(k, s)| ((*k).to_owned(), s.to_vec()))
+            .collect();
         let b = Builder::new("tiny", &source);
         let (s, x) = (b.root(), b.input(&X));
-        let y = x + feed_forward(s.pp("ffn"), rms_norm(s.pp("norm"), x, 1e-6), 16, ["0", "2"]) * 0.5;
-        let head = s.weight_as("head", [2, 8, 1], Transform::Chain(vec![Transform::Select { axis: 2, index: 0 }, Transform::Transpose2]));
-        b.output(&OUT, y.reshape(&[x.dim(0), x.dim(1), 8i64.into()]).matmul(head));
+        let y =
+            x + feed_forward(s.pp("ffn"), rms_norm(s.pp("norm"), x, 1e-6), 16, ["0", "2"]) * 0.5;
+        let head = s.weight_as(
+            "head",
+            [2, 8, 1],
+            Transform::Chain(vec![
+                Transform::Select { axis: 2, index: 0 },
+                Transform::Transpose2,
+            ]),
+        );
+        b.output(
+            &OUT,
+            y.reshape(&[x.dim(0), x.dim(1), 8i64.into()]).matmul(head),
+        );
         insta::assert_snapshot!(b.finish().unwrap(), @"
         graph tiny
           in  x: f32 [B, 3*h*w, 8]

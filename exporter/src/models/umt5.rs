@@ -28,27 +28,43 @@ fn block<'g>(s: Scope<'g>, x: Value<'g>, buckets: Value<'g>, c: &TextConfig) -> 
     let x = x + attention(s, rms_norm(s.pp("norm1"), x, EPS), buckets, c);
     let f = s.pp("ffn");
     let y = rms_norm(s.pp("norm2"), x, EPS);
-    let gated = linear(f.pp("fc1"), y, c.ffn_dim) * linear(f.pp("gate.0"), y, c.ffn_dim).gelu_tanh();
+    let gated =
+        linear(f.pp("fc1"), y, c.ffn_dim) * linear(f.pp("gate.0"), y, c.ffn_dim).gelu_tanh();
     s.out(x + f.out(linear(f.pp("fc2"), gated, c.dim)))
 }
 
 fn attention<'g>(s: Scope<'g>, y: Value<'g>, buckets: Value<'g>, c: &TextConfig) -> Value<'g> {
-    let bias = s.pp("pos_embedding.embedding").weight("weight", [c.buckets, c.heads]);
+    let bias = s
+        .pp("pos_embedding.embedding")
+        .weight("weight", [c.buckets, c.heads]);
     let bias = bias.gather(buckets, 0).transpose(&[2, 0, 1]).unsqueeze(0); // [t, t, N] -> [1, N, t, t]
     let s = s.pp("attn");
     let head_dim = c.attn_dim / c.heads;
     let heads = |name: &str| {
         let x = linear(s.pp(name), y, c.attn_dim);
-        x.reshape(&[x.dim(0), x.dim(1), c.heads.into_dim(), head_dim.into_dim()]).transpose(&[0, 2, 1, 3])
+        x.reshape(&[x.dim(0), x.dim(1), c.heads.into_dim(), head_dim.into_dim()])
+            .transpose(&[0, 2, 1, 3])
     };
-    let options = AttentionOptions { scale: Some(1.0), mask: Some(bias), ..Default::default() };
-    let o = heads("q").attention(heads("k"), heads("v"), options).transpose(&[0, 2, 1, 3]);
-    s.out(linear(s.pp("o"), o.reshape(&[y.dim(0), y.dim(1), c.attn_dim.into_dim()]), c.dim))
+    let options = AttentionOptions {
+        scale: Some(1.0),
+        mask: Some(bias),
+        ..Default::default()
+    };
+    let o = heads("q")
+        .attention(heads("k"), heads("v"), options)
+        .transpose(&[0, 2, 1, 3]);
+    s.out(linear(
+        s.pp("o"),
+        o.reshape(&[y.dim(0), y.dim(1), c.attn_dim.into_dim()]),
+        c.dim,
+    ))
 }
 
 /// Bucket of every (query, key) pair, `[t, t]`: a table over distances, looked up by key minus query.
 fn buckets<'g>(b: &'g Builder<'g>, ids: Value<'g>, c: &TextConfig) -> Value<'g> {
-    let table: Vec<i64> = (1 - MAX_TOKENS..MAX_TOKENS).map(|d| bucket(d, c.buckets)).collect();
+    let table: Vec<i64> = (1 - MAX_TOKENS..MAX_TOKENS)
+        .map(|d| bucket(d, c.buckets))
+        .collect();
     let table = b.const_i64([table.len()], table);
     let position = ids.range_like(1); // [t]
     let offset = b.const_i64([1], vec![MAX_TOKENS - 1]);
@@ -70,14 +86,25 @@ pub fn bucket(distance: i64, buckets: usize) -> i64 {
     side + (exact + (log * (half - exact) as f32) as i64).min(half - 1)
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::bucket;
 
     #[test]
     fn buckets_are_exact_near_and_logarithmic_far() {
-        for (distance, want) in [(0, 0), (-1, 1), (1, 17), (-7, 7), (7, 23), (-8, 8), (-16, 10), (-64, 14), (-128, 15), (-511, 15), (511, 31)] {
+        for (distance, want) in [
+            (0, 0),
+            (-1, 1),
+            (1, 17),
+            (-7, 7),
+            (7, 23),
+            (-8, 8),
+            (-16, 10),
+            (-64, 14),
+            (-128, 15),
+            (-511, 15),
+            (511, 31),
+        ] {
             assert_eq!(bucket(distance, 32), want, "distance {distance}");
         }
     }

@@ -35,8 +35,15 @@ struct Rope<'g> {
 }
 
 impl<'g> Rope<'g> {
-    fn inputs(b: &'g Builder<'g>, cos: &engines::contract::Port, sin: &engines::contract::Port) -> Self {
-        Self { cos: b.input(cos), sin: b.input(sin) }
+    fn inputs(
+        b: &'g Builder<'g>,
+        cos: &engines::contract::Port,
+        sin: &engines::contract::Port,
+    ) -> Self {
+        Self {
+            cos: b.input(cos),
+            sin: b.input(sin),
+        }
     }
 
     /// `[B, N, L, d]`, interleaved pairs.
@@ -63,13 +70,18 @@ pub fn text_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
 pub fn sink_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root();
     let (ref_latents, motion) = (b.input(&dit::REF_LATENTS), b.input(&dit::MOTION_LATENTS));
-    let reference = tokens(patches(s.pp("patch_embedding"), ref_latents, [1, 2, 2], c), c) + cond_mask(s, 1, c);
+    let reference = tokens(
+        patches(s.pp("patch_embedding"), ref_latents, [1, 2, 2], c),
+        c,
+    ) + cond_mask(s, 1, c);
     let motion = frame_packer(s.pp("frame_packer"), motion, c) + cond_mask(s, 2, c);
     b.output(&dit::SINK_TOKENS, b.concat(1, &[reference, motion]));
     // The sinusoid of timestep 0: cos 1, sin 0.
     let half = c.freq_dim / 2;
     let sinusoid = [vec![1.0; half], vec![0.0; half]].concat();
-    let sinusoid = b.const_f32([1, 1, c.freq_dim], sinusoid).broadcast_leading(ref_latents);
+    let sinusoid = b
+        .const_f32([1, 1, c.freq_dim], sinusoid)
+        .broadcast_leading(ref_latents);
     b.output(&dit::SINK_E0, time(s, sinusoid, c).1);
 }
 
@@ -83,7 +95,8 @@ pub fn sink_layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
     let x = hidden.unsqueeze(1); // [B, C, D] -> [B, 1, C, D]
     let x = block(s, x, b.input(&dit::SINK_E0), text, c, |q, kv| {
         own = Some(kv);
-        rope.rotate(q).attention(rope.rotate(kv.k), kv.v, AttentionOptions::default())
+        rope.rotate(q)
+            .attention(rope.rotate(kv.k), kv.v, AttentionOptions::default())
     });
     b.output(&dit::SINK_HIDDEN_OUT, x.squeeze(1));
     if let Some(KeyValue { k, v }) = own {
@@ -97,8 +110,18 @@ pub fn sink_layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
 /// `dit_embed`: noisy latents, pose and timestep to hidden states and modulation.
 pub fn embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root();
-    let x = patches(s.pp("patch_embedding"), b.input(&dit::LATENTS), [1, 2, 2], c);
-    let pose = patches(s.pp("cond_encoder"), b.input(&dit::POSE_LATENTS), [1, 2, 2], c);
+    let x = patches(
+        s.pp("patch_embedding"),
+        b.input(&dit::LATENTS),
+        [1, 2, 2],
+        c,
+    );
+    let pose = patches(
+        s.pp("cond_encoder"),
+        b.input(&dit::POSE_LATENTS),
+        [1, 2, 2],
+        c,
+    );
     let x = tokens(x + pose, c) + cond_mask(s, 0, c);
     b.output(&dit::HIDDEN_OUT, s.tap("tokens", x));
     let (e, e0) = time(s, b.input(&dit::SINUSOID), c);
@@ -115,19 +138,34 @@ pub fn layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
     let sink_rope = Rope::inputs(b, &dit::SINK_ROPE_COS, &dit::SINK_ROPE_SIN);
     // Shared by all lanes (leading 1) or one per lane.
     let per_lane = |port| b.input(port).broadcast_leading(hidden);
-    let sink = KeyValue { k: sink_rope.rotate(per_lane(&dit::SINK_K)), v: per_lane(&dit::SINK_V) };
-    let text = KeyValue { k: per_lane(&dit::TEXT_K), v: per_lane(&dit::TEXT_V) };
+    let sink = KeyValue {
+        k: sink_rope.rotate(per_lane(&dit::SINK_K)),
+        v: per_lane(&dit::SINK_V),
+    };
+    let text = KeyValue {
+        k: per_lane(&dit::TEXT_K),
+        v: per_lane(&dit::TEXT_V),
+    };
     let (slot, kv_len) = (b.input(&dit::SLOT), b.input(&dit::KV_LEN));
 
     let x = frames(hidden, c);
     let x = block(s, x, b.input(&dit::E0), text, c, |q, kv| {
-        let keys = b.input(&dit::KEYS).tensor_scatter(rope.rotate(kv.k), slot, -2);
+        let keys = b
+            .input(&dit::KEYS)
+            .tensor_scatter(rope.rotate(kv.k), slot, -2);
         let values = b.input(&dit::VALUES).tensor_scatter(kv.v, slot, -2);
         b.output_named(&format!("{}{NEXT}", dit::KEYS.name), &dit::KEYS, keys);
         b.output_named(&format!("{}{NEXT}", dit::VALUES.name), &dit::VALUES, values);
         // [B, N, C + S, d]: the keys in use are one prefix, so no mask is needed.
         let (k, v) = (b.concat(2, &[sink.k, keys]), b.concat(2, &[sink.v, values]));
-        rope.rotate(q).attention(k, v, AttentionOptions { kv_len: Some(kv_len), ..Default::default() })
+        rope.rotate(q).attention(
+            k,
+            v,
+            AttentionOptions {
+                kv_len: Some(kv_len),
+                ..Default::default()
+            },
+        )
     });
     let x = match c.audio_inject_layers.iter().position(|&l| l == layer) {
         Some(injector) => audio_injection(b.root().pp("audio_injector"), injector, x, c),
@@ -150,15 +188,38 @@ pub fn head<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let (rows, cols) = (Dim::symbol("h"), Dim::symbol("w"));
     let two = Dim::from(2);
     let y = y.reshape_from(
-        &[batch.clone(), Dim::from(f as i64), rows.clone(), cols.clone(), two.clone(), two.clone(), Dim::from(z as i64)],
+        &[
+            batch.clone(),
+            Dim::from(f as i64),
+            rows.clone(),
+            cols.clone(),
+            two.clone(),
+            two.clone(),
+            Dim::from(z as i64),
+        ],
         &[latents],
     );
     let y = y.transpose(&[0, 6, 1, 2, 4, 3, 5]); // [B, Z, F, h, 2, w, 2]
-    let noise_pred = s.out(y.reshape_from(&[batch, z.into_dim(), f.into_dim(), rows * two.clone(), cols * two], &[latents]));
+    let noise_pred = s.out(y.reshape_from(
+        &[
+            batch,
+            z.into_dim(),
+            f.into_dim(),
+            rows * two.clone(),
+            cols * two,
+        ],
+        &[latents],
+    ));
     b.output(&dit::NOISE_PRED, noise_pred);
     let sigmas = b.input(&dit::SIGMAS); // [B, 2]: this step's, the next one's
     let dt = sigmas.slice(1, 1, 2) - sigmas.slice(1, 0, 1);
-    let dt = dt.reshape(&[sigmas.dim(0), Dim::from(1), Dim::from(1), Dim::from(1), Dim::from(1)]);
+    let dt = dt.reshape(&[
+        sigmas.dim(0),
+        Dim::from(1),
+        Dim::from(1),
+        Dim::from(1),
+        Dim::from(1),
+    ]);
     b.output(&dit::NEXT_LATENTS, latents + noise_pred * dt);
 }
 
@@ -176,10 +237,23 @@ pub fn audio_adapter<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let conv = |name: &str, x: Value<'g>, out: usize, stride: i64| {
         let s = s.pp(name).pp("conv");
         let w = s.weight("weight", [Dim::from(out as i64), x.dim(1), Dim::from(3)]);
-        x.pad_edge(2, 2, 0).conv1d(w, Some(s.weight("bias", [out])), stride, [0, 0], 1)
+        x.pad_edge(2, 2, 0)
+            .conv1d(w, Some(s.weight("bias", [out])), stride, [0, 0], 1)
     };
-    let norm = |x: Value<'g>| layer_norm(s, x.transpose(&[0, 2, 1]), c.eps).silu().transpose(&[0, 2, 1]);
-    let tail = |x: Value<'g>| norm(conv("conv3", norm(conv("conv2", norm(x), c.dim / 2, 2)), c.dim, 2)).transpose(&[0, 2, 1]);
+    let norm = |x: Value<'g>| {
+        layer_norm(s, x.transpose(&[0, 2, 1]), c.eps)
+            .silu()
+            .transpose(&[0, 2, 1])
+    };
+    let tail = |x: Value<'g>| {
+        norm(conv(
+            "conv3",
+            norm(conv("conv2", norm(x), c.dim / 2, 2)),
+            c.dim,
+            2,
+        ))
+        .transpose(&[0, 2, 1])
+    };
     // Frames after two convolutions of stride 2; the newest are the block's own.
     let total = (AUDIO_LEAD_FRAMES + 4 * c.block_frames as i64 + 3) / 4;
     let first = total - c.block_frames as i64;
@@ -187,11 +261,19 @@ pub fn audio_adapter<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let local = conv("conv1_local", mixed, heads * quarter, 1); // [A, heads * D/4, 85]
     let actors = mixed.dim(0);
     let frames = local.dim(2);
-    let local = local.reshape(&[actors.clone() * Dim::from(heads as i64), quarter.into_dim(), frames]); // heads join the batch
-    let local = tail(local).reshape(&[actors, heads.into_dim(), total.into_dim(), c.dim.into_dim()]).transpose(&[0, 2, 1, 3]);
+    let local = local.reshape(&[
+        actors.clone() * Dim::from(heads as i64),
+        quarter.into_dim(),
+        frames,
+    ]); // heads join the batch
+    let local = tail(local)
+        .reshape(&[actors, heads.into_dim(), total.into_dim(), c.dim.into_dim()])
+        .transpose(&[0, 2, 1, 3]);
     let local = local.slice(1, first, total); // [A, F, heads, D]
     let padding = s.weight("padding_tokens", [1, 1, 1, c.dim]);
-    let padding = b.concat(1, &vec![padding; c.block_frames]).broadcast_leading(local);
+    let padding = b
+        .concat(1, &vec![padding; c.block_frames])
+        .broadcast_leading(local);
     b.output(&speech::AUDIO_LOCAL_OUT, b.concat(2, &[local, padding]));
 
     let global = tail(conv("conv1_global", mixed, quarter, 1));
@@ -210,18 +292,31 @@ fn block<'g>(
     attend: impl FnOnce(Value<'g>, KeyValue<'g>) -> Value<'g>,
 ) -> Value<'g> {
     let [attn, ffn] = modulation(s, e0, c);
-    let y = self_attention(s.pp("self_attn"), attn.apply(layer_norm(s.pp("norm1"), x, c.eps)), c, attend);
+    let y = self_attention(
+        s.pp("self_attn"),
+        attn.apply(layer_norm(s.pp("norm1"), x, c.eps)),
+        c,
+        attend,
+    );
     let x = x + y * attn.gate;
     let y = layer_norm_affine(s.pp("norm3"), x, c.eps);
     let x = x + cross_attention(s.pp("cross_attn"), y, text, c);
-    let y = feed_forward(s.pp("ffn"), ffn.apply(layer_norm(s.pp("norm2"), x, c.eps)), c);
+    let y = feed_forward(
+        s.pp("ffn"),
+        ffn.apply(layer_norm(s.pp("norm2"), x, c.eps)),
+        c,
+    );
     s.out(x + y * ffn.gate)
 }
 
 /// Order of the six: shift, scale, gate of self attention, then of the feed-forward.
 fn modulation<'g>(s: Scope<'g>, e0: Value<'g>, c: &DitConfig) -> [Modulation<'g>; 2] {
     let m = (s.weight("modulation", [1, 6, c.dim]) + e0).split(2, 6);
-    [0, 3].map(|i| Modulation { shift: m[i], scale: m[i + 1], gate: m[i + 2] })
+    [0, 3].map(|i| Modulation {
+        shift: m[i],
+        scale: m[i + 1],
+        gate: m[i + 2],
+    })
 }
 
 fn self_attention<'g>(
@@ -230,8 +325,14 @@ fn self_attention<'g>(
     c: &DitConfig,
     attend: impl FnOnce(Value<'g>, KeyValue<'g>) -> Value<'g>,
 ) -> Value<'g> {
-    let q = heads(rms_norm(s.pp("norm_q"), linear(s.pp("q"), x, c.dim), c.eps), c);
-    let k = heads(rms_norm(s.pp("norm_k"), linear(s.pp("k"), x, c.dim), c.eps), c);
+    let q = heads(
+        rms_norm(s.pp("norm_q"), linear(s.pp("q"), x, c.dim), c.eps),
+        c,
+    );
+    let k = heads(
+        rms_norm(s.pp("norm_k"), linear(s.pp("k"), x, c.dim), c.eps),
+        c,
+    );
     let v = heads(linear(s.pp("v"), x, c.dim), c);
     let y = merge_heads(attend(q, KeyValue { k, v }), x, c);
     s.out(linear(s.pp("o"), y, c.dim))
@@ -239,14 +340,32 @@ fn self_attention<'g>(
 
 /// Keys and values of the text for one layer, `[B, N, M, d]`. The padding rows take part.
 fn text_keys<'g>(s: Scope<'g>, text: Value<'g>, c: &DitConfig) -> KeyValue<'g> {
-    let split = |x: Value<'g>| x.reshape(&[x.dim(0), x.dim(1), c.heads.into_dim(), c.head_dim().into_dim()]).transpose(&[0, 2, 1, 3]);
+    let split = |x: Value<'g>| {
+        x.reshape(&[
+            x.dim(0),
+            x.dim(1),
+            c.heads.into_dim(),
+            c.head_dim().into_dim(),
+        ])
+        .transpose(&[0, 2, 1, 3])
+    };
     let k = rms_norm(s.pp("norm_k"), linear(s.pp("k"), text, c.dim), c.eps);
-    KeyValue { k: split(k), v: split(linear(s.pp("v"), text, c.dim)) }
+    KeyValue {
+        k: split(k),
+        v: split(linear(s.pp("v"), text, c.dim)),
+    }
 }
 
 fn cross_attention<'g>(s: Scope<'g>, x: Value<'g>, text: KeyValue<'g>, c: &DitConfig) -> Value<'g> {
-    let q = heads(rms_norm(s.pp("norm_q"), linear(s.pp("q"), x, c.dim), c.eps), c);
-    let y = merge_heads(q.attention(text.k, text.v, AttentionOptions::default()), x, c);
+    let q = heads(
+        rms_norm(s.pp("norm_q"), linear(s.pp("q"), x, c.dim), c.eps),
+        c,
+    );
+    let y = merge_heads(
+        q.attention(text.k, text.v, AttentionOptions::default()),
+        x,
+        c,
+    );
     s.out(linear(s.pp("o"), y, c.dim))
 }
 
@@ -259,7 +378,12 @@ fn feed_forward<'g>(s: Scope<'g>, x: Value<'g>, c: &DitConfig) -> Value<'g> {
 fn audio_injection<'g>(s: Scope<'g>, injector: usize, x: Value<'g>, c: &DitConfig) -> Value<'g> {
     let b = s.builder();
     let adain = s.pp("injector_adain_layers").pp(injector);
-    let style = linear(adain.pp("linear"), b.input(&dit::AUDIO_GLOBAL).silu(), 2 * c.dim).unsqueeze(3); // [B, A, F, 1, 2*D]
+    let style = linear(
+        adain.pp("linear"),
+        b.input(&dit::AUDIO_GLOBAL).silu(),
+        2 * c.dim,
+    )
+    .unsqueeze(3); // [B, A, F, 1, 2*D]
     let parts = style.split(4, 2); // shift, scale
     let z = layer_norm(adain.pp("norm"), x, ADAIN_EPS).unsqueeze(1); // [B, 1, F, n, D]
     let z = adain.out(z * (parts[1] + 1.0) + parts[0]); // [B, A, F, n, D]
@@ -267,12 +391,30 @@ fn audio_injection<'g>(s: Scope<'g>, injector: usize, x: Value<'g>, c: &DitConfi
     // Five keys a frame: spelt out, since each frame of each actor is a batch of its own.
     let s = s.pp("injector").pp(injector);
     let local = b.input(&dit::AUDIO_LOCAL); // [B, A, F, K, D]
-    let split = |x: Value<'g>| x.reshape(&[x.dim(0), x.dim(1), x.dim(2), x.dim(3), c.heads.into_dim(), c.head_dim().into_dim()]);
-    let q = split(rms_norm(s.pp("norm_q"), linear(s.pp("q"), z, c.dim), c.eps)).transpose(&[0, 1, 2, 4, 3, 5]); // [B, A, F, N, n, d]
-    let k = split(rms_norm(s.pp("norm_k"), linear(s.pp("k"), local, c.dim), c.eps)).transpose(&[0, 1, 2, 4, 5, 3]); // [.., d, K]
+    let split = |x: Value<'g>| {
+        x.reshape(&[
+            x.dim(0),
+            x.dim(1),
+            x.dim(2),
+            x.dim(3),
+            c.heads.into_dim(),
+            c.head_dim().into_dim(),
+        ])
+    };
+    let q = split(rms_norm(s.pp("norm_q"), linear(s.pp("q"), z, c.dim), c.eps))
+        .transpose(&[0, 1, 2, 4, 3, 5]); // [B, A, F, N, n, d]
+    let k = split(rms_norm(
+        s.pp("norm_k"),
+        linear(s.pp("k"), local, c.dim),
+        c.eps,
+    ))
+    .transpose(&[0, 1, 2, 4, 5, 3]); // [.., d, K]
     let v = split(linear(s.pp("v"), local, c.dim)).transpose(&[0, 1, 2, 4, 3, 5]); // [.., K, d]
     let scale = 1.0 / (c.head_dim() as f32).sqrt();
-    let y = (q.matmul(k) * scale).softmax(-1).matmul(v).transpose(&[0, 1, 2, 4, 3, 5]);
+    let y = (q.matmul(k) * scale)
+        .softmax(-1)
+        .matmul(v)
+        .transpose(&[0, 1, 2, 4, 3, 5]);
     let y = y.reshape(&[z.dim(0), z.dim(1), z.dim(2), z.dim(3), c.dim.into_dim()]);
     let r = s.out(linear(s.pp("o"), y, c.dim));
     x + (r * b.input(&dit::ACTOR_MASK).unsqueeze(4)).reduce_sum(&[1], false)
@@ -281,42 +423,80 @@ fn audio_injection<'g>(s: Scope<'g>, injector: usize, x: Value<'g>, c: &DitConfi
 /// Time embedding `e [B, F, D]` and its projection `e0 [B, F, 6, D]`.
 fn time<'g>(s: Scope<'g>, sinusoid: Value<'g>, c: &DitConfig) -> (Value<'g>, Value<'g>) {
     let t = s.pp("time_embedding");
-    let e = t.out(linear(t.pp(2), linear(t.pp(0), sinusoid, c.dim).silu(), c.dim));
+    let e = t.out(linear(
+        t.pp(2),
+        linear(t.pp(0), sinusoid, c.dim).silu(),
+        c.dim,
+    ));
     let p = s.pp("time_projection");
     let e0 = p.out(linear(p.pp(1), e.silu(), 6 * c.dim));
-    (e, e0.reshape(&[e.dim(0), e.dim(1), 6.into_dim(), c.dim.into_dim()]))
+    (
+        e,
+        e0.reshape(&[e.dim(0), e.dim(1), 6.into_dim(), c.dim.into_dim()]),
+    )
 }
 
 /// Row of `trainable_cond_mask`, `[D]`: 0 noisy, 1 reference, 2 motion.
 fn cond_mask<'g>(s: Scope<'g>, row: usize, c: &DitConfig) -> Value<'g> {
-    s.pp("trainable_cond_mask").weight_as("weight", [3, c.dim], Transform::Select { axis: 0, index: row })
+    s.pp("trainable_cond_mask").weight_as(
+        "weight",
+        [3, c.dim],
+        Transform::Select {
+            axis: 0,
+            index: row,
+        },
+    )
 }
 
 /// Non-overlapping patches: `[B, Z, T, H, W] -> [B, D, T/kt, H/kh, W/kw]`.
 fn patches<'g>(s: Scope<'g>, x: Value<'g>, kernel: [usize; 3], c: &DitConfig) -> Value<'g> {
     let [kt, kh, kw] = kernel;
     let w = s.weight("weight", [c.dim, c.latent_channels, kt, kh, kw]);
-    s.out(x.conv3d(w, Some(s.weight("bias", [c.dim])), [kt as i64, kh as i64, kw as i64], [0; 6], 1))
+    s.out(x.conv3d(
+        w,
+        Some(s.weight("bias", [c.dim])),
+        [kt as i64, kh as i64, kw as i64],
+        [0; 6],
+        1,
+    ))
 }
 
 /// `[B, D, T, h, w] -> [B, T*h*w, D]`, frame-major.
 fn tokens<'g>(x: Value<'g>, c: &DitConfig) -> Value<'g> {
     let count = x.dim(2) * x.dim(3) * x.dim(4);
-    x.reshape(&[x.dim(0), c.dim.into_dim(), count]).transpose(&[0, 2, 1])
+    x.reshape(&[x.dim(0), c.dim.into_dim(), count])
+        .transpose(&[0, 2, 1])
 }
 
 /// The newest frame at full token size, two before it at half, sixteen before those at quarter size. `FramePackMotioner` of the reference.
 fn frame_packer<'g>(s: Scope<'g>, motion: Value<'g>, c: &DitConfig) -> Value<'g> {
-    let newest = tokens(patches(s.pp("proj"), motion.slice(2, 18, 19), [1, 2, 2], c), c);
-    let half = tokens(patches(s.pp("proj_2x"), motion.slice(2, 16, 18), [2, 4, 4], c), c);
-    let quarter = tokens(patches(s.pp("proj_4x"), motion.slice(2, 0, 16), [4, 8, 8], c), c);
+    let newest = tokens(
+        patches(s.pp("proj"), motion.slice(2, 18, 19), [1, 2, 2], c),
+        c,
+    );
+    let half = tokens(
+        patches(s.pp("proj_2x"), motion.slice(2, 16, 18), [2, 4, 4], c),
+        c,
+    );
+    let quarter = tokens(
+        patches(s.pp("proj_4x"), motion.slice(2, 0, 16), [4, 8, 8], c),
+        c,
+    );
     s.out(s.builder().concat(1, &[newest, half, quarter]))
 }
 
 /// `[B, F*n, D] -> [B, F, n, D]`.
 fn frames<'g>(x: Value<'g>, c: &DitConfig) -> Value<'g> {
-    let per_frame = x.dim(1).exact_div(c.block_frames as i64).unwrap_or_else(|| x.dim(1));
-    x.reshape(&[x.dim(0), c.block_frames.into_dim(), per_frame, c.dim.into_dim()])
+    let per_frame = x
+        .dim(1)
+        .exact_div(c.block_frames as i64)
+        .unwrap_or_else(|| x.dim(1));
+    x.reshape(&[
+        x.dim(0),
+        c.block_frames.into_dim(),
+        per_frame,
+        c.dim.into_dim(),
+    ])
 }
 
 /// `[B, F, n, D] -> [B, F*n, D]`.
@@ -327,10 +507,17 @@ fn merge_frames<'g>(x: Value<'g>, c: &DitConfig) -> Value<'g> {
 /// `[B, F, n, D] -> [B, N, F*n, d]`.
 fn heads<'g>(x: Value<'g>, c: &DitConfig) -> Value<'g> {
     let tokens = x.dim(1) * x.dim(2);
-    x.reshape(&[x.dim(0), tokens, c.heads.into_dim(), c.head_dim().into_dim()]).transpose(&[0, 2, 1, 3])
+    x.reshape(&[
+        x.dim(0),
+        tokens,
+        c.heads.into_dim(),
+        c.head_dim().into_dim(),
+    ])
+    .transpose(&[0, 2, 1, 3])
 }
 
 /// `[B, N, F*n, d] -> [B, F, n, D]`, frames as `like` has them.
 fn merge_heads<'g>(y: Value<'g>, like: Value<'g>, c: &DitConfig) -> Value<'g> {
-    y.transpose(&[0, 2, 1, 3]).reshape(&[like.dim(0), like.dim(1), like.dim(2), c.dim.into_dim()])
+    y.transpose(&[0, 2, 1, 3])
+        .reshape(&[like.dim(0), like.dim(1), like.dim(2), c.dim.into_dim()])
 }

@@ -26,9 +26,19 @@ impl Stream {
         let b = s.builder();
         let path = s.path();
         // A convolution without a port is a graph that the contract does not describe; the builder reports the missing output.
-        let Some(port) = self.contract.state.iter().find(|p| p.name == path) else { return x };
-        let all = if self.starts() { x.pad_zero(2, keep, 0) } else { b.concat(2, &[b.input(port), x]) };
-        b.output_named(&format!("{path}{NEXT}"), port, all.slice(2, -keep, i64::MAX));
+        let Some(port) = self.contract.state.iter().find(|p| p.name == path) else {
+            return x;
+        };
+        let all = if self.starts() {
+            x.pad_zero(2, keep, 0)
+        } else {
+            b.concat(2, &[b.input(port), x])
+        };
+        b.output_named(
+            &format!("{path}{NEXT}"),
+            port,
+            all.slice(2, -keep, i64::MAX),
+        );
         all
     }
 }
@@ -40,7 +50,12 @@ pub fn encoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfi
     let x = causal_conv(stream, s.pp("conv1"), b.input(&contract.inputs[0]), c.dim);
     let x = walk(stream, s.pp("downsamples"), x);
     let x = walk(stream, s.pp("middle"), x);
-    let x = s.out(causal_conv(stream, s.pp("head.2"), rms(s.pp("head.0"), x).silu(), 2 * c.latent_channels));
+    let x = s.out(causal_conv(
+        stream,
+        s.pp("head.2"),
+        rms(s.pp("head.0"), x).silu(),
+        2 * c.latent_channels,
+    ));
     let mean_logvar = pointwise(b.root().pp("conv1"), x, 2 * c.latent_channels);
     let mu = mean_logvar.slice(1, 0, c.latent_channels as i64);
     let [mean, std] = statistics(b, c);
@@ -57,10 +72,18 @@ pub fn decoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfi
     let x = causal_conv(stream, s.pp("conv1"), x, 4 * c.dim);
     let x = walk(stream, s.pp("middle"), x);
     let x = walk(stream, s.pp("upsamples"), x);
-    let x = s.out(causal_conv(stream, s.pp("head.2"), rms(s.pp("head.0"), x).silu(), 3));
+    let x = s.out(causal_conv(
+        stream,
+        s.pp("head.2"),
+        rms(s.pp("head.0"), x).silu(),
+        3,
+    ));
     let frames = x.clip(-1.0, 1.0); // [1, 3, T, 8*H, 8*W]
     b.output(&contract.outputs[0], frames);
-    let bytes = ((frames + 1.0) / 2.0 * 255.0).squeeze(0).transpose(&[1, 2, 3, 0]).cast(engines::contract::DType::U8);
+    let bytes = ((frames + 1.0) / 2.0 * 255.0)
+        .squeeze(0)
+        .transpose(&[1, 2, 3, 0])
+        .cast(engines::contract::DType::U8);
     b.output(&contract.outputs[1], bytes);
 }
 
@@ -88,9 +111,23 @@ fn walk<'g>(stream: Stream, s: Scope<'g>, mut x: Value<'g>) -> Value<'g> {
 /// `ResidualBlock.forward`.
 fn residual<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let out = s.dims("residual.2.weight").map_or(0, |d| d[0]);
-    let y = causal_conv(stream, s.pp("residual.2"), rms(s.pp("residual.0"), x).silu(), out);
-    let y = causal_conv(stream, s.pp("residual.6"), rms(s.pp("residual.3"), y).silu(), out);
-    let shortcut = if s.has("shortcut.weight") { pointwise(s.pp("shortcut"), x, out) } else { x };
+    let y = causal_conv(
+        stream,
+        s.pp("residual.2"),
+        rms(s.pp("residual.0"), x).silu(),
+        out,
+    );
+    let y = causal_conv(
+        stream,
+        s.pp("residual.6"),
+        rms(s.pp("residual.3"), y).silu(),
+        out,
+    );
+    let shortcut = if s.has("shortcut.weight") {
+        pointwise(s.pp("shortcut"), x, out)
+    } else {
+        x
+    };
     s.out(shortcut + y)
 }
 
@@ -98,13 +135,27 @@ fn residual<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
 fn attention<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let (channels, frames) = (x.dim(1), x.dim(2));
     let width = s.dims("proj.weight").map_or(0, |d| d[0]);
-    let qkv = frame_conv(s.pp("to_qkv"), rms(s.pp("norm"), x), 3 * width, [1, 1, 1], [0; 6]);
+    let qkv = frame_conv(
+        s.pp("to_qkv"),
+        rms(s.pp("norm"), x),
+        3 * width,
+        [1, 1, 1],
+        [0; 6],
+    );
     // [1, C, T, h, w] -> [1, T, h*w, C]: the frames take the place of heads.
     let pixels = x.dim(3) * x.dim(4);
-    let heads = |v: Value<'g>| v.reshape(&[Dim::from(1), channels.clone(), frames.clone(), pixels.clone()]).transpose(&[0, 2, 3, 1]);
+    let heads = |v: Value<'g>| {
+        v.reshape(&[
+            Dim::from(1),
+            channels.clone(),
+            frames.clone(),
+            pixels.clone(),
+        ])
+        .transpose(&[0, 2, 3, 1])
+    };
     let qkv = qkv.split(1, 3);
     let y = heads(qkv[0]).attention(heads(qkv[1]), heads(qkv[2]), AttentionOptions::default());
-    let y = y.transpose(&[0, 3, 1, 2]).reshape_from(&x.dims(), &[x]);
+    let y = y.transpose(&[0, 3, 1, 2]).reshape_from(x.dims(), &[x]);
     s.out(x + frame_conv(s.pp("proj"), y, width, [1, 1, 1], [0; 6]))
 }
 
@@ -120,7 +171,11 @@ fn downsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let t = s.pp("time_conv");
     let port = stream.contract.state.iter().find(|p| p.name == t.path());
     if let (true, Some(port)) = (stream.starts(), port) {
-        s.builder().output_named(&format!("{}{NEXT}", port.name), port, x.slice(2, -1, i64::MAX));
+        s.builder().output_named(
+            &format!("{}{NEXT}", port.name),
+            port,
+            x.slice(2, -1, i64::MAX),
+        );
         // Read by the next chunk's graph only.
         return s.out(x);
     }
@@ -132,43 +187,100 @@ fn downsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
 /// Twice the rows and columns; with a `time_conv`, twice the frames too, except for the very first latent frame.
 /// `Resample.forward`, upsample2d and upsample3d.
 fn upsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
-    let x = if s.has("time_conv.weight") && !stream.starts() { double_frames(stream, s.pp("time_conv"), x) } else { x };
+    let x = if s.has("time_conv.weight") && !stream.starts() {
+        double_frames(stream, s.pp("time_conv"), x)
+    } else {
+        x
+    };
     let x = x.squeeze(0).resize_nearest2x().unsqueeze(0);
     let out = s.dims("resample.1.weight").map_or(0, |d| d[0]);
-    s.out(frame_conv(s.pp("resample.1"), x, out, [1, 1, 1], [0, 1, 1, 0, 1, 1]))
+    s.out(frame_conv(
+        s.pp("resample.1"),
+        x,
+        out,
+        [1, 1, 1],
+        [0, 1, 1, 0, 1, 1],
+    ))
 }
 
 /// A causal convolution to twice the channels, whose halves are frames `2*i` and `2*i + 1`.
 fn double_frames<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let width = s.dims("weight").map_or(0, |d| d[1]);
     let w = s.weight("weight", [2 * width, width, 3, 1, 1]);
-    let y = stream.extend(s, x, CONTEXT).conv3d(w, Some(s.weight("bias", [2 * width])), [1, 1, 1], [0; 6], 1);
+    let y = stream.extend(s, x, CONTEXT).conv3d(
+        w,
+        Some(s.weight("bias", [2 * width])),
+        [1, 1, 1],
+        [0; 6],
+        1,
+    );
     let halves = y.split(1, 2);
     let frames = x.dim(2).as_const().unwrap_or(1);
-    let interleaved: Vec<Value<'g>> = (0..frames).flat_map(|i| [halves[0].slice(2, i, i + 1), halves[1].slice(2, i, i + 1)]).collect();
+    let interleaved: Vec<Value<'g>> = (0..frames)
+        .flat_map(|i| [halves[0].slice(2, i, i + 1), halves[1].slice(2, i, i + 1)])
+        .collect();
     s.out(s.builder().concat(2, &interleaved))
 }
 
 /// A 3x3x3 convolution that sees only this and earlier frames. `CausalConv3d.forward`.
 fn causal_conv<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
-    let w = s.weight("weight", [out.into_dim(), x.dim(1), 3.into_dim(), 3.into_dim(), 3.into_dim()]);
+    let w = s.weight(
+        "weight",
+        [
+            out.into_dim(),
+            x.dim(1),
+            3.into_dim(),
+            3.into_dim(),
+            3.into_dim(),
+        ],
+    );
     let all = stream.extend(s, x, CONTEXT);
-    s.out(all.conv3d(w, Some(s.weight("bias", [out])), [1, 1, 1], [0, 1, 1, 0, 1, 1], 1))
+    s.out(all.conv3d(
+        w,
+        Some(s.weight("bias", [out])),
+        [1, 1, 1],
+        [0, 1, 1, 0, 1, 1],
+        1,
+    ))
 }
 
 /// A 1x1x1 convolution: no context, no cache.
 fn pointwise<'g>(s: Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
-    let w = s.weight("weight", [out.into_dim(), x.dim(1), 1.into_dim(), 1.into_dim(), 1.into_dim()]);
+    let w = s.weight(
+        "weight",
+        [
+            out.into_dim(),
+            x.dim(1),
+            1.into_dim(),
+            1.into_dim(),
+            1.into_dim(),
+        ],
+    );
     s.out(x.conv3d(w, Some(s.weight("bias", [out])), [1, 1, 1], [0; 6], 1))
 }
 
 /// A 2-D convolution of every frame: its kernel gets a time extent of 1. `pads` are (t, h, w) before, then after.
-fn frame_conv<'g>(s: Scope<'g>, x: Value<'g>, out: usize, stride: [i64; 3], pads: [i64; 6]) -> Value<'g> {
+fn frame_conv<'g>(
+    s: Scope<'g>,
+    x: Value<'g>,
+    out: usize,
+    stride: [i64; 3],
+    pads: [i64; 6],
+) -> Value<'g> {
     let stored = s.dims("weight").unwrap_or_else(|| vec![out, 0, 1, 1]);
     let kernel = stored.last().copied().unwrap_or(1);
     let in_channels = stored.get(1).copied().unwrap_or(0);
-    let dims = [out.into_dim(), x.dim(1), kernel.into_dim(), kernel.into_dim()];
-    let w = s.weight_as("weight", dims, Transform::Reshape(vec![out, in_channels, 1, kernel, kernel]));
+    let dims = [
+        out.into_dim(),
+        x.dim(1),
+        kernel.into_dim(),
+        kernel.into_dim(),
+    ];
+    let w = s.weight_as(
+        "weight",
+        dims,
+        Transform::Reshape(vec![out, in_channels, 1, kernel, kernel]),
+    );
     s.out(x.conv3d(w, Some(s.weight("bias", [out])), stride, pads, 1))
 }
 
@@ -176,6 +288,10 @@ fn frame_conv<'g>(s: Scope<'g>, x: Value<'g>, out: usize, stride: [i64; 3], pads
 fn rms<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let stored = s.dims("gamma").unwrap_or_default();
     let channels = stored.first().copied().unwrap_or(0);
-    let gamma = s.weight_as("gamma", stored.clone(), Transform::Reshape(vec![1, channels, 1, 1, 1]));
+    let gamma = s.weight_as(
+        "gamma",
+        stored.clone(),
+        Transform::Reshape(vec![1, channels, 1, 1, 1]),
+    );
     s.out(x / x.reduce_l2(&[1], true).maximum(1e-12) * (channels as f32).sqrt() * gamma)
 }

@@ -16,7 +16,8 @@ pub enum Preset {
 }
 
 /// Kernels and strides of wav2vec2's feature extractor.
-pub(super) const CONVS: [(usize, usize); 7] = [(10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)];
+pub(super) const CONVS: [(usize, usize); 7] =
+    [(10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)];
 /// Letters of the published CTC head, in the order of its ids.
 const LETTERS: &str = "|'-abcdefghijklmnopqrstuvwxyz";
 const LETTER_SPECIAL: [&str; 4] = ["<pad>", "<s>", "</s>", "<unk>"];

@@ -46,9 +46,16 @@ fn config(s: &Sizes) -> ModelConfig {
             latent_channels: s.dit.in_dim,
             eps: 1e-6,
             block_frames: 3,
-            audio: AudioConfig { dim: s.dit.audio_dim, states: AUDIO_LAYERS, tokens: 5 },
+            audio: AudioConfig {
+                dim: s.dit.audio_dim,
+                states: AUDIO_LAYERS,
+                tokens: 5,
+            },
         },
-        vae: VaeConfig { dim: s.vae.dim, latent_channels: s.vae.z_dim },
+        vae: VaeConfig {
+            dim: s.vae.dim,
+            latent_channels: s.vae.z_dim,
+        },
         text: TextConfig {
             vocab: s.t5.vocab,
             dim: s.t5.dim,
@@ -64,7 +71,10 @@ fn config(s: &Sizes) -> ModelConfig {
             heads: s.wav_heads,
             layers: s.wav.layers,
             conv_kernel: s.wav.convs.iter().map(|&(_, kernel)| kernel).collect(),
-            conv_stride: super::preset::CONVS.iter().map(|&(_, stride)| stride).collect(),
+            conv_stride: super::preset::CONVS
+                .iter()
+                .map(|&(_, stride)| stride)
+                .collect(),
             pos_conv_groups: s.wav.pos_groups,
             eps: 1e-5,
         },

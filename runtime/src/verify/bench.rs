@@ -53,8 +53,19 @@ impl Bench<'_> {
     }
 
     /// Runs one check for those of a file's open tensors that `covers` names; not at all when there are none.
-    pub(super) fn part(&self, component: &str, file: &'static str, covers: impl Fn(&str) -> bool, run: impl FnOnce(&[String]) -> Result<(), Problem>) {
-        self.parts(component, &[file], |_, name| covers(name), |names| run(&names.iter().map(|(_, n)| n.clone()).collect::<Vec<_>>()));
+    pub(super) fn part(
+        &self,
+        component: &str,
+        file: &'static str,
+        covers: impl Fn(&str) -> bool,
+        run: impl FnOnce(&[String]) -> Result<(), Problem>,
+    ) {
+        self.parts(
+            component,
+            &[file],
+            |_, name| covers(name),
+            |names| run(&names.iter().map(|(_, n)| n.clone()).collect::<Vec<_>>()),
+        );
     }
 
     /// As [`Self::part`], for several files at once.
@@ -65,13 +76,17 @@ impl Bench<'_> {
         covers: impl Fn(&str, &str) -> bool,
         run: impl FnOnce(&[(&'static str, String)]) -> Result<(), Problem>,
     ) {
-        let open = files.iter().flat_map(|&f| self.sheet.open(f).into_iter().map(move |n| (f, n)));
+        let open = files
+            .iter()
+            .flat_map(|&f| self.sheet.open(f).into_iter().map(move |n| (f, n)));
         let names: Vec<(&'static str, String)> = open.filter(|(f, n)| covers(f, n)).collect();
         if names.is_empty() || self.cancel.is_cancelled() {
             return;
         }
         if let Err(problem) = run(&names) {
-            let open = names.iter().filter(|(file, name)| self.sheet.is_open(file, name));
+            let open = names
+                .iter()
+                .filter(|(file, name)| self.sheet.is_open(file, name));
             open.for_each(|(file, name)| match &problem {
                 Problem::Lacks(reason) => self.sheet.not_checked(file, name, reason),
                 Problem::Failed(reason) => self.sheet.failed(component, file, name, reason),
@@ -94,23 +109,34 @@ impl Bench<'_> {
         if t.dtype() == DType::F32 && t.shape().len() == rank {
             return Ok(t);
         }
-        Err(Problem::Lacks(format!("{file}.{name}: wanted f32 of {rank} dimensions, found {} {:?}", t.dtype(), t.shape())))
+        Err(Problem::Lacks(format!(
+            "{file}.{name}: wanted f32 of {rank} dimensions, found {} {:?}",
+            t.dtype(),
+            t.shape()
+        )))
     }
 
     /// A whole number of the manifest's values, by JSON pointer.
     pub(super) fn number(&self, pointer: &str) -> Result<usize, Problem> {
-        self.set.number(pointer).ok_or_else(|| lacks(format!("values{}", pointer.replace('/', "."))))
+        self.set
+            .number(pointer)
+            .ok_or_else(|| lacks(format!("values{}", pointer.replace('/', "."))))
     }
 
     /// A whole number of the manifest's config.
     pub(super) fn config(&self, name: &str) -> Result<usize, Problem> {
-        self.set.config(name).ok_or_else(|| lacks(format!("config.{name}")))
+        self.set
+            .config(name)
+            .ok_or_else(|| lacks(format!("config.{name}")))
     }
 }
 
 /// The number in `name` between `prefix` and `suffix`.
 pub(super) fn number_in(name: &str, prefix: &str, suffix: &str) -> Option<usize> {
-    name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok()
+    name.strip_prefix(prefix)?
+        .strip_suffix(suffix)?
+        .parse()
+        .ok()
 }
 
 /// Puts a dimension of 1 in front.
@@ -122,7 +148,9 @@ pub(super) fn lane(t: Tensor) -> Tensor {
 /// `[.., T]` to `[.., range]`. f32 only.
 pub(super) fn last(t: &Tensor, range: std::ops::Range<usize>) -> Tensor {
     let mut shape = t.shape().to_vec();
-    let side = shape.last_mut().map_or(1, |s| std::mem::replace(s, range.len()));
+    let side = shape
+        .last_mut()
+        .map_or(1, |s| std::mem::replace(s, range.len()));
     let rows = t.as_slice::<f32>().chunks_exact(side.max(1));
     let data: Vec<f32> = rows.flat_map(|row| &row[range.clone()]).copied().collect();
     Tensor::from_slice(&shape, &data)
@@ -130,7 +158,9 @@ pub(super) fn last(t: &Tensor, range: std::ops::Range<usize>) -> Tensor {
 
 /// `[1, A, B, C]` to `[1, B, A, C]`. f32 only.
 pub(super) fn swapped(t: &Tensor) -> Tensor {
-    let &[one, a, b, c] = t.shape() else { return t.clone() };
+    let &[one, a, b, c] = t.shape() else {
+        return t.clone();
+    };
     let data = t.as_slice::<f32>();
     let rows = (0..b).flat_map(|j| (0..a).map(move |i| (i * b + j) * c));
     let out: Vec<f32> = rows.flat_map(|at| &data[at..at + c]).copied().collect();
@@ -148,7 +178,12 @@ mod tests {
             ("steps.sigmas", "steps", ".sigmas", None),
             ("encode.latents17", "encode.latents", "", Some(17)),
             ("encode.latents_repeat5", "encode.latents", "", None),
-            ("encode.latents_repeat5", "encode.latents_repeat", "", Some(5)),
+            (
+                "encode.latents_repeat5",
+                "encode.latents_repeat",
+                "",
+                Some(5),
+            ),
         ] {
             assert_eq!(number_in(name, prefix, suffix), want, "{name}");
         }
@@ -156,11 +191,20 @@ mod tests {
 
     #[test]
     fn cuts_and_swaps_keep_the_elements() {
-        let t = Tensor::from_slice(&[1, 2, 3, 2], &(0..12).map(|i| i as f32).collect::<Vec<_>>());
+        let t = Tensor::from_slice(
+            &[1, 2, 3, 2],
+            &(0..12).map(|i| i as f32).collect::<Vec<_>>(),
+        );
         let s = swapped(&t);
-        assert_eq!((s.shape(), &s.as_slice::<f32>()[..6]), (&[1, 3, 2, 2][..], &[0., 1., 6., 7., 2., 3.][..]));
+        assert_eq!(
+            (s.shape(), &s.as_slice::<f32>()[..6]),
+            (&[1, 3, 2, 2][..], &[0., 1., 6., 7., 2., 3.][..])
+        );
         assert_eq!(swapped(&s).as_slice::<f32>(), t.as_slice::<f32>());
         let cut = last(&t.reshaped(&[4, 3]), 1..3);
-        assert_eq!((cut.shape(), &cut.as_slice::<f32>()[..4]), (&[4, 2][..], &[1., 2., 4., 5.][..]));
+        assert_eq!(
+            (cut.shape(), &cut.as_slice::<f32>()[..4]),
+            (&[4, 2][..], &[1., 2., 4., 5.][..])
+        );
     }
 }

@@ -27,38 +27,68 @@ const STEPS: &str = "e2e_tpp_steps";
 const RUNS: [(&str, Mode, &str); 3] = [
     (REPLAY, Mode::Tpp, "chain, tpp"),
     ("e2e_single", Mode::Single, "chain, single"),
-    ("e2e_single_online", Mode::SingleOnline, "chain, single online"),
+    (
+        "e2e_single_online",
+        Mode::SingleOnline,
+        "chain, single online",
+    ),
 ];
 
 pub(super) fn check(bench: &Bench<'_>) {
     for (file, mode, component) in RUNS {
-        let files: &[&'static str] = if file == REPLAY { &[REPLAY, STEPS] } else { &[file] };
-        let fed = |file: &str, name: &str| file == REPLAY && (name.ends_with(".noise") || name == "relative_dist");
-        bench.parts(component, files, |f, n| !fed(f, n), |names| run(bench, file, mode, component, names));
+        let files: &[&'static str] = if file == REPLAY {
+            &[REPLAY, STEPS]
+        } else {
+            &[file]
+        };
+        let fed = |file: &str, name: &str| {
+            file == REPLAY && (name.ends_with(".noise") || name == "relative_dist")
+        };
+        bench.parts(
+            component,
+            files,
+            |f, n| !fed(f, n),
+            |names| run(bench, file, mode, component, names),
+        );
     }
 }
 
 pub(super) fn skip(bench: &Bench<'_>) {
     for file in RUNS.map(|(file, ..)| file).into_iter().chain([STEPS]) {
         for name in bench.sheet.open(file) {
-            bench.sheet.not_checked(file, &name, "left out by --skip-e2e");
+            bench
+                .sheet
+                .not_checked(file, &name, "left out by --skip-e2e");
         }
     }
 }
 
-fn run(bench: &Bench<'_>, file: &'static str, mode: Mode, component: &str, names: &[(&'static str, String)]) -> Result<(), Problem> {
+fn run(
+    bench: &Bench<'_>,
+    file: &'static str,
+    mode: Mode,
+    component: &str,
+    names: &[(&'static str, String)],
+) -> Result<(), Problem> {
     let folder = Folder::new(file)?;
     let request = request(bench, file, mode, &folder.0)?;
     let watch = Watch::new(names);
     generate(&bench.engine, &request, &watch, bench.cancel)?;
-    let kept = watch.kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let kept = watch
+        .kept
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     for (item, (x, noise_pred)) in kept.steps {
         let name = |what: &str| format!("block{}.step{}.{what}", item.block, item.step);
         bench.sheet.check(component, STEPS, &name("x"), &x);
-        bench.sheet.check(component, STEPS, &name("noise_pred"), &noise_pred);
+        bench
+            .sheet
+            .check(component, STEPS, &name("noise_pred"), &noise_pred);
     }
     for (index, frame) in &kept.frames {
-        bench.sheet.check(component, file, &format!("frame{index:03}"), frame);
+        bench
+            .sheet
+            .check(component, file, &format!("frame{index:03}"), frame);
     }
     if let Some(frame) = &kept.last {
         bench.sheet.check(component, file, "frame_last", frame);
@@ -68,15 +98,27 @@ fn run(bench: &Bench<'_>, file: &'static str, mode: Mode, component: &str, names
     Ok(())
 }
 
-fn traced(bench: &Bench<'_>, file: &'static str, component: &str, trace: &Tensors, names: &[(&'static str, String)]) {
+fn traced(
+    bench: &Bench<'_>,
+    file: &'static str,
+    component: &str,
+    trace: &Tensors,
+    names: &[(&'static str, String)],
+) {
     for (name, value) in trace {
         bench.sheet.check(component, file, name, value);
     }
-    let Some(frames) = trace.get("frames_u8") else { return };
+    let Some(frames) = trace.get("frames_u8") else {
+        return;
+    };
     for (_, name) in names {
         if let Some(stride) = number_in(name, "frames_u8_every", "").filter(|n| *n > 0) {
-            let every = (0..frames.shape()[0]).step_by(stride).map(|i| frames.lanes(i..i + 1));
-            bench.sheet.check(component, file, name, &Tensor::stack(every));
+            let every = (0..frames.shape()[0])
+                .step_by(stride)
+                .map(|i| frames.lanes(i..i + 1));
+            bench
+                .sheet
+                .check(component, file, name, &Tensor::stack(every));
         }
     }
 }
@@ -85,8 +127,13 @@ fn traced(bench: &Bench<'_>, file: &'static str, component: &str, trace: &Tensor
 fn request(bench: &Bench<'_>, file: &str, mode: Mode, folder: &Path) -> Result<Request, Problem> {
     let first = |pointer: &str, field: &str| {
         let all = bench.set.value(pointer).and_then(Value::as_object);
-        let found = all.and_then(|a| a.values().next()).and_then(|v| v.get(field)).and_then(Value::as_str);
-        found.map(str::to_owned).ok_or_else(|| lacks(format!("values{}.*.{field}", pointer.replace('/', "."))))
+        let found = all
+            .and_then(|a| a.values().next())
+            .and_then(|v| v.get(field))
+            .and_then(Value::as_str);
+        found
+            .map(str::to_owned)
+            .ok_or_else(|| lacks(format!("values{}.*.{field}", pointer.replace('/', "."))))
     };
     let clips = bench.number(&format!("/{file}/clips"))?;
     recorded(bench, clips)?;
@@ -114,7 +161,10 @@ fn request(bench: &Bench<'_>, file: &str, mode: Mode, folder: &Path) -> Result<R
 
 /// Without the recorded randomness there is nothing to compare.
 fn recorded(bench: &Bench<'_>, clips: usize) -> Result<(), Problem> {
-    (0..clips).map(|clip| format!("clip{clip}.noise")).chain(["relative_dist".to_owned()]).try_for_each(|name| bench.input(REPLAY, &name).map(drop))
+    (0..clips)
+        .map(|clip| format!("clip{clip}.noise"))
+        .chain(["relative_dist".to_owned()])
+        .try_for_each(|name| bench.input(REPLAY, &name).map(drop))
 }
 
 const TRACE: &str = "trace.safetensors";
@@ -124,8 +174,12 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Result<Self, Problem> {
-        let path = std::env::temp_dir().join(format!("liveavatar-verify-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&path).map_err(|source| crate::error::Error::Write { path: path.clone(), source })?;
+        let path =
+            std::env::temp_dir().join(format!("liveavatar-verify-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).map_err(|source| crate::error::Error::Write {
+            path: path.clone(),
+            source,
+        })?;
         Ok(Self(path))
     }
 
@@ -161,11 +215,17 @@ impl Watch {
     fn new(names: &[(&'static str, String)]) -> Self {
         let step = |name: &str| {
             let (block, rest) = name.strip_prefix("block")?.split_once(".step")?;
-            Some(Item { block: block.parse().ok()?, step: rest.split('.').next()?.parse().ok()? })
+            Some(Item {
+                block: block.parse().ok()?,
+                step: rest.split('.').next()?.parse().ok()?,
+            })
         };
         Self {
             steps: names.iter().filter_map(|(_, n)| step(n)).collect(),
-            frames: names.iter().filter_map(|(_, n)| number_in(n, "frame", "")).collect(),
+            frames: names
+                .iter()
+                .filter_map(|(_, n)| number_in(n, "frame", ""))
+                .collect(),
             kept: Mutex::default(),
         }
     }
@@ -175,13 +235,25 @@ impl Observer for Watch {
     fn event(&self, event: &Event<'_>) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::Stepped { item, latents, noise_pred } if self.steps.contains(item) => {
-                kept.steps.insert(*item, (latents.to_tensor(), noise_pred.to_tensor()));
+            Event::Stepped {
+                item,
+                latents,
+                noise_pred,
+            } if self.steps.contains(item) => {
+                kept.steps
+                    .insert(*item, (latents.to_tensor(), noise_pred.to_tensor()));
             }
             Event::Decoded { frames, .. } => {
-                let [_, channels, count, height, width] = *frames.pixels.shape() else { return };
-                let frame = |i: usize| latents::frames(&frames.pixels, i..i + 1).reshaped(&[channels, height, width]);
-                for i in (0..count).filter(|i| self.frames.contains(&(kept.count + i))).collect::<Vec<_>>() {
+                let [_, channels, count, height, width] = *frames.pixels.shape() else {
+                    return;
+                };
+                let frame = |i: usize| {
+                    latents::frames(&frames.pixels, i..i + 1).reshaped(&[channels, height, width])
+                };
+                for i in (0..count)
+                    .filter(|i| self.frames.contains(&(kept.count + i)))
+                    .collect::<Vec<_>>()
+                {
                     let at = kept.count + i;
                     kept.frames.insert(at, frame(i));
                 }
@@ -201,23 +273,46 @@ mod tests {
 
     #[test]
     fn frames_are_counted_over_the_whole_video() {
-        let names = ["frame008", "frame012", "frame_last", "block1.step2.x", "block1.latents"].map(|n| ("e2e_tpp", n.to_owned()));
+        let names = [
+            "frame008",
+            "frame012",
+            "frame_last",
+            "block1.step2.x",
+            "block1.latents",
+        ]
+        .map(|n| ("e2e_tpp", n.to_owned()));
         let watch = Watch::new(&names);
         for (block, count) in [(0, 9), (1, 12)] {
             let pixels: Vec<f32> = (0..3 * count).map(|i| (100 * block + i) as f32).collect();
-            let frames = Frames { pixels: Tensor::from_slice(&[1, 3, count, 1, 1], &pixels), rgb: Tensor::zeros(DType::U8, &[count, 1, 1, 3]) };
-            watch.event(&Event::Decoded { block, frames: &frames });
+            let frames = Frames {
+                pixels: Tensor::from_slice(&[1, 3, count, 1, 1], &pixels),
+                rgb: Tensor::zeros(DType::U8, &[count, 1, 1, 3]),
+            };
+            watch.event(&Event::Decoded {
+                block,
+                frames: &frames,
+            });
         }
         let tensor = Tensor::from_slice(&[1, 1], &[5f32]);
         for step in [1, 2] {
             let item = Item { block: 1, step };
-            watch.event(&Event::Stepped { item, latents: tensor.view(), noise_pred: tensor.view() });
+            watch.event(&Event::Stepped {
+                item,
+                latents: tensor.view(),
+                noise_pred: tensor.view(),
+            });
         }
         let kept = watch.kept.into_inner().unwrap();
         let frame = |i: usize| kept.frames[&i].as_slice::<f32>().to_vec();
         assert_eq!(kept.frames.keys().copied().collect::<Vec<_>>(), [8, 12]);
-        assert_eq!((frame(8), frame(12)), (vec![8., 17., 26.], vec![103., 115., 127.]));
+        assert_eq!(
+            (frame(8), frame(12)),
+            (vec![8., 17., 26.], vec![103., 115., 127.])
+        );
         assert_eq!(kept.last.unwrap().as_slice::<f32>(), [111., 123., 135.]);
-        assert_eq!(kept.steps.keys().copied().collect::<Vec<_>>(), [Item { block: 1, step: 2 }]);
+        assert_eq!(
+            kept.steps.keys().copied().collect::<Vec<_>>(),
+            [Item { block: 1, step: 2 }]
+        );
     }
 }

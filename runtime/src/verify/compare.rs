@@ -35,14 +35,38 @@ impl Difference {
 ///
 /// # Errors
 /// Shapes that do not agree, in words.
-pub(super) fn compare(got: &Tensor, want: &Tensor, tolerance: Tolerance) -> Result<Difference, String> {
-    let sides = |t: &Tensor| t.shape().iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
+pub(super) fn compare(
+    got: &Tensor,
+    want: &Tensor,
+    tolerance: Tolerance,
+) -> Result<Difference, String> {
+    let sides = |t: &Tensor| {
+        t.shape()
+            .iter()
+            .copied()
+            .filter(|&n| n != 1)
+            .collect::<Vec<_>>()
+    };
     if sides(got) != sides(want) {
-        return Err(format!("shape: wanted {:?}, got {:?}", want.shape(), got.shape()));
+        return Err(format!(
+            "shape: wanted {:?}, got {:?}",
+            want.shape(),
+            got.shape()
+        ));
     }
     let count: usize = want.shape().iter().product();
     let (got_at, want_at) = (reader(got), reader(want));
-    let mut out = Difference { count, differing: 0, max_abs: 0.0, max_rel: 0.0, cosine: 1.0, worst: Vec::new(), got: 0.0, want: 0.0, used: 0.0 };
+    let mut out = Difference {
+        count,
+        differing: 0,
+        max_abs: 0.0,
+        max_rel: 0.0,
+        cosine: 1.0,
+        worst: Vec::new(),
+        got: 0.0,
+        want: 0.0,
+        used: 0.0,
+    };
     let (mut dot, mut got_square, mut want_square, mut largest) = (0.0, 0.0, 0.0, 0f64);
     let mut worst = (-1.0, -1.0, 0);
     for i in 0..count {
@@ -65,8 +89,16 @@ pub(super) fn compare(got: &Tensor, want: &Tensor, tolerance: Tolerance) -> Resu
         (out.got, out.want, out.used) = (got_at(worst.2), want_at(worst.2), worst.0);
         out.worst = place(worst.2, want.shape());
     }
-    out.max_rel = if out.max_abs == 0.0 { 0.0 } else { out.max_abs / largest };
-    out.cosine = if got_square == 0.0 && want_square == 0.0 { 1.0 } else { dot / (got_square * want_square).sqrt() };
+    out.max_rel = if out.max_abs == 0.0 {
+        0.0
+    } else {
+        out.max_abs / largest
+    };
+    out.cosine = if got_square == 0.0 && want_square == 0.0 {
+        1.0
+    } else {
+        dot / (got_square * want_square).sqrt()
+    };
     Ok(out)
 }
 
@@ -104,7 +136,10 @@ fn reader(t: &Tensor) -> Box<dyn Fn(usize) -> f64 + '_> {
 mod tests {
     use super::*;
 
-    const CLOSE: Tolerance = Tolerance::Close { atol: 0.1, rtol: 0.1 };
+    const CLOSE: Tolerance = Tolerance::Close {
+        atol: 0.1,
+        rtol: 0.1,
+    };
 
     fn row(values: &[f32]) -> Tensor {
         Tensor::from_slice(&[values.len()], values)
@@ -116,13 +151,28 @@ mod tests {
         let got = Tensor::from_slice(&[2, 2], &[10.5f32, 0.09, 1., -1.]);
         let d = compare(&got, &want, CLOSE).unwrap();
         assert!(d.passes() && (d.used - 0.9).abs() < 1e-6, "{d:?}");
-        assert_eq!((d.worst.as_slice(), d.max_abs, d.max_rel, d.differing), (&[0, 1][..], 0.5, 0.05, 2));
+        assert_eq!(
+            (d.worst.as_slice(), d.max_abs, d.max_rel, d.differing),
+            (&[0, 1][..], 0.5, 0.05, 2)
+        );
     }
 
     #[test]
     fn each_rule_can_fail() {
-        let levels = |got: u8| (Tensor::from_slice(&[1], &[got]), Tensor::from_slice(&[1], &[7u8]), Tolerance::Levels(1.0));
-        let exact = |got: i64| (Tensor::from_slice(&[1], &[got]), Tensor::from_slice(&[1], &[7i64]), Tolerance::Exact);
+        let levels = |got: u8| {
+            (
+                Tensor::from_slice(&[1], &[got]),
+                Tensor::from_slice(&[1], &[7u8]),
+                Tolerance::Levels(1.0),
+            )
+        };
+        let exact = |got: i64| {
+            (
+                Tensor::from_slice(&[1], &[got]),
+                Tensor::from_slice(&[1], &[7i64]),
+                Tolerance::Exact,
+            )
+        };
         let close = |got: f32| (row(&[got]), row(&[1.0]), CLOSE);
         for ((got, want, tolerance), passes) in [
             (levels(6), true),
@@ -135,7 +185,11 @@ mod tests {
             (close(f32::NAN), false),
             (close(f32::INFINITY), false),
         ] {
-            assert_eq!(compare(&got, &want, tolerance).unwrap().passes(), passes, "{got:?} {tolerance:?}");
+            assert_eq!(
+                compare(&got, &want, tolerance).unwrap().passes(),
+                passes,
+                "{got:?} {tolerance:?}"
+            );
         }
     }
 
@@ -144,16 +198,30 @@ mod tests {
         let odd = row(&[f32::NAN, f32::INFINITY, 1.0]);
         assert!(compare(&odd, &odd, Tolerance::Exact).unwrap().passes());
         let d = compare(&row(&[1.0, f32::INFINITY, 1.0]), &odd, CLOSE).unwrap();
-        assert!(!d.passes() && d.max_abs == f64::INFINITY && d.worst == [0], "{d:?}");
+        assert!(
+            !d.passes() && d.max_abs == f64::INFINITY && d.worst == [0],
+            "{d:?}"
+        );
         let d = compare(&row(&[f32::NAN, 1.0, 1.0]), &odd, CLOSE).unwrap();
         assert!(!d.passes() && d.worst == [1], "{d:?}");
     }
 
     #[test]
     fn zero_tolerance_means_equal() {
-        let zero = Tolerance::Close { atol: 0.0, rtol: 0.0 };
-        assert!(compare(&row(&[0.0, 2.0]), &row(&[0.0, 2.0]), zero).unwrap().passes());
-        assert!(!compare(&row(&[0.0, 2.0]), &row(&[1e-30, 2.0]), zero).unwrap().passes());
+        let zero = Tolerance::Close {
+            atol: 0.0,
+            rtol: 0.0,
+        };
+        assert!(
+            compare(&row(&[0.0, 2.0]), &row(&[0.0, 2.0]), zero)
+                .unwrap()
+                .passes()
+        );
+        assert!(
+            !compare(&row(&[0.0, 2.0]), &row(&[1e-30, 2.0]), zero)
+                .unwrap()
+                .passes()
+        );
     }
 
     #[test]

@@ -43,14 +43,24 @@ pub(super) fn run(
     let mut faults = Vec::new();
     for component in &engine.models.manifest().components {
         let Some(weight) = chosen(engine.models, component) else {
-            faults.push(Fault { component: component.name.clone(), weight: "none".to_owned(), amount: 0.0, caught_by: None, checks: 0, failing: 0 });
+            faults.push(Fault {
+                component: component.name.clone(),
+                weight: "none".to_owned(),
+                amount: 0.0,
+                caught_by: None,
+                checks: 0,
+                failing: 0,
+            });
             continue;
         };
         let base = engine.options;
         let options = |name: &str| {
             let mut options = base(name);
             if name == component.name {
-                options.perturb = Some(Perturb { weight: weight.name.clone(), amount: AMOUNT });
+                options.perturb = Some(Perturb {
+                    weight: weight.name.clone(),
+                    amount: AMOUNT,
+                });
             }
             options
         };
@@ -65,11 +75,15 @@ pub(super) fn run(
 /// A fault counts as caught by a value that was made, is wrong, and was right without it.
 fn judge(component: &str, weight: &str, rows: Vec<Row>, sound: &Results) -> Fault {
     let was_right = |row: &Row| {
-        let same = |r: &&Row| r.file == row.file && r.tensor == row.tensor && r.component == row.component;
+        let same =
+            |r: &&Row| r.file == row.file && r.tensor == row.tensor && r.component == row.component;
         sound.rows.iter().find(same).is_some_and(|r| r.pass)
     };
     let checks = rows.len();
-    let failing: Vec<Row> = rows.into_iter().filter(|r| !r.pass && r.made && was_right(r)).collect();
+    let failing: Vec<Row> = rows
+        .into_iter()
+        .filter(|r| !r.pass && r.made && was_right(r))
+        .collect();
     Fault {
         component: component.to_owned(),
         weight: weight.to_owned(),
@@ -83,21 +97,44 @@ fn judge(component: &str, weight: &str, rows: Vec<Row>, sound: &Results) -> Faul
 /// The largest f32 weight of a component, the first of equals. In the audio adapter the linear layer: its convolutions stand before norms
 /// without weights, which take away what is added to all outputs alike, so that such a fault there changes no value at all.
 fn chosen<'m>(models: &'m Models, component: &ComponentEntry) -> Option<&'m WeightEntry> {
-    let data = models.manifest().data.iter().find(|d| d.file.file == component.data)?;
-    let telling = |w: &&WeightEntry| component.contract != speech::ADAPTER.name || w.key.ends_with("final_linear.weight");
-    let own = data.weights.iter().filter(|w| w.dtype == DType::F32 && component.weights.contains(&w.name));
-    own.filter(telling).fold(None, |most: Option<&WeightEntry>, w| if most.is_none_or(|m| w.length > m.length) { Some(w) } else { most })
+    let data = models
+        .manifest()
+        .data
+        .iter()
+        .find(|d| d.file.file == component.data)?;
+    let telling = |w: &&WeightEntry| {
+        component.contract != speech::ADAPTER.name || w.key.ends_with("final_linear.weight")
+    };
+    let own = data
+        .weights
+        .iter()
+        .filter(|w| w.dtype == DType::F32 && component.weights.contains(&w.name));
+    own.filter(telling)
+        .fold(None, |most: Option<&WeightEntry>, w| {
+            if most.is_none_or(|m| w.length > m.length) {
+                Some(w)
+            } else {
+                most
+            }
+        })
 }
 
 /// The tensors that a fault in a component of this contract must move: few, so that the control stays quick; all of the components' tensors
 /// where the set has none of these.
 fn looked_at(set: &Set, contract: &str, focus: Focus<'_>) -> Vec<(String, String)> {
     let listed = |wanted: &dyn Fn(&str, &str) -> bool| -> Vec<(String, String)> {
-        let entries = set.entries().iter().filter(|e| focus(&e.file, &e.name) && wanted(&e.file, &e.name));
+        let entries = set
+            .entries()
+            .iter()
+            .filter(|e| focus(&e.file, &e.name) && wanted(&e.file, &e.name));
         entries.map(|e| (e.file.clone(), e.name.clone())).collect()
     };
     let few = listed(&|file, name| moved(contract, file, name));
-    if few.is_empty() { listed(&|file, _| !file.starts_with("e2e_")) } else { few }
+    if few.is_empty() {
+        listed(&|file, _| !file.starts_with("e2e_"))
+    } else {
+        few
+    }
 }
 
 fn moved(contract: &str, file: &str, name: &str) -> bool {
@@ -106,7 +143,9 @@ fn moved(contract: &str, file: &str, name: &str) -> bool {
         "text" => is(&text::ENCODER) && name.ends_with(".t5"),
         "audio" => is(&speech::ENCODER) && name.contains(".hidden_"),
         "causal_audio" => is(&speech::ADAPTER),
-        "vae" if name.starts_with("encode.latents") => (is(&vae::ENCODER_FIRST) || is(&vae::ENCODER_NEXT)) && !name.ends_with("_repeat73"),
+        "vae" if name.starts_with("encode.latents") => {
+            (is(&vae::ENCODER_FIRST) || is(&vae::ENCODER_NEXT)) && !name.ends_with("_repeat73")
+        }
         "vae" => is(&vae::DECODER_NEXT) && name.starts_with("decode.frames"),
         "vae_stream" => is(&vae::DECODER_FIRST) && name == "fresh_single_latent.frames",
         "dit_sink" => match name {
@@ -114,18 +153,33 @@ fn moved(contract: &str, file: &str, name: &str) -> bool {
             "block0.input" | "framepack.tokens" => is(&dit::SINK_EMBED),
             _ => is(&dit::SINK_LAYER) && (name.contains(".cond_") || name == "last_block.output"),
         },
-        "dit_blocks" => [dit::EMBED, dit::LAYER, dit::LAYER_AUDIO, dit::HEAD].iter().any(is) && name == "block0.noise_pred",
+        "dit_blocks" => {
+            [dit::EMBED, dit::LAYER, dit::LAYER_AUDIO, dit::HEAD]
+                .iter()
+                .any(is)
+                && name == "block0.noise_pred"
+        }
         _ => false,
     }
 }
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "control {} weight {} +{}: ", self.component, self.weight, self.amount)?;
+        write!(
+            f,
+            "control {} weight {} +{}: ",
+            self.component, self.weight, self.amount
+        )?;
         match &self.caught_by {
             Some(row) => {
                 let of = format!("{} of {} checks fail", self.failing, self.checks);
-                write!(f, "caught by {} (max abs {:.1e}, tolerance {}; {of})", row.name(), row.max_abs, row.rule)
+                write!(
+                    f,
+                    "caught by {} (max abs {:.1e}, tolerance {}; {of})",
+                    row.name(),
+                    row.max_abs,
+                    row.rule
+                )
             }
             None if self.checks == 0 => f.write_str("NOT CAUGHT: the set has no check for it"),
             None => write!(f, "NOT CAUGHT by {} checks", self.checks),
@@ -145,7 +199,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let one = || Some(Tensor::from_slice(&[1], &[1f32]));
         let rule = || json!({"atol": 1e-4, "rtol": 0});
-        let set = set(dir.path(), &["was_wrong", "broke", "moved", "same"].map(|n| (n, one(), rule())));
+        let set = set(
+            dir.path(),
+            &["was_wrong", "broke", "moved", "same"].map(|n| (n, one(), rule())),
+        );
         let rows = |values: [Option<f32>; 4]| {
             let sheet = Sheet::new(&set, &|_, _| true);
             for (name, value) in ["was_wrong", "broke", "moved", "same"].iter().zip(values) {
@@ -157,11 +214,31 @@ mod tests {
             sheet.finish()
         };
         let sound = rows([Some(2.0), Some(1.0), Some(1.0), Some(1.0)]);
-        let fault = judge("c", "w", rows([Some(3.0), None, Some(1.5), Some(1.0)]).rows, &sound);
-        assert_eq!((fault.caught_by.as_ref().map(Row::name), fault.failing, fault.checks), (Some("f.moved".to_owned()), 1, 4));
-        let missed = judge("c", "w", rows([Some(3.0), None, Some(1.0), Some(1.0)]).rows, &sound);
+        let fault = judge(
+            "c",
+            "w",
+            rows([Some(3.0), None, Some(1.5), Some(1.0)]).rows,
+            &sound,
+        );
+        assert_eq!(
+            (
+                fault.caught_by.as_ref().map(Row::name),
+                fault.failing,
+                fault.checks
+            ),
+            (Some("f.moved".to_owned()), 1, 4)
+        );
+        let missed = judge(
+            "c",
+            "w",
+            rows([Some(3.0), None, Some(1.0), Some(1.0)]).rows,
+            &sound,
+        );
         assert!(missed.caught_by.is_none());
-        assert_eq!(missed.to_string(), "control c weight w +0.01: NOT CAUGHT by 4 checks");
+        assert_eq!(
+            missed.to_string(),
+            "control c weight w +0.01: NOT CAUGHT by 4 checks"
+        );
     }
 
     #[test]
@@ -179,7 +256,13 @@ mod tests {
             ("dit_blocks", "block0.noise_pred"),
         ];
         for contract in engines::components::ALL {
-            assert!(names.iter().any(|(file, name)| moved(contract.name, file, name)), "{}", contract.name);
+            assert!(
+                names
+                    .iter()
+                    .any(|(file, name)| moved(contract.name, file, name)),
+                "{}",
+                contract.name
+            );
         }
         assert!(!moved("dit_head", "e2e_tpp", "block0.latents"));
     }

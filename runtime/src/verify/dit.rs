@@ -31,21 +31,65 @@ const BLOCK_FILES: [&str; 3] = ["dit_blocks", "dit_kv", "dit_layers"];
 const WITHOUT_LORA: &str = "block0.noise_pred_without_lora";
 
 pub(super) fn check(bench: &Bench<'_>) {
-    bench.part(dit::EMBED.name, "time", |_| true, |names| time(bench, names));
-    bench.part(speech::ADAPTER.name, "causal_audio", |_| true, |names| adapter(bench, names));
-    bench.part(dit::SINK_EMBED.name, "framepack", |_| true, |names| packer(bench, names));
-    bench.part(dit::TEXT_EMBED.name, "dit_sink", |n| n == "text_embedding_head", |_| text_head(bench));
-    bench.part("rotary tables", "dit_sink", |n| n.starts_with("framepack.rope_"), |_| packer_rope(bench));
-    bench.part(dit::SINK_EMBED.name, "dit_sink", |n| ["framepack.tokens", "block0.input"].contains(&n), |_| sink_embed(bench));
+    bench.part(
+        dit::EMBED.name,
+        "time",
+        |_| true,
+        |names| time(bench, names),
+    );
+    bench.part(
+        speech::ADAPTER.name,
+        "causal_audio",
+        |_| true,
+        |names| adapter(bench, names),
+    );
+    bench.part(
+        dit::SINK_EMBED.name,
+        "framepack",
+        |_| true,
+        |names| packer(bench, names),
+    );
+    bench.part(
+        dit::TEXT_EMBED.name,
+        "dit_sink",
+        |n| n == "text_embedding_head",
+        |_| text_head(bench),
+    );
+    bench.part(
+        "rotary tables",
+        "dit_sink",
+        |n| n.starts_with("framepack.rope_"),
+        |_| packer_rope(bench),
+    );
+    bench.part(
+        dit::SINK_EMBED.name,
+        "dit_sink",
+        |n| ["framepack.tokens", "block0.input"].contains(&n),
+        |_| sink_embed(bench),
+    );
     let sink = |n: &str| n.contains(".cond_") || n == "last_block.output";
-    bench.part(dit::SINK_LAYER.name, "dit_sink", sink, |_| sink_layers(bench));
+    bench.part(dit::SINK_LAYER.name, "dit_sink", sink, |_| {
+        sink_layers(bench)
+    });
     let plain = |file: &str, name: &str| {
         let inner = file == "dit_layers" && !name.ends_with(".after_injection");
         name.starts_with("block") && name != WITHOUT_LORA && !inner
     };
-    bench.parts(dit::LAYER.name, &BLOCK_FILES, plain, |names| blocks(bench, names, &[]));
-    bench.part(dit::LAYER.name, "dit_layers", |n| n.starts_with("block"), |names| inner_values(bench, names));
-    bench.part(dit::LAYER.name, "dit_two", |n| n.starts_with("block") || n == "mask", |names| two_actors(bench, names));
+    bench.parts(dit::LAYER.name, &BLOCK_FILES, plain, |names| {
+        blocks(bench, names, &[])
+    });
+    bench.part(
+        dit::LAYER.name,
+        "dit_layers",
+        |n| n.starts_with("block"),
+        |names| inner_values(bench, names),
+    );
+    bench.part(
+        dit::LAYER.name,
+        "dit_two",
+        |n| n.starts_with("block") || n == "mask",
+        |names| two_actors(bench, names),
+    );
     not_applicable(bench);
 }
 
@@ -54,10 +98,24 @@ fn not_applicable(bench: &Bench<'_>) {
     let manifest = bench.engine.models.manifest();
     let merged = "without the LoRA: the export holds the merged weights only";
     bench.sheet.not_checked("dit_blocks", WITHOUT_LORA, merged);
-    for name in bench.sheet.open("dit_bf16").iter().filter(|_| manifest.recipe == "fp32") {
-        bench.sheet.not_checked("dit_bf16", name, "the reference's own bf16 casts, which an export of recipe fp32 does not make");
+    for name in bench
+        .sheet
+        .open("dit_bf16")
+        .iter()
+        .filter(|_| manifest.recipe == "fp32")
+    {
+        bench.sheet.not_checked(
+            "dit_bf16",
+            name,
+            "the reference's own bf16 casts, which an export of recipe fp32 does not make",
+        );
     }
-    for name in bench.sheet.open("rope").iter().filter(|n| n.ends_with("_f16")) {
+    for name in bench
+        .sheet
+        .open("rope")
+        .iter()
+        .filter(|n| n.ends_with("_f16"))
+    {
         let reason = "the reference's half-precision table; ours are f32, computed in f64, and checked by the tensors without _f16";
         bench.sheet.not_checked("rope", name, reason);
     }
@@ -66,17 +124,30 @@ fn not_applicable(bench: &Bench<'_>) {
 // ---- one component at a time
 
 fn time(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
-    let mut tags: Vec<&str> = names.iter().filter_map(|n| Some(n.split_once('.')?.0)).collect();
+    let mut tags: Vec<&str> = names
+        .iter()
+        .filter_map(|n| Some(n.split_once('.')?.0))
+        .collect();
     tags.dedup();
     let steps = schedule::timesteps(bench.config("steps")?)?;
     for tag in tags {
         let name = |what: &str| format!("{tag}.{what}");
         if let Some(t) = number_in(tag, "t", "").and_then(|i| steps.get(i)) {
-            bench.sheet.check("schedule", "time", &name("timestep"), &Tensor::from_slice(&[1], &[*t]));
+            bench.sheet.check(
+                "schedule",
+                "time",
+                &name("timestep"),
+                &Tensor::from_slice(&[1], &[*t]),
+            );
         }
         let given = bench.floats("time", &name("timestep"), 1)?;
         let sinusoid = schedule::sinusoid(given.as_slice::<f32>()[0]);
-        bench.sheet.check("schedule", "time", &name("sinusoid"), &Tensor::from_slice(&[1, sinusoid.len()], &sinusoid));
+        bench.sheet.check(
+            "schedule",
+            "time",
+            &name("sinusoid"),
+            &Tensor::from_slice(&[1, sinusoid.len()], &sinusoid),
+        );
         if bench.sheet.is_open("time", &name("e")) || bench.sheet.is_open("time", &name("e0")) {
             embedded_time(bench, tag, &sinusoid)?;
         }
@@ -87,7 +158,9 @@ fn time(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
 /// The sink's timestep is 0 whatever the step: its graph takes none.
 fn embedded_time(bench: &Bench<'_>, tag: &str, sinusoid: &[f32]) -> Result<(), Problem> {
     let (c, frames) = (bench.dit(), bench.dit().block_frames);
-    let zeros = |frames: usize, side: usize| Tensor::zeros(DType::F32, &[1, c.latent_channels, frames, side, side]);
+    let zeros = |frames: usize, side: usize| {
+        Tensor::zeros(DType::F32, &[1, c.latent_channels, frames, side, side])
+    };
     let first = |t: Tensor| {
         let shape = t.shape()[2..].to_vec();
         let data = t.as_slice::<f32>()[..shape.iter().product()].to_vec();
@@ -98,38 +171,92 @@ fn embedded_time(bench: &Bench<'_>, tag: &str, sinusoid: &[f32]) -> Result<(), P
     let inputs = [
         (&dit::LATENTS, latents.view()),
         (&dit::POSE_LATENTS, latents.view()),
-        (&dit::SINUSOID, View::from_slice(&[1, frames, sinusoid.len()], &rows)),
+        (
+            &dit::SINUSOID,
+            View::from_slice(&[1, frames, sinusoid.len()], &rows),
+        ),
     ];
-    let mut embed = bench.backend().load(dit::EMBED.name, &(bench.options())(dit::EMBED.name))?;
+    let mut embed = bench
+        .backend()
+        .load(dit::EMBED.name, &(bench.options())(dit::EMBED.name))?;
     let mut out = embed.run(&inputs, State::None)?;
-    bench.sheet.check(dit::EMBED.name, "time", &format!("{tag}.e"), &first(out.take(&dit::E_OUT)));
-    bench.sheet.check(dit::EMBED.name, "time", &format!("{tag}.e0"), &first(out.take(&dit::E0_OUT)));
+    bench.sheet.check(
+        dit::EMBED.name,
+        "time",
+        &format!("{tag}.e"),
+        &first(out.take(&dit::E_OUT)),
+    );
+    bench.sheet.check(
+        dit::EMBED.name,
+        "time",
+        &format!("{tag}.e0"),
+        &first(out.take(&dit::E0_OUT)),
+    );
     if tag == "tzero" {
         let (reference, motion) = (zeros(1, 8), zeros(dit::MOTION_FRAMES, 8));
-        let mut sink = bench.backend().load(dit::SINK_EMBED.name, &(bench.options())(dit::SINK_EMBED.name))?;
-        let inputs = [(&dit::REF_LATENTS, reference.view()), (&dit::MOTION_LATENTS, motion.view())];
+        let mut sink = bench.backend().load(
+            dit::SINK_EMBED.name,
+            &(bench.options())(dit::SINK_EMBED.name),
+        )?;
+        let inputs = [
+            (&dit::REF_LATENTS, reference.view()),
+            (&dit::MOTION_LATENTS, motion.view()),
+        ];
         let e0 = first(sink.run(&inputs, State::None)?.take(&dit::SINK_E0));
-        bench.sheet.check_noted(dit::SINK_EMBED.name, "time", "tzero.e0", &e0, "the sink's own modulation");
+        bench.sheet.check_noted(
+            dit::SINK_EMBED.name,
+            "time",
+            "tzero.e0",
+            &e0,
+            "the sink's own modulation",
+        );
     }
     Ok(())
 }
 
 fn adapter(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
-    let mut tags: Vec<&str> = names.iter().filter_map(|n| Some(n.split_once('.')?.0)).collect();
+    let mut tags: Vec<&str> = names
+        .iter()
+        .filter_map(|n| Some(n.split_once('.')?.0))
+        .collect();
     tags.dedup();
-    let (mut options, component) = ((bench.options())(speech::ADAPTER.name), speech::ADAPTER.name);
-    options.taps.extend(has_tap(bench, component, ADAPTER_GLOBAL).then(|| ADAPTER_GLOBAL.to_owned()));
+    let (mut options, component) = (
+        (bench.options())(speech::ADAPTER.name),
+        speech::ADAPTER.name,
+    );
+    options
+        .taps
+        .extend(has_tap(bench, component, ADAPTER_GLOBAL).then(|| ADAPTER_GLOBAL.to_owned()));
     let mut session = bench.backend().load(component, &options)?;
     for tag in tags {
         let audio = bench.floats("causal_audio", &format!("{tag}.audio_input"), 4)?;
         let mut out = session.run(&[(&speech::AUDIO, audio.view())], State::None)?;
-        let (global, local) = (out.take(&speech::AUDIO_GLOBAL_OUT), out.take(&speech::AUDIO_LOCAL_OUT));
-        bench.sheet.check(component, "causal_audio", &format!("{tag}.global"), &global);
-        bench.sheet.check(component, "causal_audio", &format!("{tag}.local"), &local);
-        for name in names.iter().filter(|n| n.starts_with(&format!("{tag}.global_all"))) {
+        let (global, local) = (
+            out.take(&speech::AUDIO_GLOBAL_OUT),
+            out.take(&speech::AUDIO_LOCAL_OUT),
+        );
+        bench
+            .sheet
+            .check(component, "causal_audio", &format!("{tag}.global"), &global);
+        bench
+            .sheet
+            .check(component, "causal_audio", &format!("{tag}.local"), &local);
+        for name in names
+            .iter()
+            .filter(|n| n.starts_with(&format!("{tag}.global_all")))
+        {
             match options.taps.is_empty() {
-                false => bench.sheet.check(component, "causal_audio", name, &out.take_named(ADAPTER_GLOBAL)),
-                true => bench.sheet.not_checked("causal_audio", name, format!("the export has no tap {ADAPTER_GLOBAL}")),
+                false => bench.sheet.check(
+                    component,
+                    "causal_audio",
+                    name,
+                    &out.take_named(ADAPTER_GLOBAL),
+                ),
+                true => bench.sheet.not_checked(
+                    "causal_audio",
+                    name,
+                    format!("the export has no tap {ADAPTER_GLOBAL}"),
+                ),
             }
         }
     }
@@ -137,19 +264,33 @@ fn adapter(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
 }
 
 fn has_tap(bench: &Bench<'_>, component: &str, tap: &str) -> bool {
-    bench.engine.models.component(component).is_ok_and(|(entry, _)| entry.taps.contains_key(tap))
+    bench
+        .engine
+        .models
+        .component(component)
+        .is_ok_and(|(entry, _)| entry.taps.contains_key(tap))
 }
 
 /// Outputs of the sink's embedding: tokens, and packed motion tokens where the export has the tap.
-fn embed_sink(bench: &Bench<'_>, reference: &Tensor, motion: &Tensor) -> Result<(Tensor, Option<Tensor>), Problem> {
+fn embed_sink(
+    bench: &Bench<'_>,
+    reference: &Tensor,
+    motion: &Tensor,
+) -> Result<(Tensor, Option<Tensor>), Problem> {
     let component = dit::SINK_EMBED.name;
     let tapped = has_tap(bench, component, PACKER);
     let mut options = (bench.options())(component);
     options.taps.extend(tapped.then(|| PACKER.to_owned()));
     let mut session = bench.backend().load(component, &options)?;
-    let inputs = [(&dit::REF_LATENTS, reference.view()), (&dit::MOTION_LATENTS, motion.view())];
+    let inputs = [
+        (&dit::REF_LATENTS, reference.view()),
+        (&dit::MOTION_LATENTS, motion.view()),
+    ];
     let mut out = session.run(&inputs, State::None)?;
-    Ok((out.take(&dit::SINK_TOKENS), tapped.then(|| out.take_named(PACKER))))
+    Ok((
+        out.take(&dit::SINK_TOKENS),
+        tapped.then(|| out.take_named(PACKER)),
+    ))
 }
 
 fn no_packer_tap() -> Problem {
@@ -163,7 +304,12 @@ fn packer(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
         let mut shape = motion.shape().to_vec();
         shape[2] = 1;
         let (_, packed) = embed_sink(bench, &Tensor::zeros(DType::F32, &shape), &motion)?;
-        bench.sheet.check(dit::SINK_EMBED.name, "framepack", name, &packed.ok_or_else(no_packer_tap)?);
+        bench.sheet.check(
+            dit::SINK_EMBED.name,
+            "framepack",
+            name,
+            &packed.ok_or_else(no_packer_tap)?,
+        );
     }
     Ok(())
 }
@@ -185,7 +331,10 @@ fn newest(motion: &Tensor) -> Tensor {
 
 fn text(bench: &Bench<'_>) -> Result<(Tensor, usize), Problem> {
     let context = bench.floats("dit_sink", "context", 2)?;
-    Ok((embed_text(bench.backend(), bench.options(), bench.dit(), &context)?, context.shape()[0]))
+    Ok((
+        embed_text(bench.backend(), bench.options(), bench.dit(), &context)?,
+        context.shape()[0],
+    ))
 }
 
 fn text_head(bench: &Bench<'_>) -> Result<(), Problem> {
@@ -193,21 +342,37 @@ fn text_head(bench: &Bench<'_>) -> Result<(), Problem> {
     let (total, width) = (text.shape()[1], text.shape()[2]);
     let kept = (rows + 1).min(total);
     let head = Tensor::from_slice(&[1, kept, width], &text.as_slice::<f32>()[..kept * width]);
-    bench.sheet.check(dit::TEXT_EMBED.name, "dit_sink", "text_embedding_head", &head);
+    bench.sheet.check(
+        dit::TEXT_EMBED.name,
+        "dit_sink",
+        "text_embedding_head",
+        &head,
+    );
     Ok(())
 }
 
 fn sink_inputs(bench: &Bench<'_>) -> Result<(Tensor, Tensor), Problem> {
-    Ok((bench.floats("dit_sink", "ref_latents", 5)?, newest(&bench.floats("dit_sink", "motion_latents", 5)?)))
+    Ok((
+        bench.floats("dit_sink", "ref_latents", 5)?,
+        newest(&bench.floats("dit_sink", "motion_latents", 5)?),
+    ))
 }
 
 fn packer_rope(bench: &Bench<'_>) -> Result<(), Problem> {
     let (h, w) = tokens(bench)?;
-    let (table, half) = (crate::rope::Rope::new(h, w, bench.dit().head_dim()).cond(0), bench.dit().head_dim() / 2);
+    let (table, half) = (
+        crate::rope::Rope::new(h, w, bench.dit().head_dim()).cond(0),
+        bench.dit().head_dim() / 2,
+    );
     for (part, values) in [("cos", &table.cos), ("sin", &table.sin)] {
         let motion = &values[h * w * half..];
         let name = format!("framepack.rope_{part}");
-        bench.sheet.check("rotary tables", "dit_sink", &name, &Tensor::from_slice(&[motion.len() / half, half], motion));
+        bench.sheet.check(
+            "rotary tables",
+            "dit_sink",
+            &name,
+            &Tensor::from_slice(&[motion.len() / half, half], motion),
+        );
     }
     Ok(())
 }
@@ -215,9 +380,13 @@ fn packer_rope(bench: &Bench<'_>) -> Result<(), Problem> {
 fn sink_embed(bench: &Bench<'_>) -> Result<(), Problem> {
     let (reference, motion) = sink_inputs(bench)?;
     let (tokens, packed) = embed_sink(bench, &reference, &motion)?;
-    bench.sheet.check(dit::SINK_EMBED.name, "dit_sink", "block0.input", &tokens);
+    bench
+        .sheet
+        .check(dit::SINK_EMBED.name, "dit_sink", "block0.input", &tokens);
     if let Some(packed) = &packed {
-        bench.sheet.check(dit::SINK_EMBED.name, "dit_sink", "framepack.tokens", packed);
+        bench
+            .sheet
+            .check(dit::SINK_EMBED.name, "dit_sink", "framepack.tokens", packed);
     }
     packed.map(drop).ok_or_else(no_packer_tap)
 }
@@ -227,12 +396,19 @@ fn sink_layers(bench: &Bench<'_>) -> Result<(), Problem> {
     let stage = scene.stage(bench.backend(), bench.options())?;
     let prefill = scene.prefill(bench, &stage)?;
     if let Some((hidden, _)) = &prefill.flow {
-        bench.sheet.check(dit::SINK_LAYER.name, "dit_sink", "last_block.output", hidden);
+        bench.sheet.check(
+            dit::SINK_LAYER.name,
+            "dit_sink",
+            "last_block.output",
+            hidden,
+        );
     }
     for (i, layer) in prefill.layers.iter().enumerate() {
         for (what, values) in [("k", &layer.sink_k), ("v", &layer.sink_v)] {
             let name = format!("layer{i}.cond_{what}");
-            bench.sheet.check(dit::SINK_LAYER.name, "dit_sink", &name, &swapped(values));
+            bench
+                .sheet
+                .check(dit::SINK_LAYER.name, "dit_sink", &name, &swapped(values));
         }
     }
     Ok(())
@@ -250,20 +426,41 @@ struct Scene {
 impl Scene {
     fn new(bench: &Bench<'_>) -> Result<Self, Problem> {
         let (h, w) = tokens(bench)?;
-        let size = Size { width: 16 * w, height: 16 * h };
+        let size = Size {
+            width: 16 * w,
+            height: 16 * h,
+        };
         let geometry = Geometry::new(bench.dit(), size, bench.config("infer_frames")?)?;
         let steps = bench.config("steps")?;
         let step = step_at(bench, &schedule::timesteps(steps)?)?;
         let layers = bench.dit().layers;
-        Ok(Self { tables: Tables::new(geometry, steps)?, spec: StageSpec { device: 0, layers: 0..layers, steps: step..step + 1 }, layers })
+        Ok(Self {
+            tables: Tables::new(geometry, steps)?,
+            spec: StageSpec {
+                device: 0,
+                layers: 0..layers,
+                steps: step..step + 1,
+            },
+            layers,
+        })
     }
 
     fn geometry(&self) -> &Geometry {
         self.tables.geometry()
     }
 
-    fn stage<'s>(&self, backend: &'s dyn Backend, options: Options<'s>) -> Result<Stage<'s>, Problem> {
-        Ok(Stage::load(backend, &self.spec, self.layers, self.geometry(), options)?)
+    fn stage<'s>(
+        &self,
+        backend: &'s dyn Backend,
+        options: Options<'s>,
+    ) -> Result<Stage<'s>, Problem> {
+        Ok(Stage::load(
+            backend,
+            &self.spec,
+            self.layers,
+            self.geometry(),
+            options,
+        )?)
     }
 
     fn prefill(&self, bench: &Bench<'_>, stage: &Stage<'_>) -> Result<Prefill, Problem> {
@@ -274,10 +471,33 @@ impl Scene {
         Ok(prefill)
     }
 
-    fn denoise(&self, stage: &mut Stage<'_>, block: &Block<'_>, anchor: &Arc<Anchor>) -> Result<Call, Problem> {
-        let item = Item { block: block.index, step: self.spec.steps.start };
-        let &Block { relative_dist, latents, pose_latents, audio, .. } = block;
-        let mut call = self.tables.call(&[Lane { item, relative_dist, latents, pose_latents, audio }], anchor.clone());
+    fn denoise(
+        &self,
+        stage: &mut Stage<'_>,
+        block: &Block<'_>,
+        anchor: &Arc<Anchor>,
+    ) -> Result<Call, Problem> {
+        let item = Item {
+            block: block.index,
+            step: self.spec.steps.start,
+        };
+        let &Block {
+            relative_dist,
+            latents,
+            pose_latents,
+            audio,
+            ..
+        } = block;
+        let mut call = self.tables.call(
+            &[Lane {
+                item,
+                relative_dist,
+                latents,
+                pose_latents,
+                audio,
+            }],
+            anchor.clone(),
+        );
         stage.denoise(&mut call, &|| false)?;
         Ok(call)
     }
@@ -293,9 +513,18 @@ struct Block<'a> {
 
 /// The step whose timestep the blocks were made at; the first where the set names none.
 fn step_at(bench: &Bench<'_>, timesteps: &[f32]) -> Result<usize, Problem> {
-    let Some(wanted) = bench.set.value("/dit_blocks/timestep").and_then(Value::as_f64) else { return Ok(0) };
+    let Some(wanted) = bench
+        .set
+        .value("/dit_blocks/timestep")
+        .and_then(Value::as_f64)
+    else {
+        return Ok(0);
+    };
     let near = |t: &f32| (f64::from(*t) - wanted).abs() <= 1e-3;
-    timesteps.iter().position(near).ok_or_else(|| lacks(format!("a step at timestep {wanted}")))
+    timesteps
+        .iter()
+        .position(near)
+        .ok_or_else(|| lacks(format!("a step at timestep {wanted}")))
 }
 
 /// An inner value of a layer: the tensor that it is compared with, and where it is tapped.
@@ -307,15 +536,33 @@ struct Tapped {
 }
 
 /// Runs blocks in order, up to the last one that a name speaks of. With taps, only they are compared.
-fn blocks(bench: &Bench<'_>, names: &[(&'static str, String)], taps: &[Tapped]) -> Result<(), Problem> {
-    let of_block = |name: &str| name.strip_prefix("block")?.split('.').next()?.parse::<usize>().ok();
-    let blocks = names.iter().filter_map(|(_, n)| of_block(n)).max().map_or(0, |b| b + 1);
+fn blocks(
+    bench: &Bench<'_>,
+    names: &[(&'static str, String)],
+    taps: &[Tapped],
+) -> Result<(), Problem> {
+    let of_block = |name: &str| {
+        name.strip_prefix("block")?
+            .split('.')
+            .next()?
+            .parse::<usize>()
+            .ok()
+    };
+    let blocks = names
+        .iter()
+        .filter_map(|(_, n)| of_block(n))
+        .max()
+        .map_or(0, |b| b + 1);
     let scene = Scene::new(bench)?;
     let recorder = Recorder::new(bench.backend());
     let base = bench.options();
     let options = |component: &str| {
         let mut options: LoadOptions = base(component);
-        options.taps.extend(taps.iter().filter(|t| t.component == component).map(|t| t.tap.clone()));
+        options.taps.extend(
+            taps.iter()
+                .filter(|t| t.component == component)
+                .map(|t| t.tap.clone()),
+        );
         options
     };
     let mut stage = scene.stage(&recorder, &options)?;
@@ -324,11 +571,24 @@ fn blocks(bench: &Bench<'_>, names: &[(&'static str, String)], taps: &[Tapped]) 
     for index in 0..blocks {
         let latents = lane(bench.floats("dit_blocks", &format!("block{index}.x"), 4)?);
         let pose_name = format!("block{index}.cond_states");
-        let pose = bench.set.entry("dit_blocks", &pose_name).map(|_| bench.floats("dit_blocks", &pose_name, 5)).transpose()?;
+        let pose = bench
+            .set
+            .entry("dit_blocks", &pose_name)
+            .map(|_| bench.floats("dit_blocks", &pose_name, 5))
+            .transpose()?;
         let distance = bench.number(&format!("/dit_blocks/relative_dist/{index}"))?;
-        let audio = adapter.tokens(&bucket(bench, scene.geometry(), index)?, everywhere(scene.geometry()))?;
+        let audio = adapter.tokens(
+            &bucket(bench, scene.geometry(), index)?,
+            everywhere(scene.geometry()),
+        )?;
         let relative_dist = u32::try_from(distance).unwrap_or_default();
-        let block = Block { index, relative_dist, latents: &latents, pose_latents: pose.as_ref(), audio: &audio };
+        let block = Block {
+            index,
+            relative_dist,
+            latents: &latents,
+            pose_latents: pose.as_ref(),
+            audio: &audio,
+        };
         let call = scene.denoise(&mut stage, &block, &anchor)?;
         match taps.is_empty() {
             true => plain_values(bench, &scene, &stage, &recorder, index, &call),
@@ -341,7 +601,10 @@ fn blocks(bench: &Bench<'_>, names: &[(&'static str, String)], taps: &[Tapped]) 
 /// Hidden states of one block out of the reference's bucket.
 fn bucket(bench: &Bench<'_>, geometry: &Geometry, block: usize) -> Result<Tensor, Problem> {
     let (name, frames) = ("a16k.bucket", geometry.block_video_frames());
-    let bucket = bench.set.tensor("audio", name)?.ok_or_else(|| lacks(format!("audio.{name}")))?;
+    let bucket = bench
+        .set
+        .tensor("audio", name)?
+        .ok_or_else(|| lacks(format!("audio.{name}")))?;
     let range = block * frames..(block + 1) * frames;
     match (bucket.dtype(), bucket.shape()) {
         (DType::F32, &[1, _, _, total]) if total >= range.end => Ok(last(&bucket, range)),
@@ -349,30 +612,55 @@ fn bucket(bench: &Bench<'_>, geometry: &Geometry, block: usize) -> Result<Tensor
     }
 }
 
-fn plain_values(bench: &Bench<'_>, scene: &Scene, stage: &Stage<'_>, recorder: &Recorder<'_>, index: usize, call: &Call) {
+fn plain_values(
+    bench: &Bench<'_>,
+    scene: &Scene,
+    stage: &Stage<'_>,
+    recorder: &Recorder<'_>,
+    index: usize,
+    call: &Call,
+) {
     let name = |what: &str| format!("block{index}.{what}");
     if let Some(output) = &call.output {
-        bench.sheet.check(dit::HEAD.name, "dit_blocks", &name("noise_pred"), &output.noise_pred);
+        bench.sheet.check(
+            dit::HEAD.name,
+            "dit_blocks",
+            &name("noise_pred"),
+            &output.noise_pred,
+        );
     }
     let hidden = |component: &str| recorder.get(component, dit::HIDDEN_OUT.name);
     if let Some(tokens) = hidden(dit::EMBED.name) {
-        bench.sheet.check(dit::EMBED.name, "dit_blocks", &name("tokens_in"), &tokens);
+        bench
+            .sheet
+            .check(dit::EMBED.name, "dit_blocks", &name("tokens_in"), &tokens);
     }
     if let Some(head) = hidden(&layer_component(scene.layers - 1)) {
-        bench.sheet.check(dit::LAYER.name, "dit_blocks", &name("head_in"), &head);
+        bench
+            .sheet
+            .check(dit::LAYER.name, "dit_blocks", &name("head_in"), &head);
     }
     let g = scene.geometry();
     let written = g.slot(index)..g.slot(index) + g.block_tokens();
     for layer in 0..scene.layers {
         if let Some(after) = hidden(&layer_component(layer)) {
             let name = name(&format!("layer{layer}.after_injection"));
-            bench.sheet.check(dit::LAYER_AUDIO.name, "dit_layers", &name, &after);
+            bench
+                .sheet
+                .check(dit::LAYER_AUDIO.name, "dit_layers", &name, &after);
         }
-        let Some(ring) = stage.ring(layer) else { continue };
+        let Some(ring) = stage.ring(layer) else {
+            continue;
+        };
         for (what, values) in [("k", &ring.keys), ("v", &ring.values)] {
             let name = name(&format!("layer{layer}.{what}"));
             if bench.sheet.is_open("dit_kv", &name) {
-                bench.sheet.check(dit::LAYER.name, "dit_kv", &name, &swapped(&latents::frames(values, written.clone())));
+                bench.sheet.check(
+                    dit::LAYER.name,
+                    "dit_kv",
+                    &name,
+                    &swapped(&latents::frames(values, written.clone())),
+                );
             }
         }
     }
@@ -380,9 +668,14 @@ fn plain_values(bench: &Bench<'_>, scene: &Scene, stage: &Stage<'_>, recorder: &
 
 fn tapped_values(bench: &Bench<'_>, taps: &[Tapped], index: usize, call: &Call) {
     for tapped in taps.iter().filter(|t| t.block == index) {
-        if let Some(value) = call.taps.get(&format!("{}/{}", tapped.component, tapped.tap)) {
+        if let Some(value) = call
+            .taps
+            .get(&format!("{}/{}", tapped.component, tapped.tap))
+        {
             let value = as_golden(bench, "dit_layers", &tapped.name, value.clone());
-            bench.sheet.check(dit::LAYER.name, "dit_layers", &tapped.name, &value);
+            bench
+                .sheet
+                .check(dit::LAYER.name, "dit_layers", &tapped.name, &value);
         }
     }
 }
@@ -390,7 +683,10 @@ fn tapped_values(bench: &Bench<'_>, taps: &[Tapped], index: usize, call: &Call) 
 /// The value under the reference tensor's shape, where only the split of tokens into frames differs.
 fn as_golden(bench: &Bench<'_>, file: &str, name: &str, value: Tensor) -> Tensor {
     match bench.set.tensor(file, name) {
-        Ok(Some(want)) if want.shape().last() == value.shape().last() && elements(&want) == elements(&value) => {
+        Ok(Some(want))
+            if want.shape().last() == value.shape().last()
+                && elements(&want) == elements(&value) =>
+        {
             value.reshaped(want.shape())
         }
         _ => value,
@@ -404,21 +700,39 @@ fn elements(t: &Tensor) -> usize {
 fn inner_values(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
     let (mut taps, mut wanted) = (Vec::new(), Vec::new());
     for name in names {
-        let Some(tapped) = tap_of(bench, name) else { continue };
+        let Some(tapped) = tap_of(bench, name) else {
+            continue;
+        };
         if has_tap(bench, &tapped.component, &tapped.tap) {
             wanted.push(("dit_layers", name.clone()));
             taps.push(tapped);
         } else {
-            bench.sheet.not_checked("dit_layers", name, format!("{} of the export has no tap {}", tapped.component, tapped.tap));
+            bench.sheet.not_checked(
+                "dit_layers",
+                name,
+                format!(
+                    "{} of the export has no tap {}",
+                    tapped.component, tapped.tap
+                ),
+            );
         }
     }
-    if taps.is_empty() { Ok(()) } else { blocks(bench, &wanted, &taps) }
+    if taps.is_empty() {
+        Ok(())
+    } else {
+        blocks(bench, &wanted, &taps)
+    }
 }
 
 /// `block5.layer0.sa` and the like: a layer, or an injector by its own count.
 fn tap_of(bench: &Bench<'_>, name: &str) -> Option<Tapped> {
     let (block, rest) = name.strip_prefix("block")?.split_once('.')?;
-    let injector = |at: usize, path: &str| Some((*bench.dit().audio_inject_layers.get(at)?, format!("audio_injector.{path}.{at}")));
+    let injector = |at: usize, path: &str| {
+        Some((
+            *bench.dit().audio_inject_layers.get(at)?,
+            format!("audio_injector.{path}.{at}"),
+        ))
+    };
     let (layer, tap) = if let Some(at) = number_in(rest, "adain", "") {
         injector(at, "injector_adain_layers")?
     } else if let Some(at) = number_in(rest, "inject", "") {
@@ -435,22 +749,40 @@ fn tap_of(bench: &Bench<'_>, name: &str) -> Option<Tapped> {
         };
         (layer, format!("blocks.{layer}{module}"))
     };
-    Some(Tapped { name: name.to_owned(), block: block.parse().ok()?, component: layer_component(layer), tap })
+    Some(Tapped {
+        name: name.to_owned(),
+        block: block.parse().ok()?,
+        component: layer_component(layer),
+        tap,
+    })
 }
 
 fn two_actors(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
-    let blocks = names.iter().filter_map(|n| number_in(n, "block", ".noise_pred")).max().map_or(0, |b| b + 1);
+    let blocks = names
+        .iter()
+        .filter_map(|n| number_in(n, "block", ".noise_pred"))
+        .max()
+        .map_or(0, |b| b + 1);
     let scene = Scene::new(bench)?;
     let g = scene.geometry();
     let mask = bench.floats("dit_two", "mask", 5)?;
     let (actors, tokens) = (mask.shape()[0], g.tokens.0 * g.tokens.1);
     if mask.shape()[2] * mask.shape()[3] != tokens || mask.shape()[1] < g.block_frames {
-        return Err(Problem::Lacks(format!("dit_two.mask: wanted {} frames of {tokens} tokens, found {mask:?}", g.block_frames)));
+        return Err(Problem::Lacks(format!(
+            "dit_two.mask: wanted {} frames of {tokens} tokens, found {mask:?}",
+            g.block_frames
+        )));
     }
     // The reference uses the first frames of the mask for every block.
     let row = mask.shape()[1] * tokens;
-    let kept = mask.as_slice::<f32>().chunks_exact(row).flat_map(|actor| &actor[..g.block_frames * tokens]);
-    let mask = Tensor::from_slice(&[1, actors, g.block_frames, tokens], &kept.copied().collect::<Vec<f32>>());
+    let kept = mask
+        .as_slice::<f32>()
+        .chunks_exact(row)
+        .flat_map(|actor| &actor[..g.block_frames * tokens]);
+    let mask = Tensor::from_slice(
+        &[1, actors, g.block_frames, tokens],
+        &kept.copied().collect::<Vec<f32>>(),
+    );
     let mut stage = scene.stage(bench.backend(), bench.options())?;
     let anchor = anchor_of(scene.prefill(bench, &stage)?);
     let mut adapter = AudioAdapter::load(bench.backend(), bench.options())?;
@@ -460,9 +792,17 @@ fn two_actors(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
         let name = format!("block{index}.noise_pred");
         let relative_dist = recorded_distance(bench, &name)?;
         let audio = adapter.tokens(&features, mask.clone())?;
-        let block = Block { index, relative_dist, latents: &latents, pose_latents: None, audio: &audio };
+        let block = Block {
+            index,
+            relative_dist,
+            latents: &latents,
+            pose_latents: None,
+            audio: &audio,
+        };
         if let Some(output) = scene.denoise(&mut stage, &block, &anchor)?.output {
-            bench.sheet.check(dit::HEAD.name, "dit_two", &name, &output.noise_pred);
+            bench
+                .sheet
+                .check(dit::HEAD.name, "dit_two", &name, &output.noise_pred);
         }
     }
     Ok(())
@@ -470,7 +810,14 @@ fn two_actors(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
 
 /// The set says this distance only in words: "relative_dist 11, ...".
 fn recorded_distance(bench: &Bench<'_>, name: &str) -> Result<u32, Problem> {
-    let meaning = bench.set.entry("dit_two", name).map_or("", |e| e.meaning.as_str());
-    let word = meaning.split("relative_dist ").nth(1).and_then(|t| t.split(|c: char| !c.is_ascii_digit()).next());
-    word.and_then(|w| w.parse().ok()).ok_or_else(|| lacks(format!("relative_dist in the meaning of dit_two.{name}")))
+    let meaning = bench
+        .set
+        .entry("dit_two", name)
+        .map_or("", |e| e.meaning.as_str());
+    let word = meaning
+        .split("relative_dist ")
+        .nth(1)
+        .and_then(|t| t.split(|c: char| !c.is_ascii_digit()).next());
+    word.and_then(|w| w.parse().ok())
+        .ok_or_else(|| lacks(format!("relative_dist in the meaning of dit_two.{name}")))
 }

@@ -17,7 +17,10 @@ pub(super) struct Recorder<'a> {
 
 impl<'a> Recorder<'a> {
     pub(super) fn new(inner: &'a dyn Backend) -> Self {
-        Self { inner, kept: Kept::default() }
+        Self {
+            inner,
+            kept: Kept::default(),
+        }
     }
 
     /// The newest value of an output or tap.
@@ -28,9 +31,17 @@ impl<'a> Recorder<'a> {
 }
 
 impl Backend for Recorder<'_> {
-    fn load(&self, component: &str, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
+    fn load(
+        &self,
+        component: &str,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError> {
         let inner = self.inner.load(component, options)?;
-        Ok(Box::new(Recorded { name: component.to_owned(), inner, kept: self.kept.clone() }))
+        Ok(Box::new(Recorded {
+            name: component.to_owned(),
+            inner,
+            kept: self.kept.clone(),
+        }))
     }
 }
 
@@ -45,10 +56,19 @@ impl Session for Recorded {
         self.inner.contract()
     }
 
-    fn run(&mut self, inputs: &[(&Port, View<'_>)], state: State<'_>) -> Result<Outputs, EngineError> {
+    fn run(
+        &mut self,
+        inputs: &[(&Port, View<'_>)],
+        state: State<'_>,
+    ) -> Result<Outputs, EngineError> {
         let outputs = self.inner.run(inputs, state)?.into_inner();
-        let copies = outputs.iter().map(|(name, t)| (format!("{}/{name}", self.name), t.clone()));
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).extend(copies);
+        let copies = outputs
+            .iter()
+            .map(|(name, t)| (format!("{}/{name}", self.name), t.clone()));
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(copies);
         Ok(outputs.into())
     }
 }

@@ -7,10 +7,10 @@ use engines::components::{ALL, dit};
 use engines::manifest::Models;
 use serde::Serialize;
 
-use super::{Timings, VerifyError};
 use super::control::Fault;
 use super::set::{Set, Tolerance};
 use super::sheet::{Focus, Left, Results, Row};
+use super::{Timings, VerifyError};
 
 /// The worst of one component's rows.
 #[derive(Clone, Debug, Serialize)]
@@ -81,11 +81,24 @@ impl Report {
 
     /// Names what lies in the folder without being in the manifest.
     pub(super) fn add_unlisted(&mut self, set: &Set, focus: Focus<'_>) {
-        let unlisted = set.unlisted().into_iter().filter(|(file, name)| focus(file, name.as_deref().unwrap_or_default()));
-        self.results.not_checked.extend(unlisted.map(|(file, name)| match name {
-            Some(tensor) => Left { file, tensor, reason: "not in the manifest, so without a tolerance".to_owned() },
-            None => Left { file, tensor: "*".to_owned(), reason: "file cannot be read".to_owned() },
-        }));
+        let unlisted = set
+            .unlisted()
+            .into_iter()
+            .filter(|(file, name)| focus(file, name.as_deref().unwrap_or_default()));
+        self.results
+            .not_checked
+            .extend(unlisted.map(|(file, name)| match name {
+                Some(tensor) => Left {
+                    file,
+                    tensor,
+                    reason: "not in the manifest, so without a tolerance".to_owned(),
+                },
+                None => Left {
+                    file,
+                    tensor: "*".to_owned(),
+                    reason: "file cannot be read".to_owned(),
+                },
+            }));
     }
 
     fn failed(&self) -> usize {
@@ -101,12 +114,20 @@ impl Report {
     pub fn verdict(&self) -> Result<(), VerifyError> {
         let (failed, missed) = (self.failed(), self.missed());
         if self.results.rows.is_empty() {
-            return Err(VerifyError::Nothing { path: self.golden.clone().into() });
+            return Err(VerifyError::Nothing {
+                path: self.golden.clone().into(),
+            });
         }
         match (failed, missed) {
             (0, 0) => Ok(()),
-            (0, _) => Err(VerifyError::Missed { missed, faults: self.faults.len() }),
-            _ => Err(VerifyError::Failed { failed, rows: self.results.rows.len() }),
+            (0, _) => Err(VerifyError::Missed {
+                missed,
+                faults: self.faults.len(),
+            }),
+            _ => Err(VerifyError::Failed {
+                failed,
+                rows: self.results.rows.len(),
+            }),
         }
     }
 }
@@ -154,32 +175,130 @@ fn targets(rows: &[Row]) -> Vec<Target> {
     let whole = |r: &Row| r.file.starts_with("e2e_");
     let levels = |r: &Row| matches!(r.rule, Tolerance::Levels(_));
     let mut out = Vec::new();
-    let mut add = |what, wanted, limit: f64, of: &dyn Fn(&Row) -> bool, measure: &dyn Fn(&Row) -> f64, shown: &dyn Fn(&Row) -> String| {
-        let most = rows.iter().filter(|r| of(r)).reduce(|a, b| if measure(b) > measure(a) { b } else { a });
-        out.extend(most.map(|r| Target { what, wanted, found: shown(r), tensor: r.name(), met: measure(r) <= limit }));
+    let mut add = |what,
+                   wanted,
+                   limit: f64,
+                   of: &dyn Fn(&Row) -> bool,
+                   measure: &dyn Fn(&Row) -> f64,
+                   shown: &dyn Fn(&Row) -> String| {
+        let most = rows
+            .iter()
+            .filter(|r| of(r))
+            .reduce(|a, b| if measure(b) > measure(a) { b } else { a });
+        out.extend(most.map(|r| Target {
+            what,
+            wanted,
+            found: shown(r),
+            tensor: r.name(),
+            met: measure(r) <= limit,
+        }));
     };
     let abs = |r: &Row| r.max_abs;
     let abs_shown = |r: &Row| short(r.max_abs);
     let share_of = |r: &Row| r.differing as f64 / r.count.max(1) as f64;
-    let count_shown = |r: &Row| format!("{} of {} ({:.4} %)", r.differing, r.count, 100.0 * share_of(r));
-    add("components", "1e-4", 1e-4, &|r| exported(r) && !prediction(r) && !is_resampled(r), &abs, &abs_shown);
-    add("DiT predictions", "2e-5", 2e-5, &|r| prediction(r) && !whole(r), &abs, &abs_shown);
-    add("end-to-end latents", "1e-4", 1e-4, &|r| whole(r) && r.tensor.ends_with(".latents"), &abs, &abs_shown);
-    add("end-to-end frames, off by", "1 level", 1.0, &|r| whole(r) && levels(r), &abs, &abs_shown);
-    add("end-to-end frames, values that differ", "0.1 %", 1e-3, &|r| whole(r) && levels(r), &share_of, &count_shown);
-    add("LoRA merge, of a bf16 ulp", "1", 1.0, &|r| r.file == "lora", &|r| r.tolerance_used, &|r| short(r.tolerance_used));
-    add("token ids that differ", "0", 0.0, &|r| r.tensor.ends_with(".ids"), &|r| r.differing as f64, &|r| r.differing.to_string());
-    add("resampled audio", "2e-3", 2e-3, &|r| is_resampled(r) && r.tensor.ends_with(".pcm16k"), &abs, &abs_shown);
-    add("resized picture, off by", "1 level", 1.0, &|r| r.file == "image" && levels(r), &abs, &abs_shown);
+    let count_shown = |r: &Row| {
+        format!(
+            "{} of {} ({:.4} %)",
+            r.differing,
+            r.count,
+            100.0 * share_of(r)
+        )
+    };
+    add(
+        "components",
+        "1e-4",
+        1e-4,
+        &|r| exported(r) && !prediction(r) && !is_resampled(r),
+        &abs,
+        &abs_shown,
+    );
+    add(
+        "DiT predictions",
+        "2e-5",
+        2e-5,
+        &|r| prediction(r) && !whole(r),
+        &abs,
+        &abs_shown,
+    );
+    add(
+        "end-to-end latents",
+        "1e-4",
+        1e-4,
+        &|r| whole(r) && r.tensor.ends_with(".latents"),
+        &abs,
+        &abs_shown,
+    );
+    add(
+        "end-to-end frames, off by",
+        "1 level",
+        1.0,
+        &|r| whole(r) && levels(r),
+        &abs,
+        &abs_shown,
+    );
+    add(
+        "end-to-end frames, values that differ",
+        "0.1 %",
+        1e-3,
+        &|r| whole(r) && levels(r),
+        &share_of,
+        &count_shown,
+    );
+    add(
+        "LoRA merge, of a bf16 ulp",
+        "1",
+        1.0,
+        &|r| r.file == "lora",
+        &|r| r.tolerance_used,
+        &|r| short(r.tolerance_used),
+    );
+    add(
+        "token ids that differ",
+        "0",
+        0.0,
+        &|r| r.tensor.ends_with(".ids"),
+        &|r| r.differing as f64,
+        &|r| r.differing.to_string(),
+    );
+    add(
+        "resampled audio",
+        "2e-3",
+        2e-3,
+        &|r| is_resampled(r) && r.tensor.ends_with(".pcm16k"),
+        &abs,
+        &abs_shown,
+    );
+    add(
+        "resized picture, off by",
+        "1 level",
+        1.0,
+        &|r| r.file == "image" && levels(r),
+        &abs,
+        &abs_shown,
+    );
     out
 }
 
 /// Evidence that one prefill serves every step: the contracts, and numbers of the reference, which prefills once a step.
 fn sink(rows: &[Row]) -> Vec<String> {
-    let names = |c: &engines::contract::Contract| c.inputs.iter().map(|p| p.name).collect::<Vec<_>>().join(", ");
+    let names = |c: &engines::contract::Contract| {
+        c.inputs
+            .iter()
+            .map(|p| p.name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let of_step = [&dit::SINUSOID, &dit::SIGMAS, &dit::E, &dit::E0];
-    let takes_step = |c: &engines::contract::Contract| c.inputs.iter().any(|p| of_step.iter().any(|q| q.name == p.name));
-    let free = if takes_step(&dit::SINK_EMBED) || takes_step(&dit::SINK_LAYER) { "a step among them" } else { "no step, timestep or sigma among them" };
+    let takes_step = |c: &engines::contract::Contract| {
+        c.inputs
+            .iter()
+            .any(|p| of_step.iter().any(|q| q.name == p.name))
+    };
+    let free = if takes_step(&dit::SINK_EMBED) || takes_step(&dit::SINK_LAYER) {
+        "a step among them"
+    } else {
+        "no step, timestep or sigma among them"
+    };
     let mut out = vec![format!(
         "the graphs take ({}) and ({}): {free}; the modulation is that of timestep 0, made inside",
         names(&dit::SINK_EMBED),
@@ -188,14 +307,26 @@ fn sink(rows: &[Row]) -> Vec<String> {
     let mut evidence = |what: &str, of: &dyn Fn(&Row) -> bool| {
         let own: Vec<&Row> = rows.iter().filter(|r| of(r)).collect();
         if let Some(worst) = worst(own.iter().copied()) {
-            let verdict = if own.iter().all(|r| r.pass) { "agree" } else { "DIFFER" };
-            out.push(format!("{what}: {} tensors {verdict}, worst {} at {}", own.len(), short(worst.max_abs), worst.name()));
+            let verdict = if own.iter().all(|r| r.pass) {
+                "agree"
+            } else {
+                "DIFFER"
+            };
+            out.push(format!(
+                "{what}: {} tensors {verdict}, worst {} at {}",
+                own.len(),
+                short(worst.max_abs),
+                worst.name()
+            ));
         }
     };
     let kept = |r: &Row| r.file == "dit_sink" && r.tensor.contains(".cond_");
     evidence("keys and values that the reference computed", &kept);
     let steps = |r: &Row| r.file == "e2e_tpp_steps" && r.tensor.ends_with("noise_pred");
-    evidence("predictions of every recorded step, in the reference by processes that each prefill for their own step, here over one prefill", &steps);
+    evidence(
+        "predictions of every recorded step, in the reference by processes that each prefill for their own step, here over one prefill",
+        &steps,
+    );
     out
 }
 
@@ -210,20 +341,34 @@ fn short(x: f64) -> String {
 
 /// Part of a tolerance.
 fn share(x: f64) -> String {
-    if x.is_finite() { format!("{:.1} %", 100.0 * x) } else { "over".to_owned() }
+    if x.is_finite() {
+        format!("{:.1} %", 100.0 * x)
+    } else {
+        "over".to_owned()
+    }
 }
 
 /// Lays rows of cells out in columns; the first is left-aligned, and so is the last.
 fn columns(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let width = |c: usize| {
+        rows.iter()
+            .filter_map(|r| r.get(c))
+            .map(|s| s.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..count).map(width).collect();
     for row in rows {
-        let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, w))| match i {
-            0 => format!("{cell:<w$}"),
-            _ if i + 1 == count => cell.clone(),
-            _ => format!("{cell:>w$}"),
-        });
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(i, (cell, w))| match i {
+                0 => format!("{cell:<w$}"),
+                _ if i + 1 == count => cell.clone(),
+                _ => format!("{cell:>w$}"),
+            });
         writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
@@ -242,7 +387,10 @@ impl fmt::Display for Report {
         for fault in &self.faults {
             writeln!(f, "{fault}")?;
         }
-        let seconds = self.timings.iter().map(|(what, s)| format!("{what} {s:.1} s"));
+        let seconds = self
+            .timings
+            .iter()
+            .map(|(what, s)| format!("{what} {s:.1} s"));
         writeln!(f, "{}", seconds.collect::<Vec<_>>().join("; "))?;
         let (rows, left) = (self.results.rows.len(), self.results.not_checked.len());
         let inputs = self.results.inputs.len();
@@ -251,7 +399,15 @@ impl fmt::Display for Report {
             "{}: {rows} checks, {} failed; {inputs} inputs, {left} not checked{}; {:.1} s",
             if self.pass { "PASS" } else { "FAIL" },
             self.failed(),
-            if self.control { format!("; {} faults, {} not caught", self.faults.len(), self.missed()) } else { String::new() },
+            if self.control {
+                format!(
+                    "; {} faults, {} not caught",
+                    self.faults.len(),
+                    self.missed()
+                )
+            } else {
+                String::new()
+            },
             self.seconds
         )
     }
@@ -259,9 +415,24 @@ impl fmt::Display for Report {
 
 impl Report {
     fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = vec![cells(["tensor", "component", "max abs", "max rel", "cosine", "worst at", "tolerance", "used", ""])];
+        let mut table = vec![cells([
+            "tensor",
+            "component",
+            "max abs",
+            "max rel",
+            "cosine",
+            "worst at",
+            "tolerance",
+            "used",
+            "",
+        ])];
         for r in &self.results.rows {
-            let place = r.worst_index.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+            let place = r
+                .worst_index
+                .iter()
+                .map(usize::to_string)
+                .collect::<Vec<_>>()
+                .join(",");
             let mut verdict = vec![if r.pass { "pass" } else { "FAIL" }.to_owned()];
             if r.made && !r.pass {
                 verdict.push(format!("wanted {}, got {}", r.want, r.got));
@@ -283,11 +454,21 @@ impl Report {
             ]);
         }
         columns(f, &table)?;
-        writeln!(f, "max rel is max abs over the largest reference value; used is the largest part of its tolerance that an element takes\n")
+        writeln!(
+            f,
+            "max rel is max abs over the largest reference value; used is the largest part of its tolerance that an element takes\n"
+        )
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = vec![cells(["worst of each component", "checks", "failed", "max abs", "used", "tensor"])];
+        let mut table = vec![cells([
+            "worst of each component",
+            "checks",
+            "failed",
+            "max abs",
+            "used",
+            "tensor",
+        ])];
         for w in &self.components {
             table.push(vec![
                 w.component.clone(),
@@ -299,13 +480,27 @@ impl Report {
             ]);
         }
         columns(f, &table)?;
-        let mut table = vec![cells(["\nexactness target", "at most", "found", "", "tensor"])];
+        let mut table = vec![cells([
+            "\nexactness target",
+            "at most",
+            "found",
+            "",
+            "tensor",
+        ])];
         for t in &self.targets {
-            table.push(cells([t.what, t.wanted, &t.found, if t.met { "met" } else { "MISSED" }, &t.tensor]));
+            table.push(cells([
+                t.what,
+                t.wanted,
+                &t.found,
+                if t.met { "met" } else { "MISSED" },
+                &t.tensor,
+            ]));
         }
         columns(f, &table)?;
         writeln!(f, "\nthe sink's keys and values do not depend on the step")?;
-        self.sink.iter().try_for_each(|line| writeln!(f, "  {line}"))
+        self.sink
+            .iter()
+            .try_for_each(|line| writeln!(f, "  {line}"))
     }
 
     /// Tensors with one reason share a line.

@@ -38,9 +38,10 @@ impl Tolerance {
         };
         match fields.get("max_abs_levels") {
             Some(_) if known(&["max_abs_levels"]) => Some(Self::Levels(number("max_abs_levels")?)),
-            None if !fields.is_empty() && known(&["atol", "rtol"]) => {
-                Some(Self::Close { atol: number("atol")?, rtol: number("rtol")? })
-            }
+            None if !fields.is_empty() && known(&["atol", "rtol"]) => Some(Self::Close {
+                atol: number("atol")?,
+                rtol: number("rtol")?,
+            }),
             _ => None,
         }
     }
@@ -59,7 +60,10 @@ impl fmt::Display for Tolerance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exact => f.write_str("exact"),
-            Self::Close { atol: 0.0, rtol: 0.0 } => f.write_str("equal"),
+            Self::Close {
+                atol: 0.0,
+                rtol: 0.0,
+            } => f.write_str("equal"),
             Self::Close { atol, rtol: 0.0 } => write!(f, "{atol:.1e}"),
             Self::Close { atol: 0.0, rtol } => write!(f, "{rtol:.1e}*|x|"),
             Self::Close { atol, rtol } => write!(f, "{atol:.1e} + {rtol:.1e}*|x|"),
@@ -95,18 +99,35 @@ impl Set {
     /// A manifest that is missing, no JSON, or lists no files.
     pub fn open(root: &Path) -> Result<Self, VerifyError> {
         let path = root.join("golden/manifest.json");
-        let bytes = std::fs::read(&path).map_err(|source| VerifyError::Read { path: path.clone(), source })?;
-        let mut manifest: Value = serde_json::from_slice(&bytes).map_err(|source| VerifyError::Parse { path: path.clone(), source })?;
+        let bytes = std::fs::read(&path).map_err(|source| VerifyError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let mut manifest: Value =
+            serde_json::from_slice(&bytes).map_err(|source| VerifyError::Parse {
+                path: path.clone(),
+                source,
+            })?;
         let Some(files) = manifest.get("files").and_then(Value::as_object) else {
             return Err(VerifyError::NoFiles { path });
         };
         let entries = files.iter().flat_map(|(file, tensors)| {
             let file = file.strip_suffix(".safetensors").unwrap_or(file).to_owned();
-            tensors.as_object().into_iter().flatten().map(move |(name, facts)| entry(&file, name, facts))
+            tensors
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(move |(name, facts)| entry(&file, name, facts))
         });
         let entries: Vec<Entry> = entries.collect();
         let mut take = |name: &str| manifest.get_mut(name).map(Value::take).unwrap_or_default();
-        Ok(Self { root: root.to_owned(), config: take("config"), values: take("values"), entries, files: RefCell::default() })
+        Ok(Self {
+            root: root.to_owned(),
+            config: take("config"),
+            values: take("values"),
+            entries,
+            files: RefCell::default(),
+        })
     }
 
     pub fn root(&self) -> &Path {
@@ -119,7 +140,9 @@ impl Set {
     }
 
     pub fn entry(&self, file: &str, name: &str) -> Option<&Entry> {
-        self.entries.iter().find(|e| e.file == file && e.name == name)
+        self.entries
+            .iter()
+            .find(|e| e.file == file && e.name == name)
     }
 
     /// A whole number of `config`.
@@ -164,13 +187,19 @@ impl Set {
             true => Some(Rc::new(tensor_file::read(&path)?)),
             false => None,
         };
-        self.files.borrow_mut().insert(file.to_owned(), read.clone());
+        self.files
+            .borrow_mut()
+            .insert(file.to_owned(), read.clone());
         Ok(read)
     }
 
     /// Tensors that lie in the folder and that the manifest does not list, as (file, name); a file that cannot be read has no name.
     pub fn unlisted(&self) -> Vec<(String, Option<String>)> {
-        let listed: BTreeSet<(&str, &str)> = self.entries.iter().map(|e| (e.file.as_str(), e.name.as_str())).collect();
+        let listed: BTreeSet<(&str, &str)> = self
+            .entries
+            .iter()
+            .map(|e| (e.file.as_str(), e.name.as_str()))
+            .collect();
         let folder = std::fs::read_dir(self.root.join("golden"));
         let paths = folder.into_iter().flatten().flatten().map(|f| f.path());
         let mut files: Vec<String> = paths
@@ -200,7 +229,11 @@ fn entry(file: &str, name: &str, facts: &Value) -> Entry {
     Entry {
         file: file.to_owned(),
         name: name.to_owned(),
-        meaning: facts.get("meaning").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        meaning: facts
+            .get("meaning")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned(),
         tolerance: Tolerance::parse(&rule),
         rule,
     }
@@ -215,8 +248,20 @@ mod tests {
     fn only_rules_that_are_understood_whole_are_rules() {
         for (rule, want) in [
             (json!("exact"), Some(Tolerance::Exact)),
-            (json!({"atol": 1e-4, "rtol": 0}), Some(Tolerance::Close { atol: 1e-4, rtol: 0.0 })),
-            (json!({"rtol": 0.5}), Some(Tolerance::Close { atol: 0.0, rtol: 0.5 })),
+            (
+                json!({"atol": 1e-4, "rtol": 0}),
+                Some(Tolerance::Close {
+                    atol: 1e-4,
+                    rtol: 0.0,
+                }),
+            ),
+            (
+                json!({"rtol": 0.5}),
+                Some(Tolerance::Close {
+                    atol: 0.0,
+                    rtol: 0.5,
+                }),
+            ),
             (json!({"max_abs_levels": 1}), Some(Tolerance::Levels(1.0))),
             (json!({"max_abs_levels": 1, "atol": 9}), None),
             (json!({"atol": 1e-4, "fraction": 0.9}), None),
@@ -236,25 +281,48 @@ mod tests {
         std::fs::create_dir(dir.path().join("golden")).unwrap();
         let manifest = json!({"config": {"heads": 2}, "values": {"a": {"b": 7}},
             "files": {"f.safetensors": {"x": {"tolerance": "exact", "meaning": "m"}, "gone": {}}, "g.safetensors": {"y": {}}}});
-        std::fs::write(dir.path().join("golden/manifest.json"), manifest.to_string()).unwrap();
+        std::fs::write(
+            dir.path().join("golden/manifest.json"),
+            manifest.to_string(),
+        )
+        .unwrap();
         let tensor = || Tensor::from_slice(&[1], &[1f32]);
         let tensors = Tensors::from([("x".to_owned(), tensor()), ("more".to_owned(), tensor())]);
         let set = Set::open(dir.path()).unwrap();
         tensor_file::write(&set.file("f"), &tensors).unwrap();
         std::fs::write(set.file("h"), "no tensors").unwrap();
-        let names: Vec<_> = set.entries().iter().map(|e| (e.file.as_str(), e.name.as_str())).collect();
+        let names: Vec<_> = set
+            .entries()
+            .iter()
+            .map(|e| (e.file.as_str(), e.name.as_str()))
+            .collect();
         assert_eq!(names, [("f", "x"), ("f", "gone"), ("g", "y")]);
-        assert_eq!((set.config("heads"), set.number("/a/b"), set.number("/a/c")), (Some(2), Some(7), None));
+        assert_eq!(
+            (set.config("heads"), set.number("/a/b"), set.number("/a/c")),
+            (Some(2), Some(7), None)
+        );
         assert!(set.tensor("f", "x").unwrap().is_some());
-        assert!(set.tensor("f", "gone").unwrap().is_none() && set.tensor("g", "y").unwrap().is_none());
+        assert!(
+            set.tensor("f", "gone").unwrap().is_none() && set.tensor("g", "y").unwrap().is_none()
+        );
         assert!(set.tensor("h", "z").is_err());
-        assert_eq!(set.unlisted(), [("f".to_owned(), Some("more".to_owned())), ("h".to_owned(), None)]);
+        assert_eq!(
+            set.unlisted(),
+            [
+                ("f".to_owned(), Some("more".to_owned())),
+                ("h".to_owned(), None)
+            ]
+        );
     }
 
     #[test]
     fn a_folder_without_a_manifest_is_an_input_error() {
         let dir = tempfile::tempdir().unwrap();
         let error = Set::open(dir.path()).err().unwrap();
-        assert!(error.to_string().contains("golden/manifest.json") && error.exit() == engines::exit::Exit::Input, "{error}");
+        assert!(
+            error.to_string().contains("golden/manifest.json")
+                && error.exit() == engines::exit::Exit::Input,
+            "{error}"
+        );
     }
 }

@@ -47,7 +47,11 @@ pub struct Row {
 
 /// JSON has no infinities and no NaN: those are strings.
 fn number<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
-    if value.is_finite() { to.serialize_f64(*value) } else { to.serialize_str(&value.to_string()) }
+    if value.is_finite() {
+        to.serialize_f64(*value)
+    } else {
+        to.serialize_str(&value.to_string())
+    }
 }
 
 /// A tensor without a row.
@@ -64,7 +68,14 @@ impl Row {
         format!("{}.{}", self.file, self.tensor)
     }
 
-    fn new(component: &str, entry: &Entry, rule: Tolerance, want: &Tensor, result: Result<Difference, String>, note: Option<String>) -> Self {
+    fn new(
+        component: &str,
+        entry: &Entry,
+        rule: Tolerance,
+        want: &Tensor,
+        result: Result<Difference, String>,
+        note: Option<String>,
+    ) -> Self {
         let made = result.is_ok();
         let (d, note) = match result {
             Ok(d) => (d, note),
@@ -96,7 +107,17 @@ impl Row {
 /// The difference from a value that could not be made.
 fn nothing(count: usize) -> Difference {
     let (inf, nan) = (f64::INFINITY, f64::NAN);
-    Difference { count, differing: count, max_abs: inf, max_rel: inf, cosine: nan, worst: Vec::new(), got: nan, want: nan, used: inf }
+    Difference {
+        count,
+        differing: count,
+        max_abs: inf,
+        max_rel: inf,
+        cosine: nan,
+        worst: Vec::new(),
+        got: nan,
+        want: nan,
+        used: inf,
+    }
 }
 
 /// Which tensors are looked at, by file and name.
@@ -129,23 +150,46 @@ impl<'a> Sheet<'a> {
     /// All tensors of `set` that `focus` wants are open. The others do not exist for this pass.
     pub(super) fn new(set: &'a Set, focus: Focus<'_>) -> Self {
         let wanted = set.entries().iter().filter(|e| focus(&e.file, &e.name));
-        let fates = wanted.map(|e| ((e.file.clone(), e.name.clone()), Fate::Open)).collect();
-        Self { set, fates: RefCell::new(fates), rows: RefCell::default() }
+        let fates = wanted
+            .map(|e| ((e.file.clone(), e.name.clone()), Fate::Open))
+            .collect();
+        Self {
+            set,
+            fates: RefCell::new(fates),
+            rows: RefCell::default(),
+        }
     }
 
     /// Names of a file's tensors that still have no fate, in the manifest's order.
     pub(super) fn open(&self, file: &str) -> Vec<String> {
         let fates = self.fates.borrow();
-        let is_open = |e: &&Entry| matches!(fates.get(&(e.file.clone(), e.name.clone())), Some(Fate::Open));
-        self.set.entries().iter().filter(|e| e.file == file).filter(is_open).map(|e| e.name.clone()).collect()
+        let is_open = |e: &&Entry| {
+            matches!(
+                fates.get(&(e.file.clone(), e.name.clone())),
+                Some(Fate::Open)
+            )
+        };
+        self.set
+            .entries()
+            .iter()
+            .filter(|e| e.file == file)
+            .filter(is_open)
+            .map(|e| e.name.clone())
+            .collect()
     }
 
     pub(super) fn is_open(&self, file: &str, name: &str) -> bool {
-        matches!(self.fates.borrow().get(&(file.to_owned(), name.to_owned())), Some(Fate::Open))
+        matches!(
+            self.fates.borrow().get(&(file.to_owned(), name.to_owned())),
+            Some(Fate::Open)
+        )
     }
 
     fn settle(&self, file: &str, name: &str, fate: Fate) {
-        if let Some(at) = self.fates.borrow_mut().get_mut(&(file.to_owned(), name.to_owned()))
+        if let Some(at) = self
+            .fates
+            .borrow_mut()
+            .get_mut(&(file.to_owned(), name.to_owned()))
             && matches!(at, Fate::Open)
         {
             *at = fate;
@@ -167,7 +211,14 @@ impl<'a> Sheet<'a> {
     }
 
     /// As [`Self::check`], saying how the value was made.
-    pub(super) fn check_noted(&self, component: &str, file: &str, name: &str, got: &Tensor, note: &str) {
+    pub(super) fn check_noted(
+        &self,
+        component: &str,
+        file: &str,
+        name: &str,
+        got: &Tensor,
+        note: &str,
+    ) {
         self.record(component, file, name, Ok(got), Some(note.to_owned()));
     }
 
@@ -176,32 +227,60 @@ impl<'a> Sheet<'a> {
         self.record(component, file, name, Err(reason.to_owned()), None);
     }
 
-    fn record(&self, component: &str, file: &str, name: &str, got: Result<&Tensor, String>, note: Option<String>) {
-        let Some(entry) = self.set.entry(file, name).filter(|_| self.fates.borrow().contains_key(&(file.to_owned(), name.to_owned()))) else {
+    fn record(
+        &self,
+        component: &str,
+        file: &str,
+        name: &str,
+        got: Result<&Tensor, String>,
+        note: Option<String>,
+    ) {
+        let Some(entry) = self.set.entry(file, name).filter(|_| {
+            self.fates
+                .borrow()
+                .contains_key(&(file.to_owned(), name.to_owned()))
+        }) else {
             return;
         };
         let Some(rule) = entry.tolerance else {
-            return self.not_checked(file, name, format!("tolerance is not understood: {}", entry.rule));
+            return self.not_checked(
+                file,
+                name,
+                format!("tolerance is not understood: {}", entry.rule),
+            );
         };
         let want = match self.set.tensor(file, name) {
             Ok(Some(want)) => want,
-            Ok(None) => return self.not_checked(file, name, "listed in the manifest, but not in the folder"),
+            Ok(None) => {
+                return self.not_checked(
+                    file,
+                    name,
+                    "listed in the manifest, but not in the folder",
+                );
+            }
             Err(error) => return self.not_checked(file, name, error.to_string()),
         };
         let result = got.and_then(|got| compare(got, &want, rule));
-        self.rows.borrow_mut().push(Row::new(component, entry, rule, &want, result, note));
+        self.rows
+            .borrow_mut()
+            .push(Row::new(component, entry, rule, &want, result, note));
         self.settle(file, name, Fate::Row);
     }
 
     /// Ends the pass: what is still open has no check.
     pub(super) fn finish(self) -> Results {
-        let mut out = Results { rows: self.rows.into_inner(), ..Results::default() };
+        let mut out = Results {
+            rows: self.rows.into_inner(),
+            ..Results::default()
+        };
         for entry in self.set.entries() {
             let key = (entry.file.clone(), entry.name.clone());
             match self.fates.borrow().get(&key) {
                 Some(Fate::Input) => out.inputs.push(key),
                 Some(Fate::NotChecked(reason)) => out.not_checked.push(left(key, reason)),
-                Some(Fate::Open) => out.not_checked.push(left(key, "no check knows this tensor")),
+                Some(Fate::Open) => out
+                    .not_checked
+                    .push(left(key, "no check knows this tensor")),
                 Some(Fate::Row) | None => {}
             }
         }
@@ -210,7 +289,11 @@ impl<'a> Sheet<'a> {
 }
 
 fn left((file, tensor): (String, String), reason: &str) -> Left {
-    Left { file, tensor, reason: reason.to_owned() }
+    Left {
+        file,
+        tensor,
+        reason: reason.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -219,14 +302,22 @@ pub(super) mod tests {
     use serde_json::json;
 
     /// A set of one file `f` with these tensors and rules.
-    pub(crate) fn set(dir: &std::path::Path, tensors: &[(&str, Option<Tensor>, serde_json::Value)]) -> Set {
-        let facts: serde_json::Map<String, serde_json::Value> =
-            tensors.iter().map(|(name, _, rule)| ((*name).to_owned(), json!({"tolerance": rule}))).collect();
+    pub(crate) fn set(
+        dir: &std::path::Path,
+        tensors: &[(&str, Option<Tensor>, serde_json::Value)],
+    ) -> Set {
+        let facts: serde_json::Map<String, serde_json::Value> = tensors
+            .iter()
+            .map(|(name, _, rule)| ((*name).to_owned(), json!({"tolerance": rule})))
+            .collect();
         std::fs::create_dir_all(dir.join("golden")).unwrap();
         let manifest = json!({"files": {"f.safetensors": facts}}).to_string();
         std::fs::write(dir.join("golden/manifest.json"), manifest).unwrap();
         let set = Set::open(dir).unwrap();
-        let there = tensors.iter().filter_map(|(name, t, _)| Some(((*name).to_owned(), t.clone()?))).collect();
+        let there = tensors
+            .iter()
+            .filter_map(|(name, t, _)| Some(((*name).to_owned(), t.clone()?)))
+            .collect();
         crate::tensor_file::write(&set.file("f"), &there).unwrap();
         set
     }
@@ -254,7 +345,12 @@ pub(super) mod tests {
         let value = |x: f32| Tensor::from_slice(&[1], &[x]);
         sheet.check("c", "f", "good", &value(1.05));
         sheet.check("c", "f", "bad", &value(1.2));
-        sheet.check("c", "f", "misshaped", &Tensor::from_slice(&[2], &[1f32, 1.0]));
+        sheet.check(
+            "c",
+            "f",
+            "misshaped",
+            &Tensor::from_slice(&[2], &[1f32, 1.0]),
+        );
         sheet.failed("c", "f", "broken", "it burst");
         sheet.input("f", "fed");
         for name in ["absent", "odd", "elsewhere", "not in the set"] {
@@ -262,10 +358,26 @@ pub(super) mod tests {
         }
         assert_eq!(sheet.open("f"), ["unknown"]);
         let results = sheet.finish();
-        let rows: Vec<(&str, bool)> = results.rows.iter().map(|r| (r.tensor.as_str(), r.pass)).collect();
-        assert_eq!(rows, [("good", true), ("bad", false), ("misshaped", false), ("broken", false)]);
+        let rows: Vec<(&str, bool)> = results
+            .rows
+            .iter()
+            .map(|r| (r.tensor.as_str(), r.pass))
+            .collect();
+        assert_eq!(
+            rows,
+            [
+                ("good", true),
+                ("bad", false),
+                ("misshaped", false),
+                ("broken", false)
+            ]
+        );
         assert_eq!(results.inputs, [("f".to_owned(), "fed".to_owned())]);
-        let left: Vec<(&str, &str)> = results.not_checked.iter().map(|l| (l.tensor.as_str(), l.reason.as_str())).collect();
+        let left: Vec<(&str, &str)> = results
+            .not_checked
+            .iter()
+            .map(|l| (l.tensor.as_str(), l.reason.as_str()))
+            .collect();
         let want = [
             ("unknown", "no check knows this tensor"),
             ("absent", "listed in the manifest, but not in the folder"),
@@ -277,11 +389,21 @@ pub(super) mod tests {
     #[test]
     fn numbers_that_json_lacks_are_written_as_words() {
         let dir = tempfile::tempdir().unwrap();
-        let set = set(dir.path(), &[("x", Some(Tensor::from_slice(&[1], &[1f32])), json!({"atol": 1, "rtol": 0}))]);
+        let set = set(
+            dir.path(),
+            &[(
+                "x",
+                Some(Tensor::from_slice(&[1], &[1f32])),
+                json!({"atol": 1, "rtol": 0}),
+            )],
+        );
         let sheet = Sheet::new(&set, &|_, _| true);
         sheet.check("c", "f", "x", &Tensor::from_slice(&[1], &[f32::NAN]));
         let json = serde_json::to_value(sheet.finish()).unwrap();
         let row = &json["rows"][0];
-        assert_eq!((&row["max_abs"], &row["cosine"], &row["want"], &row["pass"]), (&json!("inf"), &json!("NaN"), &json!(1.0), &json!(false)));
+        assert_eq!(
+            (&row["max_abs"], &row["cosine"], &row["want"], &row["pass"]),
+            (&json!("inf"), &json!("NaN"), &json!(1.0), &json!(false))
+        );
     }
 }

@@ -1,0 +1,169 @@
+//! Graphs without weights: their text at the tiny preset, and that every one builds at the published sizes.
+
+use std::collections::BTreeMap;
+
+use exporter::export::{Family, ShapeSources};
+use exporter::graph::Graph;
+use exporter::graphs::{bindings, parse_size};
+use exporter::synth::{self, Preset};
+
+fn families(preset: Preset, layers: usize) -> Vec<Family> {
+    let s = synth::shapes(preset, Some(layers));
+    let sources = ShapeSources {
+        dit: &s.dit,
+        text: &s.text,
+        vae: &s.vae,
+        speech: &s.speech,
+        config: &s.config,
+    };
+    sources
+        .graphs()
+        .unwrap_or_else(|e| panic!("{preset:?}: {e}"))
+}
+
+fn graphs(families: &[Family]) -> BTreeMap<&str, &Graph> {
+    families
+        .iter()
+        .flat_map(|f| &f.graphs)
+        .map(|(_, g)| (g.name.as_str(), g))
+        .collect()
+}
+
+/// The lines of a module and what is in it, and the head of the text with the ports.
+fn part(text: &str, module: &str) -> String {
+    let blocks: Vec<&str> = text.trim_end().split("\n\n").collect();
+    let inside = |block: &&str| {
+        let scope = block.lines().next().unwrap_or_default();
+        scope == module
+            || scope
+                .strip_prefix(module)
+                .is_some_and(|rest| rest.starts_with('.'))
+    };
+    blocks
+        .iter()
+        .take(1)
+        .chain(blocks.iter().filter(|b| inside(b)))
+        .copied()
+        .collect::<Vec<_>>()
+        .join("\n\n")
+}
+
+#[test]
+fn texts_of_the_transformer() {
+    let families = families(Preset::Tiny, 2);
+    let graphs = graphs(&families);
+    for name in [
+        "dit_layer.00",
+        "dit_layer.01",
+        "dit_sink_layer.00",
+        "dit_embed",
+        "dit_sink_embed",
+        "dit_head",
+        "dit_text",
+        "audio_adapter",
+    ] {
+        insta::assert_snapshot!(name, graphs[name]);
+    }
+}
+
+#[test]
+fn texts_of_the_encoders_and_the_decoder() {
+    let families = families(Preset::Tiny, 1);
+    let graphs = graphs(&families);
+    insta::assert_snapshot!("text_encoder", graphs["text_encoder"]);
+    insta::assert_snapshot!(
+        "audio_encoder_layer",
+        part(
+            &graphs["audio_encoder"].to_string(),
+            "wav2vec2.encoder.layers.3"
+        )
+    );
+    insta::assert_snapshot!(
+        "vae_decoder_next_head",
+        part(&graphs["vae_decoder_next"].to_string(), "decoder.head")
+    );
+    insta::assert_snapshot!(
+        "vae_encoder_first_stem",
+        part(&graphs["vae_encoder_first"].to_string(), "encoder.conv1")
+    );
+}
+
+/// Every graph once, whatever the number of layers: ports and sizes of the rest.
+#[test]
+fn an_export_has_these_graphs() {
+    let families = families(Preset::Tiny, 3);
+    let line = |(name, g): (&&str, &&Graph)| {
+        let [nodes, weights, inputs, outputs, taps] = [
+            g.nodes.len(),
+            g.weights.len(),
+            g.inputs.len(),
+            g.outputs.len(),
+            g.taps.len(),
+        ];
+        format!(
+            "{name}: {nodes} nodes, {weights} weights, {inputs} inputs, {outputs} outputs, {taps} taps\n"
+        )
+    };
+    insta::assert_snapshot!(
+        "graphs",
+        graphs(&families).iter().map(line).collect::<String>()
+    );
+}
+
+#[test]
+fn every_graph_builds_at_every_published_size() {
+    const SIZES: [&str; 12] = [
+        "384*256", "688*368", "704*384", "720*400", "480*832", "832*480", "720*1280", "1280*720",
+        "704*1280", "1280*704", "704*1024", "1024*704",
+    ];
+    // Two layers: one with audio, one without; the others are the same graphs.
+    let families = families(Preset::Full, 2);
+    for size in SIZES {
+        let (w, h) = parse_size(size).unwrap();
+        let mut sizes = bindings(w, h);
+        // Three seconds of speech, and a prompt of as many tokens as that has frames.
+        sizes.extend([("s".to_owned(), 48_000), ("t".to_owned(), 149)]);
+        for (name, graph) in graphs(&families) {
+            let bound = graph.bind(&sizes);
+            if let Some(v) = bound
+                .values
+                .iter()
+                .find(|v| v.fact.dims.iter().any(|d| d.as_const().is_none()))
+            {
+                panic!("{size}: {name}: {} is {}", v.name, v.fact);
+            }
+        }
+    }
+}
+
+#[test]
+fn all_layers_of_the_published_model_build() {
+    let families = families(Preset::Full, 40);
+    let graphs = graphs(&families);
+    let hears = |i: &usize| {
+        graphs[format!("dit_layer.{i:02}").as_str()].inputs.len()
+            > graphs["dit_layer.01"].inputs.len()
+    };
+    let audio: Vec<usize> = (0..40).filter(hears).collect();
+    assert_eq!(audio, [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39]);
+    assert_eq!(
+        graphs
+            .keys()
+            .filter(|n| n.starts_with("dit_sink_layer."))
+            .count(),
+        40
+    );
+    let bound = graphs["dit_layer.39"].bind(&bindings(704, 384));
+    insta::assert_snapshot!("full_dit_layer_ports", ports(&bound));
+}
+
+fn ports(graph: &Graph) -> String {
+    let line = |role: &str, id: usize| {
+        format!(
+            "{role} {}: {}\n",
+            graph.values[id].name, graph.values[id].fact
+        )
+    };
+    let of = |role: &str, ids: &[usize]| ids.iter().map(|&id| line(role, id)).collect::<String>();
+    of("in ", &graph.inputs) + &of("out", &graph.outputs)
+}

@@ -1,0 +1,197 @@
+//! Every number of the golden sets against the reference's, by the code that `verify` runs: the set that the repository carries, and the
+//! larger shared one where it lies beside the repository.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use engines::exit::Exit;
+use runtime::events::{Cancel, Silent};
+use runtime::generate::Engine;
+use runtime::verify::{Report, Request, Set, run};
+use tests::golden::{Golden, LORA_SCALE, models, open};
+use tests::program::{Finished, Program, Transcript};
+
+fn verify(golden: &Golden, models: &Path, request: &Request) -> Report {
+    let set = Set::open(&golden.root).unwrap();
+    let backend = open(models, 2);
+    run(
+        &Engine::new(backend.models(), &backend),
+        &set,
+        request,
+        &Silent,
+        &Cancel::default(),
+    )
+    .unwrap()
+}
+
+/// Of the files of a set, those that only another recipe can meet.
+const OTHER_RECIPES: [&str; 1] = ["dit_bf16"];
+
+/// Every tensor passes, and every file of the set has rows.
+fn assert_agrees(golden: &Golden, report: &Report) {
+    println!("{report}");
+    report.verdict().unwrap_or_else(|e| panic!("{e}\n{report}"));
+    let checked: BTreeSet<&str> = report
+        .results
+        .rows
+        .iter()
+        .map(|r| r.file.as_str())
+        .collect();
+    let set = Set::open(&golden.root).unwrap();
+    let files: BTreeSet<&str> = set
+        .entries()
+        .iter()
+        .map(|e| e.file.as_str())
+        .filter(|f| !OTHER_RECIPES.contains(f))
+        .collect();
+    assert_eq!(checked, files, "files without a single check");
+    for target in &report.targets {
+        assert!(
+            target.met,
+            "{}: wanted {}, found {} in {}",
+            target.what, target.wanted, target.found, target.tensor
+        );
+    }
+}
+
+#[test]
+fn the_carried_set_agrees_with_the_reference() {
+    let golden = Golden::carried();
+    assert_agrees(&golden, &verify(&golden, models(), &Request::default()));
+}
+
+#[test]
+fn the_shared_set_agrees_with_the_reference() {
+    let Some(golden) = Golden::shared() else {
+        println!("skipped: there is no ../shared/golden beside this repository");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let models = dir.path().join("models");
+    golden.export(LORA_SCALE, &models);
+    assert_agrees(&golden, &verify(&golden, &models, &Request::default()));
+}
+
+/// The checks can fail: one weight of each component disturbed, each noticed.
+#[test]
+fn every_fault_is_caught() {
+    let report = verify(
+        &Golden::carried(),
+        models(),
+        &Request {
+            control: true,
+            skip_e2e: true,
+            ..Request::default()
+        },
+    );
+    let missed: Vec<&str> = report
+        .faults
+        .iter()
+        .filter(|f| f.caught_by.is_none())
+        .map(|f| f.component.as_str())
+        .collect();
+    assert_eq!(missed, Vec::<&str>::new(), "{report}");
+    let disturbed: BTreeSet<&str> = report.faults.iter().map(|f| f.component.as_str()).collect();
+    let backend = open(models(), 2);
+    let all: BTreeSet<&str> = backend
+        .models()
+        .manifest()
+        .components
+        .iter()
+        .map(|c| c.name.as_str())
+        .collect();
+    println!(
+        "{} faults in {} of {} components",
+        report.faults.len(),
+        disturbed.len(),
+        all.len()
+    );
+    assert_eq!(disturbed, all, "components that no fault was put into");
+}
+
+/// A models folder of other weights fails the same checks, and the commands say so.
+#[test]
+fn other_weights_fail_by_name_and_exit_code() {
+    let golden = Golden::carried();
+    let dir = tempfile::tempdir().unwrap();
+    let (models, json) = (dir.path().join("models"), dir.path().join("report.json"));
+    golden.export(LORA_SCALE / 2.0, &models);
+    for program in [Program::Run, Program::Export] {
+        let mut command = program.command();
+        command
+            .args([
+                "verify",
+                "--threads",
+                "2",
+                "--skip-e2e",
+                "--only",
+                "dit_blocks,vae,lora",
+                "--models",
+            ])
+            .arg(&models);
+        command
+            .arg("--golden")
+            .arg(&golden.root)
+            .arg("--json")
+            .arg(&json);
+        let finished = Finished::from(command.output().unwrap());
+        let message = finished.error(Exit::Verification);
+        assert!(message.contains("checks failed"), "{message}");
+        let report: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+        let failed = |file: &str| {
+            report["rows"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|r| r["file"] == file && r["pass"] == false)
+                .count()
+        };
+        // The LoRA touches the transformer alone.
+        assert_eq!(failed("vae"), 0);
+        assert!(
+            failed("dit_blocks") > 0 && failed("lora") > 0,
+            "{}",
+            finished.stdout
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_verified_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = Golden::carried().root;
+    let run = |golden: &Path, models: &Path, more: &[&str]| {
+        let mut command = Program::Run.command();
+        command
+            .args(["verify", "--threads", "2", "--models"])
+            .arg(models)
+            .arg("--golden")
+            .arg(golden)
+            .args(more);
+        Finished::from(command.output().unwrap())
+    };
+    let mut t = Transcript::default()
+        .naming(dir.path(), "DIR")
+        .naming(&golden, "GOLDEN");
+    let empty = dir.path().join("empty");
+    fs::create_dir_all(empty.join("golden")).unwrap();
+    fs::write(empty.join("golden/manifest.json"), "{\"files\": {}}").unwrap();
+    for (case, exit, finished) in [
+        (
+            "no golden folder",
+            Exit::Input,
+            run(&dir.path().join("none"), models(), &[]),
+        ),
+        ("no tensors in it", Exit::Input, run(&empty, models(), &[])),
+        ("no models", Exit::Model, run(&golden, dir.path(), &[])),
+        (
+            "no such file of the set",
+            Exit::Usage,
+            run(&golden, models(), &["--only", "dit_blocks,vea"]),
+        ),
+    ] {
+        t.add(case, exit, &finished.error(exit));
+    }
+    insta::assert_snapshot!("bad_verify", t.text());
+}

@@ -1,0 +1,122 @@
+//! Golden folders, and the export of the one that the repository carries.
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::UNIX_EPOCH;
+
+use engines::backend::ort::OrtCpu;
+use exporter::checkpoint::LoraScale;
+use exporter::export::{Recipe, Request, export};
+
+/// Strength of every golden set's LoRA, as of the published one: alpha over rank.
+pub const LORA_SCALE: f64 = 0.5;
+
+/// The root of the repository.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the tests lie in the workspace")
+}
+
+/// A golden folder: `ckpt/`, `inputs/`, `golden/`.
+#[derive(Clone, Debug)]
+pub struct Golden {
+    pub root: PathBuf,
+}
+
+impl Golden {
+    /// The set that the repository carries.
+    pub fn carried() -> Self {
+        Self {
+            root: workspace().join("tests/golden"),
+        }
+    }
+
+    /// A larger set beside the repository, where there is one.
+    pub fn shared() -> Option<Self> {
+        let root = workspace().parent()?.join("shared/golden");
+        root.join("golden/manifest.json")
+            .is_file()
+            .then_some(Self { root })
+    }
+
+    pub fn input(&self, name: &str) -> PathBuf {
+        self.root.join("inputs").join(name)
+    }
+
+    /// Folder of both checkpoints.
+    pub fn ckpt(&self) -> PathBuf {
+        self.root.join("ckpt")
+    }
+
+    /// Folder of the base checkpoint.
+    pub fn base(&self) -> PathBuf {
+        self.ckpt().join("Wan2.2-S2V-14B")
+    }
+
+    pub fn lora(&self) -> PathBuf {
+        self.ckpt().join("LiveAvatar/liveavatar.safetensors")
+    }
+
+    /// Exports the checkpoint with its LoRA at `scale` to `out`.
+    pub fn export(&self, scale: f64, out: &Path) {
+        let lora = Some((self.lora(), LoraScale::Scale(scale)));
+        let request = Request {
+            ckpt_dir: self.base(),
+            lora,
+            recipe: Recipe::Fp32,
+            out: out.to_owned(),
+        };
+        export(&request, &mut |_, _, _| {})
+            .unwrap_or_else(|e| panic!("{}: {e}", self.root.display()));
+    }
+}
+
+/// The carried set's export. It lies in the target directory under a name that tells which test binary made it, so that the processes of
+/// a test run share one.
+pub fn models() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        cached("golden-models", |out| {
+            Golden::carried().export(LORA_SCALE, out);
+        })
+    })
+}
+
+/// A folder that `make` fills unless it is there; older ones of this name are removed.
+fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+    let folder = crate::program::profile().join("it");
+    fs::create_dir_all(&folder).expect("a folder in the target directory");
+    let lock = fs::File::create(folder.join(format!("{name}.lock"))).expect("a lock file");
+    lock.lock().expect("file locks work");
+    let exe = std::env::current_exe()
+        .and_then(fs::metadata)
+        .expect("a test can look at itself");
+    let made = exe
+        .modified()
+        .ok()
+        .and_then(|t| t.duration_since(UNIX_EPOCH).ok())
+        .unwrap_or_default();
+    let out = folder.join(format!("{name}-{}-{}", exe.len(), made.as_nanos()));
+    if !out.exists() {
+        let older = fs::read_dir(&folder)
+            .expect("the folder was just made")
+            .flatten();
+        for entry in older.filter(|e| {
+            e.file_name()
+                .to_string_lossy()
+                .starts_with(&format!("{name}-"))
+        }) {
+            fs::remove_dir_all(entry.path()).expect("an older folder can be removed");
+        }
+        make(&out);
+    }
+    out
+}
+
+/// Opens an export on so many threads.
+pub fn open(models: &Path, threads: usize) -> OrtCpu {
+    runtime::commands::open(models, NonZeroUsize::new(threads)).unwrap_or_else(|e| panic!("{e}"))
+}

@@ -1,0 +1,203 @@
+//! The two binaries under test: built once per test process, run as a user runs them, and their failures judged.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use engines::exit::Exit;
+
+/// Columns of a terminal: help is wrapped to it on every machine.
+const COLUMNS: &str = "100";
+
+/// A binary of the workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    Export,
+    Run,
+}
+
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Export => "avatar-export",
+            Self::Run => "avatar-run",
+        }
+    }
+
+    /// Where it is, built first if need be.
+    pub fn path(self) -> PathBuf {
+        folder().join(self.name())
+    }
+
+    /// A command without terminal, input or colour.
+    pub fn command(self) -> Command {
+        let mut command = Command::new(self.path());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .env("COLUMNS", COLUMNS)
+            .env_remove("RUST_BACKTRACE");
+        command
+    }
+
+    /// Runs it to its end.
+    pub fn run<S: AsRef<std::ffi::OsStr>>(self, args: impl IntoIterator<Item = S>) -> Finished {
+        self.command()
+            .args(args)
+            .output()
+            .map(Finished::from)
+            .expect("a binary that was just built starts")
+    }
+}
+
+/// The folder of the binaries: that of this test's profile, whatever target directory it was built in.
+fn folder() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let profile = profile();
+        let target = profile
+            .parent()
+            .expect("a profile lies in the target directory");
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--package",
+                "exporter",
+                "--package",
+                "runtime",
+                "--bins",
+                "--target-dir",
+            ])
+            .arg(target);
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let status = cargo
+            .current_dir(crate::golden::workspace())
+            .status()
+            .expect("cargo starts");
+        assert!(status.success(), "the binaries under test do not build");
+        profile
+    })
+}
+
+/// `target/PROFILE` of the running test.
+pub(crate) fn profile() -> PathBuf {
+    let exe = std::env::current_exe().expect("a test knows its path");
+    exe.parent()
+        .and_then(Path::parent)
+        .expect("a test lies in PROFILE/deps")
+        .to_owned()
+}
+
+/// How a run ended and what it said.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// `None` when a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Finished {
+    fn from(output: Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("programs write UTF-8");
+        Self {
+            code: output.status.code(),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
+    }
+}
+
+impl Finished {
+    /// The run, which must have worked.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// The message of a run that must have failed with `exit`: from its only `error:` on, without clap's pointer to --help.
+    #[track_caller]
+    pub fn error(&self, exit: Exit) -> String {
+        assert_eq!(
+            self.code,
+            Some(i32::from(exit.code())),
+            "{}{}",
+            self.stdout,
+            self.stderr
+        );
+        for word in ["panicked", "RUST_BACKTRACE", "unwrap"] {
+            assert!(!self.stderr.contains(word), "{}", self.stderr);
+        }
+        let errors = self
+            .stderr
+            .lines()
+            .filter(|l| l.starts_with("error: "))
+            .count();
+        assert_eq!(errors, 1, "wanted one line `error: ...`\n{}", self.stderr);
+        let at = self.stderr.find("error: ").unwrap_or_default();
+        let message = self.stderr[at + "error: ".len()..]
+            .split("\n\nFor more information")
+            .next()
+            .unwrap_or_default();
+        message.trim_end().to_owned()
+    }
+}
+
+/// A list of cases and what was said in each, for one snapshot; folders are named, not spelt.
+#[derive(Default)]
+pub struct Transcript {
+    text: String,
+    names: Vec<(String, &'static str)>,
+}
+
+impl Transcript {
+    /// `path` is written as `name`.
+    pub fn naming(mut self, path: &Path, name: &'static str) -> Self {
+        self.names.push((path.display().to_string(), name));
+        self
+    }
+
+    /// One case.
+    pub fn add(&mut self, case: &str, exit: Exit, message: &str) {
+        let message = self.named(message);
+        writeln!(
+            self.text,
+            "{case} (exit {})\n    {}",
+            exit.code(),
+            message.replace('\n', "\n    ")
+        )
+        .expect("a string grows");
+    }
+
+    /// `text` without this machine's paths, and without the lines of our own code that a graph error names.
+    pub fn named(&self, text: &str) -> String {
+        let named = self
+            .names
+            .iter()
+            .fold(text.to_owned(), |text, (path, name)| {
+                text.replace(path, name)
+            });
+        let without = |line: &str| {
+            line.find(" (exporter/src/")
+                .map_or(line, |at| &line[..at])
+                .to_owned()
+        };
+        named
+            .split('\n')
+            .map(without)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
