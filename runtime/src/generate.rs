@@ -230,7 +230,7 @@ fn notices(
     }
 }
 
-/// Side files are written at the end of a long run, so their folders are looked at before it.
+/// Side files are written at the end of a long run, so their folders are made before it.
 fn writable(request: &Request) -> Result<(), Error> {
     for path in [&request.trace, &request.contact_sheet]
         .into_iter()
@@ -240,7 +240,7 @@ fn writable(request: &Request) -> Result<(), Error> {
             .parent()
             .filter(|p| !p.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
-        std::fs::metadata(folder).map_err(|source| Error::Write {
+        std::fs::create_dir_all(folder).map_err(|source| Error::Write {
             path: path.clone(),
             source,
         })?;

@@ -12,7 +12,7 @@ use crate::events::{Cancel, Event, Observer, Settings, Summary};
 use crate::executor::AnchorInput;
 use crate::generate::Request;
 use crate::mp4::{FPS, Writer};
-use crate::pipeline::{BlockSink, Mode, PictureLatents, VideoBlock};
+use crate::pipeline::{BlockSink, DROPPED_FRAMES, Mode, PictureLatents, VideoBlock};
 use crate::ring::Geometry;
 use crate::trace::{Distances, Trace};
 
@@ -39,7 +39,10 @@ impl<'a> Output<'a> {
         observer: &'a dyn Observer,
         begun: Instant,
     ) -> Result<Self, Error> {
-        let track = AudioTrack::open(&request.audio)?;
+        // The first frames are dropped, so the first one that is shown was driven by sound that much later. (Upstream starts the sound at 0:
+        // its lips are 120 ms early.)
+        let mut track = AudioTrack::open(&request.audio)?;
+        track.skip(DROPPED_FRAMES)?;
         let (size, frames) = (settings.effective_size, settings.frames);
         Ok(Self {
             writer: Writer::create(&request.out, size, &request.encoding, Some(track))?,

@@ -14,16 +14,6 @@ use crate::call::{Anchor, Call, CallOutput, Flow, LayerCondition, Prefill};
 use crate::plan::StageSpec;
 use crate::ring::{Geometry, KvRing};
 
-/// Name of a denoising layer's component.
-pub fn layer_component(layer: usize) -> String {
-    format!("dit_layer.{layer:02}")
-}
-
-/// Name of a sink layer's component.
-pub fn sink_component(layer: usize) -> String {
-    format!("dit_sink_layer.{layer:02}")
-}
-
 /// What to load a component with: taps and faults.
 pub type Options<'a> = &'a (dyn Fn(&str) -> LoadOptions + Sync);
 
@@ -88,7 +78,7 @@ impl<'a> Stage<'a> {
                 .transpose()
         };
         let layer = |index: usize| {
-            let loaded = Loaded::new(backend, &layer_component(index), options)?;
+            let loaded = Loaded::new(backend, &dit::layer_name(index), options)?;
             Ok(Layer {
                 index,
                 loaded,
@@ -164,7 +154,7 @@ impl<'a> Stage<'a> {
             if stop() {
                 return Ok(());
             }
-            let mut sink = Loaded::new(self.backend, &sink_component(layer), self.options)?;
+            let mut sink = Loaded::new(self.backend, &dit::sink_layer_name(layer), self.options)?;
             run_sink_layer(&mut sink, prefill)?;
         }
         Ok(())

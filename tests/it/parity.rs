@@ -14,7 +14,7 @@ use tests::program::{Finished, Program, Transcript};
 
 fn verify(golden: &Golden, models: &Path, request: &Request) -> Report {
     let set = Set::open(&golden.root).unwrap();
-    let backend = open(models, 2);
+    let backend = open(models);
     run(
         &Engine::new(backend.models(), &backend),
         &set,
@@ -93,7 +93,7 @@ fn every_fault_is_caught() {
         .collect();
     assert_eq!(missed, Vec::<&str>::new(), "{report}");
     let disturbed: BTreeSet<&str> = report.faults.iter().map(|f| f.component.as_str()).collect();
-    let backend = open(models(), 2);
+    let backend = open(models());
     let all: BTreeSet<&str> = backend
         .models()
         .manifest()

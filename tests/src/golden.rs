@@ -116,7 +116,7 @@ fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     out
 }
 
-/// Opens an export on so many threads.
-pub fn open(models: &Path, threads: usize) -> OrtCpu {
-    runtime::commands::open(models, NonZeroUsize::new(threads)).unwrap_or_else(|e| panic!("{e}"))
+/// Opens an export on two threads.
+pub fn open(models: &Path) -> OrtCpu {
+    runtime::commands::open(models, NonZeroUsize::new(2)).unwrap_or_else(|e| panic!("{e}"))
 }

@@ -19,7 +19,7 @@ use crate::plan::StageSpec;
 use crate::ring::Geometry;
 use crate::schedule;
 use crate::size::Size;
-use crate::stage::{Options, Stage, anchor_of, layer_component};
+use crate::stage::{Options, Stage, anchor_of};
 use crate::wavefront::Item;
 
 /// Tap of the packed motion tokens, before the condition mask.
@@ -635,7 +635,7 @@ fn plain_values(
             .sheet
             .check(dit::EMBED.name, "dit_blocks", &name("tokens_in"), &tokens);
     }
-    if let Some(head) = hidden(&layer_component(scene.layers - 1)) {
+    if let Some(head) = hidden(&dit::layer_name(scene.layers - 1)) {
         bench
             .sheet
             .check(dit::LAYER.name, "dit_blocks", &name("head_in"), &head);
@@ -643,7 +643,7 @@ fn plain_values(
     let g = scene.geometry();
     let written = g.slot(index)..g.slot(index) + g.block_tokens();
     for layer in 0..scene.layers {
-        if let Some(after) = hidden(&layer_component(layer)) {
+        if let Some(after) = hidden(&dit::layer_name(layer)) {
             let name = name(&format!("layer{layer}.after_injection"));
             bench
                 .sheet
@@ -752,7 +752,7 @@ fn tap_of(bench: &Bench<'_>, name: &str) -> Option<Tapped> {
     Some(Tapped {
         name: name.to_owned(),
         block: block.parse().ok()?,
-        component: layer_component(layer),
+        component: dit::layer_name(layer),
         tap,
     })
 }
