@@ -56,6 +56,12 @@ impl Port {
         Self { name, dtype, shape }
     }
 
+    /// Type and shape as errors show them: `f32 [B, M, T]`.
+    pub fn fact(&self) -> String {
+        let dims = self.shape.split_whitespace().collect::<Vec<_>>();
+        format!("{} [{}]", self.dtype, dims.join(", "))
+    }
+
     /// The shape as dimensions. Panics on a malformed const; a unit test parses every one.
     pub fn dims(&self) -> Vec<Dim> {
         self.shape
@@ -67,13 +73,7 @@ impl Port {
 
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: {} [{}]",
-            self.name,
-            self.dtype,
-            self.shape.split_whitespace().collect::<Vec<_>>().join(", ")
-        )
+        write!(f, "{}: {}", self.name, self.fact())
     }
 }
 

@@ -301,6 +301,18 @@ impl Checkpoint {
         Ok(self)
     }
 
+    /// Whether a tensor can be read as f32. An unknown name is left to whoever reads it.
+    pub fn check_float(&self, name: &str) -> Result<(), CheckpointError> {
+        match self.tensors.get(name).map(|e| &e.info) {
+            Some(info) if info.dtype.to_f32(&[]).is_none() => Err(CheckpointError::NotFloat {
+                file: info.file.to_path_buf(),
+                key: name.to_owned(),
+                got: info.dtype,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// What the LoRA laid over this checkpoint holds.
     pub fn lora(&self) -> Option<&LoraReport> {
         self.lora.as_deref().map(Merge::report)

@@ -5,7 +5,7 @@ use crate::config::{self, ConfigError};
 use crate::graph::write::{
     DataFile, WeightBytes, WeightPlacement, WriteError, to_model, write_data, write_model,
 };
-use crate::graph::{Builder, Graph, GraphErrors, WeightSource};
+use crate::graph::{Builder, Fault, Graph, GraphError, GraphErrors, WeightSource};
 use crate::models::{umt5, wan_s2v, wan_vae, wav2vec2};
 use engines::components::{dit, speech, text, vae};
 use engines::contract::{Contract, Sizes};
@@ -66,14 +66,14 @@ pub enum ExportError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("{component}: {errors}")]
+    #[error("{}", errors.0.iter().map(|e| format!("{checkpoint}: {e}")).collect::<Vec<_>>().join("\n"))]
     Graph {
-        component: String,
+        checkpoint: String,
         errors: GraphErrors,
     },
-    #[error("{family}: {} tensors that no graph reads: {}", keys.len(), keys.join(", "))]
+    #[error("{checkpoint}: {} tensors that no graph reads: {}", keys.len(), keys.join(", "))]
     Unused {
-        family: &'static str,
+        checkpoint: String,
         keys: Vec<String>,
     },
     #[error(transparent)]
@@ -109,6 +109,10 @@ impl WeightSource for Checkpoint {
 
     fn keys(&self) -> Vec<String> {
         self.names().map(str::to_owned).collect()
+    }
+
+    fn origin(&self) -> Option<String> {
+        Some(self.path().display().to_string())
     }
 }
 
@@ -148,6 +152,9 @@ const IDLE: &[&str] = &[
     "masked_spec_embed",
 ];
 
+/// The tokenizer's file, in the checkpoint and in the export.
+const TOKENIZER: &str = "tokenizer.json";
+
 /// Everything that is wrong with the inputs, or none.
 fn all<T>(found: Result<T, impl Into<ExportError>>, errors: &mut Vec<ExportError>) -> Option<T> {
     found.map_err(|e| errors.push(e.into())).ok()
@@ -172,15 +179,25 @@ impl Sources {
             });
         }
         let mut errors = Vec::new();
+        let tokenizer = dir.join(layout::TOKENIZER_DIR).join(TOKENIZER);
+        if !tokenizer.is_file() {
+            let want = "tokenizer of the prompt";
+            errors.push(
+                CheckpointError::Missing {
+                    path: tokenizer,
+                    want,
+                }
+                .into(),
+            );
+        }
         let speech_dir = dir.join(layout::WAV2VEC2_DIR);
-        let merged = |base: Checkpoint| match lora {
-            Some((path, scale)) => base.with_lora(Lora::open(path, *scale)?),
-            None => Ok(base),
-        };
-        let dit = all(
-            Checkpoint::open_safetensors(dir).and_then(merged),
-            &mut errors,
-        );
+        let mut dit = all(Checkpoint::open_safetensors(dir), &mut errors);
+        if let (Some((path, scale)), true) = (lora, dit.is_some()) {
+            let merged = Lora::open(path, *scale)
+                .and_then(|lora| Checkpoint::open_safetensors(dir)?.with_lora(lora));
+            // A LoRA that does not fit leaves the base to be checked all the same.
+            dit = all(merged, &mut errors).or(dit);
+        }
         let text = all(
             Checkpoint::open_torch(&dir.join(layout::T5_FILE)),
             &mut errors,
@@ -205,6 +222,9 @@ impl Sources {
         let (Some(d), Some(v), Some(t), Some(s)) = sizes else {
             return Err(joined(errors));
         };
+        if !errors.is_empty() {
+            return Err(joined(errors));
+        }
         let config = ModelConfig {
             dit: d,
             vae: v,
@@ -230,6 +250,29 @@ impl Sources {
             config: &self.config,
         }
         .graphs()
+    }
+
+    /// Weights are floats; a file of whole numbers (a quantised checkpoint, say) is refused before anything is written.
+    fn check_types(&self, families: &[Family]) -> Result<(), ExportError> {
+        let mut errors = Vec::new();
+        for family in families {
+            let source = self.of(family);
+            let used: BTreeSet<String> = family
+                .graphs
+                .iter()
+                .flat_map(|(_, g)| g.used_keys())
+                .collect();
+            errors.extend(
+                used.iter()
+                    .filter_map(|key| source.check_float(key).err())
+                    .map(ExportError::from),
+            );
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(joined(errors))
+        }
     }
 
     fn of(&self, family: &Family) -> &Checkpoint {
@@ -352,8 +395,11 @@ pub struct Family {
 
 /// A family under construction.
 struct Draft<'s> {
+    checkpoint: String,
     source: &'s dyn WeightSource,
     graphs: Vec<(&'static Contract, Graph)>,
+    /// Keys that some graph read or found misshaped, also where the graph failed.
+    met: BTreeSet<String>,
     failed: Vec<ExportError>,
 }
 
@@ -366,14 +412,14 @@ impl Family {
         add: impl FnOnce(&mut Draft<'_>),
     ) -> Self {
         let mut draft = Draft {
+            checkpoint: source.origin().unwrap_or_else(|| name.to_owned()),
             source,
             graphs: Vec::new(),
+            met: BTreeSet::new(),
             failed: Vec::new(),
         };
         add(&mut draft);
-        if draft.failed.is_empty() {
-            draft.failed.extend(draft.unused(name));
-        }
+        draft.failed.extend(draft.unused());
         errors.append(&mut draft.failed);
         Self {
             name,
@@ -391,46 +437,40 @@ impl Draft<'_> {
         sizes: &impl Sizes,
         build: impl FnOnce(&'_ Builder<'_>),
     ) {
-        match build_graph(component, contract, self.source, sizes, build) {
+        let b = Builder::new(component, self.source);
+        b.bind(sizes.bindings());
+        b.contract(contract);
+        build(&b);
+        self.met.extend(b.used_keys());
+        match b.finish() {
             Ok(graph) => self.graphs.push((contract, graph)),
-            Err(errors) => self.failed.push(ExportError::Graph {
-                component: component.to_owned(),
-                errors,
-            }),
+            Err(errors) => {
+                self.met.extend(errors.0.iter().filter_map(misshaped));
+                self.failed.push(ExportError::Graph {
+                    checkpoint: self.checkpoint.clone(),
+                    errors,
+                });
+            }
         }
     }
 
     /// A tensor that no graph reads means that the checkpoint holds something this version does not know.
-    fn unused(&self, family: &'static str) -> Option<ExportError> {
-        let used: BTreeSet<String> = self
-            .graphs
-            .iter()
-            .flat_map(|(_, g)| g.used_keys())
-            .collect();
+    fn unused(&self) -> Option<ExportError> {
         let idle = |key: &str| IDLE.iter().any(|p| key.starts_with(p));
-        let keys: Vec<String> = self
-            .source
-            .keys()
-            .into_iter()
-            .filter(|k| !used.contains(k) && !idle(k))
-            .collect();
-        (!keys.is_empty()).then_some(ExportError::Unused { family, keys })
+        let unknown = |k: &String| !self.met.contains(k) && !idle(k);
+        let keys: Vec<String> = self.source.keys().into_iter().filter(unknown).collect();
+        (!keys.is_empty()).then(|| ExportError::Unused {
+            checkpoint: self.checkpoint.clone(),
+            keys,
+        })
     }
 }
 
-/// One graph over a checkpoint's shapes: `build` adds its nodes.
-pub fn build_graph(
-    component: &str,
-    contract: &'static Contract,
-    source: &dyn WeightSource,
-    sizes: &impl Sizes,
-    build: impl FnOnce(&'_ Builder<'_>),
-) -> Result<Graph, GraphErrors> {
-    let b = Builder::new(component, source);
-    b.bind(sizes.bindings());
-    b.contract(contract);
-    build(&b);
-    b.finish()
+fn misshaped(error: &GraphError) -> Option<String> {
+    match &error.fault {
+        Fault::Misshaped { key, .. } => Some(key.clone()),
+        _ => None,
+    }
 }
 
 /// Exports a folder. `progress` is told the data file's name, bytes done and in total.
@@ -447,6 +487,7 @@ pub fn export(
     }
     let sources = Sources::open(&request.ckpt_dir, request.lora.as_ref())?;
     let families = sources.graphs()?;
+    sources.check_types(&families)?;
     let staging = Staging::create(out)?;
     let mut components = Vec::new();
     let mut data = Vec::new();
@@ -568,18 +609,17 @@ fn write_component(
 }
 
 fn copy_tokenizer(ckpt_dir: &Path, dir: &Path) -> Result<FileEntry, ExportError> {
-    const FILE: &str = "tokenizer.json";
-    let from = ckpt_dir.join(layout::TOKENIZER_DIR).join(FILE);
+    let from = ckpt_dir.join(layout::TOKENIZER_DIR).join(TOKENIZER);
     let io = |path: &Path, source| ExportError::Io {
         path: path.to_owned(),
         source,
     };
-    let to = dir.join(FILE);
+    let to = dir.join(TOKENIZER);
     let text = fs::read(&from).map_err(|e| io(&from, e))?;
     fs::write(&to, &text).map_err(|e| io(&to, e))?;
     let blake3 = manifest::hash_file(&to).map_err(|e| io(&to, e))?;
     Ok(FileEntry {
-        file: FILE.to_owned(),
+        file: TOKENIZER.to_owned(),
         bytes: text.len() as u64,
         blake3,
     })

@@ -25,14 +25,14 @@ pub enum PlanError {
         have: usize,
         got: usize,
     },
-    #[error("stages wants every one of {what} 0-{} exactly once, in order; {} follows {}", have.saturating_sub(1), Inclusive(found), Before(*after))]
+    #[error("stages wants {what} 0-{} each exactly once, in order; {} follows {}", have.saturating_sub(1), Inclusive(found), Before(*after))]
     Gap {
         what: String,
         have: usize,
         after: usize,
         found: Range<usize>,
     },
-    #[error("stages wants every one of {what} 0-{} exactly once; {after}-{} are missing", have.saturating_sub(1), have.saturating_sub(1))]
+    #[error("stages wants {what} 0-{} each exactly once; missing: {}", have.saturating_sub(1), Inclusive(&(*after..*have)))]
     Short {
         what: String,
         have: usize,
@@ -193,7 +193,7 @@ fn chain(
 ) -> Result<Chain, PlanError> {
     stages.sort_by_key(|s| s.layers.start);
     covered(
-        &format!("layers of steps {}", Inclusive(&steps)),
+        &format!("(for steps {}) layers", Inclusive(&steps)),
         layers,
         stages.iter().map(|s| &s.layers),
     )?;
@@ -457,23 +457,23 @@ mod tests {
             ("steps=5", "stages wants at most 4 parts of 4 steps, got 5"),
             (
                 "0:0-1/0-3",
-                "stages wants every one of layers of steps 0-3 0-3 exactly once; 2-3 are missing",
+                "stages wants (for steps 0-3) layers 0-3 each exactly once; missing: 2-3",
             ),
             (
                 "0:0-1/0-3;1:1-3/0-3",
-                "stages wants every one of layers of steps 0-3 0-3 exactly once, in order; 1-3 follows 1",
+                "stages wants (for steps 0-3) layers 0-3 each exactly once, in order; 1-3 follows 1",
             ),
             (
                 "0:0-3/0-1;1:0-3/1-3",
-                "stages wants every one of steps 0-3 exactly once, in order; 1-3 follows 1",
+                "stages wants steps 0-3 each exactly once, in order; 1-3 follows 1",
             ),
             (
                 "0:0-3/0-2",
-                "stages wants every one of steps 0-3 exactly once; 3-3 are missing",
+                "stages wants steps 0-3 each exactly once; missing: 3",
             ),
             (
                 "0:0-4/0-3",
-                "stages wants every one of layers of steps 0-3 0-3 exactly once, in order; 0-4 follows nothing",
+                "stages wants (for steps 0-3) layers 0-3 each exactly once, in order; 0-4 follows nothing",
             ),
         ] {
             assert_eq!(plan(text, "auto").unwrap_err().to_string(), want, "{text}");

@@ -255,7 +255,7 @@ impl OrtSession {
         let mut facts = Facts::new(self.bindings.clone());
         for port in self.contract.inputs {
             let Some((_, view)) = inputs.iter().find(|(p, _)| p.name == port.name) else {
-                return Err(self.bind_error(port.name, port.to_string(), "nothing"));
+                return Err(self.bind_error(port.name, port.fact(), "nothing"));
             };
             facts
                 .learn(port, view.dtype, &view.shape)
@@ -286,7 +286,7 @@ impl OrtSession {
                     .map(|t| (t.dtype(), t.shape().to_vec())),
             };
             let (dtype, shape) =
-                fact.ok_or_else(|| self.bind_error(port.name, port.to_string(), "nothing"))?;
+                fact.ok_or_else(|| self.bind_error(port.name, port.fact(), "nothing"))?;
             facts
                 .learn(port, dtype, &shape)
                 .map_err(|(w, g)| self.bind_error(port.name, w, g))?;

@@ -43,7 +43,7 @@ impl TensorSpec {
 
 /// A size cannot be read: its tensor is missing or has another number of dimensions.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("no size can be read from {key}: wanted {dims} dimensions, got {got:?}")]
+#[error("no size can be read from {key}: wanted {dims} dimensions, got {}", got.as_ref().map_or_else(|| "no such tensor".to_owned(), |s| format!("{s:?}")))]
 pub struct SizeError {
     pub key: String,
     pub dims: usize,

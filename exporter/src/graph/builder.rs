@@ -21,6 +21,10 @@ pub trait WeightSource {
     fn shape(&self, key: &str) -> Option<Vec<usize>>;
     /// Every key.
     fn keys(&self) -> Vec<String>;
+    /// The file or folder, where there is one.
+    fn origin(&self) -> Option<String> {
+        None
+    }
 }
 
 impl WeightSource for BTreeMap<String, Vec<usize>> {
