@@ -113,7 +113,7 @@ fn weight(w: &Weight) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::{Builder, Transform};
-    use crate::nn::{feed_forward, rms_norm};
+    use crate::nn::{linear, linear_no_bias, rms_norm};
     use engines::contract::{DType, Port};
     use std::collections::BTreeMap;
 
@@ -135,8 +135,10 @@ mod tests {
             .collect();
         let b = Builder::new("tiny", &source);
         let (s, x) = (b.root(), b.input(&X));
-        let y =
-            x + feed_forward(s.pp("ffn"), rms_norm(s.pp("norm"), x, 1e-6), 16, ["0", "2"]) * 0.5;
+        let norm = rms_norm(s.pp("norm"), x, 1e-6);
+        let f = s.pp("ffn");
+        let hidden = linear(f.pp(0), norm, 16).gelu_tanh();
+        let y = x + f.out(linear_no_bias(f.pp(2), hidden, 8)) * 0.5;
         let head = s.weight_as(
             "head",
             [2, 8, 1],

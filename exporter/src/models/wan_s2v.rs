@@ -3,7 +3,7 @@
 //!
 //! Tokens of a frame stay a dimension of their own (`[B, F, n, D]`), because modulation and audio act per frame.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Transform, Value};
-use crate::nn::{layer_norm, layer_norm_affine, linear_biased as linear, rms_norm};
+use crate::nn::{layer_norm, layer_norm_affine, linear, rms_norm};
 use engines::components::dit::{self, DitConfig};
 use engines::components::speech;
 use engines::contract::NEXT;

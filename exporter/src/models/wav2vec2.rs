@@ -1,7 +1,7 @@
 //! The wav2vec2 encoder with stable layer norm: raw speech to all hidden states. Names are those of transformers'
 //! `Wav2Vec2Model` (4.51), whose last hidden state is normed; the others are the layers' inputs.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Value};
-use crate::nn::{layer_norm_affine, linear_biased as linear};
+use crate::nn::{layer_norm_affine, linear};
 use engines::components::speech::{self, SpeechConfig};
 use engines::dim::Dim;
 
