@@ -19,11 +19,13 @@ use crate::verify;
 
 /// One picture, speech and a prompt in; talking video out.
 #[derive(Debug, Parser)]
-#[command(name = "avatar-run", version, arg_required_else_help = true)]
+#[command(name = "avatar-run", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
+
+const EXIT_CODES: &str = "Flags may be written with dashes or, as upstream has them, with underscores.\nExit codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, 6 interrupted (the part is playable), 7 verification failed";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
