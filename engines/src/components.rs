@@ -7,6 +7,7 @@
 //! | `D`, `N`, `d`, `p` | width, heads, head size, rotary pairs `d/2` of the DiT |
 //! | `S`, `C`, `M` | tokens of the KV ring, of the sink (condition), of the text |
 //! | `A`, `K`, `Q`, `E` | actors, audio tokens per frame, speech hidden states, their width |
+//! | `s`, `t`, `r` | samples; tokens of a prompt or frames of speech; some of those frames |
 //! | `Z`, `H`, `W`, `c` | latent channels, latent rows and columns, base width of the VAE |
 pub mod dit;
 pub mod speech;
@@ -18,7 +19,10 @@ use crate::contract::Contract;
 /// Every contract of the project, in data-flow order.
 pub const ALL: &[Contract] = &[
     text::ENCODER,
-    speech::ENCODER,
+    speech::ENCODER_FEATURES,
+    speech::ENCODER_POSITIONS,
+    speech::ENCODER_LAYER,
+    speech::ENCODER_LAST,
     speech::ADAPTER,
     vae::ENCODER_FIRST,
     vae::ENCODER_NEXT,

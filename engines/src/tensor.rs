@@ -204,7 +204,27 @@ impl fmt::Debug for Tensor {
     }
 }
 
+impl ViewMut<'_> {
+    /// Copies as many bytes; the shapes may differ. Panics when the counts do.
+    pub fn fill_from(&mut self, other: &View<'_>) {
+        assert_eq!(self.dtype, other.dtype, "copy of another type");
+        self.bytes.copy_from_slice(other.bytes);
+    }
+}
+
 impl<'a> View<'a> {
+    /// The same elements under another shape. Panics when the counts differ.
+    pub fn reshaped(mut self, shape: &[usize]) -> Self {
+        assert_eq!(
+            count(shape),
+            count(&self.shape),
+            "reshape {:?} to {shape:?}",
+            self.shape
+        );
+        self.shape = shape.to_vec();
+        self
+    }
+
     /// Borrows a slice. Panics when its length is not the shape's.
     pub fn from_slice<T: Element>(shape: &[usize], data: &'a [T]) -> Self {
         assert_eq!(

@@ -330,9 +330,20 @@ impl ShapeSources<'_> {
                 self.speech,
                 &mut errors,
                 |f| {
-                    f.add("audio_encoder", &speech::ENCODER, &c.speech, |b| {
-                        wav2vec2::encoder(b, prefix, &c.speech);
+                    let sizes = &c.speech;
+                    let (first, second) = (&speech::ENCODER_FEATURES, &speech::ENCODER_POSITIONS);
+                    f.add(first.name, first, sizes, |b| {
+                        wav2vec2::features(b, prefix, sizes);
                     });
+                    f.add(second.name, second, sizes, |b| {
+                        wav2vec2::positions(b, prefix, sizes);
+                    });
+                    for layer in 0..sizes.layers {
+                        let (name, contract) = sizes.layer(layer);
+                        f.add(&name, contract, sizes, |b| {
+                            wav2vec2::layer(b, prefix, sizes, layer);
+                        });
+                    }
                 },
             ),
             Family::build("vae", Which::Vae, self.vae, &mut errors, |f| {

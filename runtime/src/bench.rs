@@ -43,7 +43,7 @@ pub struct Report {
 }
 
 /// Samples of five seconds of speech.
-const SPEECH_SAMPLES: i64 = 80_000;
+const SPEECH_SAMPLES: usize = 80_000;
 /// Tokens of a long prompt, and of the longest.
 const PROMPTS: [i64; 2] = [100, 512];
 
@@ -62,10 +62,17 @@ pub fn run(backend: &OrtCpu, threads: usize, request: &Request) -> Result<Report
             &sizes,
         )?);
     }
+    let layers = (0..bench.config.speech.layers).map(|l| bench.config.speech.layer(l).0);
+    let speech_encoder = [
+        speech::ENCODER_FEATURES.name.to_owned(),
+        speech::ENCODER_POSITIONS.name.to_owned(),
+    ];
+    let speech_encoder: Vec<String> = speech_encoder.into_iter().chain(layers).collect();
+    let frames = bench.config.speech.frames(SPEECH_SAMPLES).unwrap_or(1) as i64;
     rows.push(bench.time(
         "speech encoder, 5 s".to_owned(),
-        &[speech::ENCODER.name.to_owned()],
-        &[],
+        &speech_encoder,
+        &[("t", frames), ("r", frames)],
     )?);
     rows.push(bench.time(
         "audio adapter, 1 block".to_owned(),
@@ -139,7 +146,7 @@ impl<'a> Bench<'a> {
             ("A", 1),
         ];
         sizes.extend(own.map(|(k, v)| (k.to_owned(), v as i64)));
-        sizes.insert("s".to_owned(), SPEECH_SAMPLES);
+        sizes.insert("s".to_owned(), SPEECH_SAMPLES as i64);
         Self {
             backend,
             config,

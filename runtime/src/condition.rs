@@ -3,7 +3,8 @@
 
 use engines::backend::{Backend, EngineError, Session, State};
 use engines::components::dit::{self, DitConfig};
-use engines::components::{speech, text};
+use engines::components::speech::{self, SpeechConfig};
+use engines::components::text;
 use engines::contract::DType;
 use engines::tensor::{Tensor, View};
 
@@ -60,23 +61,109 @@ pub fn embed_text(
     Ok(out.take(&dit::TEXT))
 }
 
-/// Runs the speech encoder over normalised 16 kHz samples: hidden states `[Q, t, E]`, 50 rows a second.
+/// How much of a recording the speech encoder takes at a time. What it holds besides grows with the recording by its hidden states alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Stretch {
+    /// Most bytes of attention scores in one call.
+    pub score_bytes: usize,
+    /// Frames of features made at a time.
+    pub feature_frames: usize,
+}
+
+impl Default for Stretch {
+    fn default() -> Self {
+        Self {
+            score_bytes: 256 << 20,
+            feature_frames: 1000,
+        }
+    }
+}
+
+/// Runs the speech encoder over normalised 16 kHz samples: hidden states `[Q, t, E]`, 50 rows a second. A long recording goes through each
+/// layer some rows at a time.
 ///
 /// # Errors
-/// A component that does not load or fails.
+/// A component that does not load or fails, samples that give no frame.
 pub fn encode_speech(
     backend: &dyn Backend,
     options: Options<'_>,
+    config: &SpeechConfig,
     input_values: &[f32],
+    stretch: Stretch,
 ) -> Result<Tensor, EngineError> {
-    let mut session = backend.load(speech::ENCODER.name, &options(speech::ENCODER.name))?;
-    let inputs = [(
-        &speech::INPUT_VALUES,
-        View::from_slice(&[1, input_values.len()], input_values),
-    )];
-    Ok(session
-        .run(&inputs, State::None)?
-        .take(&speech::HIDDEN_STATES))
+    let load = |name: &str| backend.load(name, &options(name));
+    let frames = config.frames(input_values.len()).unwrap_or(0);
+    let features = speech_features(
+        load(speech::ENCODER_FEATURES.name)?,
+        config,
+        input_values,
+        frames,
+        stretch.feature_frames,
+    )?;
+    let mut out = load(speech::ENCODER_POSITIONS.name)?
+        .run(&[(&speech::FEATURES, features.view())], State::None)?;
+    let (mut rows, mut keys, mut values) = (
+        out.take(&speech::FIRST_ROWS_OUT),
+        out.take(&speech::FIRST_KEYS_OUT),
+        out.take(&speech::FIRST_VALUES_OUT),
+    );
+    let at_once = (stretch.score_bytes / (size_of::<f32>() * config.heads * frames.max(1)))
+        .clamp(1, frames.max(1));
+    let mut states = Tensor::zeros(DType::F32, &[config.layers + 1, frames, config.dim]);
+    for layer in 0..config.layers {
+        states.lanes_mut(layer..layer + 1).fill_from(&rows.view());
+        let (name, contract) = config.layer(layer);
+        let mut session = load(&name)?;
+        let mut next: [Tensor; 3] =
+            std::array::from_fn(|_| Tensor::zeros(DType::F32, &[frames, config.dim]));
+        let whole = rows.reshaped(&[frames, config.dim]);
+        for start in (0..frames).step_by(at_once) {
+            let part = start..(start + at_once).min(frames);
+            let shape = [1, part.len(), config.dim];
+            let inputs = [
+                (&speech::ROWS, whole.lanes(part.clone()).reshaped(&shape)),
+                (&speech::KEYS, keys.view()),
+                (&speech::VALUES, values.view()),
+            ];
+            let mut out = session.run(&inputs, State::None)?;
+            for (next, port) in next.iter_mut().zip(contract.outputs) {
+                next.lanes_mut(part.clone())
+                    .fill_from(&out.take(port).view());
+            }
+        }
+        let shape = [1, frames, config.dim];
+        [rows, keys, values] = next.map(|t| t.reshaped(&shape));
+    }
+    states
+        .lanes_mut(config.layers..config.layers + 1)
+        .fill_from(&rows.view());
+    Ok(states)
+}
+
+/// Features of the whole recording, `[1, t, E]`, a stretch at a time.
+fn speech_features(
+    mut session: Box<dyn Session>,
+    config: &SpeechConfig,
+    input_values: &[f32],
+    frames: usize,
+    at_once: usize,
+) -> Result<Tensor, EngineError> {
+    let mut features = Tensor::zeros(DType::F32, &[frames, config.dim]);
+    for start in (0..frames).step_by(at_once) {
+        let part = start..(start + at_once).min(frames);
+        let first = part.start * config.hop();
+        let samples =
+            &input_values[first..first + (part.len() - 1) * config.hop() + config.min_samples()];
+        let inputs = [(
+            &speech::INPUT_VALUES,
+            View::from_slice(&[1, samples.len()], samples),
+        )];
+        let made = session
+            .run(&inputs, State::None)?
+            .take(&speech::FEATURES_OUT);
+        features.lanes_mut(part).fill_from(&made.view());
+    }
+    Ok(features.reshaped(&[1, frames, config.dim]))
 }
 
 /// The hidden states as features of video frames.

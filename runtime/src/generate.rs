@@ -281,7 +281,9 @@ fn produce(
     let features = condition::audio_features(&condition::encode_speech(
         backend,
         options,
+        &config.speech,
         &inputs.speech.input_values(),
+        condition::Stretch::default(),
     )?)?;
     checked("encoding the picture")?;
     let latents = PictureLatents::encode(

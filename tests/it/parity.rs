@@ -6,8 +6,10 @@ use std::fs;
 use std::path::Path;
 
 use engines::exit::Exit;
+use runtime::condition::{Stretch, encode_speech};
 use runtime::events::{Cancel, Silent};
 use runtime::generate::Engine;
+use runtime::stage::plain;
 use runtime::verify::{Report, Request, Set, run};
 use tests::golden::{Golden, LORA_SCALE, models, open};
 use tests::program::{Finished, Program, Transcript};
@@ -71,6 +73,27 @@ fn the_shared_set_agrees_with_the_reference() {
     let models = dir.path().join("models");
     golden.export(LORA_SCALE, &models);
     assert_agrees(&golden, &verify(&golden, &models, &Request::default()));
+}
+
+/// Long speech goes through the encoder some rows at a time, with the same numbers.
+#[test]
+fn speech_in_stretches_is_speech_as_a_whole() {
+    let backend = open(models());
+    let config = &backend.models().config().speech;
+    let samples: Vec<f32> = (0..48_000)
+        .map(|i| (i as f32 * 0.05).sin() + (i as f32 * 0.0031).cos())
+        .collect();
+    let encode = |stretch| encode_speech(&backend, &plain, config, &samples, stretch).unwrap();
+    let whole = encode(Stretch::default());
+    // 149 frames: 40 features, 7 rows at a time.
+    let parts = encode(Stretch {
+        score_bytes: 7 * 149 * 4 * config.heads,
+        feature_frames: 40,
+    });
+    assert_eq!((whole.shape()[1], whole.shape()), (149, parts.shape()));
+    let differences = whole.as_slice::<f32>().iter().zip(parts.as_slice::<f32>());
+    let worst = differences.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst <= 2e-5, "worst difference {worst}");
 }
 
 /// The checks can fail: one weight of each component disturbed, each noticed.

@@ -5,15 +5,55 @@ use crate::dim::Bindings;
 
 /// 16 kHz samples, normalised over the whole file.
 pub const INPUT_VALUES: Port = Port::new("input_values", F32, "1 s");
-/// Input of every layer, then the final norm's output, at 50 frames a second.
-pub const HIDDEN_STATES: Port = Port::new("hidden_states", F32, "Q t E");
-/// Mirrors `Wav2Vec2Model` (stable layer norm) of transformers 4.51.
-pub const ENCODER: Contract = Contract {
-    name: "audio_encoder",
+/// Projected features at 50 frames a second. Each frame sees its own samples only, so a long recording can be cut anywhere.
+pub const FEATURES_OUT: Port = Port::new("features_out", F32, "1 t E");
+pub const FEATURES: Port = Port::new("features", F32, "1 t E");
+/// Mirrors `Wav2Vec2FeatureEncoder` and `Wav2Vec2FeatureProjection` of transformers 4.51.
+pub const ENCODER_FEATURES: Contract = Contract {
+    name: "audio_encoder_features",
     inputs: &[INPUT_VALUES],
     state: &[],
     state_kind: StateKind::Replace,
-    outputs: &[HIDDEN_STATES],
+    outputs: &[FEATURES_OUT],
+};
+
+/// Input of the first layer, and what all its rows attend to.
+pub const FIRST_ROWS_OUT: Port = Port::new("rows_out", F32, "1 t E");
+pub const FIRST_KEYS_OUT: Port = Port::new("keys_out", F32, "1 t E");
+pub const FIRST_VALUES_OUT: Port = Port::new("values_out", F32, "1 t E");
+/// Adds the positional convolution over the whole recording.
+pub const ENCODER_POSITIONS: Contract = Contract {
+    name: "audio_encoder_positions",
+    inputs: &[FEATURES],
+    state: &[],
+    state_kind: StateKind::Replace,
+    outputs: &[FIRST_ROWS_OUT, FIRST_KEYS_OUT, FIRST_VALUES_OUT],
+};
+
+/// Some rows of a layer's input; the keys and values are those of the whole recording. So attention's scores can be kept small, whatever
+/// the recording's length.
+pub const ROWS: Port = Port::new("rows", F32, "1 r E");
+pub const KEYS: Port = Port::new("keys", F32, "1 t E");
+pub const VALUES: Port = Port::new("values", F32, "1 t E");
+pub const ROWS_OUT: Port = Port::new("rows_out", F32, "1 r E");
+/// Keys and values of these rows for the next layer.
+pub const KEYS_OUT: Port = Port::new("keys_out", F32, "1 r E");
+pub const VALUES_OUT: Port = Port::new("values_out", F32, "1 r E");
+/// Mirrors `Wav2Vec2EncoderLayerStableLayerNorm` of transformers 4.51.
+pub const ENCODER_LAYER: Contract = Contract {
+    name: "audio_encoder_layer",
+    inputs: &[ROWS, KEYS, VALUES],
+    state: &[],
+    state_kind: StateKind::Replace,
+    outputs: &[ROWS_OUT, KEYS_OUT, VALUES_OUT],
+};
+/// The last layer, and the norm after it.
+pub const ENCODER_LAST: Contract = Contract {
+    name: "audio_encoder_last",
+    inputs: &[ROWS, KEYS, VALUES],
+    state: &[],
+    state_kind: StateKind::Replace,
+    outputs: &[ROWS_OUT],
 };
 
 /// Hidden states of one block at 25 frames a second, one row per actor.
@@ -44,6 +84,21 @@ pub struct SpeechConfig {
 }
 
 impl SpeechConfig {
+    /// Component and contract of one layer.
+    pub fn layer(&self, layer: usize) -> (String, &'static Contract) {
+        let contract = if layer + 1 == self.layers {
+            &ENCODER_LAST
+        } else {
+            &ENCODER_LAYER
+        };
+        (format!("{}.{layer:02}", ENCODER_LAYER.name), contract)
+    }
+
+    /// Samples from one frame to the next.
+    pub fn hop(&self) -> usize {
+        self.conv_stride.iter().product()
+    }
+
     /// Frames that `samples` give; `None` when the file is shorter than the receptive field.
     pub fn frames(&self, samples: usize) -> Option<usize> {
         self.conv_kernel

@@ -1,37 +1,71 @@
-//! The wav2vec2 encoder with stable layer norm: raw speech to all hidden states. Names are those of transformers'
+//! The wav2vec2 encoder with stable layer norm: raw speech to all hidden states, cut so that no part needs more than some rows at a time. Names are those of transformers'
 //! `Wav2Vec2Model` (4.51), whose last hidden state is normed; the others are the layers' inputs.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Value};
 use crate::nn::{layer_norm_affine, linear};
 use engines::components::speech::{self, SpeechConfig};
-use engines::dim::Dim;
 
-/// `audio_encoder`: samples `[1, s]` to hidden states `[Q, t, E]`. `prefix` is the module that holds the encoder (`wav2vec2` or empty).
-pub fn encoder<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
-    let s = if prefix.is_empty() {
+/// The module that holds the encoder: `wav2vec2` in a recognition model, nothing in a bare one.
+fn root<'g>(b: &'g Builder<'g>, prefix: &str) -> Scope<'g> {
+    if prefix.is_empty() {
         b.root()
     } else {
         b.root().pp(prefix)
-    };
+    }
+}
+
+/// `audio_encoder_features`: samples `[1, s]` to projected features `[1, t, E]`.
+pub fn features<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
+    let s = root(b, prefix);
     let x = feature_extractor(
         s.pp("feature_extractor.conv_layers"),
         b.input(&speech::INPUT_VALUES),
         c,
     );
     let p = s.pp("feature_projection");
-    let x = p.out(linear(
+    let x = linear(
         p.pp("projection"),
         layer_norm_affine(p.pp("layer_norm"), x, c.eps),
         c.dim,
-    ));
-    let s = s.pp("encoder");
-    let mut x = x + positional(s.pp("pos_conv_embed.conv"), x, c);
-    let mut states = Vec::with_capacity(c.layers + 1);
-    for i in 0..c.layers {
-        states.push(x);
-        x = layer(s.pp("layers").pp(i), x, c);
+    );
+    b.output(&speech::FEATURES_OUT, p.out(x));
+}
+
+/// `audio_encoder_positions`: features to the first layer's input, keys and values.
+pub fn positions<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
+    let s = root(b, prefix).pp("encoder");
+    let x = b.input(&speech::FEATURES);
+    let x = x + positional(s.pp("pos_conv_embed.conv"), x, c);
+    let (k, v) = keys(s.pp("layers").pp(0), x, c);
+    b.output(&speech::FIRST_ROWS_OUT, x);
+    b.output(&speech::FIRST_KEYS_OUT, k);
+    b.output(&speech::FIRST_VALUES_OUT, v);
+}
+
+/// `audio_encoder_layer` and `audio_encoder_last`: rows through one layer; then either their keys and values for the next one, or the norm.
+pub fn layer<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig, index: usize) {
+    let s = root(b, prefix).pp("encoder");
+    let layers = s.pp("layers");
+    let x = encoder_layer(layers.pp(index), b.input(&speech::ROWS), c);
+    if index + 1 == c.layers {
+        return b.output(
+            &speech::ROWS_OUT,
+            layer_norm_affine(s.pp("layer_norm"), x, c.eps),
+        );
     }
-    states.push(layer_norm_affine(s.pp("layer_norm"), x, c.eps));
-    b.output(&speech::HIDDEN_STATES, b.concat(0, &states));
+    let (k, v) = keys(layers.pp(index + 1), x, c);
+    b.output(&speech::ROWS_OUT, x);
+    b.output(&speech::KEYS_OUT, k);
+    b.output(&speech::VALUES_OUT, v);
+}
+
+/// Keys and values of a layer from its input, `[1, t, E]` each: row by row.
+fn keys<'g>(s: Scope<'g>, x: Value<'g>, c: &SpeechConfig) -> (Value<'g>, Value<'g>) {
+    let y = layer_norm_affine(s.pp("layer_norm"), x, c.eps);
+    let a = s.pp("attention");
+    (
+        linear(a.pp("k_proj"), y, c.dim),
+        linear(a.pp("v_proj"), y, c.dim),
+    )
 }
 
 /// Strided convolutions, each followed by a norm over channels and GELU: `[1, s] -> [1, t, C]`.
@@ -73,8 +107,8 @@ fn positional<'g>(s: Scope<'g>, x: Value<'g>, c: &SpeechConfig) -> Value<'g> {
     s.out(y.gelu_erf().transpose(&[0, 2, 1]))
 }
 
-/// `Wav2Vec2EncoderLayerStableLayerNorm.forward`.
-fn layer<'g>(s: Scope<'g>, x: Value<'g>, c: &SpeechConfig) -> Value<'g> {
+/// `Wav2Vec2EncoderLayerStableLayerNorm.forward` for some rows.
+fn encoder_layer<'g>(s: Scope<'g>, x: Value<'g>, c: &SpeechConfig) -> Value<'g> {
     let x = x + attention(
         s.pp("attention"),
         layer_norm_affine(s.pp("layer_norm"), x, c.eps),
@@ -87,27 +121,27 @@ fn layer<'g>(s: Scope<'g>, x: Value<'g>, c: &SpeechConfig) -> Value<'g> {
 }
 
 fn attention<'g>(s: Scope<'g>, y: Value<'g>, c: &SpeechConfig) -> Value<'g> {
-    let heads = |name: &str| {
-        let x = linear(s.pp(name), y, c.dim);
-        x.reshape(&[
+    let b = s.builder();
+    let heads = |x: Value<'g>| {
+        let split = [
             x.dim(0),
             x.dim(1),
             c.heads.into_dim(),
             (c.dim / c.heads).into_dim(),
-        ])
-        .transpose(&[0, 2, 1, 3])
+        ];
+        x.reshape(&split).transpose(&[0, 2, 1, 3])
     };
-    let o = heads("q_proj")
-        .attention(
-            heads("k_proj"),
-            heads("v_proj"),
-            AttentionOptions::default(),
-        )
+    let (k, v) = (
+        heads(b.input(&speech::KEYS)),
+        heads(b.input(&speech::VALUES)),
+    );
+    let q = heads(linear(s.pp("q_proj"), y, c.dim));
+    let o = q
+        .attention(k, v, AttentionOptions::default())
         .transpose(&[0, 2, 1, 3]);
-    let width: Dim = c.dim.into_dim();
     s.out(linear(
         s.pp("out_proj"),
-        o.reshape(&[y.dim(0), y.dim(1), width]),
+        o.reshape(&[y.dim(0), y.dim(1), c.dim.into_dim()]),
         c.dim,
     ))
 }

@@ -94,17 +94,20 @@ fn judge(component: &str, weight: &str, rows: Vec<Row>, sound: &Results) -> Faul
     }
 }
 
-/// The largest f32 weight of a component, the first of equals. In the audio adapter the linear layer: its convolutions stand before norms
-/// without weights, which take away what is added to all outputs alike, so that such a fault there changes no value at all.
+/// The largest f32 weight of a component, the first of equals. Where convolutions stand before norms over channels, which take away what is
+/// added to all outputs alike, the linear layer after them: such a fault in a convolution there changes no value at all.
 fn chosen<'m>(models: &'m Models, component: &ComponentEntry) -> Option<&'m WeightEntry> {
     let data = models
         .manifest()
         .data
         .iter()
         .find(|d| d.file.file == component.data)?;
-    let telling = |w: &&WeightEntry| {
-        component.contract != speech::ADAPTER.name || w.key.ends_with("final_linear.weight")
+    let linear = match component.contract.as_str() {
+        c if c == speech::ADAPTER.name => "final_linear.weight",
+        c if c == speech::ENCODER_FEATURES.name => "feature_projection.projection.weight",
+        _ => "",
     };
+    let telling = |w: &&WeightEntry| w.key.ends_with(linear);
     let own = data
         .weights
         .iter()
@@ -141,7 +144,17 @@ fn moved(contract: &str, file: &str, name: &str) -> bool {
     let is = |c: &engines::contract::Contract| c.name == contract;
     match file {
         "text" => is(&text::ENCODER) && name.ends_with(".t5"),
-        "audio" => is(&speech::ENCODER) && name.contains(".hidden_"),
+        "audio" => {
+            [
+                speech::ENCODER_FEATURES,
+                speech::ENCODER_POSITIONS,
+                speech::ENCODER_LAYER,
+                speech::ENCODER_LAST,
+            ]
+            .iter()
+            .any(is)
+                && name.contains(".hidden_")
+        }
         "causal_audio" => is(&speech::ADAPTER),
         "vae" if name.starts_with("encode.latents") => {
             (is(&vae::ENCODER_FIRST) || is(&vae::ENCODER_NEXT)) && !name.ends_with("_repeat73")

@@ -2,7 +2,7 @@
 //! pixels. Each is made from the set's own input files.
 
 use engines::backend::State;
-use engines::components::{speech as speech_port, text};
+use engines::components::text;
 use engines::contract::DType;
 use engines::tensor::{Tensor, View};
 use serde_json::Value;
@@ -14,6 +14,8 @@ use crate::prompt::Prompter;
 use crate::size::{Size, SizeMode, less_than_area};
 use crate::speech::{Speech, clips, features_30, hidden_frames, row_30};
 
+/// What the parts of the speech encoder are checked as.
+const SPEECH_ENCODER: &str = "audio_encoder";
 /// Picture of every golden set.
 pub(super) const PICTURE: &str = "ref.png";
 
@@ -141,16 +143,19 @@ fn recording(bench: &Bench<'_>, tag: &str, facts: &Value, names: &[String]) -> R
     }) {
         return Ok(());
     }
-    let hidden = condition::encode_speech(bench.backend(), bench.options(), &values)?;
+    let hidden = condition::encode_speech(
+        bench.backend(),
+        bench.options(),
+        &bench.engine.models.config().speech,
+        &values,
+        condition::Stretch::default(),
+    )?;
     let states = hidden.shape()[0];
+    bench
+        .sheet
+        .check(SPEECH_ENCODER, "audio", &name("hidden_states"), &hidden);
     bench.sheet.check(
-        speech_port::ENCODER.name,
-        "audio",
-        &name("hidden_states"),
-        &hidden,
-    );
-    bench.sheet.check(
-        speech_port::ENCODER.name,
+        SPEECH_ENCODER,
         "audio",
         &name("hidden_last"),
         &hidden.lanes(states - 1..states).to_tensor(),
