@@ -257,7 +257,14 @@ impl Generate {
     /// # Errors
     /// [`Error::Usage`] for flags that contradict each other or cannot be honoured.
     pub fn request(&self, random: impl FnOnce() -> u64) -> Result<(Request, Vec<String>), Error> {
-        let notices = self.upstream.check()?;
+        let mut notices = self.upstream.check()?;
+        let (mode, asked_for_what_happens) = self.mode();
+        if asked_for_what_happens {
+            notices.push(
+                "--enable_online_decode: mode tpp decodes every block as it is made anyway"
+                    .to_owned(),
+            );
+        }
         let request = Request {
             image: self.image.clone(),
             audio: self.audio.clone(),
@@ -275,7 +282,7 @@ impl Generate {
             steps: self.sample_steps,
             infer_frames: self.infer_frames,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
-            mode: self.mode()?,
+            mode,
             stages: self.placement(),
             lanes: self.lanes,
             replay: self.replay.clone(),
@@ -290,14 +297,13 @@ impl Generate {
         Ok((request, notices))
     }
 
-    fn mode(&self) -> Result<Mode, Error> {
-        match (self.mode == ModeArg::Single || self.single_gpu, self.enable_online_decode) {
-            (false, false) => Ok(Mode::Tpp),
-            (true, false) => Ok(Mode::Single),
-            (true, true) => Ok(Mode::SingleOnline),
-            (false, true) => Err(Error::Usage(
-                "--enable_online_decode belongs to --mode single; --mode tpp decodes every block as it is made".to_owned(),
-            )),
+    /// The pipeline, and whether online decoding was asked for where it happens anyway.
+    fn mode(&self) -> (Mode, bool) {
+        let single = self.mode == ModeArg::Single || self.single_gpu;
+        match (single, self.enable_online_decode) {
+            (false, asked) => (Mode::Tpp, asked),
+            (true, false) => (Mode::Single, false),
+            (true, true) => (Mode::SingleOnline, false),
         }
     }
 
@@ -493,14 +499,26 @@ mod tests {
     }
 
     #[test]
+    fn online_decode_is_noted_where_it_happens_anyway() {
+        for (more, mode, notices) in [
+            (&["--enable_online_decode"][..], Mode::Tpp, 1),
+            (
+                &["--enable_online_decode", "--mode=single"],
+                Mode::SingleOnline,
+                0,
+            ),
+            (&[], Mode::Tpp, 0),
+        ] {
+            let (r, told) = request(&[more, &["--out", "o.mp4"]].concat()).unwrap();
+            assert_eq!((r.mode, told.len()), (mode, notices), "{more:?}: {told:?}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_honoured_is_refused_with_the_reason() {
         for (more, want) in [
             (
-                &["--enable_online_decode"][..],
-                "--enable_online_decode belongs to --mode single",
-            ),
-            (
-                &["--sample_solver", "unipc"],
+                &["--sample_solver", "unipc"][..],
                 "--sample-solver unipc: only euler is possible",
             ),
             (
