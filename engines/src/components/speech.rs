@@ -1,5 +1,4 @@
 //! Speech: the wav2vec2 encoder and the causal audio encoder that turns its hidden states into tokens for one block.
-use crate::components::dit::DitConfig;
 use crate::contract::{Contract, DType::F32, Port, Sizes, StateKind};
 use crate::dim::Bindings;
 
@@ -124,11 +123,6 @@ impl Sizes for SpeechConfig {
             ("E".to_owned(), self.dim as i64),
         ])
     }
-}
-
-/// The adapter's symbols are the DiT's.
-pub fn adapter_bindings(dit: &DitConfig) -> Bindings {
-    dit.bindings()
 }
 
 #[cfg(test)]

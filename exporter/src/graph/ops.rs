@@ -932,12 +932,10 @@ impl<'w> Builder<'w> {
 pub struct AttentionOptions<'g> {
     /// Factor on the scores; `None` is `1 / sqrt(D)`.
     pub scale: Option<f32>,
-    /// Bool (true attends) or a bias of the query's type, broadcast to `[B, N, L, S]`. Costs 25 to 40 % on the CPU.
+    /// Bool (true attends) or a bias of the query's type, broadcast to `[B, N, L, S]`.
     pub mask: Option<Value<'g>>,
     /// Number of keys in use per lane, i64 `[B]`; keys behind are not attended to.
     pub kv_len: Option<Value<'g>>,
-    /// Marks the node `TRT_decomposable`: TensorRT refuses to fuse f32 or heads of 384. Not ONNX: the checker and ONNX Runtime refuse it.
-    pub decompose: bool,
 }
 
 /// Attention-24 per head. q `[B, N, L, D]`, k `[B, M, S, D]`, v `[B, M, S, E]` (M divides N) -> `[B, N, L, E]`.
@@ -960,14 +958,11 @@ pub fn attention<'g>(
     while inputs.last().is_some_and(Option::is_none) {
         inputs.pop();
     }
-    let mut attributes: Attributes = options
+    let attributes: Attributes = options
         .scale
         .map(|s| ("scale", Float(s)))
         .into_iter()
         .collect();
-    if options.decompose {
-        attributes.push(("TRT_decomposable", Int(1)));
-    }
     q.node("Attention", inputs, attributes, || {
         attention_fact(q, k, v, options)
     })
