@@ -6,9 +6,13 @@ use crate::contract::{Contract, DType, Port};
 use crate::dim::{Bindings, Dim};
 use crate::exit::Exit;
 use crate::manifest::ManifestError;
+use crate::memory::{Memory, MemoryError};
+use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View, ViewMut};
+use crate::weights::{HostWeights, WeightSet};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Caches that a graph replaces whole at each call, by port name.
 pub type FeatureCache = BTreeMap<&'static str, Tensor>;
@@ -57,6 +61,13 @@ impl Outputs {
 pub trait Session: Send {
     fn contract(&self) -> &'static Contract;
 
+    /// Precision of the export that the graph belongs to.
+    fn recipe(&self) -> Recipe;
+
+    /// The weights of the runs from here on, for a contract whose weights are bound; they must lie where this session's device reads. A
+    /// graph with its weights inside ignores them.
+    fn bind(&mut self, weights: WeightSet);
+
     /// Runs once. Every input and state port of the contract must be bound, by its name.
     fn run(
         &mut self,
@@ -65,11 +76,28 @@ pub trait Session: Send {
     ) -> Result<Outputs, EngineError>;
 }
 
-/// Loads components of an opened export.
+/// Loads components of an opened export on one device.
 pub trait Backend: Send + Sync {
-    /// Loads one component with extra outputs `taps`.
+    /// The device's memory: outputs come from it, and what a caller wants to keep there.
+    fn memory(&self) -> &Arc<dyn Memory>;
+
+    /// Precision of the export.
+    fn recipe(&self) -> Recipe;
+
+    /// Loads one component with extra outputs `taps`, weights and all.
     fn load(&self, component: &str, options: &LoadOptions)
     -> Result<Box<dyn Session>, EngineError>;
+
+    /// Loads the graph of a component whose weights are bound, without them: the caller binds a set before the first run, of this component
+    /// or of any other with the same graph.
+    fn load_unbound(
+        &self,
+        component: &str,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError>;
+
+    /// The weights of a component, on the host.
+    fn weights(&self, component: &str) -> Result<HostWeights, EngineError>;
 }
 
 /// Options of one load.
@@ -93,6 +121,8 @@ pub struct Perturb {
 pub enum EngineError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    DeviceMemory(#[from] MemoryError),
     #[error(
         "libonnxruntime: {reason}; `scripts/setup` fetches it, or set ORT_DYLIB_PATH to libonnxruntime.so of version 1.{minor} or later"
     )]
@@ -140,7 +170,7 @@ pub enum EngineError {
 impl EngineError {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Library { .. } | Self::Memory { .. } => Exit::Resources,
+            Self::Library { .. } | Self::Memory { .. } | Self::DeviceMemory(_) => Exit::Resources,
             Self::Bind { .. } => Exit::Input,
             Self::Tap { .. } => Exit::Usage,
             _ => Exit::Model,
@@ -151,14 +181,16 @@ impl EngineError {
 /// What the bindings of one call have fixed so far.
 #[derive(Clone, Debug)]
 struct Facts {
+    recipe: Recipe,
     symbols: Bindings,
     /// Sizes of dimensions with several unknown symbols, e.g. `3*h*w`.
     products: BTreeMap<Dim, i64>,
 }
 
 impl Facts {
-    fn new(symbols: Bindings) -> Self {
+    fn new(recipe: Recipe, symbols: Bindings) -> Self {
         Self {
+            recipe,
             symbols,
             products: BTreeMap::new(),
         }
@@ -172,7 +204,7 @@ impl Facts {
         shape: &[usize],
     ) -> Result<(), (String, String)> {
         let dims = port.dims();
-        let fits = dtype == port.dtype
+        let fits = dtype == port.dtype(self.recipe)
             && dims.len() == shape.len()
             && dims.iter().zip(shape).all(|(d, &n)| self.dim(d, n as i64));
         if fits {
@@ -185,7 +217,7 @@ impl Facts {
         });
         let want = want.collect::<Vec<_>>().join(", ");
         Err((
-            format!("{} [{want}]", port.dtype),
+            format!("{} [{want}]", port.dtype(self.recipe)),
             format!("{dtype} {shape:?}"),
         ))
     }
@@ -225,11 +257,14 @@ mod tests {
 
     #[test]
     fn bindings_are_learned_and_then_held() {
-        let mut facts = Facts::new(Bindings::from([
-            ("D".to_owned(), 8),
-            ("F".to_owned(), 3),
-            ("Z".to_owned(), 16),
-        ]));
+        let mut facts = Facts::new(
+            Recipe::Fp32,
+            Bindings::from([
+                ("D".to_owned(), 8),
+                ("F".to_owned(), 3),
+                ("Z".to_owned(), 16),
+            ]),
+        );
         facts
             .learn(&dit::LATENTS, DType::F32, &[2, 16, 3, 8, 16])
             .unwrap();
@@ -246,7 +281,10 @@ mod tests {
 
     #[test]
     fn a_product_of_unknowns_is_held_as_one() {
-        let mut facts = Facts::new(Bindings::from([("D".to_owned(), 8), ("F".to_owned(), 3)]));
+        let mut facts = Facts::new(
+            Recipe::Fp32,
+            Bindings::from([("D".to_owned(), 8), ("F".to_owned(), 3)]),
+        );
         facts.learn(&dit::HIDDEN, DType::F32, &[1, 96, 8]).unwrap();
         assert_eq!(facts.shape(&dit::HIDDEN_OUT), Some(vec![1, 96, 8]));
         let err = facts
@@ -257,7 +295,7 @@ mod tests {
 
     #[test]
     fn odd_latents_do_not_fit_whole_tokens() {
-        let mut facts = Facts::new(Bindings::new());
+        let mut facts = Facts::new(Recipe::Fp32, Bindings::new());
         assert!(
             facts
                 .learn(&dit::LATENTS, DType::F32, &[1, 16, 3, 9, 16])

@@ -1,6 +1,7 @@
 //! Ports and contracts: the names, element types and symbolic shapes that exporter, artefact and runtime agree on.
 //! Everything here is data; the lists themselves stand in [`crate::components`].
 use crate::dim::{Bindings, Dim};
+use crate::recipe::Recipe;
 use std::fmt;
 
 /// Element type of a tensor.
@@ -42,24 +43,67 @@ impl fmt::Display for DType {
     }
 }
 
+/// Element type of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Elem {
+    /// The same in every export: what the host computes or reads.
+    Is(DType),
+    /// What the recipe computes in: what stays on the device (hidden states, keys, values, feature caches).
+    Compute,
+}
+
+impl fmt::Display for Elem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Is(dtype) => dtype.fmt(f),
+            Self::Compute => f.write_str("compute"),
+        }
+    }
+}
+
 /// One named tensor of a graph's rim. `shape` is written as in the docs: dimensions without spaces, separated by spaces,
 /// e.g. `"B 16 F 2*h 2*w"`; the empty string is a scalar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Port {
     pub name: &'static str,
-    pub dtype: DType,
+    pub elem: Elem,
     pub shape: &'static str,
 }
 
 impl Port {
+    /// A port of one type in every export.
     pub const fn new(name: &'static str, dtype: DType, shape: &'static str) -> Self {
-        Self { name, dtype, shape }
+        Self {
+            name,
+            elem: Elem::Is(dtype),
+            shape,
+        }
+    }
+
+    /// A port of the recipe's compute type.
+    pub const fn compute(name: &'static str, shape: &'static str) -> Self {
+        Self {
+            name,
+            elem: Elem::Compute,
+            shape,
+        }
+    }
+
+    /// The element type in an export of `recipe`.
+    pub fn dtype(&self, recipe: Recipe) -> DType {
+        match self.elem {
+            Elem::Is(dtype) => dtype,
+            Elem::Compute => recipe.compute(),
+        }
     }
 
     /// Type and shape as errors show them: `f32 [B, M, T]`.
-    pub fn fact(&self) -> String {
-        let dims = self.shape.split_whitespace().collect::<Vec<_>>();
-        format!("{} [{}]", self.dtype, dims.join(", "))
+    pub fn fact(&self, recipe: Recipe) -> String {
+        format!("{} [{}]", self.dtype(recipe), self.list())
+    }
+
+    fn list(&self) -> String {
+        self.shape.split_whitespace().collect::<Vec<_>>().join(", ")
     }
 
     /// The shape as dimensions. Panics on a malformed const; a unit test parses every one.
@@ -73,7 +117,7 @@ impl Port {
 
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.fact())
+        write!(f, "{}: {} [{}]", self.name, self.elem, self.list())
     }
 }
 
@@ -88,6 +132,16 @@ pub struct Contract {
     pub state: &'static [Port],
     pub state_kind: StateKind,
     pub outputs: &'static [Port],
+    pub weights: Weights,
+}
+
+/// Where a graph's weights are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Weights {
+    /// Initializers: the graph is loaded with them.
+    Inside,
+    /// Inputs, bound for each call: one graph serves every layer, and the weights may lie or stream where the plan says.
+    Bound,
 }
 
 /// How a graph hands its state on.
@@ -150,7 +204,10 @@ impl fmt::Display for Contract {
         for p in self.outputs {
             writeln!(f, "  out   {p}")?;
         }
-        Ok(())
+        match self.weights {
+            Weights::Inside => Ok(()),
+            Weights::Bound => writeln!(f, "  weights bound"),
+        }
     }
 }
 

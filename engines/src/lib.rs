@@ -10,4 +10,7 @@ pub mod contract;
 pub mod dim;
 pub mod exit;
 pub mod manifest;
+pub mod memory;
+pub mod recipe;
 pub mod tensor;
+pub mod weights;

@@ -3,12 +3,16 @@ use crate::components;
 use crate::components::{dit::DitConfig, speech::SpeechConfig, text::TextConfig, vae::VaeConfig};
 use crate::contract::{Contract, DType};
 use crate::exit::Exit;
+use crate::recipe::Recipe;
+use crate::weights::HostWeights;
+use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Layout of the folder; a reader refuses any other.
-pub const FORMAT: &str = "liveavatar-models/1";
+pub const FORMAT: &str = "liveavatar-models/2";
 /// Name of the manifest inside the folder.
 pub const FILE: &str = "manifest.json";
 
@@ -40,11 +44,15 @@ pub struct ComponentEntry {
     /// Name of its contract, e.g. `dit_layer_audio`.
     pub contract: String,
     pub fingerprint: String,
+    /// Components whose weights are bound share a graph.
     pub graph: FileEntry,
+    /// The same graph for ONNX Runtime's CPU provider, where that lacks kernels of the recipe's type: casts around them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_graph: Option<FileEntry>,
     /// Data file that holds its weights.
     pub data: String,
-    /// Initializers it reads, by name in that file's [`DataEntry::weights`].
-    pub weights: Vec<String>,
+    /// Weights it reads: name in the graph -> name in that file's [`DataEntry::weights`].
+    pub weights: BTreeMap<String, String>,
     /// Inner values that can be asked for: module path -> name of the value in the graph.
     pub taps: BTreeMap<String, String>,
 }
@@ -88,7 +96,7 @@ pub struct LoraEntry {
 pub struct Manifest {
     pub format: String,
     pub exporter: String,
-    pub recipe: String,
+    pub recipe: Recipe,
     pub config: ModelConfig,
     pub lora: Option<LoraEntry>,
     pub tokenizer: FileEntry,
@@ -137,6 +145,12 @@ pub enum ManifestError {
         name: String,
         have: String,
     },
+    #[error("{}: component {component}: weight {weight:?}: wanted an entry inside its data file, found none", path.display())]
+    Weight {
+        path: PathBuf,
+        component: String,
+        weight: String,
+    },
     #[error("{}: file name {name:?} leaves the folder", path.display())]
     Escapes { path: PathBuf, name: String },
 }
@@ -152,6 +166,8 @@ impl ManifestError {
 pub struct Models {
     dir: PathBuf,
     manifest: Manifest,
+    /// One per data file, in the manifest's order.
+    maps: Vec<Arc<Mmap>>,
 }
 
 impl Models {
@@ -182,19 +198,67 @@ impl Models {
                 path: path.clone(),
                 source,
             })?;
-        let models = Self {
+        let mut models = Self {
             dir: dir.to_owned(),
             manifest,
+            maps: Vec::new(),
         };
         models.check_contracts()?;
-        let graphs = models.manifest.components.iter().map(|c| &c.graph);
-        for entry in graphs
+        let graphs = models.manifest.components.iter();
+        let files: BTreeMap<&str, &FileEntry> = graphs
+            .flat_map(|c| [Some(&c.graph), c.cpu_graph.as_ref()])
+            .flatten()
             .chain(models.manifest.data.iter().map(|d| &d.file))
             .chain([&models.manifest.tokenizer])
-        {
+            .map(|f| (f.file.as_str(), f))
+            .collect();
+        for entry in files.into_values() {
             models.check_file(entry)?;
         }
+        let data = models.manifest.data.iter();
+        models.maps = data
+            .map(|d| map_file(&dir.join(&d.file.file)))
+            .collect::<Result<_, _>>()?;
+        models.check_placement()?;
         Ok(models)
+    }
+
+    /// Precision of the export.
+    pub fn recipe(&self) -> Recipe {
+        self.manifest.recipe
+    }
+
+    /// The mapped weights of one component, by their names in its graph. Nothing is copied.
+    ///
+    /// # Errors
+    /// A component that is not there, or that names a weight that is not there.
+    pub fn weights(&self, component: &str) -> Result<HostWeights, ManifestError> {
+        let (entry, _) = self.component(component)?;
+        let at = self
+            .manifest
+            .data
+            .iter()
+            .position(|d| d.file.file == entry.data);
+        let named = entry.weights.iter().map(|(input, name)| {
+            let weight = at.and_then(|at| {
+                self.manifest.data[at]
+                    .weights
+                    .iter()
+                    .find(|w| w.name == *name)
+            });
+            weight
+                .map(|w| (input.clone(), w.clone()))
+                .ok_or_else(|| ManifestError::Weight {
+                    path: self.dir.join(FILE),
+                    component: component.to_owned(),
+                    weight: name.clone(),
+                })
+        });
+        let named = named.collect::<Result<Vec<_>, _>>()?;
+        Ok(HostWeights::new(
+            at.map(|at| Arc::clone(&self.maps[at])),
+            named,
+        ))
     }
 
     pub fn dir(&self) -> &Path {
@@ -310,6 +374,27 @@ impl Models {
         Ok(())
     }
 
+    /// Every weight lies inside its file, so that a view of it never fails.
+    fn check_placement(&self) -> Result<(), ManifestError> {
+        for (data, map) in self.manifest.data.iter().zip(&self.maps) {
+            let fits = |w: &&WeightEntry| {
+                let bytes = w.shape.iter().product::<usize>() * w.dtype.size();
+                w.length == bytes as u64
+                    && w.offset
+                        .checked_add(w.length)
+                        .is_some_and(|end| end <= map.len() as u64)
+            };
+            if let Some(w) = data.weights.iter().find(|w| !fits(w)) {
+                return Err(ManifestError::Weight {
+                    path: self.dir.join(FILE),
+                    component: data.file.file.clone(),
+                    weight: w.name.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn check_file(&self, entry: &FileEntry) -> Result<(), ManifestError> {
         let mut parts = Path::new(&entry.file).components();
         if !matches!(
@@ -347,6 +432,19 @@ impl Models {
         }
         Ok(())
     }
+}
+
+/// Maps a file that nobody writes while it is open.
+#[expect(unsafe_code, reason = "weights are read in place")]
+fn map_file(path: &Path) -> Result<Arc<Mmap>, ManifestError> {
+    let read = |source| ManifestError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(read)?;
+    // SAFETY: an export is written once and renamed into place; a file cut short under a running process is the operator's fault.
+    let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+    Ok(Arc::new(map))
 }
 
 /// BLAKE3 of a file, as the manifest writes it.

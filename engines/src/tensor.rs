@@ -1,7 +1,10 @@
-//! Host tensors and borrowed views of them, row major. Shapes and bytes only: all arithmetic lives in graphs.
+//! Tensors and borrowed views of them, row major, on the host or on a device. Shapes and bytes only: all arithmetic lives in graphs.
 use crate::contract::DType;
+use crate::memory::{Block, Class, Memory, MemoryError, Place, Span, SpanMut};
+use memmap2::Mmap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Rust types that a tensor can hold.
 pub trait Element: bytemuck::Pod {
@@ -42,12 +45,23 @@ unsafe impl bytemuck::Zeroable for Line {}
 )]
 unsafe impl bytemuck::Pod for Line {}
 
-/// An owned tensor in host memory.
+/// Where a tensor's elements are.
+#[derive(Clone)]
+enum Storage {
+    /// Host memory of its own.
+    Lines(Vec<Line>),
+    /// Part of a mapped file, never written.
+    Mapped(Arc<Mmap>, usize),
+    /// Part of a counted block of some device; a clone shares it, and only a sole owner may write.
+    Block(Arc<Block>, usize),
+}
+
+/// An owned tensor, on the host unless it was allocated elsewhere.
 #[derive(Clone)]
 pub struct Tensor {
     dtype: DType,
     shape: Vec<usize>,
-    lines: Vec<Line>,
+    storage: Storage,
 }
 
 /// A borrowed tensor, or a range of lanes of one.
@@ -55,14 +69,14 @@ pub struct Tensor {
 pub struct View<'a> {
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: &'a [u8],
+    pub(crate) span: Span<'a>,
 }
 
 /// A tensor borrowed for writing, or a range of lanes of one.
 pub struct ViewMut<'a> {
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: &'a mut [u8],
+    pub(crate) span: SpanMut<'a>,
 }
 
 fn count(shape: &[usize]) -> usize {
@@ -76,7 +90,98 @@ impl Tensor {
         Self {
             dtype,
             shape: shape.to_vec(),
-            lines: vec![bytemuck::Zeroable::zeroed(); bytes.div_ceil(64)],
+            storage: Storage::Lines(vec![bytemuck::Zeroable::zeroed(); bytes.div_ceil(64)]),
+        }
+    }
+
+    /// Zeros in a device's memory, counted as `class`.
+    ///
+    /// # Errors
+    /// The device's budget or the device refuses.
+    pub fn zeros_in(
+        memory: &dyn Memory,
+        class: Class,
+        dtype: DType,
+        shape: &[usize],
+    ) -> Result<Self, MemoryError> {
+        let block = memory.alloc(count(shape) * dtype.size(), class)?;
+        Ok(Self {
+            dtype,
+            shape: shape.to_vec(),
+            storage: Storage::Block(Arc::new(block), 0),
+        })
+    }
+
+    /// Elements `at` bytes into a block. Panics when they pass its end.
+    pub fn in_block(block: Arc<Block>, at: usize, dtype: DType, shape: &[usize]) -> Self {
+        block.span(at, count(shape) * dtype.size());
+        Self {
+            dtype,
+            shape: shape.to_vec(),
+            storage: Storage::Block(block, at),
+        }
+    }
+
+    /// Elements `at` bytes into a mapped file. Panics when they pass its end.
+    pub fn mapped(map: Arc<Mmap>, at: usize, dtype: DType, shape: &[usize]) -> Self {
+        Span::host(&map).part(at, count(shape) * dtype.size());
+        Self {
+            dtype,
+            shape: shape.to_vec(),
+            storage: Storage::Mapped(map, at),
+        }
+    }
+
+    /// A copy in a device's memory, counted as `class`.
+    ///
+    /// # Errors
+    /// The device's budget or the device refuses.
+    pub fn copied_to(&self, memory: &dyn Memory, class: Class) -> Result<Self, MemoryError> {
+        let mut copy = Self::zeros_in(memory, class, self.dtype, &self.shape)?;
+        memory.copy(self.span(), copy.span_mut())?;
+        Ok(copy)
+    }
+
+    /// A copy in plain host memory; itself when it is there already.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn into_host(self, memory: &dyn Memory) -> Result<Self, MemoryError> {
+        if self.place() == Place::Host {
+            return Ok(self);
+        }
+        let mut copy = Self::zeros(self.dtype, &self.shape);
+        memory.copy(self.span(), copy.span_mut())?;
+        Ok(copy)
+    }
+
+    /// Where the elements lie.
+    pub fn place(&self) -> Place {
+        self.span().place()
+    }
+
+    fn size(&self) -> usize {
+        count(&self.shape) * self.dtype.size()
+    }
+
+    fn span(&self) -> Span<'_> {
+        match &self.storage {
+            Storage::Lines(lines) => Span::host(bytemuck::cast_slice(lines)).part(0, self.size()),
+            Storage::Mapped(map, at) => Span::host(map).part(*at, self.size()),
+            Storage::Block(block, at) => block.span(*at, self.size()),
+        }
+    }
+
+    fn span_mut(&mut self) -> SpanMut<'_> {
+        let size = self.size();
+        match &mut self.storage {
+            Storage::Lines(lines) => {
+                SpanMut::host(&mut bytemuck::cast_slice_mut::<Line, u8>(lines)[..size])
+            }
+            Storage::Mapped(..) => panic!("a mapped tensor is never written"),
+            Storage::Block(block, at) => Arc::get_mut(block)
+                .expect("a shared block is never written")
+                .span_mut(*at, size),
         }
     }
 
@@ -101,13 +206,21 @@ impl Tensor {
         &self.shape
     }
 
+    /// The bytes of a tensor on the host; panics for any other.
     pub fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.lines)[..count(&self.shape) * self.dtype.size()]
+        self.span().bytes()
     }
 
+    /// As [`Self::bytes`], for writing; panics too when the tensor is mapped or shared.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        let n = count(&self.shape) * self.dtype.size();
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..n]
+        let size = self.size();
+        match &mut self.storage {
+            Storage::Lines(lines) => &mut bytemuck::cast_slice_mut(lines)[..size],
+            Storage::Mapped(..) => panic!("a mapped tensor is never written"),
+            Storage::Block(block, at) => Arc::get_mut(block)
+                .expect("a shared block is never written")
+                .bytes_mut(*at, size),
+        }
     }
 
     /// The elements. Panics when `T` is not the tensor's type: that is a contract broken in code.
@@ -138,7 +251,7 @@ impl Tensor {
         View {
             dtype: self.dtype,
             shape: self.shape.clone(),
-            bytes: self.bytes(),
+            span: self.span(),
         }
     }
 
@@ -146,7 +259,7 @@ impl Tensor {
         ViewMut {
             dtype: self.dtype,
             shape: self.shape.clone(),
-            bytes: self.bytes_mut(),
+            span: self.span_mut(),
         }
     }
 
@@ -163,7 +276,7 @@ impl Tensor {
         View {
             dtype: self.dtype,
             shape,
-            bytes: &self.bytes()[range],
+            span: self.span().part(range.start, range.len()),
         }
     }
 
@@ -173,7 +286,7 @@ impl Tensor {
         ViewMut {
             dtype: self.dtype,
             shape,
-            bytes: &mut self.bytes_mut()[range],
+            span: self.span_mut().into_part(range.start, range.len()),
         }
     }
 
@@ -191,8 +304,9 @@ impl Tensor {
                 (first.dtype, &first.shape[1..]),
                 "stack of unequal tensors"
             );
-            out.bytes_mut()[at..at + p.bytes.len()].copy_from_slice(p.bytes);
-            at += p.bytes.len();
+            let bytes = p.bytes();
+            out.bytes_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
         }
         out
     }
@@ -208,7 +322,7 @@ impl ViewMut<'_> {
     /// Copies as many bytes; the shapes may differ. Panics when the counts do.
     pub fn fill_from(&mut self, other: &View<'_>) {
         assert_eq!(self.dtype, other.dtype, "copy of another type");
-        self.bytes.copy_from_slice(other.bytes);
+        self.span.bytes().copy_from_slice(other.bytes());
     }
 }
 
@@ -236,7 +350,7 @@ impl<'a> View<'a> {
         Self {
             dtype: T::DTYPE,
             shape: shape.to_vec(),
-            bytes: bytemuck::cast_slice(data),
+            span: Span::host(bytemuck::cast_slice(data)),
         }
     }
 
@@ -248,24 +362,36 @@ impl<'a> View<'a> {
         &self.shape
     }
 
+    /// The bytes of a view on the host; panics for any other.
     pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
+        self.span.bytes()
+    }
+
+    /// The elements, wherever they lie.
+    pub fn span(&self) -> Span<'a> {
+        self.span
     }
 
     /// The elements. Panics when `T` is not the view's type: that is a contract broken in code.
     pub fn as_slice<T: Element>(&self) -> &'a [T] {
         assert_eq!(T::DTYPE, self.dtype, "view holds {}", self.dtype);
-        bytemuck::cast_slice(self.bytes)
+        bytemuck::cast_slice(self.span.bytes())
     }
 
     pub fn to_tensor(&self) -> Tensor {
         let mut t = Tensor::zeros(self.dtype, &self.shape);
-        t.bytes_mut().copy_from_slice(self.bytes);
+        t.bytes_mut().copy_from_slice(self.bytes());
         t
     }
 }
 
 impl ViewMut<'_> {
+    /// The elements, wherever they lie.
+    pub fn span_mut(&mut self) -> SpanMut<'_> {
+        let len = self.span.len();
+        self.span.part(0, len)
+    }
+
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
@@ -273,7 +399,7 @@ impl ViewMut<'_> {
     /// The elements. Panics when `T` is not the view's type: that is a contract broken in code.
     pub fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(T::DTYPE, self.dtype, "view holds {}", self.dtype);
-        bytemuck::cast_slice_mut(self.bytes)
+        bytemuck::cast_slice_mut(self.span.bytes())
     }
 }
 
@@ -288,7 +414,7 @@ mod tests {
             t.lanes(1..3).to_tensor().as_slice::<f32>(),
             [2., 3., 4., 5.]
         );
-        t.lanes_mut(2..3).bytes.fill(0);
+        t.lanes_mut(2..3).span.bytes().fill(0);
         assert_eq!(t.as_slice::<f32>(), [0., 1., 2., 3., 0., 0.]);
     }
 

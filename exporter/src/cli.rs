@@ -1,11 +1,12 @@
 //! The command line of `avatar-export`. Flags are upstream's where upstream has them, with underscores or dashes.
 use crate::checkpoint::LoraScale;
-use crate::export::{self, ExportError, Recipe};
+use crate::export::{self, ExportError};
 use crate::graphs::{self, GraphsError};
 use crate::inspect::{self, InspectError};
 use crate::synth::{self, Preset, SynthError, SynthOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engines::exit::Exit;
+use engines::recipe::Recipe;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};

@@ -8,30 +8,16 @@ use crate::graph::write::{
 use crate::graph::{Builder, Fault, Graph, GraphError, GraphErrors, WeightSource};
 use crate::models::{umt5, wan_s2v, wan_vae, wav2vec2};
 use engines::components::{dit, speech, text, vae};
-use engines::contract::{Contract, Sizes};
+use engines::contract::{Contract, Sizes, Weights};
 use engines::exit::Exit;
 use engines::manifest::{
     self, ComponentEntry, DataEntry, FORMAT, FileEntry, LoraEntry, Manifest, ModelConfig,
     WeightEntry,
 };
-use std::collections::BTreeSet;
+use engines::recipe::Recipe;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Precision of an export.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recipe {
-    /// Everything in f32: the oracle for every other recipe.
-    Fp32,
-}
-
-impl Recipe {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Fp32 => "fp32",
-        }
-    }
-}
 
 /// What to export.
 #[derive(Clone, Debug)]
@@ -78,6 +64,8 @@ pub enum ExportError {
     },
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error("{file}: wanted the same graph for every layer, the layers of this checkpoint differ")]
+    Unequal { file: String },
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
@@ -241,8 +229,9 @@ impl Sources {
     }
 
     /// Every graph of the export.
-    pub fn graphs(&self) -> Result<Vec<Family>, ExportError> {
+    pub fn graphs(&self, recipe: Recipe) -> Result<Vec<Family>, ExportError> {
         ShapeSources {
+            recipe,
             dit: &self.dit,
             text: &self.text,
             vae: &self.vae,
@@ -301,6 +290,7 @@ pub struct ShapeSources<'s> {
     pub vae: &'s dyn WeightSource,
     pub speech: &'s dyn WeightSource,
     pub config: &'s ModelConfig,
+    pub recipe: Recipe,
 }
 
 impl ShapeSources<'_> {
@@ -319,15 +309,21 @@ impl ShapeSources<'_> {
         };
         let mut errors = Vec::new();
         let families = vec![
-            Family::build("text_encoder", Which::Text, self.text, &mut errors, |f| {
-                f.add("text_encoder", &text::ENCODER, &c.text, |b| {
-                    umt5::encoder(b, &c.text);
-                });
-            }),
+            Family::build(
+                "text_encoder",
+                Which::Text,
+                (self.text, self.recipe),
+                &mut errors,
+                |f| {
+                    f.add("text_encoder", &text::ENCODER, &c.text, |b| {
+                        umt5::encoder(b, &c.text);
+                    });
+                },
+            ),
             Family::build(
                 "audio_encoder",
                 Which::Speech,
-                self.speech,
+                (self.speech, self.recipe),
                 &mut errors,
                 |f| {
                     let sizes = &c.speech;
@@ -346,21 +342,33 @@ impl ShapeSources<'_> {
                     }
                 },
             ),
-            Family::build("vae", Which::Vae, self.vae, &mut errors, |f| {
-                for contract in [&vae::ENCODER_FIRST, &vae::ENCODER_NEXT] {
-                    f.add(contract.name, contract, &c.vae, |b| {
-                        wan_vae::encoder(b, contract, &c.vae);
-                    });
-                }
-                for contract in [&vae::DECODER_FIRST, &vae::DECODER_NEXT] {
-                    f.add(contract.name, contract, &c.vae, |b| {
-                        wan_vae::decoder(b, contract, &c.vae);
-                    });
-                }
-            }),
-            Family::build("dit", Which::Dit, self.dit, &mut errors, |f| {
-                dit_graphs(f, &c.dit);
-            }),
+            Family::build(
+                "vae",
+                Which::Vae,
+                (self.vae, self.recipe),
+                &mut errors,
+                |f| {
+                    for contract in [&vae::ENCODER_FIRST, &vae::ENCODER_NEXT] {
+                        f.add(contract.name, contract, &c.vae, |b| {
+                            wan_vae::encoder(b, contract, &c.vae);
+                        });
+                    }
+                    for contract in [&vae::DECODER_FIRST, &vae::DECODER_NEXT] {
+                        f.add(contract.name, contract, &c.vae, |b| {
+                            wan_vae::decoder(b, contract, &c.vae);
+                        });
+                    }
+                },
+            ),
+            Family::build(
+                "dit",
+                Which::Dit,
+                (self.dit, self.recipe),
+                &mut errors,
+                |f| {
+                    dit_graphs(f, &c.dit);
+                },
+            ),
         ];
         if errors.is_empty() {
             Ok(families)
@@ -382,16 +390,17 @@ fn dit_graphs(f: &mut Draft<'_>, c: &dit::DitConfig) {
     });
     f.add(dit::EMBED.name, &dit::EMBED, c, |b| wan_s2v::embed(b, c));
     for layer in 0..c.layers {
-        f.add(&dit::sink_layer_name(layer), &dit::SINK_LAYER, c, |b| {
-            wan_s2v::sink_layer(b, c, layer);
-        });
         let contract = if c.audio_inject_layers.contains(&layer) {
             &dit::LAYER_AUDIO
         } else {
             &dit::LAYER
         };
+        // First, so that what a denoising layer reads lies together in the data file.
         f.add(&dit::layer_name(layer), contract, c, |b| {
             wan_s2v::layer(b, c, layer);
+        });
+        f.add(&dit::sink_layer_name(layer), &dit::SINK_LAYER, c, |b| {
+            wan_s2v::sink_layer(b, c, layer);
         });
     }
     f.add(dit::HEAD.name, &dit::HEAD, c, |b| wan_s2v::head(b, c));
@@ -408,6 +417,7 @@ pub struct Family {
 struct Draft<'s> {
     checkpoint: String,
     source: &'s dyn WeightSource,
+    recipe: Recipe,
     graphs: Vec<(&'static Contract, Graph)>,
     /// Keys that some graph read or found misshaped, also where the graph failed.
     met: BTreeSet<String>,
@@ -418,13 +428,14 @@ impl Family {
     fn build(
         name: &'static str,
         checkpoint: Which,
-        source: &dyn WeightSource,
+        (source, recipe): (&dyn WeightSource, Recipe),
         errors: &mut Vec<ExportError>,
         add: impl FnOnce(&mut Draft<'_>),
     ) -> Self {
         let mut draft = Draft {
             checkpoint: source.origin().unwrap_or_else(|| name.to_owned()),
             source,
+            recipe,
             graphs: Vec::new(),
             met: BTreeSet::new(),
             failed: Vec::new(),
@@ -448,7 +459,7 @@ impl Draft<'_> {
         sizes: &impl Sizes,
         build: impl FnOnce(&'_ Builder<'_>),
     ) {
-        let b = Builder::new(component, self.source);
+        let b = Builder::new(component, self.source).with_recipe(self.recipe);
         b.bind(sizes.bindings());
         b.contract(contract);
         build(&b);
@@ -497,21 +508,17 @@ pub fn export(
         return Err(ExportError::Occupied { path: out.clone() });
     }
     let sources = Sources::open(&request.ckpt_dir, request.lora.as_ref())?;
-    let families = sources.graphs()?;
+    let families = sources.graphs(request.recipe)?;
     sources.check_types(&families)?;
     let staging = Staging::create(out)?;
     let mut components = Vec::new();
     let mut data = Vec::new();
+    let mut files = GraphFiles::default();
     for family in &families {
         let (entry, placed) = write_weights(family, sources.of(family), &staging.path, progress)?;
         for (contract, graph) in &family.graphs {
-            components.push(write_component(
-                contract,
-                graph,
-                &entry.file.file,
-                &placed,
-                &staging.path,
-            )?);
+            let file = files.write(contract, graph, &placed, &staging.path)?;
+            components.push(component(contract, graph, file, &entry.file.file));
         }
         data.push(entry);
     }
@@ -536,7 +543,7 @@ pub fn export(
     let manifest = Manifest {
         format: FORMAT.to_owned(),
         exporter: env!("CARGO_PKG_VERSION").to_owned(),
-        recipe: request.recipe.name().to_owned(),
+        recipe: request.recipe,
         config: sources.config.clone(),
         lora,
         tokenizer,
@@ -585,38 +592,91 @@ fn write_weights(
     Ok((entry, placed))
 }
 
-fn write_component(
-    contract: &Contract,
-    graph: &Graph,
-    data: &str,
-    placed: &DataFile,
-    dir: &Path,
-) -> Result<ComponentEntry, ExportError> {
-    let file = format!("{}.onnx", graph.name);
-    let path = dir.join(&file);
-    let blake3 = write_model(
-        &path,
-        &to_model(graph, WeightPlacement::External(&placed.layout))?,
-    )?;
-    let bytes = fs::metadata(&path)
-        .map_err(|source| ExportError::Io { path, source })?
-        .len();
-    Ok(ComponentEntry {
+/// The graph files of an export, by name; components whose weights are bound share one.
+#[derive(Default)]
+struct GraphFiles(BTreeMap<String, (Graph, FileEntry)>);
+
+impl GraphFiles {
+    /// Writes a component's graph, unless it is there already.
+    fn write(
+        &mut self,
+        contract: &Contract,
+        graph: &Graph,
+        placed: &DataFile,
+        dir: &Path,
+    ) -> Result<FileEntry, ExportError> {
+        let (graph, placement) = match contract.weights {
+            Weights::Inside => (graph.clone(), WeightPlacement::External(&placed.layout)),
+            Weights::Bound => (generic(contract, graph), WeightPlacement::AsInputs),
+        };
+        let file = format!("{}.onnx", graph.name);
+        if let Some((first, entry)) = self.0.get(&file) {
+            let same = first.values == graph.values && first.nodes == graph.nodes;
+            return if same {
+                Ok(entry.clone())
+            } else {
+                Err(ExportError::Unequal { file })
+            };
+        }
+        let path = dir.join(&file);
+        let blake3 = write_model(&path, &to_model(&graph, placement)?)?;
+        let bytes = fs::metadata(&path)
+            .map_err(|source| ExportError::Io { path, source })?
+            .len();
+        let entry = FileEntry {
+            file: file.clone(),
+            bytes,
+            blake3,
+        };
+        self.0.insert(file, (graph, entry.clone()));
+        Ok(entry)
+    }
+}
+
+/// A layer's graph without the layer's number: its weights are inputs, named by their place in any layer.
+pub fn generic(contract: &Contract, graph: &Graph) -> Graph {
+    let mut places = BTreeSet::new();
+    for w in &graph.weights {
+        places.extend(numbered_place(&w.key));
+    }
+    let places: Vec<(String, String)> = places.into_iter().collect();
+    let mut graph = graph.renamed(&places);
+    contract.name.clone_into(&mut graph.name);
+    graph
+        .metadata
+        .insert("component".to_owned(), contract.name.to_owned());
+    graph
+}
+
+/// `blocks.3` and `blocks.N` of `blocks.3.ffn.0.weight`: up to the first number.
+fn numbered_place(key: &str) -> Option<(String, String)> {
+    let parts: Vec<&str> = key.split('.').collect();
+    let at = parts.iter().position(|p| p.parse::<usize>().is_ok())?;
+    let stem = parts[..at].join(".");
+    Some((format!("{stem}.{}", parts[at]), format!("{stem}.N")))
+}
+
+fn component(contract: &Contract, graph: &Graph, file: FileEntry, data: &str) -> ComponentEntry {
+    let named = match contract.weights {
+        Weights::Inside => graph.clone(),
+        Weights::Bound => generic(contract, graph),
+    };
+    let weights = named.weights.iter().zip(&graph.weights);
+    ComponentEntry {
         name: graph.name.clone(),
         contract: contract.name.to_owned(),
         fingerprint: contract.fingerprint(),
-        graph: FileEntry {
-            file,
-            bytes,
-            blake3,
-        },
+        graph: file,
+        cpu_graph: None,
         data: data.to_owned(),
-        weights: graph.weights.iter().map(|w| w.name.clone()).collect(),
-        taps: graph
+        weights: weights
+            .map(|(inside, w)| (inside.name.clone(), w.name.clone()))
+            .collect(),
+        taps: named
             .tap_values()
             .map(|(path, value)| (path.to_owned(), value.to_owned()))
             .collect(),
-    })
+    }
 }
 
 fn copy_tokenizer(ckpt_dir: &Path, dir: &Path) -> Result<FileEntry, ExportError> {

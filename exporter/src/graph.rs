@@ -225,6 +225,29 @@ impl Graph {
         graph
     }
 
+    /// The same graph with the places `from` of the module tree called `to`: what is left of the difference between the layers of a stack. Taps
+    /// keep their own names, since they are asked for by layer.
+    #[must_use]
+    pub fn renamed(&self, places: &[(String, String)]) -> Self {
+        let rename = |text: &mut String| {
+            for (from, to) in places {
+                let rest = text.strip_prefix(from.as_str());
+                if let Some(rest) = rest.filter(|r| r.is_empty() || r.starts_with(['.', '/'])) {
+                    *text = format!("{to}{rest}");
+                    return;
+                }
+            }
+        };
+        let mut graph = self.clone();
+        graph.values.iter_mut().for_each(|v| rename(&mut v.name));
+        for n in &mut graph.nodes {
+            rename(&mut n.name);
+            rename(&mut n.scope);
+        }
+        graph.weights.iter_mut().for_each(|w| rename(&mut w.name));
+        graph
+    }
+
     /// Every module path that can be exposed as an extra output, in the order of construction.
     pub fn taps(&self) -> Vec<&str> {
         self.taps.iter().map(|(path, _)| path.as_str()).collect()

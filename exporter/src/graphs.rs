@@ -5,6 +5,7 @@ use crate::graph::write::{WeightPlacement, WriteError, to_model, write_model};
 use crate::synth::{self, Preset};
 use engines::dim::Bindings;
 use engines::exit::Exit;
+use engines::recipe::Recipe;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -90,6 +91,7 @@ pub fn write(
         vae: &shapes.vae,
         speech: &shapes.speech,
         config: &shapes.config,
+        recipe: Recipe::Fp32,
     }
     .graphs()?;
     fs::create_dir_all(out).map_err(|source| GraphsError::Io {
@@ -120,6 +122,7 @@ mod tests {
             vae: &shapes.vae,
             speech: &shapes.speech,
             config: &shapes.config,
+            recipe: Recipe::Fp32,
         }
         .graphs()
         .unwrap();

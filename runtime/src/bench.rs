@@ -10,6 +10,7 @@ use engines::backend::{Backend, EngineError, FeatureCache, LoadOptions, Session,
 use engines::components::{dit, speech, text, vae};
 use engines::contract::{Contract, DType, Port, Sizes, StateKind};
 use engines::dim::Bindings;
+use engines::recipe::Recipe;
 use engines::tensor::Tensor;
 
 use crate::size::Size;
@@ -200,6 +201,7 @@ struct Part {
 impl Part {
     fn new(session: Box<dyn Session>, sizes: &Bindings) -> Self {
         let contract: &'static Contract = session.contract();
+        let recipe = session.recipe();
         let state = if contract.state_kind == StateKind::Produce {
             &[][..]
         } else {
@@ -209,9 +211,12 @@ impl Part {
             inputs: contract
                 .inputs
                 .iter()
-                .map(|p| (p, filled(p, sizes)))
+                .map(|p| (p, filled(p, recipe, sizes)))
                 .collect(),
-            state: state.iter().map(|p| (p.name, filled(p, sizes))).collect(),
+            state: state
+                .iter()
+                .map(|p| (p.name, filled(p, recipe, sizes)))
+                .collect(),
             session,
         }
     }
@@ -240,7 +245,7 @@ impl Part {
 }
 
 /// A tensor of the port's shape: floats of about unit variance from a fixed sequence, whole numbers that mean a full ring.
-fn filled(port: &Port, sizes: &Bindings) -> Tensor {
+fn filled(port: &Port, recipe: Recipe, sizes: &Bindings) -> Tensor {
     let shape: Vec<usize> = port
         .dims()
         .iter()
@@ -250,8 +255,8 @@ fn filled(port: &Port, sizes: &Bindings) -> Tensor {
                 .unwrap_or(1)
         })
         .collect();
-    let mut t = Tensor::zeros(port.dtype, &shape);
-    match port.dtype {
+    let mut t = Tensor::zeros(port.dtype(recipe), &shape);
+    match port.dtype(recipe) {
         DType::I64 => {
             let value = match port.name {
                 n if n == dit::KV_LEN.name => sizes["C"] + sizes["S"],

@@ -9,7 +9,10 @@ use engines::backend::{Backend, EngineError, LoadOptions, Outputs, Session, Stat
 use engines::components::dit::{self, DitConfig};
 use engines::components::vae;
 use engines::contract::{Contract, DType, Port, StateKind};
+use engines::memory::{HostMemory, Memory};
+use engines::recipe::Recipe;
 use engines::tensor::{Tensor, View};
+use engines::weights::{HostWeights, WeightSet};
 
 use crate::ring::Geometry;
 
@@ -28,6 +31,7 @@ pub(crate) struct Fake {
     /// Components in the order of their runs.
     pub(crate) log: Arc<Mutex<Vec<String>>>,
     runs: Arc<AtomicUsize>,
+    memory: Arc<dyn Memory>,
 }
 
 impl Fake {
@@ -38,11 +42,32 @@ impl Fake {
             fault: Fault::None,
             log: Arc::default(),
             runs: Arc::default(),
+            memory: HostMemory::unlimited(),
         }
     }
 }
 
 impl Backend for Fake {
+    fn memory(&self) -> &Arc<dyn Memory> {
+        &self.memory
+    }
+
+    fn recipe(&self) -> Recipe {
+        Recipe::Fp32
+    }
+
+    fn load_unbound(
+        &self,
+        component: &str,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        self.load(component, options)
+    }
+
+    fn weights(&self, component: &str) -> Result<HostWeights, EngineError> {
+        panic!("no weights of {component}")
+    }
+
     fn load(
         &self,
         component: &str,
@@ -124,6 +149,12 @@ impl Session for FakeSession {
     fn contract(&self) -> &'static Contract {
         self.contract
     }
+
+    fn recipe(&self) -> Recipe {
+        Recipe::Fp32
+    }
+
+    fn bind(&mut self, _weights: WeightSet) {}
 
     fn run(
         &mut self,

@@ -49,6 +49,7 @@ impl Stream {
             ("H".to_owned(), latent.0 as i64),
             ("W".to_owned(), latent.1 as i64),
         ]);
+        let recipe = self.next.recipe();
         for port in self.next.contract().state {
             let dims = || {
                 port.dims()
@@ -58,7 +59,7 @@ impl Stream {
             };
             self.cache
                 .entry(port.name)
-                .or_insert_with(|| Tensor::zeros(port.dtype, &dims()));
+                .or_insert_with(|| Tensor::zeros(port.dtype(recipe), &dims()));
         }
         (self.next.as_mut(), State::Replace(&mut self.cache))
     }

@@ -916,7 +916,7 @@ fn damaged_models() {
             Box::new(from_other("manifest.json")),
         ),
         ("one bit of weights", Box::new(flip("dit.data"))),
-        ("one bit of a graph", Box::new(flip("dit_layer.01.onnx"))),
+        ("one bit of a graph", Box::new(flip("dit_layer.onnx"))),
         ("one bit of the tokenizer", Box::new(flip("tokenizer.json"))),
         (
             "weights truncated",

@@ -10,6 +10,7 @@ use exporter::synth::{self, Preset};
 fn families(preset: Preset, layers: usize) -> Vec<Family> {
     let s = synth::shapes(preset, Some(layers));
     let sources = ShapeSources {
+        recipe: engines::recipe::Recipe::Fp32,
         dit: &s.dit,
         text: &s.text,
         vae: &s.vae,

@@ -7,8 +7,9 @@ use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
 use engines::backend::ort::OrtCpu;
+use engines::recipe::Recipe;
 use exporter::checkpoint::LoraScale;
-use exporter::export::{Recipe, Request, export};
+use exporter::export::{Request, export};
 
 /// Strength of every golden set's LoRA, as of the published one: alpha over rank.
 pub const LORA_SCALE: f64 = 0.5;

@@ -1,10 +1,13 @@
 //! ONNX Runtime on the CPU: the embedded default and the oracle for every other backend. Weights stay a memory map of the export's data
 //! files, shared by every session; one global thread pool serves all sessions of the process.
 use super::{Backend, EngineError, Facts, LoadOptions, Outputs, Perturb, Session, State};
-use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind};
+use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 use crate::manifest::{ComponentEntry, ManifestError, Models};
+use crate::memory::{Class, HostMemory, Memory, Place, Span};
+use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View};
+use crate::weights::{HostWeights, WeightSet};
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::GraphOptimizationLevel;
@@ -25,8 +28,9 @@ static COPIED_STATE: AtomicBool = AtomicBool::new(false);
 /// ONNX Runtime's CPU provider over one opened export.
 pub struct OrtCpu {
     environment: Environment,
-    models: Models,
+    models: Arc<Models>,
     bindings: Bindings,
+    memory: Arc<dyn Memory>,
 }
 
 impl OrtCpu {
@@ -40,9 +44,21 @@ impl OrtCpu {
         }
         Ok(Self {
             environment,
-            models,
+            models: Arc::new(models),
             bindings,
+            memory: HostMemory::unlimited(),
         })
+    }
+
+    /// The same library and export as a virtual device with memory of its own.
+    #[must_use]
+    pub fn on(&self, memory: Arc<dyn Memory>) -> Self {
+        Self {
+            environment: self.environment.clone(),
+            models: Arc::clone(&self.models),
+            bindings: self.bindings.clone(),
+            memory,
+        }
     }
 
     pub fn models(&self) -> &Models {
@@ -66,37 +82,38 @@ impl OrtCpu {
         found.collect()
     }
 
-    fn perturbed(&self, entry: &ComponentEntry, p: &Perturb) -> Result<DynValue, EngineError> {
+    /// A weight's own values plus the fault, under its name in the graph.
+    fn perturbed(
+        &self,
+        entry: &ComponentEntry,
+        p: &Perturb,
+    ) -> Result<(String, Tensor), EngineError> {
         let unknown = || EngineError::Weight {
             component: entry.name.clone(),
             weight: p.weight.clone(),
         };
+        let named = entry.weights.iter().find(|(_, name)| **name == p.weight);
+        let (input, _) = named.ok_or_else(unknown)?;
         let (w, mut data) = self
             .models
             .read_weight(entry, &p.weight)?
             .ok_or_else(unknown)?;
         data.iter_mut().for_each(|x| *x += p.amount);
-        let run = |source| EngineError::Run {
-            component: entry.name.clone(),
-            source,
-        };
-        Ok(ort::value::Tensor::from_array((w.shape.clone(), data))
-            .map_err(run)?
-            .into_dyn())
+        Ok((input.clone(), Tensor::from_slice(&w.shape, &data)))
     }
-}
 
-impl Backend for OrtCpu {
-    fn load(
+    fn session(
         &self,
-        component: &str,
+        entry: &ComponentEntry,
+        contract: &'static Contract,
         options: &LoadOptions,
-    ) -> Result<Box<dyn Session>, EngineError> {
-        let (entry, contract) = self.models.component(component)?;
-        let path = self.models.dir().join(&entry.graph.file);
+        fault: Option<&(String, Tensor)>,
+    ) -> Result<OrtSession, EngineError> {
+        let graph = entry.cpu_graph.as_ref().unwrap_or(&entry.graph);
+        let path = self.models.dir().join(&graph.file);
         let load = |source| EngineError::Load {
             path: path.clone(),
-            component: component.to_owned(),
+            component: entry.name.clone(),
             source,
         };
         let taps = self.taps(entry, &options.taps)?;
@@ -107,9 +124,20 @@ impl Backend for OrtCpu {
                     .with_optimization_level(GraphOptimizationLevel::All)?)
             })
             .map_err(load)?;
-        if let Some(p) = &options.perturb {
+        if entry.cpu_graph.is_some() {
+            // Folding would keep an f32 copy of every weight that is cast.
             builder = builder
-                .with_external_initializer(&p.weight, self.perturbed(entry, p)?)
+                .with_config_entry(
+                    "optimization.disable_specified_optimizers",
+                    "ConstantFolding",
+                )
+                .map_err(|e| load(e.into()))?;
+        }
+        if let Some((input, tensor)) = fault.filter(|_| contract.weights == Weights::Inside) {
+            let value = (tensor.shape().to_vec(), tensor.as_slice::<f32>().to_vec());
+            let value = ort::value::Tensor::from_array(value).map_err(load)?;
+            builder = builder
+                .with_external_initializer(input, value.into_dyn())
                 .map_err(|e| load(e.into()))?;
         }
         let rim: Vec<String> = contract.graph_outputs().map(|(name, _)| name).collect();
@@ -136,22 +164,72 @@ impl Backend for OrtCpu {
                 .commit_from_memory(&graph)
         }
         .map_err(load)?;
+        let inputs = match contract.weights {
+            Weights::Inside => BTreeSet::new(),
+            Weights::Bound => entry.weights.keys().cloned().collect(),
+        };
         let loaded = OrtSession {
-            component: component.to_owned(),
+            component: entry.name.clone(),
             contract,
+            recipe: self.models.recipe(),
             bindings: self.bindings.clone(),
             taps,
             session,
-            memory: MemoryInfo::new(
+            memory: Arc::clone(&self.memory),
+            info: MemoryInfo::new(
                 AllocationDevice::CPU,
                 0,
                 AllocatorType::Device,
                 MemoryType::Default,
             )
             .map_err(load)?,
+            inputs,
+            weights: WeightSet::default(),
         };
         loaded.check_rim(&path)?;
-        Ok(Box::new(loaded))
+        Ok(loaded)
+    }
+}
+
+impl Backend for OrtCpu {
+    fn memory(&self) -> &Arc<dyn Memory> {
+        &self.memory
+    }
+
+    fn recipe(&self) -> Recipe {
+        self.models.recipe()
+    }
+
+    fn load(
+        &self,
+        component: &str,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        let (entry, contract) = self.models.component(component)?;
+        let fault = options.perturb.as_ref();
+        let fault = fault.map(|p| self.perturbed(entry, p)).transpose()?;
+        let mut session = self.session(entry, contract, options, fault.as_ref())?;
+        if contract.weights == Weights::Bound {
+            let mut weights = self.models.weights(component)?.mapped();
+            if let Some((input, tensor)) = fault {
+                weights.replace(&input, tensor);
+            }
+            session.bind(weights);
+        }
+        Ok(Box::new(session))
+    }
+
+    fn load_unbound(
+        &self,
+        component: &str,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        let (entry, contract) = self.models.component(component)?;
+        Ok(Box::new(self.session(entry, contract, options, None)?))
+    }
+
+    fn weights(&self, component: &str) -> Result<HostWeights, EngineError> {
+        Ok(self.models.weights(component)?)
     }
 }
 
@@ -179,11 +257,17 @@ fn extra_outputs(names: &BTreeSet<&str>) -> Vec<u8> {
 struct OrtSession {
     component: String,
     contract: &'static Contract,
+    recipe: Recipe,
     bindings: Bindings,
     /// Module path -> name of the value in the graph.
     taps: BTreeMap<String, String>,
     session: ort::session::Session,
-    memory: MemoryInfo<'static>,
+    /// Outputs come from here.
+    memory: Arc<dyn Memory>,
+    info: MemoryInfo<'static>,
+    /// Names of the weights that must be bound.
+    inputs: BTreeSet<String>,
+    weights: WeightSet,
 }
 
 impl OrtSession {
@@ -206,19 +290,15 @@ impl OrtSession {
         for (name, port) in wanted {
             let fact = found.remove(name.as_str());
             let fits = matches!(fact, Some(ValueType::Tensor { ty, shape, .. })
-                if dtype_of(*ty) == Some(port.dtype) && shape.len() == port.dims().len());
+                if dtype_of(*ty) == Some(port.dtype(self.recipe)) && shape.len() == port.dims().len());
             if !fits {
                 let got = fact.map_or_else(|| "no such port".to_owned(), |f| format!("{f:?}"));
-                return Err(mismatch(
-                    &name,
-                    format!("{} [{}]", port.dtype, port.shape),
-                    got,
-                ));
+                return Err(mismatch(&name, port.fact(self.recipe), got));
             }
         }
         match found
             .into_keys()
-            .find(|name| !self.taps.values().any(|t| t == name))
+            .find(|name| !self.inputs.contains(*name) && !self.taps.values().any(|t| t == name))
         {
             Some(name) => Err(mismatch(
                 name,
@@ -252,10 +332,10 @@ impl OrtSession {
 
     /// Checks every binding and returns what they fix.
     fn check(&self, inputs: &[(&Port, View<'_>)], state: &State<'_>) -> Result<Facts, EngineError> {
-        let mut facts = Facts::new(self.bindings.clone());
+        let mut facts = Facts::new(self.recipe, self.bindings.clone());
         for port in self.contract.inputs {
             let Some((_, view)) = inputs.iter().find(|(p, _)| p.name == port.name) else {
-                return Err(self.bind_error(port.name, port.fact(), "nothing"));
+                return Err(self.bind_error(port.name, port.fact(self.recipe), "nothing"));
             };
             facts
                 .learn(port, view.dtype, &view.shape)
@@ -286,7 +366,7 @@ impl OrtSession {
                     .map(|t| (t.dtype(), t.shape().to_vec())),
             };
             let (dtype, shape) =
-                fact.ok_or_else(|| self.bind_error(port.name, port.fact(), "nothing"))?;
+                fact.ok_or_else(|| self.bind_error(port.name, port.fact(self.recipe), "nothing"))?;
             facts
                 .learn(port, dtype, &shape)
                 .map_err(|(w, g)| self.bind_error(port.name, w, g))?;
@@ -300,39 +380,65 @@ impl OrtSession {
         name: &str,
         dtype: DType,
         shape: &[usize],
-        bytes: &[u8],
+        span: Span<'_>,
     ) -> Result<(), EngineError> {
-        let value = wrap(&self.memory, dtype, shape, pointer(bytes), bytes.len())
-            .map_err(|e| self.run_error(e))?;
+        let value = self.wrap(name, dtype, shape, span)?;
         binding
             .bind_input(name, &value)
             .map_err(|e| self.run_error(e))
     }
 
+    /// The caller holds the memory exclusively until the run is over.
     fn bind_output(
         &self,
         binding: &mut ort::session::IoBinding,
         name: &str,
         dtype: DType,
         shape: &[usize],
-        bytes: &mut [u8],
+        span: Span<'_>,
     ) -> Result<(), EngineError> {
-        let at = NonNull::new(bytes.as_mut_ptr()).expect("a slice pointer is never null");
-        let mut value =
-            wrap(&self.memory, dtype, shape, at, bytes.len()).map_err(|e| self.run_error(e))?;
+        let mut value = self.wrap(name, dtype, shape, span)?;
         binding
             .bind_output(name, &mut value)
             .map_err(|e| self.run_error(e))
     }
-}
 
-fn pointer(bytes: &[u8]) -> NonNull<u8> {
-    NonNull::new(bytes.as_ptr().cast_mut()).expect("a slice pointer is never null")
+    fn wrap(
+        &self,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        span: Span<'_>,
+    ) -> Result<DynValue, EngineError> {
+        if span.place() != Place::Host {
+            return Err(self.bind_error(name, "host memory", span.place().to_string()));
+        }
+        wrap(&self.info, dtype, shape, span.address(), span.len()).map_err(|e| self.run_error(e))
+    }
+
+    fn bind_weights(&self, binding: &mut ort::session::IoBinding) -> Result<(), EngineError> {
+        for name in &self.inputs {
+            let found = self.weights.iter().find(|(n, _)| n == name);
+            let (_, tensor) =
+                found.ok_or_else(|| self.bind_error(name, "a bound weight", "nothing"))?;
+            let view = tensor.view();
+            self.bind_input(binding, name, view.dtype, &view.shape, view.span)?;
+        }
+        Ok(())
+    }
 }
 
 impl Session for OrtSession {
     fn contract(&self) -> &'static Contract {
         self.contract
+    }
+
+    fn recipe(&self) -> Recipe {
+        self.recipe
+    }
+
+    fn bind(&mut self, weights: WeightSet) {
+        self.weights = weights;
     }
 
     fn run(
@@ -354,7 +460,11 @@ impl Session for OrtSession {
         {
             // What the bindings fix is allocated here and bound; any other is allocated by ONNX Runtime and copied.
             match facts.shape(port) {
-                Some(shape) => drop(owned.insert(name, Tensor::zeros(port.dtype, &shape))),
+                Some(shape) => {
+                    let dtype = port.dtype(self.recipe);
+                    let t = Tensor::zeros_in(&*self.memory, Class::Activations, dtype, &shape)?;
+                    owned.insert(name, t);
+                }
                 None => drop(unknown.insert(name)),
             }
         }
@@ -363,36 +473,38 @@ impl Session for OrtSession {
             .create_binding()
             .map_err(|e| self.run_error(e))?;
         for (port, view) in inputs {
-            self.bind_input(&mut binding, port.name, view.dtype, &view.shape, view.bytes)?;
+            self.bind_input(&mut binding, port.name, view.dtype, &view.shape, view.span)?;
         }
+        self.bind_weights(&mut binding)?;
         match &mut state {
             State::InPlace(views) => {
                 for (name, v) in views {
-                    self.bind_input(&mut binding, name, v.dtype, &v.shape, v.bytes)?;
+                    let span = v.span.as_span();
+                    self.bind_input(&mut binding, name, v.dtype, &v.shape, span)?;
                     self.bind_output(
                         &mut binding,
                         &format!("{name}{NEXT}"),
                         v.dtype,
                         &v.shape,
-                        v.bytes,
+                        span,
                     )?;
                 }
             }
             State::Replace(cache) if self.contract.state_kind == StateKind::Replace => {
                 for port in self.contract.state {
-                    let t = &cache[port.name];
-                    self.bind_input(&mut binding, port.name, t.dtype(), t.shape(), t.bytes())?;
+                    let v = cache[port.name].view();
+                    self.bind_input(&mut binding, port.name, v.dtype, &v.shape, v.span)?;
                 }
             }
             State::Replace(_) | State::None => {}
         }
         for (name, t) in &mut owned {
-            let (dtype, shape) = (t.dtype(), t.shape().to_vec());
-            self.bind_output(&mut binding, name, dtype, &shape, t.bytes_mut())?;
+            let v = t.view_mut();
+            self.bind_output(&mut binding, name, v.dtype, &v.shape, v.span.as_span())?;
         }
         for name in &unknown {
             binding
-                .bind_output_to_device(name.as_str(), &self.memory)
+                .bind_output_to_device(name.as_str(), &self.info)
                 .map_err(|e| self.run_error(e))?;
         }
         let component = &self.component;

@@ -1,26 +1,25 @@
 //! The causal speech-to-video transformer, cut where a stage may end: text embedding, sink prefill (embed, layer), denoising (embed,
 //! layer, head). One layer is one graph, so any contiguous range of layers can be placed anywhere.
 //! Mirrors `CausalWanModel_S2V`, liveavatar/models/wan/causal_model_s2v.py @ 9c2c38d.
-use crate::contract::{Contract, DType::F32, DType::I64, Port, Sizes, StateKind};
+use crate::contract::{Contract, DType::F32, DType::I64, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 
 /// Text encoder rows, zero-padded to the text length.
 pub const CONTEXT: Port = Port::new("context", F32, "B M T");
 /// Embedded text; the padding rows take part in cross attention.
-pub const TEXT: Port = Port::new("text", F32, "B M D");
+pub const TEXT: Port = Port::compute("text", "B M D");
 
 /// Reference picture's latent.
 pub const REF_LATENTS: Port = Port::new("ref_latents", F32, "B Z 1 2*h 2*w");
 /// The newest 19 motion latent frames, oldest first, zeros where there are none.
 pub const MOTION_LATENTS: Port = Port::new("motion_latents", F32, "B Z 19 2*h 2*w");
 /// Sink tokens [ref | newest | two at half size | sixteen at quarter size].
-pub const SINK_TOKENS: Port = Port::new(
+pub const SINK_TOKENS: Port = Port::compute(
     "sink_tokens",
-    F32,
     "B 2*h*w+floor(h/2)*floor(w/2)+4*floor(h/4)*floor(w/4) D",
 );
-pub const SINK_HIDDEN: Port = Port::new("sink_hidden", F32, "B C D");
-pub const SINK_HIDDEN_OUT: Port = Port::new("sink_hidden_out", F32, "B C D");
+pub const SINK_HIDDEN: Port = Port::compute("sink_hidden", "B C D");
+pub const SINK_HIDDEN_OUT: Port = Port::compute("sink_hidden_out", "B C D");
 /// Modulation of the sink: time projection at timestep 0.
 pub const SINK_E0: Port = Port::new("sink_e0", F32, "B 1 6 D");
 /// Rotary tables of the sink; the reference token's frame index shifts with the block.
@@ -28,19 +27,19 @@ pub const SINK_ROPE_COS: Port = Port::new("sink_rope_cos", F32, "B C p");
 pub const SINK_ROPE_SIN: Port = Port::new("sink_rope_sin", F32, "B C p");
 
 /// Normed, un-roped keys and values of the sink, computed once per anchor.
-pub const SINK_K_OUT: Port = Port::new("sink_k_out", F32, "B N C d");
-pub const SINK_V_OUT: Port = Port::new("sink_v_out", F32, "B N C d");
+pub const SINK_K_OUT: Port = Port::compute("sink_k_out", "B N C d");
+pub const SINK_V_OUT: Port = Port::compute("sink_v_out", "B N C d");
 /// Keys and values of the text: the same for every step and block, so they ride along with the sink's.
-pub const TEXT_K_OUT: Port = Port::new("text_k_out", F32, "B N M d");
-pub const TEXT_V_OUT: Port = Port::new("text_v_out", F32, "B N M d");
+pub const TEXT_K_OUT: Port = Port::compute("text_k_out", "B N M d");
+pub const TEXT_V_OUT: Port = Port::compute("text_v_out", "B N M d");
 
 pub const LATENTS: Port = Port::new("latents", F32, "B Z F 2*h 2*w");
 /// Zeros without a pose video.
 pub const POSE_LATENTS: Port = Port::new("pose_latents", F32, "B Z F 2*h 2*w");
 /// `[cos | sin]` of the timestep per frame, computed in f64 by the host.
 pub const SINUSOID: Port = Port::new("sinusoid", F32, "B F f");
-pub const HIDDEN: Port = Port::new("hidden", F32, "B F*h*w D");
-pub const HIDDEN_OUT: Port = Port::new("hidden_out", F32, "B F*h*w D");
+pub const HIDDEN: Port = Port::compute("hidden", "B F*h*w D");
+pub const HIDDEN_OUT: Port = Port::compute("hidden_out", "B F*h*w D");
 /// Time embedding (for the head) and its projection (for the blocks).
 pub const E: Port = Port::new("e", F32, "B F D");
 pub const E0: Port = Port::new("e0", F32, "B F 6 D");
@@ -50,17 +49,17 @@ pub const E0_OUT: Port = Port::new("e0_out", F32, "B F 6 D");
 /// Rotary tables of the block's own tokens.
 pub const ROPE_COS: Port = Port::new("rope_cos", F32, "B F*h*w p");
 pub const ROPE_SIN: Port = Port::new("rope_sin", F32, "B F*h*w p");
-pub const SINK_K: Port = Port::new("sink_k", F32, "G N C d");
-pub const SINK_V: Port = Port::new("sink_v", F32, "G N C d");
-pub const TEXT_K: Port = Port::new("text_k", F32, "G N M d");
-pub const TEXT_V: Port = Port::new("text_v", F32, "G N M d");
+pub const SINK_K: Port = Port::compute("sink_k", "G N C d");
+pub const SINK_V: Port = Port::compute("sink_v", "G N C d");
+pub const TEXT_K: Port = Port::compute("text_k", "G N M d");
+pub const TEXT_V: Port = Port::compute("text_v", "G N M d");
 /// First ring token that this block writes; a write never wraps.
 pub const SLOT: Port = Port::new("slot", I64, "B");
 /// Keys that attention may see: sink tokens + filled ring tokens.
 pub const KV_LEN: Port = Port::new("kv_len", I64, "B");
 /// KV ring of one step and layer: roped keys and values of the newest blocks.
-pub const KEYS: Port = Port::new("keys", F32, "B N S d");
-pub const VALUES: Port = Port::new("values", F32, "B N S d");
+pub const KEYS: Port = Port::compute("keys", "B N S d");
+pub const VALUES: Port = Port::compute("values", "B N S d");
 
 /// One adaptive-norm token per frame, local audio tokens per frame, and where each actor is heard.
 pub const AUDIO_GLOBAL: Port = Port::new("audio_global", F32, "B A F D");
@@ -79,6 +78,7 @@ pub const TEXT_EMBED: Contract = Contract {
     state: &[],
     state_kind: StateKind::Replace,
     outputs: &[TEXT],
+    weights: Weights::Inside,
 };
 pub const SINK_EMBED: Contract = Contract {
     name: "dit_sink_embed",
@@ -86,6 +86,7 @@ pub const SINK_EMBED: Contract = Contract {
     state: &[],
     state_kind: StateKind::Replace,
     outputs: &[SINK_TOKENS, SINK_E0],
+    weights: Weights::Inside,
 };
 pub const SINK_LAYER: Contract = Contract {
     name: "dit_sink_layer",
@@ -99,6 +100,7 @@ pub const SINK_LAYER: Contract = Contract {
         TEXT_K_OUT,
         TEXT_V_OUT,
     ],
+    weights: Weights::Bound,
 };
 pub const EMBED: Contract = Contract {
     name: "dit_embed",
@@ -106,6 +108,7 @@ pub const EMBED: Contract = Contract {
     state: &[],
     state_kind: StateKind::Replace,
     outputs: &[HIDDEN_OUT, E_OUT, E0_OUT],
+    weights: Weights::Inside,
 };
 pub const LAYER: Contract = Contract {
     name: "dit_layer",
@@ -126,6 +129,7 @@ pub const LAYER: Contract = Contract {
     state: &[KEYS, VALUES],
     state_kind: StateKind::InPlace,
     outputs: &[HIDDEN_OUT],
+    weights: Weights::Bound,
 };
 /// A layer of `audio_inject_layers`: the block, then the audio residual.
 pub const LAYER_AUDIO: Contract = Contract {
@@ -150,6 +154,7 @@ pub const LAYER_AUDIO: Contract = Contract {
     state: &[KEYS, VALUES],
     state_kind: StateKind::InPlace,
     outputs: &[HIDDEN_OUT],
+    weights: Weights::Bound,
 };
 pub const HEAD: Contract = Contract {
     name: "dit_head",
@@ -157,6 +162,7 @@ pub const HEAD: Contract = Contract {
     state: &[],
     state_kind: StateKind::Replace,
     outputs: &[NOISE_PRED, NEXT_LATENTS],
+    weights: Weights::Inside,
 };
 
 /// Sizes of a DiT, all derived from its tensors and `config.json`.

@@ -1,5 +1,5 @@
 //! Speech: the wav2vec2 encoder and the causal audio encoder that turns its hidden states into tokens for one block.
-use crate::contract::{Contract, DType::F32, Port, Sizes, StateKind};
+use crate::contract::{Contract, DType::F32, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 
 /// 16 kHz samples, normalised over the whole file.
@@ -14,6 +14,7 @@ pub const ENCODER_FEATURES: Contract = Contract {
     state: &[],
     state_kind: StateKind::Replace,
     outputs: &[FEATURES_OUT],
+    weights: Weights::Inside,
 };
 
 /// Input of the first layer, and what all its rows attend to.
@@ -27,6 +28,7 @@ pub const ENCODER_POSITIONS: Contract = Contract {
     state: &[],
     state_kind: StateKind::Replace,
     outputs: &[FIRST_ROWS_OUT, FIRST_KEYS_OUT, FIRST_VALUES_OUT],
+    weights: Weights::Inside,
 };
 
 /// Some rows of a layer's input; the keys and values are those of the whole recording. So attention's scores can be kept small, whatever
@@ -45,6 +47,7 @@ pub const ENCODER_LAYER: Contract = Contract {
     state: &[],
     state_kind: StateKind::Replace,
     outputs: &[ROWS_OUT, KEYS_OUT, VALUES_OUT],
+    weights: Weights::Inside,
 };
 /// The last layer, and the norm after it.
 pub const ENCODER_LAST: Contract = Contract {
@@ -53,6 +56,7 @@ pub const ENCODER_LAST: Contract = Contract {
     state: &[],
     state_kind: StateKind::Replace,
     outputs: &[ROWS_OUT],
+    weights: Weights::Inside,
 };
 
 /// Hidden states of one block at 25 frames a second, one row per actor.
@@ -66,6 +70,7 @@ pub const ADAPTER: Contract = Contract {
     state: &[],
     state_kind: StateKind::Replace,
     outputs: &[AUDIO_GLOBAL_OUT, AUDIO_LOCAL_OUT],
+    weights: Weights::Inside,
 };
 
 /// Sizes of the wav2vec2 encoder.

@@ -1,5 +1,5 @@
 //! The umT5 text encoder, run on unpadded token ids. Mirrors `T5Encoder`, liveavatar/models/wan/wan_2_2/modules/t5.py @ 9c2c38d.
-use crate::contract::{Contract, DType::F32, DType::I64, Port, Sizes, StateKind};
+use crate::contract::{Contract, DType::F32, DType::I64, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 
 /// Token ids ending with the end-of-sentence id, at most the text length.
@@ -12,6 +12,7 @@ pub const ENCODER: Contract = Contract {
     state: &[],
     state_kind: StateKind::Replace,
     outputs: &[CONTEXT_ROWS],
+    weights: Weights::Inside,
 };
 
 /// Sizes of the text encoder.

@@ -10,6 +10,7 @@ use super::{
 use engines::contract::{Contract, DType, Port};
 use engines::dim::{Bindings, Dim};
 use engines::exit::Exit;
+use engines::recipe::Recipe;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -228,6 +229,7 @@ impl std::error::Error for GraphErrors {}
 /// Builds one [`Graph`].
 pub struct Builder<'w> {
     source: &'w dyn WeightSource,
+    recipe: Recipe,
     state: RefCell<State>,
 }
 
@@ -344,8 +346,20 @@ impl<'w> Builder<'w> {
         state.place(String::new());
         Self {
             source,
+            recipe: Recipe::Fp32,
             state: RefCell::new(state),
         }
+    }
+
+    /// The same builder for another precision than f32. Call it before the first value.
+    #[must_use]
+    pub fn with_recipe(self, recipe: Recipe) -> Self {
+        Self { recipe, ..self }
+    }
+
+    /// Precision of the graph.
+    pub fn recipe(&self) -> Recipe {
+        self.recipe
     }
 
     /// The top of the checkpoint.
@@ -389,7 +403,7 @@ impl<'w> Builder<'w> {
             .map(|d| d.bind(&state.bindings))
             .collect();
         let id = state.add(Some(Fact {
-            dtype: port.dtype,
+            dtype: port.dtype(self.recipe),
             dims,
         }));
         state.names.insert(id, port.name.to_owned());
@@ -407,7 +421,7 @@ impl<'w> Builder<'w> {
     #[track_caller]
     pub fn output_named(&'w self, name: &str, port: &Port, v: Value<'w>) {
         let want = Fact {
-            dtype: port.dtype,
+            dtype: port.dtype(self.recipe),
             dims: self.dims(port.dims()),
         };
         let mut state = self.state.borrow_mut();
@@ -1215,6 +1229,7 @@ mod tests {
         state: &[STATE],
         state_kind: StateKind::Replace,
         outputs: &[Y],
+        weights: engines::contract::Weights::Inside,
     };
 
     fn source() -> BTreeMap<String, Vec<usize>> {

@@ -111,7 +111,7 @@ fn chosen<'m>(models: &'m Models, component: &ComponentEntry) -> Option<&'m Weig
     let own = data
         .weights
         .iter()
-        .filter(|w| w.dtype == DType::F32 && component.weights.contains(&w.name));
+        .filter(|w| w.dtype == DType::F32 && component.weights.values().any(|n| *n == w.name));
     own.filter(telling)
         .fold(None, |most: Option<&WeightEntry>, w| {
             if most.is_none_or(|m| w.length > m.length) {

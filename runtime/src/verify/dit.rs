@@ -6,6 +6,7 @@ use std::sync::Arc;
 use engines::backend::{Backend, LoadOptions, State};
 use engines::components::{dit, speech};
 use engines::contract::DType;
+use engines::recipe::Recipe;
 use engines::tensor::{Tensor, View};
 use serde_json::Value;
 
@@ -102,7 +103,7 @@ fn not_applicable(bench: &Bench<'_>) {
         .sheet
         .open("dit_bf16")
         .iter()
-        .filter(|_| manifest.recipe == "fp32")
+        .filter(|_| manifest.recipe == Recipe::Fp32)
     {
         bench.sheet.not_checked(
             "dit_bf16",

@@ -235,7 +235,7 @@ fn stored_rows(models: &Models, key: &str, rows: usize) -> Result<Option<Tensor>
             .iter()
             .flat_map(|d| &d.weights)
             .filter(|w| w.key == key && w.shape.len() == 2);
-        for w in weights.filter(|w| component.weights.contains(&w.name)) {
+        for w in weights.filter(|w| component.weights.values().any(|n| *n == w.name)) {
             let Some((w, values)) = models.read_weight(component, &w.name)? else {
                 continue;
             };

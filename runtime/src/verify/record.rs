@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use engines::backend::{Backend, EngineError, LoadOptions, Outputs, Session, State};
 use engines::contract::{Contract, Port};
+use engines::memory::Memory;
+use engines::recipe::Recipe;
 use engines::tensor::{Tensor, View};
+use engines::weights::{HostWeights, WeightSet};
 
 type Kept = Arc<Mutex<BTreeMap<String, Tensor>>>;
 
@@ -23,6 +26,14 @@ impl<'a> Recorder<'a> {
         }
     }
 
+    fn recorded(&self, component: &str, inner: Box<dyn Session>) -> Box<dyn Session> {
+        Box::new(Recorded {
+            name: component.to_owned(),
+            inner,
+            kept: self.kept.clone(),
+        })
+    }
+
     /// The newest value of an output or tap.
     pub(super) fn get(&self, component: &str, output: &str) -> Option<Tensor> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -31,17 +42,34 @@ impl<'a> Recorder<'a> {
 }
 
 impl Backend for Recorder<'_> {
+    fn memory(&self) -> &Arc<dyn Memory> {
+        self.inner.memory()
+    }
+
+    fn recipe(&self) -> Recipe {
+        self.inner.recipe()
+    }
+
+    fn weights(&self, component: &str) -> Result<HostWeights, EngineError> {
+        self.inner.weights(component)
+    }
+
+    fn load_unbound(
+        &self,
+        component: &str,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        let inner = self.inner.load_unbound(component, options)?;
+        Ok(self.recorded(component, inner))
+    }
+
     fn load(
         &self,
         component: &str,
         options: &LoadOptions,
     ) -> Result<Box<dyn Session>, EngineError> {
         let inner = self.inner.load(component, options)?;
-        Ok(Box::new(Recorded {
-            name: component.to_owned(),
-            inner,
-            kept: self.kept.clone(),
-        }))
+        Ok(self.recorded(component, inner))
     }
 }
 
@@ -54,6 +82,14 @@ struct Recorded {
 impl Session for Recorded {
     fn contract(&self) -> &'static Contract {
         self.inner.contract()
+    }
+
+    fn recipe(&self) -> Recipe {
+        self.inner.recipe()
+    }
+
+    fn bind(&mut self, weights: WeightSet) {
+        self.inner.bind(weights);
     }
 
     fn run(

@@ -1,0 +1,546 @@
+//! Memory of a device: allocations that are counted against a budget, and copies to and from them. Host memory is one such device, so that
+//! a placement for any machine runs, budgets and all, where there is no other. Not here: what is worth keeping where (the runtime's plan).
+use std::any::Any;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Where bytes lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    Host,
+    /// A CUDA device, by ordinal.
+    Cuda(u32),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+/// What an allocation is for; a ledger counts each apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    Weights,
+    Rings,
+    /// Keys and values of the sink and of the text.
+    Condition,
+    Activations,
+    /// Slots that weights and rings stream through.
+    Slots,
+    /// Memory that an engine takes for its own use.
+    Workspace,
+}
+
+impl Class {
+    /// Every class.
+    pub const ALL: [Self; 6] = [
+        Self::Weights,
+        Self::Rings,
+        Self::Condition,
+        Self::Activations,
+        Self::Slots,
+        Self::Workspace,
+    ];
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Weights => "weights",
+            Self::Rings => "rings",
+            Self::Condition => "condition",
+            Self::Activations => "activations",
+            Self::Slots => "slots",
+            Self::Workspace => "workspace",
+        })
+    }
+}
+
+/// Why memory could not be had or reached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryError {
+    #[error(
+        "{device}: {class} of {bytes} bytes pass the budget: {used} of {budget} bytes are in use"
+    )]
+    Budget {
+        device: String,
+        class: Class,
+        bytes: u64,
+        used: u64,
+        budget: u64,
+    },
+    #[error("{device}: {class} of {bytes} bytes: {reason}")]
+    Device {
+        device: String,
+        class: Class,
+        bytes: u64,
+        reason: String,
+    },
+    #[error("{device}: copy of {bytes} bytes: {reason}")]
+    Copy {
+        device: String,
+        bytes: u64,
+        reason: String,
+    },
+}
+
+/// Bytes in use on one device and the most there ever were, against a budget.
+#[derive(Debug)]
+pub struct Ledger {
+    device: String,
+    budget: u64,
+    state: Mutex<Counts>,
+}
+
+/// What a ledger has counted, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub used: [u64; Class::ALL.len()],
+    pub peak: u64,
+}
+
+impl Counts {
+    /// Bytes in use.
+    pub fn total(&self) -> u64 {
+        self.used.iter().sum()
+    }
+
+    /// Bytes in use for one purpose.
+    pub fn of(&self, class: Class) -> u64 {
+        self.used[class as usize]
+    }
+}
+
+impl Ledger {
+    /// A ledger of `budget` bytes; `u64::MAX` is no limit.
+    pub fn new(device: impl Into<String>, budget: u64) -> Arc<Self> {
+        Arc::new(Self {
+            device: device.into(),
+            budget,
+            state: Mutex::default(),
+        })
+    }
+
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.lock().clone()
+    }
+
+    /// Counts `bytes` until the charge is dropped.
+    ///
+    /// # Errors
+    /// [`MemoryError::Budget`], and nothing is counted.
+    pub fn charge(self: &Arc<Self>, bytes: u64, class: Class) -> Result<Charge, MemoryError> {
+        let mut state = self.lock();
+        let used = state.total();
+        let total = used.saturating_add(bytes);
+        if total > self.budget {
+            return Err(MemoryError::Budget {
+                device: self.device.clone(),
+                class,
+                bytes,
+                used,
+                budget: self.budget,
+            });
+        }
+        state.used[class as usize] += bytes;
+        state.peak = state.peak.max(total);
+        Ok(Charge {
+            ledger: Arc::clone(self),
+            bytes,
+            class,
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes counted in a ledger for as long as this lives.
+#[derive(Debug)]
+pub struct Charge {
+    ledger: Arc<Ledger>,
+    bytes: u64,
+    class: Class,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.ledger.lock().used[self.class as usize] -= self.bytes;
+    }
+}
+
+/// A piece of one device's memory, freed on drop. Whoever holds it alone may write it.
+pub struct Block {
+    address: NonNull<u8>,
+    bytes: usize,
+    place: Place,
+    /// What frees the memory, and the charge.
+    _keep: Box<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the block owns its memory (through `_keep`), and lends it only by `&self` for reading and `&mut self` for writing.
+#[expect(unsafe_code, reason = "an owned allocation named by its address")]
+unsafe impl Send for Block {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "an owned allocation named by its address")]
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// A block at `address` that lives as long as `keep`.
+    ///
+    /// # Safety
+    /// `keep` must own `bytes` bytes at `address` in `place`, exclusively and until it is dropped; host memory must be initialised.
+    #[expect(unsafe_code, reason = "an owned allocation named by its address")]
+    pub unsafe fn from_raw(
+        address: NonNull<u8>,
+        bytes: usize,
+        place: Place,
+        keep: Box<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self {
+            address,
+            bytes,
+            place,
+            _keep: keep,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Bytes `at..at + len`. Panics past the end.
+    pub fn span(&self, at: usize, len: usize) -> Span<'_> {
+        Span::within(self.place, self.address, self.bytes, at, len)
+    }
+
+    /// Host bytes `at..at + len` for writing. Panics past the end, and for a block elsewhere.
+    #[expect(unsafe_code, reason = "host bytes behind an address")]
+    pub fn bytes_mut(&mut self, at: usize, len: usize) -> &mut [u8] {
+        let span = self.span(at, len);
+        assert_eq!(
+            self.place,
+            Place::Host,
+            "bytes of {} written on the host",
+            self.place
+        );
+        // SAFETY: `len` initialised host bytes of this block, borrowed exclusively with it.
+        unsafe { std::slice::from_raw_parts_mut(span.address.as_ptr(), len) }
+    }
+
+    /// As [`Self::span`], for writing.
+    pub fn span_mut(&mut self, at: usize, len: usize) -> SpanMut<'_> {
+        SpanMut(
+            Span::within(self.place, self.address, self.bytes, at, len),
+            PhantomData,
+        )
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes on {}", self.bytes, self.place)
+    }
+}
+
+/// Borrowed bytes on some device.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    place: Place,
+    address: NonNull<u8>,
+    len: usize,
+    life: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: a span is a shared borrow of bytes.
+#[expect(unsafe_code, reason = "a shared borrow named by its address")]
+unsafe impl Send for Span<'_> {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "a shared borrow named by its address")]
+unsafe impl Sync for Span<'_> {}
+
+impl<'a> Span<'a> {
+    /// Host bytes.
+    pub fn host(bytes: &'a [u8]) -> Self {
+        Self {
+            place: Place::Host,
+            address: NonNull::new(bytes.as_ptr().cast_mut())
+                .expect("a slice pointer is never null"),
+            len: bytes.len(),
+            life: PhantomData,
+        }
+    }
+
+    #[expect(unsafe_code, reason = "an offset inside an allocation")]
+    fn within(place: Place, address: NonNull<u8>, have: usize, at: usize, len: usize) -> Self {
+        assert!(
+            at.checked_add(len).is_some_and(|end| end <= have),
+            "{len} bytes at {at} of {have}"
+        );
+        Self {
+            place,
+            // SAFETY: `at` lies inside the allocation at `address`, as asserted.
+            address: unsafe { address.add(at) },
+            len,
+            life: PhantomData,
+        }
+    }
+
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Where the bytes lie, in the address space of their place.
+    pub fn address(&self) -> NonNull<u8> {
+        self.address
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes `at..at + len` of these. Panics past the end.
+    pub fn part(&self, at: usize, len: usize) -> Self {
+        Self::within(self.place, self.address, self.len, at, len)
+    }
+
+    /// The bytes. Panics when they do not lie on the host: that is a placement broken in code.
+    #[expect(unsafe_code, reason = "host bytes behind an address")]
+    pub fn bytes(&self) -> &'a [u8] {
+        assert_eq!(
+            self.place,
+            Place::Host,
+            "bytes of {} read on the host",
+            self.place
+        );
+        // SAFETY: the span borrows `len` initialised host bytes at `address` for `'a`, see its constructors.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.len) }
+    }
+}
+
+/// Borrowed bytes on some device, for writing.
+#[derive(Debug)]
+pub struct SpanMut<'a>(Span<'a>, PhantomData<&'a mut [u8]>);
+
+impl<'a> SpanMut<'a> {
+    /// Host bytes.
+    pub fn host(bytes: &'a mut [u8]) -> Self {
+        let address = NonNull::new(bytes.as_mut_ptr()).expect("a slice pointer is never null");
+        Self(
+            Span {
+                place: Place::Host,
+                address,
+                len: bytes.len(),
+                life: PhantomData,
+            },
+            PhantomData,
+        )
+    }
+
+    /// The same bytes for reading.
+    pub fn as_span(&self) -> Span<'_> {
+        self.0
+    }
+
+    pub fn place(&self) -> Place {
+        self.0.place
+    }
+
+    pub fn address(&self) -> NonNull<u8> {
+        self.0.address
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// Bytes `at..at + len` of these. Panics past the end.
+    pub fn part(&mut self, at: usize, len: usize) -> SpanMut<'_> {
+        SpanMut(self.0.part(at, len), PhantomData)
+    }
+
+    /// As [`Self::part`], giving these up.
+    #[must_use]
+    pub fn into_part(self, at: usize, len: usize) -> Self {
+        Self(self.0.part(at, len), PhantomData)
+    }
+
+    /// The bytes. Panics when they do not lie on the host: that is a placement broken in code.
+    #[expect(unsafe_code, reason = "host bytes behind an address")]
+    pub fn bytes(&mut self) -> &mut [u8] {
+        assert_eq!(
+            self.place(),
+            Place::Host,
+            "bytes of {} written on the host",
+            self.place()
+        );
+        // SAFETY: the span borrows `len` initialised host bytes at `address` for `'a` exclusively, see its constructors.
+        unsafe { std::slice::from_raw_parts_mut(self.0.address.as_ptr(), self.0.len) }
+    }
+}
+
+/// One device's memory.
+pub trait Memory: Send + Sync + fmt::Debug {
+    fn place(&self) -> Place;
+
+    fn ledger(&self) -> &Arc<Ledger>;
+
+    /// Zeroed bytes, aligned to 256.
+    ///
+    /// # Errors
+    /// [`MemoryError::Budget`] before anything is asked of the device, [`MemoryError::Device`] when it refuses.
+    fn alloc(&self, bytes: usize, class: Class) -> Result<Block, MemoryError>;
+
+    /// Copies between any two places, complete when it returns. Calls from several threads may overlap.
+    ///
+    /// # Errors
+    /// [`MemoryError::Copy`]. Panics when the lengths differ.
+    fn copy(&self, from: Span<'_>, to: SpanMut<'_>) -> Result<(), MemoryError>;
+}
+
+/// Unit of host allocations.
+#[derive(Clone, Copy)]
+#[repr(C, align(256))]
+struct Chunk([u8; 256]);
+
+/// The host's memory as a device of its own.
+#[derive(Debug)]
+pub struct HostMemory {
+    ledger: Arc<Ledger>,
+}
+
+impl HostMemory {
+    /// A virtual device of `budget` bytes.
+    pub fn new(device: impl Into<String>, budget: u64) -> Arc<Self> {
+        Arc::new(Self {
+            ledger: Ledger::new(device, budget),
+        })
+    }
+
+    /// No limit.
+    pub fn unlimited() -> Arc<Self> {
+        Self::new("cpu:0", u64::MAX)
+    }
+}
+
+impl Memory for HostMemory {
+    fn place(&self) -> Place {
+        Place::Host
+    }
+
+    fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    #[expect(unsafe_code, reason = "an owned allocation named by its address")]
+    fn alloc(&self, bytes: usize, class: Class) -> Result<Block, MemoryError> {
+        let charge = self.ledger.charge(bytes as u64, class)?;
+        let mut chunks = vec![Chunk([0; 256]); bytes.div_ceil(256)].into_boxed_slice();
+        let address =
+            NonNull::new(chunks.as_mut_ptr().cast::<u8>()).expect("a slice pointer is never null");
+        // SAFETY: the boxed chunks own at least `bytes` zeroed bytes at a fixed address, and nobody else holds them.
+        Ok(unsafe { Block::from_raw(address, bytes, Place::Host, Box::new((chunks, charge))) })
+    }
+
+    fn copy(&self, from: Span<'_>, mut to: SpanMut<'_>) -> Result<(), MemoryError> {
+        if let Some(place) = [from.place(), to.place()]
+            .into_iter()
+            .find(|p| *p != Place::Host)
+        {
+            return Err(MemoryError::Copy {
+                device: self.ledger.device.clone(),
+                bytes: from.len() as u64,
+                reason: format!("{place} is out of reach of host memory"),
+            });
+        }
+        to.bytes().copy_from_slice(from.bytes());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_never_passed_and_what_is_freed_counts_no_more() {
+        let memory = HostMemory::new("cpu:3", 1000);
+        let a = memory.alloc(600, Class::Weights).unwrap();
+        let error = memory.alloc(401, Class::Rings).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cpu:3: rings of 401 bytes pass the budget: 600 of 1000 bytes are in use"
+        );
+        let b = memory.alloc(400, Class::Rings).unwrap();
+        let counts = memory.ledger().counts();
+        assert_eq!(
+            (
+                counts.of(Class::Weights),
+                counts.of(Class::Rings),
+                counts.peak
+            ),
+            (600, 400, 1000)
+        );
+        drop((a, b));
+        let counts = memory.ledger().counts();
+        assert_eq!((counts.total(), counts.peak), (0, 1000));
+    }
+
+    #[test]
+    fn blocks_are_aligned_zeroed_and_written_where_told() {
+        let memory = HostMemory::unlimited();
+        let mut block = memory.alloc(700, Class::Slots).unwrap();
+        assert_eq!(block.span(0, 700).address().as_ptr() as usize % 256, 0);
+        memory
+            .copy(Span::host(&[7; 3]), block.span_mut(512, 3))
+            .unwrap();
+        let sum: u32 = block
+            .span(0, 700)
+            .bytes()
+            .iter()
+            .map(|&b| u32::from(b))
+            .sum();
+        assert_eq!((sum, block.span(513, 2).bytes()), (21, &[7, 7][..]));
+    }
+
+    #[test]
+    #[should_panic(expected = "4 bytes at 8 of 10")]
+    fn a_span_past_the_end_is_a_bug() {
+        HostMemory::unlimited()
+            .alloc(10, Class::Slots)
+            .unwrap()
+            .span(8, 4);
+    }
+}
