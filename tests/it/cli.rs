@@ -932,7 +932,7 @@ fn damaged_models() {
         ),
         (
             "manifest of another version",
-            Box::new(manifest("liveavatar-models/1", "liveavatar-models/0")),
+            Box::new(manifest("liveavatar-models/2", "liveavatar-models/0")),
         ),
         (
             "manifest with an unknown field",
