@@ -1,5 +1,10 @@
 //! Memory of a device: allocations that are counted against a budget, and copies to and from them. Host memory is one such device, so that
 //! a placement for any machine runs, budgets and all, where there is no other. Not here: what is worth keeping where (the runtime's plan).
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "cuda")]
+mod driver;
+
 use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
@@ -89,6 +94,30 @@ pub enum MemoryError {
         bytes: u64,
         reason: String,
     },
+    #[error(
+        "{reason}; libcuda.so.1 comes with the NVIDIA driver (Debian: libcuda1 and nvidia-driver; in a container: start it with --gpus all)"
+    )]
+    NoDriver { reason: String },
+    #[error("cuda:{ordinal} does not exist: the driver has {have} devices{}", first(*have))]
+    NoDevice { ordinal: u32, have: u32 },
+    #[error(
+        "{device}: wanted {wanted} bytes, {free} of {total} are free; end what else uses the device (nvidia-smi lists it) or plan for less"
+    )]
+    Short {
+        device: String,
+        wanted: u64,
+        free: u64,
+        total: u64,
+    },
+    #[error("{device}: {reason}")]
+    Driver { device: String, reason: String },
+}
+
+fn first(have: u32) -> &'static str {
+    match have {
+        0 => "",
+        _ => ", the first is cuda:0",
+    }
 }
 
 /// Bytes in use on one device and the most there ever were, against a budget.
