@@ -107,6 +107,15 @@ pub struct LoadOptions {
     pub taps: Vec<String>,
     /// Replaces one weight by its own value plus this, to prove that a check can fail.
     pub perturb: Option<Perturb>,
+    /// Whether the component gets a session of its own even where one could serve several, so that its outputs can be told apart.
+    pub alone: bool,
+}
+
+impl LoadOptions {
+    /// Whether a session that is loaded with these can serve no other component.
+    pub fn is_particular(&self) -> bool {
+        self.alone || !self.taps.is_empty() || self.perturb.is_some()
+    }
 }
 
 /// A deliberate fault: `amount` added to every element of a weight.

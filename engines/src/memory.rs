@@ -440,11 +440,28 @@ impl<'a> SpanMut<'a> {
     }
 }
 
+/// Rows of equal length that lie a fixed distance apart, on either side of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    pub count: usize,
+    /// Bytes of one row.
+    pub bytes: usize,
+    /// Bytes from the start of a row to the start of the next.
+    pub from_pitch: usize,
+    pub to_pitch: usize,
+}
+
 /// One device's memory.
 pub trait Memory: Send + Sync + fmt::Debug {
     fn place(&self) -> Place;
 
     fn ledger(&self) -> &Arc<Ledger>;
+
+    /// Whether what a session of this device takes must be brought here first. Only the process's own memory is not apart: its sessions
+    /// read and write wherever the process does.
+    fn apart(&self) -> bool {
+        true
+    }
 
     /// Zeroed bytes, aligned to 256.
     ///
@@ -457,6 +474,36 @@ pub trait Memory: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`MemoryError::Copy`]. Panics when the lengths differ.
     fn copy(&self, from: Span<'_>, to: SpanMut<'_>) -> Result<(), MemoryError>;
+
+    /// Copies rows, as [`Self::copy`]; a device that copies in two dimensions does it at once.
+    ///
+    /// # Errors
+    /// [`MemoryError::Copy`]. Panics when a row passes the end of either side.
+    fn copy_rows(
+        &self,
+        rows: Rows,
+        from: Span<'_>,
+        mut to: SpanMut<'_>,
+    ) -> Result<(), MemoryError> {
+        for row in 0..rows.count {
+            let part = from.part(row * rows.from_pitch, rows.bytes);
+            self.copy(part, to.part(row * rows.to_pitch, rows.bytes))?;
+        }
+        Ok(())
+    }
+
+    /// Zeroed host memory that streams to and from this device at full speed (page-locked where that matters), counted in `host`.
+    ///
+    /// # Errors
+    /// The budget of `host`, or the system refuses.
+    fn host_alloc(
+        &self,
+        host: &Arc<Ledger>,
+        bytes: usize,
+        class: Class,
+    ) -> Result<Block, MemoryError> {
+        HostMemory::counted_in(host).alloc(bytes, class)
+    }
 }
 
 /// Unit of host allocations.
@@ -468,19 +515,29 @@ struct Chunk([u8; 256]);
 #[derive(Debug)]
 pub struct HostMemory {
     ledger: Arc<Ledger>,
+    apart: bool,
 }
 
 impl HostMemory {
-    /// A virtual device of `budget` bytes.
+    /// A virtual device of `budget` bytes: everything that its sessions take is copied to it, as to any other device.
     pub fn new(device: impl Into<String>, budget: u64) -> Arc<Self> {
         Arc::new(Self {
             ledger: Ledger::new(device, budget),
+            apart: true,
         })
     }
 
-    /// No limit.
+    /// The process's own memory, without limit.
     pub fn unlimited() -> Arc<Self> {
-        Self::new("cpu:0", u64::MAX)
+        Self::counted_in(&Ledger::new("cpu:0", u64::MAX))
+    }
+
+    /// The process's own memory, against the budget of `ledger`.
+    pub fn counted_in(ledger: &Arc<Ledger>) -> Arc<Self> {
+        Arc::new(Self {
+            ledger: Arc::clone(ledger),
+            apart: false,
+        })
     }
 }
 
@@ -491,6 +548,10 @@ impl Memory for HostMemory {
 
     fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
+    }
+
+    fn apart(&self) -> bool {
+        self.apart
     }
 
     #[expect(unsafe_code, reason = "an owned allocation named by its address")]
@@ -562,6 +623,36 @@ mod tests {
             .map(|&b| u32::from(b))
             .sum();
         assert_eq!((sum, block.span(513, 2).bytes()), (21, &[7, 7][..]));
+    }
+
+    #[test]
+    fn rows_are_copied_between_different_pitches() {
+        let memory = HostMemory::unlimited();
+        let mut block = memory.alloc(16, Class::Slots).unwrap();
+        let rows = Rows {
+            count: 3,
+            bytes: 2,
+            from_pitch: 3,
+            to_pitch: 5,
+        };
+        let from: Vec<u8> = (1..9).collect();
+        memory
+            .copy_rows(rows, Span::host(&from), block.span_mut(1, 15))
+            .unwrap();
+        assert_eq!(
+            block.span(0, 16).bytes(),
+            [0, 1, 2, 0, 0, 0, 4, 5, 0, 0, 0, 7, 8, 0, 0, 0]
+        );
+    }
+
+    #[test]
+    fn host_memory_for_a_device_counts_with_the_host() {
+        let (device, host) = (HostMemory::new("cpu:1", 10), Ledger::new("host", 100));
+        let block = device.host_alloc(&host, 60, Class::Rings).unwrap();
+        let error = device.host_alloc(&host, 60, Class::Rings).unwrap_err();
+        assert!(matches!(error, MemoryError::Budget { device, .. } if device == "host"));
+        assert_eq!((block.len(), host.counts().peak), (60, 60));
+        assert_eq!(device.ledger().counts().peak, 0);
     }
 
     #[test]

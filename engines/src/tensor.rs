@@ -142,12 +142,12 @@ impl Tensor {
         Ok(copy)
     }
 
-    /// A copy in plain host memory; itself when it is there already.
+    /// A copy in plain host memory; itself when `memory`, where it lies, is the process's own.
     ///
     /// # Errors
     /// The device refuses.
     pub fn into_host(self, memory: &dyn Memory) -> Result<Self, MemoryError> {
-        if self.place() == Place::Host {
+        if !memory.apart() {
             return Ok(self);
         }
         let mut copy = Self::zeros(self.dtype, &self.shape);
@@ -376,6 +376,16 @@ impl<'a> View<'a> {
     pub fn as_slice<T: Element>(&self) -> &'a [T] {
         assert_eq!(T::DTYPE, self.dtype, "view holds {}", self.dtype);
         bytemuck::cast_slice(self.span.bytes())
+    }
+
+    /// A copy in a device's memory, counted as `class`.
+    ///
+    /// # Errors
+    /// The device's budget or the device refuses.
+    pub fn copied_to(&self, memory: &dyn Memory, class: Class) -> Result<Tensor, MemoryError> {
+        let mut copy = Tensor::zeros_in(memory, class, self.dtype, &self.shape)?;
+        memory.copy(self.span, copy.span_mut())?;
+        Ok(copy)
     }
 
     pub fn to_tensor(&self) -> Tensor {

@@ -38,7 +38,7 @@ pub fn exec(backend: &dyn Backend, request: &Request) -> Result<Vec<(String, Str
 fn run(backend: &dyn Backend, request: &Request, mut tensors: Tensors) -> Result<Tensors, Error> {
     let options = LoadOptions {
         taps: request.taps.clone(),
-        perturb: None,
+        ..LoadOptions::default()
     };
     let mut session = backend.load(&request.component, &options)?;
     let contract = session.contract();

@@ -4,7 +4,7 @@ use super::{Backend, EngineError, Facts, LoadOptions, Outputs, Perturb, Session,
 use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 use crate::manifest::{ComponentEntry, ManifestError, Models};
-use crate::memory::{Class, HostMemory, Memory, Place, Span};
+use crate::memory::{Charge, Class, HostMemory, Memory, Place, Span};
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View};
 use crate::weights::{HostWeights, WeightSet};
@@ -102,6 +102,20 @@ impl OrtCpu {
         Ok((input.clone(), Tensor::from_slice(&w.shape, &data)))
     }
 
+    /// Counts the weights inside a graph, which another device would hold a copy of.
+    fn charge(
+        &self,
+        entry: &ComponentEntry,
+        contract: &Contract,
+    ) -> Result<Option<Charge>, EngineError> {
+        if contract.weights == Weights::Bound || !self.memory.apart() {
+            return Ok(None);
+        }
+        let bytes = self.models.weights(&entry.name)?.slab_bytes() as u64;
+        let charge = self.memory.ledger().charge(bytes, Class::Weights)?;
+        Ok(Some(charge))
+    }
+
     fn session(
         &self,
         entry: &ComponentEntry,
@@ -164,6 +178,7 @@ impl OrtCpu {
                 .commit_from_memory(&graph)
         }
         .map_err(load)?;
+        let charge = self.charge(entry, contract)?;
         let inputs = match contract.weights {
             Weights::Inside => BTreeSet::new(),
             Weights::Bound => entry.weights.keys().cloned().collect(),
@@ -185,6 +200,7 @@ impl OrtCpu {
             .map_err(load)?,
             inputs,
             weights: WeightSet::default(),
+            _charge: charge,
         };
         loaded.check_rim(&path)?;
         Ok(loaded)
@@ -268,6 +284,8 @@ struct OrtSession {
     /// Names of the weights that must be bound.
     inputs: BTreeSet<String>,
     weights: WeightSet,
+    /// Weights inside, where the device is apart.
+    _charge: Option<Charge>,
 }
 
 impl OrtSession {
