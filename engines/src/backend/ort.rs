@@ -131,6 +131,7 @@ impl OrtCpu {
         options: &LoadOptions,
         fault: Option<&(String, Tensor)>,
     ) -> Result<OrtSession, EngineError> {
+        let charge = self.charge(entry, contract)?;
         let graph = entry.cpu_graph.as_ref().unwrap_or(&entry.graph);
         let path = self.models.dir().join(&graph.file);
         let load = |source| EngineError::Load {
@@ -184,7 +185,6 @@ impl OrtCpu {
                 .commit_from_memory(&graph)
         }
         .map_err(load)?;
-        let charge = self.charge(entry, contract)?;
         let inputs = match contract.weights {
             Weights::Inside => BTreeSet::new(),
             Weights::Bound => entry.weights.keys().cloned().collect(),
