@@ -9,12 +9,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::compat::Upstream;
 use crate::device::DeviceArgs;
+use crate::devices::MemorySize;
 use crate::error::Error;
 use crate::generate::{Clips, Request};
 use crate::mp4::Encoding;
 use crate::picture::Fit;
 use crate::pipeline::Mode;
-use crate::plan::{Lanes, Stages};
+use crate::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
 use crate::size::{Size, SizeMode};
 use crate::verify;
 
@@ -120,6 +121,30 @@ pub struct Generate {
     /// Items of a wave that ride in one call.
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     lanes: Lanes,
+    /// Layers of each stage whose weights stay on its device; the others stream from host memory once a call. All by default.
+    #[arg(long = "resident-layers", value_name = "N")]
+    resident_layers: Option<usize>,
+    /// Upstream's offload: True is the same as --resident-layers 0.
+    #[arg(
+        long = "offload-model",
+        value_name = "BOOL",
+        hide = true,
+        ignore_case = true,
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    offload_model: Option<bool>,
+    /// Keep KV rings in host memory; what a call reads streams in and what it writes streams back.
+    #[arg(long = "host-rings", alias = "offload-kv-cache")]
+    host_rings: bool,
+    /// Layers that have room on a device at once where layers stream.
+    #[arg(long, value_name = "N", default_value_t = MIN_SLOTS)]
+    slots: usize,
+    /// Budget of each device; a placement that needs more is refused.
+    #[arg(long = "device-memory", value_name = "SIZE")]
+    device_memory: Option<MemorySize>,
+    /// Device of the VAE decoder.
+    #[arg(long = "vae-device", value_name = "DEVICE")]
+    vae_device: Option<usize>,
     /// CPU threads; all cores by default.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -284,6 +309,9 @@ impl Generate {
             mode,
             stages: self.placement(),
             lanes: self.lanes,
+            residency: self.residency(),
+            vae_device: self.vae_device,
+            device_memory: self.device_memory,
             replay: self.replay.clone(),
             trace: self.trace.clone(),
             contact_sheet: self.contact_sheet.clone(),
@@ -312,6 +340,20 @@ impl Generate {
             steps: n.get(),
         });
         self.stages.clone().or(steps).unwrap_or_default()
+    }
+
+    fn residency(&self) -> Residency {
+        let offloaded = self.offload_model.unwrap_or(false);
+        let all = if offloaded { 0 } else { usize::MAX };
+        Residency {
+            resident_layers: self.resident_layers.unwrap_or(all),
+            rings: if self.host_rings {
+                Rings::OnHost
+            } else {
+                Rings::OnDevice
+            },
+            slots: self.slots,
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -453,7 +495,8 @@ mod tests {
             (r.clips, r.out),
             (Clips::AtMost(10_000), PathBuf::from("out/i-a.mp4"))
         );
-        assert_eq!(notices.len(), 6, "{notices:?}");
+        assert_eq!(notices.len(), 5, "{notices:?}");
+        assert_eq!(r.residency, Residency::default());
         let error = request(&[&words[..], &["--fp8"]].concat()).unwrap_err();
         assert_eq!(
             error,
@@ -478,12 +521,7 @@ mod tests {
                     }
             }),
             (&["--stages", "3:0-3/0-3"], |r| {
-                r.stages
-                    == Stages::List(vec![StageSpec {
-                        device: 3,
-                        layers: 0..4,
-                        steps: 0..4,
-                    }])
+                r.stages == Stages::List(vec![StageSpec::new(3, 0..4, 0..4)])
             }),
             (&["--lanes", "1"], |r| r.lanes == Lanes::AtMost(1)),
             (&["--base_seed", "-1"], |r| r.seed == 7),
