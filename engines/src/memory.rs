@@ -113,6 +113,13 @@ pub enum MemoryError {
     Driver { device: String, reason: String },
 }
 
+/// What the system's loader said: the error itself only says that it failed.
+#[cfg(feature = "cuda")]
+pub(crate) fn loader_words(error: &libloading::Error) -> String {
+    let words = std::error::Error::source(error).map(ToString::to_string);
+    words.unwrap_or_else(|| error.to_string())
+}
+
 fn first(have: u32) -> &'static str {
     match have {
         0 => "",

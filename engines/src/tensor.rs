@@ -396,6 +396,16 @@ impl<'a> View<'a> {
 }
 
 impl ViewMut<'_> {
+    /// The same elements, borrowed from this.
+    pub(crate) fn again(&mut self) -> ViewMut<'_> {
+        let len = self.span.len();
+        ViewMut {
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            span: self.span.part(0, len),
+        }
+    }
+
     /// The elements, wherever they lie.
     pub fn span_mut(&mut self) -> SpanMut<'_> {
         let len = self.span.len();

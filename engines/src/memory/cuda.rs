@@ -5,7 +5,7 @@ use super::driver::{
     Address, CAPABILITY, Copy2d, Device, Handle, KIND_DEVICE, KIND_HOST, OUT_OF_MEMORY,
     PINNED_PORTABLE, PINNED_READ_ONLY, READ_ONLY_REGISTER, Refusal, STREAM_NON_BLOCKING, Table,
 };
-use super::{Block, Charge, Class, Ledger, Memory, MemoryError, Place, Span, SpanMut};
+use super::{Block, Charge, Class, Ledger, Memory, MemoryError, Place, Rows, Span, SpanMut};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
@@ -405,8 +405,9 @@ impl Drop for Shelved {
 
 /// Memory of one NVIDIA device under a budget.
 ///
-/// What a call needs anew each time ([`Class::Activations`]) is kept when it is freed, by size, because asking the driver stops the device;
-/// kept bytes stay counted, and are given up before an allocation is refused.
+/// What a call needs anew each time ([`Class::Activations`] and, for engines, [`Class::Workspace`]) is kept when it is freed, by size, because
+/// asking the driver stops the device; kept bytes stay counted, and are given up before an allocation is refused. The two purposes never
+/// share: an engine frees its workspace in the order of its stream, not when the device is done with it.
 pub struct CudaMemory {
     device: Arc<CudaDevice>,
     ledger: Arc<Ledger>,
@@ -456,64 +457,10 @@ impl CudaMemory {
         kept.into_values().flatten().map(|a| a.bytes as u64).sum()
     }
 
-    /// Copies `rows` rows of `width` bytes each, `pitch` bytes from one row to the next on each side, complete when it returns.
-    ///
-    /// # Errors
-    /// [`MemoryError::Copy`]. Panics when the rows pass the end of either side.
-    #[expect(unsafe_code, reason = "a call of the driver")]
-    pub fn copy_rows(
-        &self,
-        from: (Span<'_>, usize),
-        to: (SpanMut<'_>, usize),
-        width: usize,
-        rows: usize,
-    ) -> Result<(), MemoryError> {
-        let ((from, from_pitch), (to, to_pitch)) = (from, to);
-        if width == 0 || rows == 0 {
-            return Ok(());
-        }
-        for (len, pitch) in [(from.len(), from_pitch), (to.len(), to_pitch)] {
-            assert!(
-                width <= pitch && (rows - 1) * pitch + width <= len,
-                "{rows} rows of {width} bytes, {pitch} apart, in {len}"
-            );
-        }
-        self.reaches(from.place(), to.place(), width * rows)?;
-        let kind = |place| match place {
-            Place::Host => KIND_HOST,
-            Place::Cuda(_) => KIND_DEVICE,
-        };
-        let copy = Copy2d {
-            src_x: 0,
-            src_y: 0,
-            src_kind: kind(from.place()),
-            src_host: from.address().as_ptr().cast(),
-            src_device: address_of(from),
-            src_array: ptr::null_mut(),
-            src_pitch: from_pitch,
-            dst_x: 0,
-            dst_y: 0,
-            dst_kind: kind(to.place()),
-            dst_host: to.address().as_ptr().cast(),
-            dst_device: address_of(to.as_span()),
-            dst_array: ptr::null_mut(),
-            dst_pitch: to_pitch,
-            width,
-            height: rows,
-        };
-        self.device
-            .on_a_stream(|table, stream| {
-                // SAFETY: both sides hold the rows, as asserted, and are borrowed until the stream has been waited for.
-                let code = unsafe { (table.rows)(&raw const copy, stream) };
-                table.check("cuMemcpy2DAsync", code)
-            })
-            .map_err(|e| self.copy_error(width * rows, &e.to_string()))
-    }
-
-    /// A copy is this device's business when one side lies here.
+    /// A copy is this device's business when one side lies here, or when none leaves the host.
     fn reaches(&self, from: Place, to: Place, bytes: usize) -> Result<(), MemoryError> {
         let here = self.place();
-        if from == here || to == here {
+        if from == here || to == here || from == to && from == Place::Host {
             return Ok(());
         }
         Err(self.copy_error(bytes, &format!("neither {from} nor {to} is this device")))
@@ -547,6 +494,42 @@ impl CudaMemory {
         })
     }
 
+    /// As [`Memory::alloc`], with whatever the bytes held before.
+    ///
+    /// # Errors
+    /// As there.
+    #[expect(unsafe_code, reason = "an owned allocation named by its address")]
+    pub fn alloc_unset(&self, bytes: usize, class: Class) -> Result<Block, MemoryError> {
+        let room = bytes.max(1).next_multiple_of(ALIGNMENT);
+        let allocation = match self.kept(room, class) {
+            Some(kept) => kept,
+            None => self.allocate(room, class)?,
+        };
+        let address = ptr::with_exposed_provenance_mut::<u8>(allocation.address as usize);
+        let address = NonNull::new(address).expect("the driver allocates no null");
+        let keep: Box<dyn std::any::Any + Send + Sync> = match class {
+            Class::Activations | Class::Workspace => Box::new(Shelved {
+                allocation: ManuallyDrop::new(allocation),
+                shelf: Arc::downgrade(&self.shelf),
+            }),
+            _ => Box::new(allocation),
+        };
+        // SAFETY: the allocation owns at least `bytes` bytes at the address, and nobody else holds it.
+        Ok(unsafe { Block::from_raw(address, bytes, self.place(), keep) })
+    }
+
+    /// A freed allocation of the same purpose, a quarter larger at most.
+    fn kept(&self, room: usize, class: Class) -> Option<Allocation> {
+        let mut shelf = lock(&self.shelf);
+        let fits = (class, room)..=(class, room + room / 4);
+        let (&key, found) = shelf.range_mut(fits).next()?;
+        let allocation = found.pop();
+        if found.is_empty() {
+            shelf.remove(&key);
+        }
+        allocation
+    }
+
     fn refusal(&self, bytes: usize, class: Class, refusal: &Refusal) -> MemoryError {
         let room = match self.device.free_and_total() {
             Ok((free, total)) => format!("; {free} of {total} bytes are free"),
@@ -575,28 +558,15 @@ impl Memory for CudaMemory {
         &self.ledger
     }
 
-    #[expect(unsafe_code, reason = "an owned allocation named by its address")]
     fn alloc(&self, bytes: usize, class: Class) -> Result<Block, MemoryError> {
-        let room = bytes.max(1).next_multiple_of(ALIGNMENT);
-        let kept = lock(&self.shelf).get_mut(&(class, room)).and_then(Vec::pop);
-        let allocation = match kept {
-            Some(kept) => kept,
-            None => self.allocate(room, class)?,
-        };
-        self.device
-            .zero(allocation.address, room)
-            .map_err(|e| self.refusal(room, class, &e))?;
-        let address = ptr::with_exposed_provenance_mut::<u8>(allocation.address as usize);
-        let address = NonNull::new(address).expect("the driver allocates no null");
-        let keep: Box<dyn std::any::Any + Send + Sync> = match class {
-            Class::Activations => Box::new(Shelved {
-                allocation: ManuallyDrop::new(allocation),
-                shelf: Arc::downgrade(&self.shelf),
-            }),
-            _ => Box::new(allocation),
-        };
-        // SAFETY: the allocation owns at least `bytes` bytes at the address, and nobody else holds it.
-        Ok(unsafe { Block::from_raw(address, bytes, self.place(), keep) })
+        let block = self.alloc_unset(bytes, class)?;
+        let all = block.span(0, bytes);
+        if bytes > 0 {
+            self.device
+                .zero(address_of(all), bytes)
+                .map_err(|e| self.refusal(bytes, class, &e))?;
+        }
+        Ok(block)
     }
 
     #[expect(unsafe_code, reason = "calls of the driver")]
@@ -645,31 +615,95 @@ impl Memory for CudaMemory {
                     })
                 })
             }
-            (Place::Host, Place::Host) => unreachable!("one side is this device"),
+            (Place::Host, Place::Host) => {
+                let mut to = to;
+                to.bytes().copy_from_slice(from.bytes());
+                Ok(())
+            }
         };
         done.map_err(failed)
     }
-}
 
-/// Pinned host memory, counted apart: where rings and weights wait that stream to a device.
-pub struct PinnedMemory {
-    device: Arc<CudaDevice>,
-    ledger: Arc<Ledger>,
-}
-
-impl fmt::Debug for PinnedMemory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pinned host memory of {} bytes", self.ledger.budget())
+    #[expect(unsafe_code, reason = "a call of the driver")]
+    fn copy_rows(&self, rows: Rows, from: Span<'_>, to: SpanMut<'_>) -> Result<(), MemoryError> {
+        let Rows {
+            count,
+            bytes,
+            from_pitch,
+            to_pitch,
+        } = rows;
+        if count == 0 || bytes == 0 {
+            return Ok(());
+        }
+        for (len, pitch) in [(from.len(), from_pitch), (to.len(), to_pitch)] {
+            assert!(
+                (count == 1 || bytes <= pitch) && (count - 1) * pitch + bytes <= len,
+                "{count} rows of {bytes} bytes, {pitch} apart, in {len}"
+            );
+        }
+        self.reaches(from.place(), to.place(), count * bytes)?;
+        let kind = |place| match place {
+            Place::Host => KIND_HOST,
+            Place::Cuda(_) => KIND_DEVICE,
+        };
+        let copy = Copy2d {
+            src_x: 0,
+            src_y: 0,
+            src_kind: kind(from.place()),
+            src_host: from.address().as_ptr().cast(),
+            src_device: address_of(from),
+            src_array: ptr::null_mut(),
+            src_pitch: from_pitch.max(bytes),
+            dst_x: 0,
+            dst_y: 0,
+            dst_kind: kind(to.place()),
+            dst_host: to.address().as_ptr().cast(),
+            dst_device: address_of(to.as_span()),
+            dst_array: ptr::null_mut(),
+            dst_pitch: to_pitch.max(bytes),
+            width: bytes,
+            height: count,
+        };
+        self.device
+            .on_a_stream(|table, stream| {
+                // SAFETY: both sides hold the rows, as asserted, and are borrowed until the stream has been waited for.
+                let code = unsafe { (table.rows)(&raw const copy, stream) };
+                table.check("cuMemcpy2DAsync", code)
+            })
+            .map_err(|e| self.copy_error(count * bytes, &e.to_string()))
     }
-}
 
-impl PinnedMemory {
-    /// Pinned memory of at most `budget` bytes, good for every device of the process.
-    pub fn new(device: Arc<CudaDevice>, budget: u64) -> Arc<Self> {
-        Arc::new(Self {
-            device,
-            ledger: Ledger::new("pinned host memory", budget),
-        })
+    /// Page-locked, so that copies run at the link's rate and beside everything else.
+    #[expect(unsafe_code, reason = "calls of the driver")]
+    fn host_alloc(
+        &self,
+        host: &Arc<Ledger>,
+        bytes: usize,
+        class: Class,
+    ) -> Result<Block, MemoryError> {
+        let charge = host.charge(bytes as u64, class)?;
+        let refused = |e: Refusal| MemoryError::Device {
+            device: format!("{} (page-locked for {})", host.device(), self.place()),
+            class,
+            bytes: bytes as u64,
+            reason: e.to_string(),
+        };
+        let (device, table) = (&self.device, self.device.table());
+        device.enter().map_err(refused)?;
+        let mut address = ptr::null_mut();
+        // SAFETY: writes one address, freed by `PinnedAllocation`.
+        let code = unsafe { (table.host_alloc)(&raw mut address, bytes.max(1), PINNED_PORTABLE) };
+        table.check("cuMemHostAlloc", code).map_err(refused)?;
+        let keep = PinnedAllocation {
+            address: Handle(address),
+            device: Arc::clone(device),
+            _charge: charge,
+        };
+        // SAFETY: `bytes` writable host bytes.
+        unsafe { ptr::write_bytes(address.cast::<u8>(), 0, bytes) };
+        let address = NonNull::new(address.cast()).expect("the driver allocates no null");
+        // SAFETY: `keep` owns `bytes` zeroed bytes at the address, and nobody else holds it.
+        Ok(unsafe { Block::from_raw(address, bytes, Place::Host, Box::new(keep)) })
     }
 }
 
@@ -687,62 +721,6 @@ impl Drop for PinnedAllocation {
             // SAFETY: allocated by `cuMemHostAlloc`, owned here alone.
             unsafe { (self.device.table().host_free)(self.address.0) };
         }
-    }
-}
-
-impl Memory for PinnedMemory {
-    fn place(&self) -> Place {
-        Place::Host
-    }
-
-    fn ledger(&self) -> &Arc<Ledger> {
-        &self.ledger
-    }
-
-    #[expect(unsafe_code, reason = "calls of the driver")]
-    fn alloc(&self, bytes: usize, class: Class) -> Result<Block, MemoryError> {
-        let charge = self.ledger.charge(bytes as u64, class)?;
-        let refused = |e: Refusal| MemoryError::Device {
-            device: "pinned host memory".to_owned(),
-            class,
-            bytes: bytes as u64,
-            reason: e.to_string(),
-        };
-        self.device.enter().map_err(refused)?;
-        let mut address = ptr::null_mut();
-        // SAFETY: writes one address, freed by `PinnedAllocation`.
-        let code = unsafe {
-            (self.device.table().host_alloc)(&raw mut address, bytes.max(1), PINNED_PORTABLE)
-        };
-        self.device
-            .table()
-            .check("cuMemHostAlloc", code)
-            .map_err(refused)?;
-        let keep = PinnedAllocation {
-            address: Handle(address),
-            device: Arc::clone(&self.device),
-            _charge: charge,
-        };
-        // SAFETY: `bytes` writable host bytes.
-        unsafe { ptr::write_bytes(address.cast::<u8>(), 0, bytes) };
-        let address = NonNull::new(address.cast()).expect("the driver allocates no null");
-        // SAFETY: `keep` owns `bytes` zeroed bytes at the address, and nobody else holds it.
-        Ok(unsafe { Block::from_raw(address, bytes, Place::Host, Box::new(keep)) })
-    }
-
-    fn copy(&self, from: Span<'_>, mut to: SpanMut<'_>) -> Result<(), MemoryError> {
-        if let Some(place) = [from.place(), to.place()]
-            .into_iter()
-            .find(|p| *p != Place::Host)
-        {
-            return Err(MemoryError::Copy {
-                device: "pinned host memory".to_owned(),
-                bytes: from.len() as u64,
-                reason: format!("{place} is reached through its own memory"),
-            });
-        }
-        to.bytes().copy_from_slice(from.bytes());
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! Own declarations rather than `cudarc`: two dozen calls, no further crate (`libloading` comes with `ort`), an error instead of a panic when
 //! the library or a symbol is missing, and a table that a test fills with a device of its own.
-use super::MemoryError;
+use super::{MemoryError, loader_words};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::ptr;
@@ -87,7 +87,7 @@ macro_rules! table {
                     $($field: {
                         // SAFETY: the symbol has this type in every driver since CUDA 11.1; the library is never unloaded.
                         let found = unsafe { library.get::<unsafe extern "C" fn($($arg),*) -> c_int>($symbol) };
-                        *found.map_err(|e| e.to_string())?
+                        *found.map_err(|e| loader_words(&e))?
                     },)*
                 })
             }
@@ -158,7 +158,7 @@ impl Table {
         let missing = |reason: String| MemoryError::NoDriver { reason };
         // SAFETY: NVIDIA's driver library has no requirement on being loaded.
         let library = unsafe { libloading::Library::new("libcuda.so.1") };
-        let library = library.map_err(|e| missing(e.to_string()))?;
+        let library = library.map_err(|e| missing(loader_words(&e)))?;
         let table = Self::of(&library).map_err(missing)?;
         // The table's pointers stay good for the life of the process.
         std::mem::forget(library);

@@ -311,13 +311,7 @@ fn freed_activations_are_kept_counted_zeroed_and_given_up_under_pressure() {
 #[test]
 fn what_lives_long_is_freed_at_once() {
     let memory = memory(1 << 20);
-    for class in [
-        Class::Weights,
-        Class::Rings,
-        Class::Condition,
-        Class::Slots,
-        Class::Workspace,
-    ] {
+    for class in [Class::Weights, Class::Rings, Class::Condition, Class::Slots] {
         drop(memory.alloc(100, class).unwrap());
         assert_eq!(
             (memory.ledger().counts().total(), fake(|f| f.used())),
@@ -389,8 +383,14 @@ fn rows_are_copied_with_a_pitch_on_either_side() {
     let memory = memory(1 << 20);
     let from: Vec<u8> = (0..40).collect();
     let mut block = memory.alloc(24, Class::Rings).unwrap();
+    let rows = |count| Rows {
+        count,
+        bytes: 4,
+        from_pitch: 10,
+        to_pitch: 6,
+    };
     memory
-        .copy_rows((Span::host(&from), 10), (block.span_mut(0, 24), 6), 4, 4)
+        .copy_rows(rows(4), Span::host(&from), block.span_mut(0, 24))
         .unwrap();
     let mut back = [0u8; 24];
     memory
@@ -401,7 +401,7 @@ fn rows_are_copied_with_a_pitch_on_either_side() {
     ];
     assert_eq!(back, want);
     let past = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        memory.copy_rows((Span::host(&from), 10), (block.span_mut(0, 24), 6), 4, 5)
+        memory.copy_rows(rows(5), Span::host(&from), block.span_mut(0, 24))
     }));
     assert!(
         past.is_err(),
@@ -411,14 +411,20 @@ fn rows_are_copied_with_a_pitch_on_either_side() {
 
 #[test]
 fn pinned_memory_is_counted_and_pinned_pages_are_let_go() {
-    let device = driver().device(0).unwrap();
-    let pinned = PinnedMemory::new(Arc::clone(&device), 1000);
-    let block = pinned.alloc(900, Class::Rings).unwrap();
+    let memory = memory(10);
+    let device = Arc::clone(memory.device());
+    let host = Ledger::new("host", 1000);
+    let block = memory.host_alloc(&host, 900, Class::Rings).unwrap();
     assert_eq!(block.place(), Place::Host);
     assert!(block.span(0, 900).bytes().iter().all(|b| *b == 0));
-    assert!(pinned.alloc(200, Class::Rings).is_err());
+    assert!(memory.host_alloc(&host, 200, Class::Rings).is_err());
+    let beside = Tensor::from_slice(&[2], &[1f32, 2.]);
+    assert_eq!(
+        beside.clone().into_host(&*memory).unwrap().bytes(),
+        beside.bytes()
+    );
     drop(block);
-    assert_eq!(pinned.ledger().counts().total(), 0);
+    assert_eq!((host.counts().total(), fake(|f| f.used())), (0, 0));
     let pages = Arc::new(vec![1u8; 4096]);
     let guard = device.pin(Arc::clone(&pages)).unwrap();
     assert_eq!(
