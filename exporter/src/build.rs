@@ -1,0 +1,3 @@
+//! placeholder
+pub mod prepare;
+pub mod sizes;
