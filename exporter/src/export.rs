@@ -2,6 +2,7 @@
 //! the manifest last. Everything goes to a folder beside the target and is renamed at the end, so no half-written export has its name.
 use crate::checkpoint::{Checkpoint, CheckpointError, Lora, LoraScale, layout};
 use crate::config::{self, ConfigError};
+use crate::graph::lower;
 use crate::graph::write::{
     DataFile, WeightBytes, WeightPlacement, WriteError, to_model, write_data, write_model,
 };
@@ -517,8 +518,8 @@ pub fn export(
     for family in &families {
         let (entry, placed) = write_weights(family, sources.of(family), &staging.path, progress)?;
         for (contract, graph) in &family.graphs {
-            let file = files.write(contract, graph, &placed, &staging.path)?;
-            components.push(component(contract, graph, file, &entry.file.file));
+            let written = files.write(contract, graph, &placed, &staging.path)?;
+            components.push(component(contract, graph, written, &entry.file.file));
         }
         data.push(entry);
     }
@@ -594,17 +595,24 @@ fn write_weights(
 
 /// The graph files of an export, by name; components whose weights are bound share one.
 #[derive(Default)]
-struct GraphFiles(BTreeMap<String, (Graph, FileEntry)>);
+struct GraphFiles(BTreeMap<String, (Graph, GraphEntry)>);
+
+/// A graph, and its variant for the CPU provider where the graph itself needs kernels that this lacks.
+#[derive(Clone)]
+struct GraphEntry {
+    graph: FileEntry,
+    cpu: Option<FileEntry>,
+}
 
 impl GraphFiles {
-    /// Writes a component's graph, unless it is there already.
+    /// Writes a component's graph and what else it needs, unless they are there already.
     fn write(
         &mut self,
         contract: &Contract,
         graph: &Graph,
         placed: &DataFile,
         dir: &Path,
-    ) -> Result<FileEntry, ExportError> {
+    ) -> Result<GraphEntry, ExportError> {
         let (graph, placement) = match contract.weights {
             Weights::Inside => (graph.clone(), WeightPlacement::External(&placed.layout)),
             Weights::Bound => (generic(contract, graph), WeightPlacement::AsInputs),
@@ -618,19 +626,35 @@ impl GraphFiles {
                 Err(ExportError::Unequal { file })
             };
         }
-        let path = dir.join(&file);
-        let blake3 = write_model(&path, &to_model(&graph, placement)?)?;
-        let bytes = fs::metadata(&path)
-            .map_err(|source| ExportError::Io { path, source })?
-            .len();
-        let entry = FileEntry {
-            file: file.clone(),
-            bytes,
-            blake3,
+        let lowered = lower::for_cpu(&graph);
+        let cpu = (lowered != graph)
+            .then(|| write_graph(&lowered, format!("{}.cpu.onnx", graph.name), placement, dir))
+            .transpose()?;
+        let entry = GraphEntry {
+            graph: write_graph(&graph, file.clone(), placement, dir)?,
+            cpu,
         };
         self.0.insert(file, (graph, entry.clone()));
         Ok(entry)
     }
+}
+
+fn write_graph(
+    graph: &Graph,
+    file: String,
+    placement: WeightPlacement<'_>,
+    dir: &Path,
+) -> Result<FileEntry, ExportError> {
+    let path = dir.join(&file);
+    let blake3 = write_model(&path, &to_model(graph, placement)?)?;
+    let bytes = fs::metadata(&path)
+        .map_err(|source| ExportError::Io { path, source })?
+        .len();
+    Ok(FileEntry {
+        file,
+        bytes,
+        blake3,
+    })
 }
 
 /// A layer's graph without the layer's number: its weights are inputs, named by their place in any layer.
@@ -656,7 +680,12 @@ fn numbered_place(key: &str) -> Option<(String, String)> {
     Some((format!("{stem}.{}", parts[at]), format!("{stem}.N")))
 }
 
-fn component(contract: &Contract, graph: &Graph, file: FileEntry, data: &str) -> ComponentEntry {
+fn component(
+    contract: &Contract,
+    graph: &Graph,
+    written: GraphEntry,
+    data: &str,
+) -> ComponentEntry {
     let named = match contract.weights {
         Weights::Inside => graph.clone(),
         Weights::Bound => generic(contract, graph),
@@ -666,8 +695,8 @@ fn component(contract: &Contract, graph: &Graph, file: FileEntry, data: &str) ->
         name: graph.name.clone(),
         contract: contract.name.to_owned(),
         fingerprint: contract.fingerprint(),
-        graph: file,
-        cpu_graph: None,
+        graph: written.graph,
+        cpu_graph: written.cpu,
         data: data.to_owned(),
         weights: weights
             .map(|(inside, w)| (inside.name.clone(), w.name.clone()))

@@ -81,6 +81,7 @@ pub fn bindings(w: usize, h: usize) -> Bindings {
 pub fn write(
     preset: Preset,
     layers: Option<usize>,
+    recipe: Recipe,
     size: Option<(usize, usize)>,
     out: &Path,
 ) -> Result<usize, GraphsError> {
@@ -91,7 +92,7 @@ pub fn write(
         vae: &shapes.vae,
         speech: &shapes.speech,
         config: &shapes.config,
-        recipe: Recipe::Fp32,
+        recipe,
     }
     .graphs()?;
     fs::create_dir_all(out).map_err(|source| GraphsError::Io {

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use engines::components::dit::DitConfig;
-use engines::contract::DType;
 use engines::exit::Exit;
+use engines::recipe::Recipe;
 use engines::tensor::{Tensor, ViewMut};
 
 use crate::size::Size;
@@ -133,8 +133,9 @@ pub struct KvRing {
 }
 
 impl KvRing {
-    /// An empty ring of `steps` lanes.
-    pub fn new(geometry: &Geometry, steps: usize) -> Self {
+    /// An empty ring of `steps` lanes, in the type that the recipe computes in.
+    pub fn new(geometry: &Geometry, steps: usize, recipe: Recipe) -> Self {
+        let dtype = recipe.compute();
         let shape = [
             steps,
             geometry.heads,
@@ -142,8 +143,8 @@ impl KvRing {
             geometry.head_dim,
         ];
         Self {
-            keys: Tensor::zeros(DType::F32, &shape),
-            values: Tensor::zeros(DType::F32, &shape),
+            keys: Tensor::zeros(dtype, &shape),
+            values: Tensor::zeros(dtype, &shape),
         }
     }
 

@@ -82,7 +82,7 @@ impl<'a> Stage<'a> {
             Ok(Layer {
                 index,
                 loaded,
-                ring: KvRing::new(geometry, spec.steps.len()),
+                ring: KvRing::new(geometry, spec.steps.len(), backend.recipe()),
             })
         };
         Ok(Self {

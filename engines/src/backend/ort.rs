@@ -8,6 +8,7 @@ use crate::memory::{Class, HostMemory, Memory, Place, Span};
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View};
 use crate::weights::{HostWeights, WeightSet};
+use half::bf16;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::GraphOptimizationLevel;
@@ -99,7 +100,14 @@ impl OrtCpu {
             .read_weight(entry, &p.weight)?
             .ok_or_else(unknown)?;
         data.iter_mut().for_each(|x| *x += p.amount);
-        Ok((input.clone(), Tensor::from_slice(&w.shape, &data)))
+        let tensor = match w.dtype {
+            DType::BF16 => {
+                let rounded: Vec<bf16> = data.into_iter().map(bf16::from_f32).collect();
+                Tensor::from_slice(&w.shape, &rounded)
+            }
+            _ => Tensor::from_slice(&w.shape, &data),
+        };
+        Ok((input.clone(), tensor))
     }
 
     fn session(
@@ -134,10 +142,8 @@ impl OrtCpu {
                 .map_err(|e| load(e.into()))?;
         }
         if let Some((input, tensor)) = fault.filter(|_| contract.weights == Weights::Inside) {
-            let value = (tensor.shape().to_vec(), tensor.as_slice::<f32>().to_vec());
-            let value = ort::value::Tensor::from_array(value).map_err(load)?;
             builder = builder
-                .with_external_initializer(input, value.into_dyn())
+                .with_external_initializer(input, owned(tensor).map_err(load)?)
                 .map_err(|e| load(e.into()))?;
         }
         let rim: Vec<String> = contract.graph_outputs().map(|(name, _)| name).collect();
@@ -588,6 +594,21 @@ fn wrap(
     }
 }
 
+/// A value with a copy of a weight.
+fn owned(tensor: &Tensor) -> Result<DynValue, ort::Error> {
+    let shape = tensor.shape().to_vec();
+    Ok(match tensor.dtype() {
+        DType::BF16 => {
+            let data = tensor.as_slice::<bf16>().to_vec();
+            ort::value::Tensor::from_array((shape, data))?.into_dyn()
+        }
+        _ => {
+            let data = tensor.as_slice::<f32>().to_vec();
+            ort::value::Tensor::from_array((shape, data))?.into_dyn()
+        }
+    })
+}
+
 fn copy_out(value: &DynValue) -> Result<Tensor, ort::Error> {
     fn take<T: crate::tensor::Element + ort::value::PrimitiveTensorElementType>(
         value: &DynValue,
@@ -599,6 +620,7 @@ fn copy_out(value: &DynValue) -> Result<Tensor, ort::Error> {
     match value.dtype().tensor_type() {
         Some(TensorElementType::Int64) => take::<i64>(value),
         Some(TensorElementType::Uint8) => take::<u8>(value),
+        Some(TensorElementType::Bfloat16) => take::<bf16>(value),
         _ => take::<f32>(value),
     }
 }
