@@ -118,3 +118,25 @@ fn every_graph_builds_at_tiny_shapes() {
     };
     build_all(Preset::Tiny, Recipe::Fp32, &limits, &[89], &|_| true);
 }
+
+#[test]
+fn tmp_full() {
+    let limits = Limits::default();
+    build_all(Preset::Full, Recipe::Bf16, &limits, &[86, 89, 120], &|n| {
+        n == "dit_layer"
+    });
+    build_all(Preset::Full, Recipe::Bf16, &limits, &[89], &|n| {
+        n != "dit_layer"
+    });
+}
+#[test]
+fn tmp_tiny() {
+    let limits = Limits {
+        width: 256,
+        height: 256,
+        ..Limits::default()
+    };
+    build_all(Preset::Tiny, Recipe::Bf16, &limits, &[86, 89, 120], &|_| {
+        true
+    });
+}

@@ -4,7 +4,7 @@ use crate::graph::proto::{AttributeProto, ModelProto, ValueInfoProto, dimension}
 use engines::backend::tensorrt::set::Range;
 use engines::dim::{Bindings, Dim};
 use prost::Message;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Values of the symbols of one graph.
 pub type Sizes = BTreeMap<String, Range>;
@@ -31,6 +31,8 @@ pub struct Prepared {
     pub inputs: u64,
     /// Files beside the graph that hold its weights.
     pub files: Vec<String>,
+    /// Symbols that its inputs' sizes are made of.
+    pub symbols: BTreeSet<String>,
 }
 
 /// Why a graph cannot be prepared.
@@ -82,8 +84,10 @@ pub fn prepare(onnx: &[u8], sizes: &Sizes) -> Result<Prepared, PrepareError> {
         weights: 0,
         inputs: 0,
         files: Vec::new(),
+        symbols: BTreeSet::new(),
     };
     for input in &mut graph.input {
+        prepared.symbols.extend(symbols(input, sizes));
         let (shape, bytes) = shape(input, sizes)?;
         prepared.inputs += bytes;
         prepared.varying.extend(shape);
@@ -100,7 +104,7 @@ pub fn prepare(onnx: &[u8], sizes: &Sizes) -> Result<Prepared, PrepareError> {
             found.and_then(|e| e.value.clone())
         };
         let length = of("length").and_then(|l| l.parse::<u64>().ok());
-        prepared.weights += length.unwrap_or(w.raw_data.as_ref().map_or(0, |r| r.len() as u64));
+        prepared.weights += length.unwrap_or(0);
         if let Some(file) = of("location").filter(|f| !prepared.files.contains(f)) {
             prepared.files.push(file);
         }
@@ -188,6 +192,29 @@ fn shape(
         }),
         bytes,
     ))
+}
+
+/// Symbols without whose value a size of the input is not known.
+fn symbols(input: &mut ValueInfoProto, sizes: &Sizes) -> Vec<String> {
+    let [values, ..] = ends(sizes);
+    let mut found = Vec::new();
+    for value in texts(input) {
+        if let dimension::Value::DimParam(text) = value
+            && let Ok(dim) = Dim::parse(text)
+        {
+            found.extend(
+                values
+                    .keys()
+                    .filter(|k| {
+                        let mut others = values.clone();
+                        others.remove(*k);
+                        dim.eval(&others).is_none()
+                    })
+                    .cloned(),
+            );
+        }
+    }
+    found
 }
 
 /// Writes what is fixed into an output; what an input decides stays a symbol.
