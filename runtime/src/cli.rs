@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::compat::Upstream;
+use crate::device::DeviceArgs;
 use crate::error::Error;
 use crate::generate::{Clips, Request};
 use crate::mp4::Encoding;
@@ -158,9 +159,8 @@ pub struct Exec {
     /// Inner values to write as well.
     #[arg(long = "tap", value_name = "PATH", num_args = 1..)]
     pub taps: Vec<String>,
-    /// CPU threads; all cores by default.
-    #[arg(long, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// Flags of `bench`.
@@ -178,9 +178,8 @@ pub struct Bench {
     /// Timed runs of each component, after one that is not timed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub runs: u16,
-    /// CPU threads; all cores by default.
-    #[arg(long, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub on: DeviceArgs,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

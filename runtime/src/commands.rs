@@ -10,6 +10,7 @@ use engines::manifest::Models;
 
 use crate::bench;
 use crate::cli::{Bench, Cli, Command, Exec, Generate, Probe};
+use crate::device;
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer};
 use crate::exec;
@@ -50,13 +51,10 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
 /// # Errors
 /// A folder that is missing, damaged or of another version; a runtime library that is missing.
 pub fn open(models: &Path, threads: Option<NonZeroUsize>) -> Result<OrtCpu, Error> {
-    Ok(OrtCpu::new(Models::open(models)?, self::threads(threads))?)
-}
-
-fn threads(wanted: Option<NonZeroUsize>) -> usize {
-    wanted
-        .or_else(|| std::thread::available_parallelism().ok())
-        .map_or(1, NonZeroUsize::get)
+    Ok(OrtCpu::new(
+        Models::open(models)?,
+        device::threads(threads),
+    )?)
 }
 
 fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {
@@ -77,7 +75,7 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
 }
 
 fn run_exec(args: &Exec) -> Result<(), Error> {
-    let backend = open(&args.models, args.threads)?;
+    let backend = args.on.open(&args.models)?;
     let request = exec::Request {
         component: args.component.clone(),
         inputs: args.inputs.clone(),
@@ -91,14 +89,14 @@ fn run_exec(args: &Exec) -> Result<(), Error> {
 }
 
 fn run_bench(args: &Bench) -> Result<(), Error> {
-    let backend = open(&args.models, args.threads)?;
+    let backend = args.on.open(&args.models)?;
     let size = args.size.effective(SizeMode::Exact, args.size)?;
     let request = bench::Request {
         size,
         lanes: args.lanes.into(),
         runs: args.runs.into(),
     };
-    let report = bench::run(&backend, threads(args.threads), &request)?;
+    let report = bench::run(&backend, args.on.threads(), &request)?;
     if args.json {
         print(&serde_json::to_string(&report).unwrap_or_default())
     } else {

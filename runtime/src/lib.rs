@@ -14,6 +14,7 @@ pub mod commands;
 pub mod compat;
 pub mod condition;
 pub mod contact_sheet;
+pub mod device;
 pub mod error;
 pub mod events;
 pub mod exec;
