@@ -1,6 +1,7 @@
 //! Three nouns: a backend loads artefacts, a session runs one. A session binds by port, checks every binding against the contract before
 //! anything runs, and never falls back to another device.
 pub mod ort;
+pub mod tensorrt;
 
 use crate::contract::{Contract, DType, Port};
 use crate::dim::{Bindings, Dim};

@@ -34,7 +34,7 @@ impl GraphsError {
 }
 
 /// Pixels per token row or column: 8 by the VAE, 2 by the patches.
-const TOKEN_PIXELS: usize = 16;
+pub(crate) const TOKEN_PIXELS: usize = 16;
 /// Fewest pixels a side: the motion history is packed at a quarter of the tokens.
 const MIN_PIXELS: usize = 64;
 
