@@ -251,8 +251,8 @@ impl<'a> Scheduler<'a> {
             spec.layers.clone().any(|l| anchor.of(l, home).is_none())
         };
         let chains = self.job.plan.chains.iter().enumerate().skip(chain + 1);
-        let next = chains.map(|(i, c)| (i, c.stages.iter().any(lacks)));
-        if let Some((next, _)) = next.filter(|(_, lacks)| *lacks).next() {
+        let mut next = chains.map(|(i, c)| (i, c.stages.iter().any(lacks)));
+        if let Some((next, _)) = next.find(|(_, lacks)| *lacks) {
             return self.heads[next]
                 .send(Packet::Place(anchor))
                 .map_err(|_| Error::Stopped);
