@@ -42,6 +42,10 @@ pub enum Command {
     Bench(Bench),
     /// Print size, rate, lengths and sound of a video file.
     Probe(Probe),
+    /// Say what a machine can do, before anything is loaded: memory of every device, times, and what limits them.
+    Plan(PlanArgs),
+    /// Run a plan's schedule without a model: when each device does what, as a picture or JSON.
+    Simulate(SimulateArgs),
 }
 
 /// Flags of `generate`.
@@ -219,6 +223,77 @@ pub struct Probe {
     pub json: bool,
 }
 
+/// What to plan, and for which machine.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// Kind of machine: a built-in name such as 4x24g, a file of your own, or auto for the machine at hand.
+    #[arg(long, value_name = "NAME|FILE|auto", default_value = "auto")]
+    pub profile: String,
+    /// Width and height of the video.
+    #[arg(long, value_name = "W*H", default_value = "704*384")]
+    pub size: Size,
+    /// Denoising steps; the model is distilled for 4.
+    #[arg(long = "sample-steps", value_name = "N", default_value_t = 4, value_parser = count)]
+    pub sample_steps: usize,
+    /// Clips to make, or auto for a recording of any length.
+    #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
+    pub num_clip: Clips,
+    /// Video frames of a clip, a multiple of 12.
+    #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
+    pub infer_frames: usize,
+    /// Folder that `avatar-export onnx` made: take the model's sizes from it.
+    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
+    pub models: Option<PathBuf>,
+    /// Sizes of a known model, where no folder is given.
+    #[arg(long, default_value = "full")]
+    pub preset: PresetArg,
+}
+
+/// Flags of `plan`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Refuse a plan for more devices, or more free memory, than this machine has.
+    #[arg(long)]
+    pub check: bool,
+    /// Say where the figures come from, and how busy every device and link is.
+    #[arg(long)]
+    pub explain: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `simulate`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct SimulateArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Blocks of 12 video frames to run.
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = count)]
+    pub blocks: usize,
+    /// Draw the timeline into this file.
+    #[arg(long, value_name = "F.svg")]
+    pub svg: Option<PathBuf>,
+    /// Print the timeline as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A model known by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PresetArg {
+    /// The published model
+    Full,
+    /// About 155 M parameters
+    Small,
+    /// About 8 M parameters
+    Tiny,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum SizeModeArg {
     Exact,
@@ -261,6 +336,13 @@ fn dashed(arg: OsString) -> OsString {
     };
     let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
     format!("{}{value}", name.replace('_', "-")).into()
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=10_000).contains(&n) => Ok(n),
+        _ => Err(format!("a number from 1 to 10000 is wanted, got `{text}`")),
+    }
 }
 
 fn clips(text: &str) -> Result<Clips, String> {

@@ -1,5 +1,7 @@
 //! What each command of `avatar-run` does: opens what it names, calls the library, shows the result.
 
+mod foresee;
+
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -47,6 +49,8 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
         }
         Command::Bench(b) => run_bench(b),
         Command::Probe(p) => run_probe(p),
+        Command::Plan(p) => foresee::plan(p),
+        Command::Simulate(s) => foresee::simulate(s),
     }
 }
 
