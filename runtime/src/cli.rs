@@ -111,6 +111,12 @@ pub struct Generate {
     /// With --mode single: the first clip is decoded before the second begins, and conditions it.
     #[arg(long = "enable-online-decode")]
     enable_online_decode: bool,
+    /// Place the work as this kind of machine does: a built-in name such as 4x24g, a file of your own, or auto for the machine at hand.
+    #[arg(long, value_name = "NAME|FILE|auto", conflicts_with_all = ["stages", "num_gpus_dit", "lanes", "resident_layers", "offload_model", "host_rings", "slots", "device_memory", "vae_device"])]
+    pub profile: Option<String>,
+    /// The profile's devices are threads on this CPU, each with the memory that is planned for it: to try a placement without the machine.
+    #[arg(long = "virtual", requires = "profile")]
+    pub virtual_devices: bool,
     /// Placement on virtual CPU devices: 1, LxS, `layers=L,steps=S`, or a list `device:layers/steps;...`.
     #[arg(long, value_name = "STAGES")]
     stages: Option<Stages>,
@@ -389,6 +395,7 @@ impl Generate {
             infer_frames: self.infer_frames,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
             mode,
+            placement: None,
             stages: self.placement(),
             lanes: self.lanes,
             residency: self.residency(),

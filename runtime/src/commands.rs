@@ -1,6 +1,7 @@
 //! What each command of `avatar-run` does: opens what it names, calls the library, shows the result.
 
 mod foresee;
+mod machine;
 
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
@@ -10,7 +11,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use engines::backend::Backend;
 use engines::backend::ort::OrtCpu;
 use engines::manifest::Models;
-use engines::memory::HostMemory;
 
 use crate::bench;
 use crate::cli::{Bench, Cli, Command, Exec, Generate, Probe};
@@ -19,8 +19,7 @@ use crate::devices::Devices;
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer};
 use crate::exec;
-use crate::generate::{Engine, generate};
-use crate::plan::Plan;
+use crate::generate::{Engine, Request, generate};
 use crate::probe::probe;
 use crate::progress::{Screen, Style};
 use crate::size::SizeMode;
@@ -71,27 +70,21 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
     for notice in notices {
         screen.event(&Event::Notice(notice));
     }
-    screen.event(&Event::Phase("opening the models"));
-    let backend = open(&args.models, args.threads)?;
-    let plan = request.plan(&backend.models().config().dit)?;
-    let apart = virtual_devices(&backend, &plan, request.virtual_budget());
-    let devices = if apart.is_empty() {
-        Devices::one(&backend)
-    } else {
-        Devices::each(apart.iter().map(|b| b as &dyn Backend).collect())
+    let placed = match &args.profile {
+        Some(_) => machine::placed(args, &request, &screen)?,
+        None => machine::as_told(args, &request, &screen)?,
     };
-    let engine = Engine::on(backend.models(), devices);
+    let request = Request {
+        placement: placed.plan,
+        ..request
+    };
+    let backends = &placed.backends;
+    let devices = match backends.as_slice() {
+        [one] => Devices::one(one),
+        several => Devices::each(several.iter().map(|b| b as &dyn Backend).collect()),
+    };
+    let engine = Engine::on(backends[0].models(), devices);
     generate(&engine, &request, &screen, cancel).map(drop)
-}
-
-/// A device of `budget` bytes for every number up to the plan's highest; none without a budget.
-pub fn virtual_devices(backend: &OrtCpu, plan: &Plan, budget: Option<u64>) -> Vec<OrtCpu> {
-    let Some(budget) = budget else {
-        return Vec::new();
-    };
-    let last = plan.device_ids().into_iter().max().unwrap_or(0);
-    let device = |i| backend.on(HostMemory::new(format!("cpu:{i}"), budget));
-    (0..=last).map(device).collect()
 }
 
 fn run_exec(args: &Exec) -> Result<(), Error> {

@@ -111,6 +111,25 @@ fn cuda(ordinal: u32, budget: Option<u64>, threads: usize) -> Result<Runtime, En
     Runtime::cuda(threads, memory)
 }
 
+/// A CUDA device with at most `most` bytes of what is free.
+///
+/// # Errors
+/// A driver, device or library that is missing.
+#[cfg(feature = "cuda")]
+pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, EngineError> {
+    let (free, _) = engines::memory::cuda::CudaDevice::open(ordinal)?.free_and_total()?;
+    cuda(ordinal, Some(most.min(free)), threads)
+}
+
+/// As the other, in a program without the feature.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cuda"))]
+pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, EngineError> {
+    cuda(ordinal, Some(most), threads)
+}
+
 #[cfg(not(feature = "cuda"))]
 fn cuda(ordinal: u32, _: Option<u64>, _: usize) -> Result<Runtime, EngineError> {
     Err(engines::memory::MemoryError::Driver {

@@ -54,6 +54,8 @@ pub struct Request {
     pub infer_frames: usize,
     pub seed: u64,
     pub mode: Mode,
+    /// A finished placement, from a profile; the fields below do not matter then.
+    pub placement: Option<Plan>,
     pub stages: Stages,
     pub lanes: Lanes,
     /// What of every stage stays on its device.
@@ -77,6 +79,9 @@ impl Request {
     /// # Errors
     /// One that does not cover the model.
     pub fn plan(&self, model: &DitConfig) -> Result<Plan, PlanError> {
+        if let Some(plan) = &self.placement {
+            return Ok(plan.clone());
+        }
         let plan = Plan::new(&self.stages, self.lanes, model.layers, self.steps)?;
         let plan = plan.with_residency(self.residency)?;
         let vae = self.vae_device.unwrap_or(plan.vae);

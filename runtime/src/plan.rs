@@ -169,6 +169,8 @@ pub struct Plan {
     pub encoders: usize,
     /// Device of the VAE decoder.
     pub vae: usize,
+    /// What its devices are called: `cpu` or `cuda`.
+    pub kind: &'static str,
 }
 
 impl Plan {
@@ -213,6 +215,7 @@ impl Plan {
             chains,
             encoders: device,
             vae: device,
+            kind: "cpu",
         })
     }
 
@@ -266,7 +269,7 @@ impl fmt::Display for Plan {
         for (i, chain) in self.chains.iter().enumerate() {
             for (j, s) in chain.stages.iter().enumerate() {
                 let sep = if i + j == 0 { "" } else { "; " };
-                write!(f, "{sep}{s}")?;
+                write!(f, "{sep}{}:{s}", self.kind)?;
             }
             write!(
                 f,
@@ -276,7 +279,9 @@ impl fmt::Display for Plan {
             )?;
         }
         match self.chains.first().and_then(|c| c.stages.first()) {
-            Some(first) if first.device != self.vae => write!(f, "; cpu:{} VAE", self.vae),
+            Some(first) if first.device != self.vae => {
+                write!(f, "; {}:{} VAE", self.kind, self.vae)
+            }
             _ => Ok(()),
         }
     }
@@ -285,7 +290,7 @@ impl fmt::Display for Plan {
 impl fmt::Display for StageSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (layers, steps) = (Inclusive(&self.layers), Inclusive(&self.steps));
-        write!(f, "cpu:{} layers {layers} steps {steps}", self.device)?;
+        write!(f, "{} layers {layers} steps {steps}", self.device)?;
         let Residency {
             resident_layers,
             rings,

@@ -8,7 +8,7 @@ use engines::profile::{EncoderPolicy, Keep, LanePolicy, Parts, Profile, VaePolic
 use super::memory::{Budget, budgets};
 use super::work::Work;
 use super::{Ask, PlannerError};
-use crate::plan::{Lanes, Plan, PlanError, Stages};
+use crate::plan::{Lanes, Plan, PlanError, Residency, Rings, StageSpec, Stages};
 
 /// One stage of a placement.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -65,20 +65,25 @@ impl Placement {
     /// # Errors
     /// Stages that do not cover the model; [`place`] makes none.
     pub fn plan(&self, layers: usize, steps: usize) -> Result<Plan, PlanError> {
-        let stage = |s: &PlacedStage| {
-            let (l, t) = (&s.layers, &s.steps);
-            format!(
-                "{}:{}-{}/{}-{}",
-                s.device,
-                l.start,
-                l.end.saturating_sub(1),
-                t.start,
-                t.end.saturating_sub(1)
-            )
+        let stage = |s: &PlacedStage| StageSpec {
+            residency: Residency {
+                resident_layers: s.residency.resident_layers,
+                rings: if s.residency.rings_on_host {
+                    Rings::OnHost
+                } else {
+                    Rings::OnDevice
+                },
+                slots: s.residency.slots,
+            },
+            ..StageSpec::new(s.device, s.layers.clone(), s.steps.clone())
         };
-        let list: Vec<String> = self.stages.iter().map(stage).collect();
-        let stages: Stages = list.join(";").parse()?;
-        Plan::new(&stages, Lanes::AtMost(self.lanes), layers, steps)
+        let stages = Stages::List(self.stages.iter().map(stage).collect());
+        let plan = Plan::new(&stages, Lanes::AtMost(self.lanes), layers, steps)?;
+        Ok(Plan {
+            encoders: self.encoders.device,
+            vae: self.vae,
+            ..plan
+        })
     }
 
     /// Devices in use.
