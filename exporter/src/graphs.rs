@@ -114,43 +114,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_published_size_builds_at_the_real_shapes() {
-        // Two layers: one with audio, one without; the others are the same graphs.
-        let shapes = synth::shapes(Preset::Full, Some(2));
-        let families = ShapeSources {
-            dit: &shapes.dit,
-            text: &shapes.text,
-            vae: &shapes.vae,
-            speech: &shapes.speech,
-            config: &shapes.config,
-            recipe: Recipe::Fp32,
-        }
-        .graphs()
-        .unwrap();
-        for size in [
-            "384*256", "688*368", "704*384", "720*400", "480*832", "832*480", "720*1280",
-            "1280*720", "704*1280", "1280*704", "704*1024", "1024*704",
-        ] {
-            let (w, h) = parse_size(size).unwrap();
-            let layer = families
-                .iter()
-                .flat_map(|f| &f.graphs)
-                .find(|(_, g)| g.name == "dit_layer.00")
-                .unwrap()
-                .1
-                .bind(&bindings(w, h));
-            for v in &layer.values {
-                assert!(
-                    v.fact.dims.iter().all(|d| d.as_const().is_some()),
-                    "{size}: {} {:?}",
-                    v.name,
-                    v.fact.dims
-                );
-            }
-        }
-    }
-
-    #[test]
     fn a_malformed_size_is_named() {
         for bad in ["704", "0*0", "704*", "-1*384", "700*384", "48*64"] {
             assert!(
