@@ -11,6 +11,7 @@ pub mod dim;
 pub mod exit;
 pub mod manifest;
 pub mod memory;
+pub mod profile;
 pub mod recipe;
 pub mod tensor;
 pub mod weights;

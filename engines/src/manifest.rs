@@ -325,7 +325,7 @@ impl Models {
         Some((self.dir.join(&data.file.file), weight))
     }
 
-    /// Reads one f32 weight as it is stored; `None` when the component has no such weight of that type.
+    /// Reads one weight of floats as f32; `None` when the component has no such weight of f32 or bf16.
     pub fn read_weight(
         &self,
         component: &ComponentEntry,
@@ -334,7 +334,7 @@ impl Models {
         use std::io::{Read, Seek, SeekFrom};
         let Some((path, weight)) = self
             .weight(component, name)
-            .filter(|(_, w)| w.dtype == DType::F32)
+            .filter(|(_, w)| matches!(w.dtype, DType::F32 | DType::BF16))
         else {
             return Ok(None);
         };
@@ -349,13 +349,17 @@ impl Models {
             path: path.clone(),
             source,
         })?;
-        Ok(Some((
-            weight,
-            bytes
+        let floats = match weight.dtype {
+            DType::BF16 => bytes
+                .chunks_exact(2)
+                .map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32())
+                .collect(),
+            _ => bytes
                 .chunks_exact(4)
                 .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
                 .collect(),
-        )))
+        };
+        Ok(Some((weight, floats)))
     }
 
     fn check_contracts(&self) -> Result<(), ManifestError> {

@@ -80,10 +80,15 @@ struct SynthArgs {
     out: PathBuf,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum RecipeName {
-    /// Everything in f32
-    Fp32,
+/// Reads a recipe that can be exported.
+fn parse_recipe(text: &str) -> Result<Recipe, String> {
+    match text.parse::<Recipe>() {
+        Ok(Recipe::Fp8) => Err(
+            "fp8 needs scales from a calibration, which this version does not have; use bf16"
+                .to_owned(),
+        ),
+        other => other.map_err(|e| e.to_string()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -110,8 +115,9 @@ struct OnnxArgs {
     /// LoRA strength itself, instead of alpha / rank
     #[arg(long = "lora-scale", visible_alias = "lora_scale", conflicts_with_all = ["lora_alpha", "lora_rank"])]
     lora_scale: Option<f64>,
-    #[arg(long, value_enum, default_value = "fp32")]
-    recipe: RecipeName,
+    /// Precision: fp32, the oracle; bf16, the reference's own
+    #[arg(long, default_value = "fp32", value_parser = parse_recipe)]
+    recipe: Recipe,
     /// Export only the first layers of the transformer, so that a full-width export fits a disk
     #[arg(long)]
     layers: Option<usize>,
@@ -134,6 +140,9 @@ struct GraphsArgs {
     /// Layers of the transformer, when not the preset's
     #[arg(long)]
     layers: Option<usize>,
+    /// Precision: fp32, the oracle; bf16, the reference's own
+    #[arg(long, default_value = "fp32", value_parser = parse_recipe)]
+    recipe: Recipe,
     /// Pixels as W*H, multiples of 16; without it latent sizes stay symbols
     #[arg(long, value_parser = graphs::parse_size)]
     size: Option<(usize, usize)>,
@@ -245,11 +254,10 @@ fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
             rank: a.lora_rank,
         },
     };
-    let RecipeName::Fp32 = a.recipe;
     let request = export::Request {
         ckpt_dir: a.ckpt_dir,
         lora: a.lora.map(|l| (l, scale)),
-        recipe: Recipe::Fp32,
+        recipe: a.recipe,
         layers: a.layers,
         out: a.out,
     };
@@ -319,7 +327,7 @@ fn print_report(report: &export::Report) {
 }
 
 fn graphs(a: &GraphsArgs) -> Result<ExitCode, CliError> {
-    let count = graphs::write(a.preset.into(), a.layers, a.size, &a.out)?;
+    let count = graphs::write(a.preset.into(), a.layers, a.recipe, a.size, &a.out)?;
     println!(
         "wrote {count} graphs without weights to {}",
         a.out.display()

@@ -14,6 +14,7 @@ pub use writer::Progress;
 use crate::checkpoint::{Checkpoint, CheckpointError, Lora, LoraScale, StoredDType, layout};
 use crate::config::{self, ConfigError};
 use crate::graph::data::{BLOCK, DataLayout, DataPlan, WeightBytes};
+use crate::graph::lower;
 use crate::graph::write::{WeightPlacement, WriteError, to_model, write_model};
 use crate::graph::{Builder, Fault, Graph, GraphError, GraphErrors, WeightSource};
 use crate::models::{umt5, wan_s2v, wan_vae, wav2vec2};
@@ -944,17 +945,24 @@ fn data_entry(plan: &DataPlan<'_>, blake3: String) -> DataEntry {
 
 /// The graph files of an export, by name; components whose weights are bound share one.
 #[derive(Default)]
-struct GraphFiles(BTreeMap<String, (Graph, FileEntry)>);
+struct GraphFiles(BTreeMap<String, (Graph, GraphEntry)>);
+
+/// A graph, and its variant for the CPU provider where the graph itself needs kernels that this lacks.
+#[derive(Clone)]
+struct GraphEntry {
+    graph: FileEntry,
+    cpu: Option<FileEntry>,
+}
 
 impl GraphFiles {
-    /// Writes a component's graph, unless it is there already.
+    /// Writes a component's graph and what else it needs, unless they are there already.
     fn write(
         &mut self,
         contract: &Contract,
         graph: &Graph,
         layout: &DataLayout,
         dir: &Path,
-    ) -> Result<FileEntry, ExportError> {
+    ) -> Result<GraphEntry, ExportError> {
         let (graph, placement) = match contract.weights {
             Weights::Inside => (graph.clone(), WeightPlacement::External(layout)),
             Weights::Bound => (generic(contract, graph), WeightPlacement::AsInputs),
@@ -968,19 +976,35 @@ impl GraphFiles {
                 Err(ExportError::Unequal { file })
             };
         }
-        let path = dir.join(&file);
-        let blake3 = write_model(&path, &to_model(&graph, placement)?)?;
-        let bytes = fs::metadata(&path)
-            .map_err(|source| ExportError::Io { path, source })?
-            .len();
-        let entry = FileEntry {
-            file: file.clone(),
-            bytes,
-            blake3,
+        let lowered = lower::for_cpu(&graph);
+        let cpu = (lowered != graph)
+            .then(|| write_graph(&lowered, format!("{}.cpu.onnx", graph.name), placement, dir))
+            .transpose()?;
+        let entry = GraphEntry {
+            graph: write_graph(&graph, file.clone(), placement, dir)?,
+            cpu,
         };
         self.0.insert(file, (graph, entry.clone()));
         Ok(entry)
     }
+}
+
+fn write_graph(
+    graph: &Graph,
+    file: String,
+    placement: WeightPlacement<'_>,
+    dir: &Path,
+) -> Result<FileEntry, ExportError> {
+    let path = dir.join(&file);
+    let blake3 = write_model(&path, &to_model(graph, placement)?)?;
+    let bytes = fs::metadata(&path)
+        .map_err(|source| ExportError::Io { path, source })?
+        .len();
+    Ok(FileEntry {
+        file,
+        bytes,
+        blake3,
+    })
 }
 
 /// A layer's graph without the layer's number: its weights are inputs, named by their place in any layer.
@@ -1006,7 +1030,12 @@ fn numbered_place(key: &str) -> Option<(String, String)> {
     Some((format!("{stem}.{}", parts[at]), format!("{stem}.N")))
 }
 
-fn component(contract: &Contract, graph: &Graph, file: FileEntry, data: &str) -> ComponentEntry {
+fn component(
+    contract: &Contract,
+    graph: &Graph,
+    written: GraphEntry,
+    data: &str,
+) -> ComponentEntry {
     let named = match contract.weights {
         Weights::Inside => graph.clone(),
         Weights::Bound => generic(contract, graph),
@@ -1016,8 +1045,8 @@ fn component(contract: &Contract, graph: &Graph, file: FileEntry, data: &str) ->
         name: graph.name.clone(),
         contract: contract.name.to_owned(),
         fingerprint: contract.fingerprint(),
-        graph: file,
-        cpu_graph: None,
+        graph: written.graph,
+        cpu_graph: written.cpu,
         data: data.to_owned(),
         weights: weights
             .map(|(inside, w)| (inside.name.clone(), w.name.clone()))

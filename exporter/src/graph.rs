@@ -7,6 +7,7 @@
 //! One name, all the way down: checkpoint key = scope = node prefix = tap name.
 mod builder;
 pub mod data;
+pub mod lower;
 mod ops;
 mod print;
 pub mod proto;
@@ -201,6 +202,8 @@ pub enum ConstantData {
     F32(Vec<f32>),
     /// 64-bit integers.
     I64(Vec<i64>),
+    /// Floats with the range of 32 bits and the digits of 8.
+    BF16(Vec<half::bf16>),
 }
 
 /// A tap that the graph does not have.

@@ -34,7 +34,7 @@ impl GraphsError {
 }
 
 /// Pixels per token row or column: 8 by the VAE, 2 by the patches.
-const TOKEN_PIXELS: usize = 16;
+pub(crate) const TOKEN_PIXELS: usize = 16;
 /// Fewest pixels a side: the motion history is packed at a quarter of the tokens.
 const MIN_PIXELS: usize = 64;
 
@@ -81,6 +81,7 @@ pub fn bindings(w: usize, h: usize) -> Bindings {
 pub fn write(
     preset: Preset,
     layers: Option<usize>,
+    recipe: Recipe,
     size: Option<(usize, usize)>,
     out: &Path,
 ) -> Result<usize, GraphsError> {
@@ -91,7 +92,7 @@ pub fn write(
         vae: &shapes.vae,
         speech: &shapes.speech,
         config: &shapes.config,
-        recipe: Recipe::Fp32,
+        recipe,
     }
     .graphs()?;
     fs::create_dir_all(out).map_err(|source| GraphsError::Io {

@@ -1,25 +1,33 @@
 //! Layers: functions from a scope and values to a value, with PyTorch's names. How each is lowered to operators is decided here and
-//! nowhere else. Not here: models, and operators without weights ([`crate::graph`]).
-use crate::graph::{IntoDim, Scope, Transform, Value};
+//! nowhere else. Weights take the float type of the value that they meet, so a cast in front of a layer decides what it is computed in. Not here: models, and operators without weights ([`crate::graph`]).
+use crate::graph::{AttentionOptions, IntoDim, Scope, Transform, Value};
+use engines::contract::DType;
+use engines::dim::Dim;
+use engines::recipe::Recipe;
+
+/// Largest head for which TensorRT has a fused kernel; it refuses an Attention node with a larger one.
+const FUSED_HEAD: i64 = 256;
 
 /// `nn.Linear`. x `[.., in] -> [.., out]`. The checkpoint's `[out, in]` weight is stored transposed, so that the graph is one MatMul and an
 /// Add. A checkpoint without the bias is an error.
 #[track_caller]
 pub fn linear<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
     let (s, out) = (s.enter(), out_features.into_dim());
-    let y = x.matmul(s.weight_as("weight", [out.clone(), x.dim(-1)], Transform::Transpose2));
-    s.out(y + s.weight("bias", [out]))
+    let y = x.matmul(transposed(s, x, &out));
+    s.out(y + s.weight_like(x, "bias", [out]))
 }
 
 /// `nn.Linear(bias=False)`; a bias in the checkpoint stays unread.
 #[track_caller]
 pub fn linear_no_bias<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
     let s = s.enter();
-    s.out(x.matmul(s.weight_as(
-        "weight",
-        [out_features.into_dim(), x.dim(-1)],
-        Transform::Transpose2,
-    )))
+    s.out(x.matmul(transposed(s, x, &out_features.into_dim())))
+}
+
+#[track_caller]
+fn transposed<'g>(s: Scope<'g>, x: Value<'g>, out: &Dim) -> Value<'g> {
+    let stored = [out.clone(), x.dim(-1)];
+    s.weight_of(x.dtype(), "weight", stored, Transform::Transpose2)
 }
 
 /// `nn.LayerNorm(elementwise_affine=False)` over the last axis, which must be constant.
@@ -34,8 +42,8 @@ pub fn layer_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
 pub fn layer_norm_affine<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     let s = s.enter();
     let (weight, bias) = (
-        s.weight("weight", [x.dim(-1)]),
-        s.weight("bias", [x.dim(-1)]),
+        s.weight_like(x, "weight", [x.dim(-1)]),
+        s.weight_like(x, "bias", [x.dim(-1)]),
     );
     s.out(x.layer_norm(-1, eps, Some(weight), Some(bias)))
 }
@@ -44,14 +52,50 @@ pub fn layer_norm_affine<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> 
 #[track_caller]
 pub fn rms_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     let s = s.enter();
-    s.out(x.rms_norm(eps, s.weight("weight", [x.dim(-1)])))
+    s.out(x.rms_norm(eps, s.weight_like(x, "weight", [x.dim(-1)])))
+}
+
+/// Attention per head. q `[B, N, L, D]`, k `[B, N, S, D]`, v `[B, N, S, E]` -> `[B, N, L, E]`: the operator, which is fused, or where only the
+/// oracle has a kernel for it (f32, large heads) its parts.
+#[track_caller]
+pub fn attention<'g>(
+    q: Value<'g>,
+    k: Value<'g>,
+    v: Value<'g>,
+    options: AttentionOptions<'g>,
+) -> Value<'g> {
+    let small = q.dim(-1).as_const().is_none_or(|d| d <= FUSED_HEAD);
+    let fused = q.dtype() != DType::F32 && small;
+    let plain = options.mask.is_none() && options.kv_len.is_none();
+    if q.builder().recipe() == Recipe::Fp32 || fused || !plain {
+        q.attention(k, v, options)
+    } else {
+        attention_in_parts(q, k, v, options.scale)
+    }
+}
+
+/// [`attention`] as two products and a softmax, over all keys. The scale, `1 / sqrt(D)` unless given, is applied to the query in f32.
+#[track_caller]
+pub fn attention_in_parts<'g>(
+    q: Value<'g>,
+    k: Value<'g>,
+    v: Value<'g>,
+    scale: Option<f32>,
+) -> Value<'g> {
+    let head = q.dim(-1).as_const().unwrap_or(1);
+    let scale = scale.unwrap_or_else(|| 1.0 / (head as f32).sqrt());
+    let scaled = (q.to_f32() * scale).cast(q.dtype());
+    scaled
+        .matmul(k.transpose(&[0, 1, 3, 2]))
+        .softmax(-1)
+        .matmul(v)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::graph::Builder;
-    use engines::contract::{DType, Port};
+    use engines::contract::Port;
     use std::collections::BTreeMap;
 
     const X: Port = Port::new("x", DType::F32, "B L 8");

@@ -3,4 +3,5 @@ mod cli;
 mod export;
 mod graphs;
 mod parity;
+mod placement;
 mod stream;

@@ -490,6 +490,16 @@ impl<'w> Builder<'w> {
         self.const_f32([0i64; 0], vec![x])
     }
 
+    /// Ones of a float type, embedded in the graph.
+    #[track_caller]
+    pub(super) fn ones(&'w self, dims: &[Dim], count: usize, dtype: DType) -> Value<'w> {
+        let data = match dtype {
+            DType::BF16 => ConstantData::BF16(vec![half::bf16::ONE; count]),
+            _ => ConstantData::F32(vec![1.0; count]),
+        };
+        self.constant(dims, data, Location::caller())
+    }
+
     fn constant(
         &'w self,
         dims: &[Dim],
@@ -500,6 +510,7 @@ impl<'w> Builder<'w> {
         let (dtype, len) = match &data {
             ConstantData::F32(x) => (DType::F32, x.len()),
             ConstantData::I64(x) => (DType::I64, x.len()),
+            ConstantData::BF16(x) => (DType::BF16, x.len()),
         };
         if dims.iter().any(is_unknown) {
             let id = state.add(None);
@@ -830,6 +841,7 @@ fn same_bits(a: &ConstantData, b: &ConstantData) -> bool {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
         }
         (ConstantData::I64(a), ConstantData::I64(b)) => a == b,
+        (ConstantData::BF16(a), ConstantData::BF16(b)) => a == b,
         _ => false,
     }
 }
@@ -842,6 +854,7 @@ fn constant_name(shape: &[usize], data: &ConstantData, index: usize) -> String {
         ([0..=8], ConstantData::I64(x)) => format!("i64{x:?}"),
         (_, ConstantData::F32(_)) => format!("f32{shape:?}#{index}"),
         (_, ConstantData::I64(_)) => format!("i64{shape:?}#{index}"),
+        (_, ConstantData::BF16(_)) => format!("bf16{shape:?}#{index}"),
     }
 }
 
@@ -872,7 +885,7 @@ impl<'g> Scope<'g> {
         self.builder
     }
 
-    /// A checkpoint tensor as stored, f32.
+    /// A checkpoint tensor as stored, f32 whatever the recipe: what an f32 island reads.
     #[track_caller]
     pub fn weight(self, name: &str, dims: impl IntoIterator<Item: IntoDim>) -> Value<'g> {
         self.weight_as(name, dims, Transform::Identity)
@@ -886,15 +899,40 @@ impl<'g> Scope<'g> {
         dims: impl IntoIterator<Item: IntoDim>,
         transform: Transform,
     ) -> Value<'g> {
+        self.weight_of(DType::F32, name, dims, transform)
+    }
+
+    /// As [`Self::weight`], in the float type of the value that it meets.
+    #[track_caller]
+    pub fn weight_like(
+        self,
+        x: Value<'g>,
+        name: &str,
+        dims: impl IntoIterator<Item: IntoDim>,
+    ) -> Value<'g> {
+        self.weight_of(x.dtype(), name, dims, Transform::Identity)
+    }
+
+    /// As [`Self::weight_as`], of a float type: stored rounded to it, once.
+    #[track_caller]
+    pub fn weight_of(
+        self,
+        dtype: DType,
+        name: &str,
+        dims: impl IntoIterator<Item: IntoDim>,
+        transform: Transform,
+    ) -> Value<'g> {
         let (b, at) = (self.builder, Location::caller());
         let key = self.join(name);
         let want = b.dims(dims);
         let transform = self.with_full_keys(transform);
-        let initializer = if transform == Transform::Identity {
-            key.clone()
-        } else {
-            format!("{key}|{transform}")
-        };
+        let mut initializer = key.clone();
+        if transform != Transform::Identity {
+            initializer.push_str(&format!("|{transform}"));
+        }
+        if dtype != DType::F32 {
+            initializer.push_str(&format!("|{dtype}"));
+        }
         if let Some(id) = b.state.borrow().named(&initializer) {
             return Value { builder: b, id };
         }
@@ -903,7 +941,7 @@ impl<'g> Scope<'g> {
                 key,
                 want: Dims(&want).to_string(),
             };
-            return self.flawed_weight(fault, want, &transform, at);
+            return self.flawed_weight(fault, want, (&transform, dtype), at);
         };
         let got: Vec<Dim> = stored.iter().map(IntoDim::into_dim).collect();
         // A symbol that nobody bound cannot be checked against a number.
@@ -914,7 +952,7 @@ impl<'g> Scope<'g> {
                 want: Dims(&want).to_string(),
                 got: stored,
             };
-            return self.flawed_weight(fault, want, &transform, at);
+            return self.flawed_weight(fault, want, (&transform, dtype), at);
         }
         let declared = want
             .iter()
@@ -937,10 +975,7 @@ impl<'g> Scope<'g> {
                 Value { builder: b, id }
             }
             Ok((shape, dims)) => {
-                let id = state.add(Some(Fact {
-                    dtype: DType::F32,
-                    dims,
-                }));
+                let id = state.add(Some(Fact { dtype, dims }));
                 state.names.insert(id, initializer.clone());
                 let shape = shape
                     .iter()
@@ -951,7 +986,7 @@ impl<'g> Scope<'g> {
                     name: initializer,
                     key,
                     transform,
-                    dtype: DType::F32,
+                    dtype,
                     stored,
                     shape,
                     value: id,
@@ -1044,7 +1079,7 @@ impl<'g> Scope<'g> {
         self,
         fault: Fault,
         want: Vec<Dim>,
-        transform: &Transform,
+        (transform, dtype): (&Transform, DType),
         at: &'static Location<'static>,
     ) -> Value<'g> {
         let dims = self.transformed(transform, want).ok();
@@ -1052,10 +1087,7 @@ impl<'g> Scope<'g> {
         if !state.errors.iter().any(|e| e.fault == fault) {
             state.record(Some(self.id), fault, at);
         }
-        let id = state.add(dims.map(|dims| Fact {
-            dtype: DType::F32,
-            dims,
-        }));
+        let id = state.add(dims.map(|dims| Fact { dtype, dims }));
         Value {
             builder: self.builder,
             id,

@@ -525,8 +525,13 @@ impl<'g> Value<'g> {
         })
     }
 
+    /// In bf16, which ONNX Runtime's Pad does not know on any device, by way of f32: the values are the same.
     #[track_caller]
     fn pad(self, mode: &'static str, axis: isize, before: i64, after: i64) -> Self {
+        if self.dtype() == DType::BF16 {
+            let wide = self.cast(DType::F32).pad(mode, axis, before, after);
+            return wide.cast(DType::BF16);
+        }
         let inputs = [
             Some(self),
             Some(self.indices(&[before, after])),
@@ -593,6 +598,20 @@ impl<'g> Value<'g> {
                 })
             },
         )
+    }
+
+    /// In f32: an island where the recipe computes in another type, itself in the oracle's.
+    #[track_caller]
+    #[must_use]
+    pub fn to_f32(self) -> Self {
+        self.cast(DType::F32)
+    }
+
+    /// In the type that the recipe computes in.
+    #[track_caller]
+    #[must_use]
+    pub fn to_compute(self) -> Self {
+        self.cast(self.builder().recipe().compute())
     }
 
     /// `x * sigmoid(x)`.
@@ -700,7 +719,7 @@ impl<'g> Value<'g> {
             .and_then(|n| usize::try_from(n).ok());
         let scale = match (weight, size) {
             (Some(w), _) => w,
-            (None, Some(n)) => self.builder().const_f32(&tail, vec![1.0; n]),
+            (None, Some(n)) => self.builder().ones(&tail, n, self.dtype()),
             (None, None) => {
                 return self.wrong(
                     "LayerNormalization",
@@ -716,6 +735,7 @@ impl<'g> Value<'g> {
             || {
                 for v in [Some(scale), bias].into_iter().flatten() {
                     suits("weight or bias", &v.dims(), &tail)?;
+                    one_type(self, v)?;
                 }
                 float(self.fact())
             },
@@ -732,6 +752,7 @@ impl<'g> Value<'g> {
             vec![("axis", Int(-1)), ("epsilon", Float(eps))],
             || {
                 suits("weight", &weight.dims(), &[self.dim(-1)])?;
+                one_type(self, weight)?;
                 float(self.fact())
             },
         )
@@ -757,6 +778,7 @@ impl<'g> Value<'g> {
                     d.exact_div(2).ok_or_else(|| format!("{d} is odd"))?
                 };
                 for table in [cos, sin] {
+                    one_type(self, table)?;
                     suits(
                         "table",
                         &table.dims(),
@@ -799,6 +821,7 @@ impl<'g> Value<'g> {
         let inputs: Vec<Value<'_>> = [self, w].into_iter().chain(bias).collect();
         self.node("Conv", inputs, attributes, || {
             let (x, k) = (float(self.fact())?, w.fact());
+            one_type(self, w)?;
             let ([batch, channels, sizes @ ..], [out, per_group, kernel @ ..]) =
                 (x.dims.as_slice(), k.dims.as_slice())
             else {
@@ -812,6 +835,7 @@ impl<'g> Value<'g> {
                 .ok_or_else(|| format!("{channels} channels, kernel wants {want}"))?;
             if let Some(bias) = bias {
                 suits("bias", &bias.dims(), std::slice::from_ref(out))?;
+                one_type(self, bias)?;
             }
             let mut dims = vec![batch.clone(), out.clone()];
             for i in 0..N {
@@ -855,10 +879,15 @@ impl<'g> Value<'g> {
         self.conv(w, bias, stride, &pads, groups)
     }
 
-    /// Repeats each pixel twice along the last two axes, as torch's `nearest-exact` (and `nearest`) with factor 2.
+    /// Repeats each pixel twice along the last two axes, as torch's `nearest-exact` (and `nearest`) with factor 2. In bf16, which ONNX Runtime's
+    /// Resize does not know on any device, by way of f16: the same values between 2^-14 and 65504, rounded to 2^-24 below.
     #[track_caller]
     #[must_use]
     pub fn resize_nearest2x(self) -> Self {
+        if self.dtype() == DType::BF16 {
+            let half = self.cast(DType::F16).resize_nearest2x();
+            return half.cast(DType::BF16);
+        }
         let rank = self.rank();
         let scales = (0..rank)
             .map(|i| if i + 2 >= rank { 2.0 } else { 1.0 })
@@ -883,6 +912,15 @@ impl<'g> Value<'g> {
             }
             Ok(fact)
         })
+    }
+}
+
+fn one_type(a: Value<'_>, b: Value<'_>) -> Result<(), String> {
+    let (a, b) = (a.dtype(), b.dtype());
+    if a == b {
+        Ok(())
+    } else {
+        Err(format!("{a} and {b} do not mix"))
     }
 }
 

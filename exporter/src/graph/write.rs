@@ -255,6 +255,10 @@ fn constant(graph: &Graph, c: &Constant) -> TensorProto {
     let (dtype, bytes) = match &c.data {
         ConstantData::F32(x) => (DType::F32, x.iter().flat_map(|x| x.to_le_bytes()).collect()),
         ConstantData::I64(x) => (DType::I64, x.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        ConstantData::BF16(x) => (
+            DType::BF16,
+            x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ),
     };
     TensorProto {
         raw_data: Some(bytes),

@@ -1,7 +1,8 @@
 //! The umT5 text encoder on unpadded ids: every layer has its own relative position table, attention is not scaled.
-//! Names are the reference's: liveavatar/models/wan/wan_2_2/modules/t5.py @ 9c2c38d.
-use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Value};
-use crate::nn::{linear_no_bias as linear, rms_norm};
+//! Names are the reference's: liveavatar/models/wan/wan_2_2/modules/t5.py @ 9c2c38d. In a recipe other than fp32 all of it is in that recipe's type,
+//! as there; only the statistics of norms and softmax are f32, inside their operators.
+use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Transform, Value};
+use crate::nn::{self, linear_no_bias as linear, rms_norm};
 use engines::components::text::{self, TextConfig};
 
 /// Longest text, in tokens: the model's `text_len`.
@@ -15,12 +16,18 @@ pub fn encoder<'g>(b: &'g Builder<'g>, c: &TextConfig) {
     let s = b.root();
     let ids = b.input(&text::IDS);
     let buckets = s.tap("relative_buckets", buckets(b, ids, c));
-    let table = s.pp("token_embedding").weight("weight", [c.vocab, c.dim]);
+    let table = table(s.pp("token_embedding"), [c.vocab, c.dim]);
     let mut x = table.gather(ids, 0); // [1, t, T]
     for i in 0..c.layers {
         x = block(s.pp("blocks").pp(i), x, buckets, c);
     }
-    b.output(&text::CONTEXT_ROWS, rms_norm(s.pp("norm"), x, EPS));
+    b.output(&text::CONTEXT_ROWS, rms_norm(s.pp("norm"), x, EPS).to_f32());
+}
+
+/// A table that rows are taken from, in the type that the recipe computes in.
+fn table<'g>(s: Scope<'g>, dims: [usize; 2]) -> Value<'g> {
+    let dtype = s.builder().recipe().compute();
+    s.weight_of(dtype, "weight", dims, Transform::Identity)
 }
 
 /// `T5SelfAttention.forward` of the reference.
@@ -34,9 +41,7 @@ fn block<'g>(s: Scope<'g>, x: Value<'g>, buckets: Value<'g>, c: &TextConfig) -> 
 }
 
 fn attention<'g>(s: Scope<'g>, y: Value<'g>, buckets: Value<'g>, c: &TextConfig) -> Value<'g> {
-    let bias = s
-        .pp("pos_embedding.embedding")
-        .weight("weight", [c.buckets, c.heads]);
+    let bias = table(s.pp("pos_embedding.embedding"), [c.buckets, c.heads]);
     let bias = bias.gather(buckets, 0).transpose(&[2, 0, 1]).unsqueeze(0); // [t, t, N] -> [1, N, t, t]
     let s = s.pp("attn");
     let head_dim = c.attn_dim / c.heads;
@@ -50,9 +55,7 @@ fn attention<'g>(s: Scope<'g>, y: Value<'g>, buckets: Value<'g>, c: &TextConfig)
         mask: Some(bias),
         ..Default::default()
     };
-    let o = heads("q")
-        .attention(heads("k"), heads("v"), options)
-        .transpose(&[0, 2, 1, 3]);
+    let o = nn::attention(heads("q"), heads("k"), heads("v"), options).transpose(&[0, 2, 1, 3]);
     s.out(linear(
         s.pp("o"),
         o.reshape(&[y.dim(0), y.dim(1), c.attn_dim.into_dim()]),

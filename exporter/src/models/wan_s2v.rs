@@ -1,9 +1,13 @@
 //! The causal speech-to-video transformer. Field names are the reference's: `WanModel_S2V` and `CausalWanModel_S2V`,
 //! liveavatar/models/wan/causal_model_s2v.py, and liveavatar/models/wan/wan_2_2/modules/s2v/*.py @ 9c2c38d.
 //!
+//! Types follow the reference's casts: linear layers and attention in the type that the recipe computes in, with f32 islands for time, modulation,
+//! rotation, the residual inside a block and the audio encoder. Where the reference rounds a prediction and the latents to bf16 after the head,
+//! these stay f32.
+//!
 //! Tokens of a frame stay a dimension of their own (`[B, F, n, D]`), because modulation and audio act per frame.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Transform, Value};
-use crate::nn::{layer_norm, layer_norm_affine, linear, rms_norm};
+use crate::nn::{attention, layer_norm, layer_norm_affine, linear, rms_norm};
 use engines::components::dit::{self, DitConfig};
 use engines::components::speech;
 use engines::contract::NEXT;
@@ -46,9 +50,9 @@ impl<'g> Rope<'g> {
         }
     }
 
-    /// `[B, N, L, d]`, interleaved pairs.
+    /// `[B, N, L, d]`, interleaved pairs. In f32, then rounded to the type of `x`.
     fn rotate(self, x: Value<'g>) -> Value<'g> {
-        x.rotary(self.cos, self.sin, true)
+        x.to_f32().rotary(self.cos, self.sin, true).cast(x.dtype())
     }
 }
 
@@ -62,7 +66,8 @@ struct KeyValue<'g> {
 /// `dit_text`: rows of the text encoder, zero-padded, to the model's width. `text_embedding` of the reference.
 pub fn text_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root().pp("text_embedding");
-    let y = linear(s.pp(0), b.input(&dit::CONTEXT), c.dim).gelu_tanh();
+    let context = b.input(&dit::CONTEXT).to_compute();
+    let y = linear(s.pp(0), context, c.dim).gelu_tanh();
     b.output(&dit::TEXT, s.out(linear(s.pp(2), y, c.dim)));
 }
 
@@ -73,8 +78,10 @@ pub fn sink_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let reference = tokens(
         patches(s.pp("patch_embedding"), ref_latents, [1, 2, 2], c),
         c,
-    ) + cond_mask(s, 1, c);
-    let motion = frame_packer(s.pp("frame_packer"), motion, c) + cond_mask(s, 2, c);
+    );
+    let reference = reference + cond_mask(s, 1, reference, c);
+    let motion = frame_packer(s.pp("frame_packer"), motion, c);
+    let motion = motion + cond_mask(s, 2, motion, c);
     b.output(&dit::SINK_TOKENS, b.concat(1, &[reference, motion]));
     // The sinusoid of timestep 0: cos 1, sin 0.
     let half = c.freq_dim / 2;
@@ -95,8 +102,8 @@ pub fn sink_layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
     let x = hidden.unsqueeze(1); // [B, C, D] -> [B, 1, C, D]
     let x = block(s, x, b.input(&dit::SINK_E0), text, c, |q, kv| {
         own = Some(kv);
-        rope.rotate(q)
-            .attention(rope.rotate(kv.k), kv.v, AttentionOptions::default())
+        let (q, k) = (rope.rotate(q), rope.rotate(kv.k));
+        attention(q, k, kv.v, AttentionOptions::default())
     });
     b.output(&dit::SINK_HIDDEN_OUT, x.squeeze(1));
     if let Some(KeyValue { k, v }) = own {
@@ -122,7 +129,8 @@ pub fn embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
         [1, 2, 2],
         c,
     );
-    let x = tokens(x + pose, c) + cond_mask(s, 0, c);
+    let x = tokens(x + pose, c);
+    let x = x + cond_mask(s, 0, x, c);
     b.output(&dit::HIDDEN_OUT, s.tap("tokens", x));
     let (e, e0) = time(s, b.input(&dit::SINUSOID), c);
     b.output(&dit::E_OUT, e);
@@ -158,14 +166,11 @@ pub fn layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
         b.output_named(&format!("{}{NEXT}", dit::VALUES.name), &dit::VALUES, values);
         // [B, N, C + S, d]: the keys in use are one prefix, so no mask is needed.
         let (k, v) = (b.concat(2, &[sink.k, keys]), b.concat(2, &[sink.v, values]));
-        rope.rotate(q).attention(
-            k,
-            v,
-            AttentionOptions {
-                kv_len: Some(kv_len),
-                ..Default::default()
-            },
-        )
+        let options = AttentionOptions {
+            kv_len: Some(kv_len),
+            ..Default::default()
+        };
+        attention(rope.rotate(q), k, v, options)
     });
     let x = match c.audio_inject_layers.iter().position(|&l| l == layer) {
         Some(injector) => audio_injection(b.root().pp("audio_injector"), injector, x, c),
@@ -180,7 +185,7 @@ pub fn head<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let latents = b.input(&dit::LATENTS);
     let m = s.weight("modulation", [1, 2, c.dim]) + b.input(&dit::E).unsqueeze(2); // [B, F, 2, D]
     let parts = m.split(2, 2);
-    let x = layer_norm(s.pp("norm"), frames(b.input(&dit::HIDDEN), c), c.eps);
+    let x = layer_norm(s.pp("norm"), frames(b.input(&dit::HIDDEN), c), c.eps).to_f32();
     let x = x * (parts[1] + 1.0) + parts[0];
     let y = linear(s.pp("head"), x, 4 * c.latent_channels); // [B, F, h*w, 4*Z]
     // Channel (p_h * 2 + p_w) * Z + z of token (row, col) is pixel (2*row + p_h, 2*col + p_w) of latent channel z.
@@ -292,21 +297,14 @@ fn block<'g>(
     attend: impl FnOnce(Value<'g>, KeyValue<'g>) -> Value<'g>,
 ) -> Value<'g> {
     let [attn, ffn] = modulation(s, e0, c);
-    let y = self_attention(
-        s.pp("self_attn"),
-        attn.apply(layer_norm(s.pp("norm1"), x, c.eps)),
-        c,
-        attend,
-    );
-    let x = x + y * attn.gate;
-    let y = layer_norm_affine(s.pp("norm3"), x, c.eps);
-    let x = x + cross_attention(s.pp("cross_attn"), y, text, c);
-    let y = feed_forward(
-        s.pp("ffn"),
-        ffn.apply(layer_norm(s.pp("norm2"), x, c.eps)),
-        c,
-    );
-    s.out(x + y * ffn.gate)
+    let y = attn.apply(layer_norm(s.pp("norm1"), x, c.eps).to_f32());
+    let y = self_attention(s.pp("self_attn"), y.to_compute(), c, attend);
+    let x = x.to_f32() + y.to_f32() * attn.gate;
+    let y = layer_norm_affine(s.pp("norm3"), x.to_compute(), c.eps);
+    let x = x + cross_attention(s.pp("cross_attn"), y, text, c).to_f32();
+    let y = ffn.apply(layer_norm(s.pp("norm2"), x, c.eps));
+    let y = feed_forward(s.pp("ffn"), y.to_compute(), c);
+    s.out((x + y.to_f32() * ffn.gate).to_compute())
 }
 
 /// Order of the six: shift, scale, gate of self attention, then of the feed-forward.
@@ -361,11 +359,8 @@ fn cross_attention<'g>(s: Scope<'g>, x: Value<'g>, text: KeyValue<'g>, c: &DitCo
         rms_norm(s.pp("norm_q"), linear(s.pp("q"), x, c.dim), c.eps),
         c,
     );
-    let y = merge_heads(
-        q.attention(text.k, text.v, AttentionOptions::default()),
-        x,
-        c,
-    );
+    let y = attention(q, text.k, text.v, AttentionOptions::default());
+    let y = merge_heads(y, x, c);
     s.out(linear(s.pp("o"), y, c.dim))
 }
 
@@ -380,17 +375,18 @@ fn audio_injection<'g>(s: Scope<'g>, injector: usize, x: Value<'g>, c: &DitConfi
     let adain = s.pp("injector_adain_layers").pp(injector);
     let style = linear(
         adain.pp("linear"),
-        b.input(&dit::AUDIO_GLOBAL).silu(),
+        silu(b.input(&dit::AUDIO_GLOBAL).to_compute()),
         2 * c.dim,
     )
     .unsqueeze(3); // [B, A, F, 1, 2*D]
-    let parts = style.split(4, 2); // shift, scale
+    let parts = style.to_f32().split(4, 2); // shift, scale
+    let x = x.to_f32();
     let z = layer_norm(adain.pp("norm"), x, ADAIN_EPS).unsqueeze(1); // [B, 1, F, n, D]
-    let z = adain.out(z * (parts[1] + 1.0) + parts[0]); // [B, A, F, n, D]
+    let z = adain.out(z * (parts[1] + 1.0) + parts[0]).to_compute(); // [B, A, F, n, D]
 
-    // Five keys a frame: spelt out, since each frame of each actor is a batch of its own.
+    // Five keys a frame: spelt out, since each frame of each actor is a batch of its own; and in f32, since a rounded score is a wrong weight.
     let s = s.pp("injector").pp(injector);
-    let local = b.input(&dit::AUDIO_LOCAL); // [B, A, F, K, D]
+    let local = b.input(&dit::AUDIO_LOCAL).to_compute(); // [B, A, F, K, D]
     let split = |x: Value<'g>| {
         x.reshape(&[
             x.dim(0),
@@ -400,6 +396,7 @@ fn audio_injection<'g>(s: Scope<'g>, injector: usize, x: Value<'g>, c: &DitConfi
             c.heads.into_dim(),
             c.head_dim().into_dim(),
         ])
+        .to_f32()
     };
     let q = split(rms_norm(s.pp("norm_q"), linear(s.pp("q"), z, c.dim), c.eps))
         .transpose(&[0, 1, 2, 4, 3, 5]); // [B, A, F, N, n, d]
@@ -416,8 +413,14 @@ fn audio_injection<'g>(s: Scope<'g>, injector: usize, x: Value<'g>, c: &DitConfi
         .matmul(v)
         .transpose(&[0, 1, 2, 4, 3, 5]);
     let y = y.reshape(&[z.dim(0), z.dim(1), z.dim(2), z.dim(3), c.dim.into_dim()]);
-    let r = s.out(linear(s.pp("o"), y, c.dim));
-    x + (r * b.input(&dit::ACTOR_MASK).unsqueeze(4)).reduce_sum(&[1], false)
+    let r = s.out(linear(s.pp("o"), y.to_compute(), c.dim)).to_f32();
+    let heard = (r * b.input(&dit::ACTOR_MASK).unsqueeze(4)).reduce_sum(&[1], false);
+    (x + heard).to_compute()
+}
+
+/// SiLU, rounded once.
+fn silu<'g>(x: Value<'g>) -> Value<'g> {
+    x.to_f32().silu().cast(x.dtype())
 }
 
 /// Time embedding `e [B, F, D]` and its projection `e0 [B, F, 6, D]`.
@@ -436,9 +439,10 @@ fn time<'g>(s: Scope<'g>, sinusoid: Value<'g>, c: &DitConfig) -> (Value<'g>, Val
     )
 }
 
-/// Row of `trainable_cond_mask`, `[D]`: 0 noisy, 1 reference, 2 motion.
-fn cond_mask<'g>(s: Scope<'g>, row: usize, c: &DitConfig) -> Value<'g> {
-    s.pp("trainable_cond_mask").weight_as(
+/// Row of `trainable_cond_mask`, `[D]`, to be added to `x`: 0 noisy, 1 reference, 2 motion.
+fn cond_mask<'g>(s: Scope<'g>, row: usize, x: Value<'g>, c: &DitConfig) -> Value<'g> {
+    s.pp("trainable_cond_mask").weight_of(
+        x.dtype(),
         "weight",
         [3, c.dim],
         Transform::Select {
@@ -448,13 +452,14 @@ fn cond_mask<'g>(s: Scope<'g>, row: usize, c: &DitConfig) -> Value<'g> {
     )
 }
 
-/// Non-overlapping patches: `[B, Z, T, H, W] -> [B, D, T/kt, H/kh, W/kw]`.
+/// Non-overlapping patches of f32 latents, embedded: `[B, Z, T, H, W] -> [B, D, T/kt, H/kh, W/kw]`.
 fn patches<'g>(s: Scope<'g>, x: Value<'g>, kernel: [usize; 3], c: &DitConfig) -> Value<'g> {
     let [kt, kh, kw] = kernel;
-    let w = s.weight("weight", [c.dim, c.latent_channels, kt, kh, kw]);
+    let x = x.to_compute();
+    let w = s.weight_like(x, "weight", [c.dim, c.latent_channels, kt, kh, kw]);
     s.out(x.conv3d(
         w,
-        Some(s.weight("bias", [c.dim])),
+        Some(s.weight_like(x, "bias", [c.dim])),
         [kt as i64, kh as i64, kw as i64],
         [0; 6],
         1,

@@ -1,10 +1,13 @@
 //! The Wan 2.1 video VAE as a stream. One walk over the checkpoint's own module list serves the encoder and the decoder, the first chunk and
 //! the next ones; what differs is where a causal convolution gets the frames before its own. Names are the reference's:
-//! liveavatar/models/wan/wan_2_2/modules/vae2_1.py @ 9c2c38d.
+//! liveavatar/models/wan/wan_2_2/modules/vae2_1.py @ 9c2c38d. Convolutions and feature caches are in the type that the recipe computes in; norms,
+//! their activations and the statistics of latents are f32, as the reference's autocast has them.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Transform, Value};
+use crate::nn;
 use engines::components::vae::{self, LATENT_MEAN, LATENT_STD, VaeConfig};
 use engines::contract::{Contract, NEXT, StateKind};
 use engines::dim::Dim;
+use engines::recipe::Recipe;
 
 /// Frames of context that a causal convolution of kernel 3 needs.
 const CONTEXT: i64 = 2;
@@ -47,17 +50,18 @@ impl Stream {
 pub fn encoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfig) {
     let stream = Stream { contract };
     let s = b.root().pp("encoder");
-    let x = causal_conv(stream, s.pp("conv1"), b.input(&contract.inputs[0]), c.dim);
+    let pixels = b.input(&contract.inputs[0]).to_compute();
+    let x = causal_conv(stream, s.pp("conv1"), pixels, c.dim);
     let x = walk(stream, s.pp("downsamples"), x);
     let x = walk(stream, s.pp("middle"), x);
     let x = s.out(causal_conv(
         stream,
         s.pp("head.2"),
-        rms(s.pp("head.0"), x).silu(),
+        activated(s.pp("head.0"), x),
         2 * c.latent_channels,
     ));
     let mean_logvar = pointwise(b.root().pp("conv1"), x, 2 * c.latent_channels);
-    let mu = mean_logvar.slice(1, 0, c.latent_channels as i64);
+    let mu = mean_logvar.slice(1, 0, c.latent_channels as i64).to_f32();
     let [mean, std] = statistics(b, c);
     b.output(&vae::LATENTS_OUT, (mu - mean) / std);
 }
@@ -66,7 +70,7 @@ pub fn encoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfi
 pub fn decoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfig) {
     let stream = Stream { contract };
     let [mean, std] = statistics(b, c);
-    let z = b.input(&vae::LATENTS) * std + mean;
+    let z = (b.input(&vae::LATENTS) * std + mean).to_compute();
     let x = pointwise(b.root().pp("conv2"), z, c.latent_channels);
     let s = b.root().pp("decoder");
     let x = causal_conv(stream, s.pp("conv1"), x, 4 * c.dim);
@@ -75,10 +79,10 @@ pub fn decoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfi
     let x = s.out(causal_conv(
         stream,
         s.pp("head.2"),
-        rms(s.pp("head.0"), x).silu(),
+        activated(s.pp("head.0"), x),
         3,
     ));
-    let frames = x.clip(-1.0, 1.0); // [1, 3, T, 8*H, 8*W]
+    let frames = x.to_f32().clip(-1.0, 1.0); // [1, 3, T, 8*H, 8*W]
     b.output(&contract.outputs[0], frames);
     let bytes = ((frames + 1.0) / 2.0 * 255.0)
         .squeeze(0)
@@ -114,13 +118,13 @@ fn residual<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let y = causal_conv(
         stream,
         s.pp("residual.2"),
-        rms(s.pp("residual.0"), x).silu(),
+        activated(s.pp("residual.0"), x),
         out,
     );
     let y = causal_conv(
         stream,
         s.pp("residual.6"),
-        rms(s.pp("residual.3"), y).silu(),
+        activated(s.pp("residual.3"), y),
         out,
     );
     let shortcut = if s.has("shortcut.weight") {
@@ -137,7 +141,7 @@ fn attention<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let width = s.dims("proj.weight").map_or(0, |d| d[0]);
     let qkv = frame_conv(
         s.pp("to_qkv"),
-        rms(s.pp("norm"), x),
+        rms(s.pp("norm"), x).to_compute(),
         3 * width,
         [1, 1, 1],
         [0; 6],
@@ -154,7 +158,12 @@ fn attention<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
         .transpose(&[0, 2, 3, 1])
     };
     let qkv = qkv.split(1, 3);
-    let y = heads(qkv[0]).attention(heads(qkv[1]), heads(qkv[2]), AttentionOptions::default());
+    let [q, k, v] = [0, 1, 2].map(|i| heads(qkv[i]));
+    // The published head is wider than any fused kernel takes; at every size alike, so that small models show what large ones do.
+    let y = match s.builder().recipe() {
+        Recipe::Fp32 => nn::attention(q, k, v, AttentionOptions::default()),
+        _ => nn::attention_in_parts(q, k, v, None),
+    };
     let y = y.transpose(&[0, 3, 1, 2]).reshape_from(x.dims(), &[x]);
     s.out(x + frame_conv(s.pp("proj"), y, width, [1, 1, 1], [0; 6]))
 }
@@ -180,8 +189,9 @@ fn downsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
         return s.out(x);
     }
     let all = stream.extend(t, x, 1);
-    let w = t.weight("weight", [width, width, 3, 1, 1]);
-    s.out(t.out(all.conv3d(w, Some(t.weight("bias", [width])), [2, 1, 1], [0; 6], 1)))
+    let w = t.weight_like(x, "weight", [width, width, 3, 1, 1]);
+    let bias = t.weight_like(x, "bias", [width]);
+    s.out(t.out(all.conv3d(w, Some(bias), [2, 1, 1], [0; 6], 1)))
 }
 
 /// Twice the rows and columns; with a `time_conv`, twice the frames too, except for the very first latent frame.
@@ -206,10 +216,10 @@ fn upsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
 /// A causal convolution to twice the channels, whose halves are frames `2*i` and `2*i + 1`.
 fn double_frames<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let width = s.dims("weight").map_or(0, |d| d[1]);
-    let w = s.weight("weight", [2 * width, width, 3, 1, 1]);
+    let w = s.weight_like(x, "weight", [2 * width, width, 3, 1, 1]);
     let y = stream.extend(s, x, CONTEXT).conv3d(
         w,
-        Some(s.weight("bias", [2 * width])),
+        Some(s.weight_like(x, "bias", [2 * width])),
         [1, 1, 1],
         [0; 6],
         1,
@@ -224,7 +234,8 @@ fn double_frames<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
 
 /// A 3x3x3 convolution that sees only this and earlier frames. `CausalConv3d.forward`.
 fn causal_conv<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
-    let w = s.weight(
+    let w = s.weight_like(
+        x,
         "weight",
         [
             out.into_dim(),
@@ -237,7 +248,7 @@ fn causal_conv<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>, out: usize) -> Va
     let all = stream.extend(s, x, CONTEXT);
     s.out(all.conv3d(
         w,
-        Some(s.weight("bias", [out])),
+        Some(s.weight_like(x, "bias", [out])),
         [1, 1, 1],
         [0, 1, 1, 0, 1, 1],
         1,
@@ -246,7 +257,8 @@ fn causal_conv<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>, out: usize) -> Va
 
 /// A 1x1x1 convolution: no context, no cache.
 fn pointwise<'g>(s: Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
-    let w = s.weight(
+    let w = s.weight_like(
+        x,
         "weight",
         [
             out.into_dim(),
@@ -256,7 +268,8 @@ fn pointwise<'g>(s: Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
             1.into_dim(),
         ],
     );
-    s.out(x.conv3d(w, Some(s.weight("bias", [out])), [1, 1, 1], [0; 6], 1))
+    let bias = s.weight_like(x, "bias", [out]);
+    s.out(x.conv3d(w, Some(bias), [1, 1, 1], [0; 6], 1))
 }
 
 /// A 2-D convolution of every frame: its kernel gets a time extent of 1. `pads` are (t, h, w) before, then after.
@@ -276,16 +289,20 @@ fn frame_conv<'g>(
         kernel.into_dim(),
         kernel.into_dim(),
     ];
-    let w = s.weight_as(
-        "weight",
-        dims,
-        Transform::Reshape(vec![out, in_channels, 1, kernel, kernel]),
-    );
-    s.out(x.conv3d(w, Some(s.weight("bias", [out])), stride, pads, 1))
+    let flat = Transform::Reshape(vec![out, in_channels, 1, kernel, kernel]);
+    let w = s.weight_of(x.dtype(), "weight", dims, flat);
+    let bias = s.weight_like(x, "bias", [out]);
+    s.out(x.conv3d(w, Some(bias), stride, pads, 1))
 }
 
-/// `x / max(|x|, 1e-12) * sqrt(C) * gamma`, the norm over channels. `RMS_norm.forward`.
+/// The norm and SiLU in front of a convolution.
+fn activated<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
+    rms(s, x).silu().to_compute()
+}
+
+/// `x / max(|x|, 1e-12) * sqrt(C) * gamma`, the norm over channels, f32. `RMS_norm.forward`.
 fn rms<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
+    let x = x.to_f32();
     let stored = s.dims("gamma").unwrap_or_default();
     let channels = stored.first().copied().unwrap_or(0);
     let gamma = s.weight_as(

@@ -1,7 +1,7 @@
-//! The wav2vec2 encoder with stable layer norm: raw speech to all hidden states, cut so that no part needs more than some rows at a time. Names are those of transformers'
+//! The wav2vec2 encoder with stable layer norm: raw speech to all hidden states, cut so that no part needs more than some rows at a time. f32 in every recipe: it is small and runs once. Names are those of transformers'
 //! `Wav2Vec2Model` (4.51), whose last hidden state is normed; the others are the layers' inputs.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Value};
-use crate::nn::{layer_norm_affine, linear};
+use crate::nn::{self, layer_norm_affine, linear};
 use engines::components::speech::{self, SpeechConfig};
 
 /// The module that holds the encoder: `wav2vec2` in a recognition model, nothing in a bare one.
@@ -136,9 +136,7 @@ fn attention<'g>(s: Scope<'g>, y: Value<'g>, c: &SpeechConfig) -> Value<'g> {
         heads(b.input(&speech::VALUES)),
     );
     let q = heads(linear(s.pp("q_proj"), y, c.dim));
-    let o = q
-        .attention(k, v, AttentionOptions::default())
-        .transpose(&[0, 2, 1, 3]);
+    let o = nn::attention(q, k, v, AttentionOptions::default()).transpose(&[0, 2, 1, 3]);
     s.out(linear(
         s.pp("out_proj"),
         o.reshape(&[y.dim(0), y.dim(1), c.dim.into_dim()]),
