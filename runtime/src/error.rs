@@ -8,6 +8,7 @@ use engines::manifest::ManifestError;
 
 use crate::audio_file::AudioError;
 use crate::contact_sheet::ContactSheetError;
+use crate::footprint::TooSmall;
 use crate::mp4::Mp4Error;
 use crate::picture::PictureError;
 use crate::plan::PlanError;
@@ -29,6 +30,8 @@ pub enum Error {
     Size(#[from] SizeError),
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error(transparent)]
+    TooSmall(#[from] TooSmall),
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
     #[error(transparent)]
@@ -103,6 +106,7 @@ impl Error {
             Self::Usage(_) => Exit::Usage,
             Self::Size(e) => e.exit(),
             Self::Plan(e) => e.exit(),
+            Self::TooSmall(e) => e.exit(),
             Self::Schedule(e) => e.exit(),
             Self::ClipLength(e) => e.exit(),
             Self::Prompt(e) => e.exit(),
