@@ -310,12 +310,13 @@ impl Count<'_> {
             rings: if on_host { 0 } else { self.rings(spec)? },
             condition: 0,
             slots: slots * (streamed + ring),
-            activations: self.activations(spec.device, chain.lanes, last)?,
+            activations: self.activations(spec, chain, last)?,
         })
     }
 
     /// The most that a stage holds of what passes through it: the largest of its kinds of run, and what the next stage has not fetched.
-    fn activations(&self, device: usize, lanes: usize, last: bool) -> Result<u64, Error> {
+    fn activations(&self, spec: &StageSpec, chain: &Chain, last: bool) -> Result<u64, Error> {
+        let (device, lanes) = (spec.device, chain.lanes);
         let ports = |ports: &[&Port]| self.ports(device, lanes, ports.iter().copied());
         let flow = ports(&[&dit::HIDDEN, &dit::E, &dit::E0])?;
         let embed = ports(&[&dit::LATENTS, &dit::POSE_LATENTS, &dit::SINUSOID])?;
@@ -339,7 +340,15 @@ impl Count<'_> {
         ])?;
         let call = flow + embed.max(layer).max(head);
         let one = |c: &Contract| self.ports(device, 1, c.inputs.iter().chain(c.outputs));
-        let sink = one(&dit::SINK_EMBED)?.max(one(&dit::SINK_LAYER)?);
+        // Only the first chain computes conditions; the others get copies. Its embedding is there for as long as it runs.
+        let sink = match (chain.steps.start, spec.layers.start) {
+            (0, 0) => {
+                let embed = self.weights(device, dit::SINK_EMBED.name)?;
+                one(&dit::SINK_LAYER)?.max(embed + one(&dit::SINK_EMBED)?)
+            }
+            (0, _) => one(&dit::SINK_LAYER)?,
+            _ => 0,
+        };
         let sink_flow = self.ports(device, 1, [&dit::SINK_HIDDEN, &dit::SINK_E0])?;
         // One call in the channel, one that waits to be sent, one that the next stage has taken and not yet copied.
         let waiting = if last { 0 } else { 3 * flow.max(sink_flow) };
