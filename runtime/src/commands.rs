@@ -71,8 +71,13 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
     }
     screen.event(&Event::Phase("opening the models"));
     let backend = open(&args.models, args.threads)?;
-    let plan = request.plan(&backend.models().config().dit)?;
-    let apart = virtual_devices(&backend, &plan, request.virtual_budget());
+    let apart = match request.virtual_budget() {
+        Some(budget) => {
+            let plan = request.plan(&backend.models().config().dit)?;
+            virtual_devices(&backend, &plan, budget)
+        }
+        None => Vec::new(),
+    };
     let devices = if apart.is_empty() {
         Devices::one(&backend)
     } else {
@@ -82,11 +87,8 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
     generate(&engine, &request, &screen, cancel).map(drop)
 }
 
-/// A device of `budget` bytes for every number up to the plan's highest; none without a budget.
-pub fn virtual_devices(backend: &OrtCpu, plan: &Plan, budget: Option<u64>) -> Vec<OrtCpu> {
-    let Some(budget) = budget else {
-        return Vec::new();
-    };
+/// A device of `budget` bytes for every number up to the plan's highest.
+fn virtual_devices(backend: &OrtCpu, plan: &Plan, budget: u64) -> Vec<OrtCpu> {
     let last = plan.device_ids().into_iter().max().unwrap_or(0);
     let device = |i| backend.on(HostMemory::new(format!("cpu:{i}"), budget));
     (0..=last).map(device).collect()

@@ -119,7 +119,8 @@ impl Footprints {
             }
         }
         for (home, layers) in layers_by_home(devices, plan) {
-            let condition = count.condition(home)? * layers.len() as u64;
+            let anchors = if work.swaps { 2 } else { 1 };
+            let condition = count.condition(home, anchors)? * layers.len() as u64;
             all.devices.entry(home).or_default().condition = condition;
         }
         let decoder = count.decoder(plan.vae)?;
@@ -261,10 +262,9 @@ impl Count<'_> {
         }
     }
 
-    /// One layer's condition, as often as it is held at once.
-    fn condition(&self, device: usize) -> Result<u64, Error> {
+    /// One layer's condition for so many anchors.
+    fn condition(&self, device: usize, anchors: u64) -> Result<u64, Error> {
         let ports = [&dit::SINK_K, &dit::SINK_V, &dit::TEXT_K, &dit::TEXT_V];
-        let anchors = if self.work.swaps { 2 } else { 1 };
         Ok(anchors * self.ports(device, 1, ports)?)
     }
 
@@ -281,7 +281,6 @@ impl Count<'_> {
         let first = spec.layers.start == 0;
         let inside = [
             (dit::EMBED.name, first),
-            (dit::SINK_EMBED.name, first),
             (
                 dit::HEAD.name,
                 spec.layers.end == self.work.config.dit.layers,
@@ -340,11 +339,14 @@ impl Count<'_> {
         ])?;
         let call = flow + embed.max(layer).max(head);
         let one = |c: &Contract| self.ports(device, 1, c.inputs.iter().chain(c.outputs));
-        // Only the first chain computes conditions; the others get copies. Its embedding is there for as long as it runs.
+        // Only the first chain computes conditions; the others get copies. The sink's embedding is there only while it runs, and then what
+        // it is for is not there yet.
         let sink = match (chain.steps.start, spec.layers.start) {
             (0, 0) => {
                 let embed = self.weights(device, dit::SINK_EMBED.name)?;
-                one(&dit::SINK_LAYER)?.max(embed + one(&dit::SINK_EMBED)?)
+                let embed = embed + one(&dit::SINK_EMBED)?;
+                let condition = self.condition(device, 1)? * spec.layers.len() as u64;
+                one(&dit::SINK_LAYER)?.max(embed.saturating_sub(condition))
             }
             (0, _) => one(&dit::SINK_LAYER)?,
             _ => 0,

@@ -272,7 +272,7 @@ fn no_device_ever_holds_more_than_the_arithmetic_says() {
         for (device, &peak) in peaks.iter().enumerate() {
             println!(
                 "{stages} {residency:?} cpu:{device}: {peak} of {}",
-                of(device)
+                wanted.devices[&device]
             );
             assert!(peak <= of(device));
             assert!(
