@@ -342,6 +342,16 @@ impl Profile {
         Ok(profile)
     }
 
+    /// The same machine for an export of another precision.
+    ///
+    /// # Errors
+    /// A device that has no rate for it.
+    pub fn with_recipe(self, recipe: Recipe) -> Result<Self, ProfileError> {
+        let profile = Self { recipe, ..self };
+        profile.check(&profile.name)?;
+        Ok(profile)
+    }
+
     /// Devices of the machine.
     pub fn device_count(&self) -> usize {
         self.devices.iter().map(|d| d.count).sum()

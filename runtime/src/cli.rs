@@ -596,7 +596,7 @@ mod tests {
     #[test]
     fn modes_placements_and_seeds() {
         type Check = fn(&Request) -> bool;
-        let cases: [(&[&str], Check); 8] = [
+        let cases: [(&[&str], Check); 13] = [
             (&["--mode", "single"], |r| r.mode == Mode::Single),
             (&["--single_gpu"], |r| r.mode == Mode::Single),
             (&["--mode=single", "--enable-online-decode"], |r| {
@@ -613,6 +613,22 @@ mod tests {
                 r.stages == Stages::List(vec![StageSpec::new(3, 0..4, 0..4)])
             }),
             (&["--lanes", "1"], |r| r.lanes == Lanes::AtMost(1)),
+            (&["--offload_model", "True"], |r| {
+                r.residency.resident_layers == 0 && r.virtual_budget() == Some(u64::MAX)
+            }),
+            (&["--offload_model=False"], |r| {
+                r.residency == Residency::default() && r.virtual_budget().is_none()
+            }),
+            (&["--offload_kv_cache", "--slots", "3"], |r| {
+                r.residency.rings == Rings::OnHost && r.residency.slots == 3
+            }),
+            (
+                &["--offload_model", "True", "--resident_layers", "7"],
+                |r| r.residency.resident_layers == 7,
+            ),
+            (&["--device-memory", "24GB", "--vae-device", "2"], |r| {
+                r.virtual_budget() == Some(24_000_000_000) && r.vae_device == Some(2)
+            }),
             (&["--base_seed", "-1"], |r| r.seed == 7),
             (&["--size", "704x384", "--size_mode", "area"], |r| {
                 r.size.to_string() == "704*384" && r.size_mode == SizeMode::Area
@@ -665,6 +681,8 @@ mod tests {
             ),
             (&["--stages", "rows=2"], "stages wants"),
             (&["--lanes", "0"], "lanes wants auto"),
+            (&["--device-memory", "big"], "device-memory wants a size"),
+            (&["--offload_model", "perhaps"], "offload-model"),
             (&["--crf", "60"], "60 is not in 0..=51"),
             (&["--no_such_flag"], "unexpected argument '--no-such-flag'"),
             (

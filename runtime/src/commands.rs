@@ -80,7 +80,7 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
     };
     let backends = &placed.backends;
     let devices = match backends.as_slice() {
-        [one] => Devices::one(one),
+        [one] if !one.memory().apart() => Devices::one(one),
         several => Devices::each(several.iter().map(|b| b as &dyn Backend).collect()),
     };
     let engine = Engine::on(backends[0].models(), devices);

@@ -8,6 +8,7 @@ use engines::manifest::ManifestError;
 
 use crate::audio_file::AudioError;
 use crate::contact_sheet::ContactSheetError;
+use crate::footprint::TooSmall;
 use crate::mp4::Mp4Error;
 use crate::picture::PictureError;
 use crate::plan::PlanError;
@@ -32,6 +33,8 @@ pub enum Error {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Planner(Box<PlannerError>),
+    #[error(transparent)]
+    TooSmall(#[from] TooSmall),
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
     #[error(transparent)]
@@ -113,6 +116,7 @@ impl Error {
             Self::Size(e) => e.exit(),
             Self::Plan(e) => e.exit(),
             Self::Planner(e) => e.exit(),
+            Self::TooSmall(e) => e.exit(),
             Self::Schedule(e) => e.exit(),
             Self::ClipLength(e) => e.exit(),
             Self::Prompt(e) => e.exit(),

@@ -23,6 +23,7 @@ pub mod executor;
 #[cfg(test)]
 mod fake;
 pub mod ffmpeg;
+pub mod footprint;
 pub mod generate;
 #[cfg(test)]
 mod golden;

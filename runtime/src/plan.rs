@@ -537,6 +537,48 @@ mod tests {
     }
 
     #[test]
+    fn what_stays_and_what_streams_is_shown_and_needs_two_slots() {
+        let with = |resident_layers, rings, slots| {
+            let residency = Residency {
+                resident_layers,
+                rings,
+                slots,
+            };
+            plan("2x1", "4").and_then(|p| p.with_residency(residency))
+        };
+        let shown = |p: Result<Plan, PlanError>| p.map(|p| p.with_vae(3).to_string());
+        assert_eq!(
+            shown(with(1, Rings::OnHost, 3)).as_deref(),
+            Ok(
+                "cpu:0 layers 0-1 steps 0-3, 1 resident, rings on the host, 3 slots; \
+                cpu:1 layers 2-3 steps 0-3, 1 resident, rings on the host, 3 slots (4 lanes a call); cpu:3 VAE"
+            )
+        );
+        // As many layers as there are, or more: nothing streams, and slots do not matter.
+        for all in [2, 3, usize::MAX] {
+            assert_eq!(
+                shown(with(all, Rings::OnDevice, 0)).as_deref(),
+                Ok(
+                    "cpu:0 layers 0-1 steps 0-3; cpu:1 layers 2-3 steps 0-3 (4 lanes a call); cpu:3 VAE"
+                )
+            );
+        }
+        for (resident, rings) in [(1, Rings::OnDevice), (9, Rings::OnHost)] {
+            assert_eq!(
+                with(resident, rings, 1).unwrap_err().to_string(),
+                "slots wants 2 or more where layers stream, one to compute from and one to fill, got 1"
+            );
+        }
+        assert_eq!(
+            with(0, Rings::OnDevice, 2)
+                .unwrap()
+                .with_vae(3)
+                .device_ids(),
+            [0, 1, 3]
+        );
+    }
+
+    #[test]
     fn what_is_not_a_placement_is_a_usage_error() {
         for text in [
             "",

@@ -32,13 +32,13 @@ pub(super) fn as_told(
 ) -> Result<Placed, Error> {
     observer.event(&Event::Phase("opening the models"));
     let backend = super::open(&args.models, args.threads)?;
-    let plan = request.plan(&backend.models().config().dit)?;
     let Some(budget) = request.virtual_budget() else {
         return Ok(Placed {
             backends: vec![backend],
             plan: None,
         });
     };
+    let plan = request.plan(&backend.models().config().dit)?;
     let last = plan.device_ids().into_iter().max().unwrap_or(0);
     let budgets = vec![budget; last + 1];
     Ok(Placed {
@@ -116,7 +116,7 @@ fn planned(
             models.recipe()
         );
         observer.event(&Event::Notice(text));
-        profile.recipe = models.recipe();
+        profile = profile.with_recipe(models.recipe()).map_err(PlannerError::from)?;
     }
     Ok(planner::plan(&profile, models.config(), &ask)?)
 }
