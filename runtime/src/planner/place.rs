@@ -177,20 +177,19 @@ fn layer_cuts(profile: &Profile, layers: usize) -> Result<Vec<Range<usize>>, Pla
         Parts::Even(n) => Ok((0..*n)
             .map(|i| layers * i / n..layers * (i + 1) / n)
             .collect()),
-        Parts::Each(list) => {
+        Parts::Shares(list) => {
             let total: usize = list.iter().sum();
-            if total != layers {
-                return Err(wrong(
-                    format!("parts that add up to the model's {layers} layers"),
-                    format!("{list:?}, which add up to {total}"),
-                ));
+            let mut sum = 0;
+            let mut ends = vec![0];
+            for share in list {
+                sum += share;
+                ends.push((layers * sum + total / 2) / total);
             }
-            let starts = list.iter().scan(0, |at, n| {
-                let start = *at;
-                *at += n;
-                Some(start..*at)
-            });
-            Ok(starts.collect())
+            if ends.windows(2).any(|e| e[0] == e[1]) {
+                let want = format!("shares that give each part one of the model's {layers} layers");
+                return Err(wrong(want, format!("{list:?}")));
+            }
+            Ok(ends.windows(2).map(|e| e[0]..e[1]).collect())
         }
     }
 }
