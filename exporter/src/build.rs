@@ -1,6 +1,7 @@
 //! `avatar-export build`: every component as a TensorRT engine for one profile, in a folder that says what each was built from. An engine that
 //! is there already, built from the same graph, weights, sizes, library and GPU, is kept. The prepared graphs stay beside the engines, with
 //! the lines that build the same by NVIDIA's own tool. Not here: TensorRT itself (`engines::backend::tensorrt`).
+pub mod command;
 mod item;
 mod memory;
 pub mod prepare;
@@ -94,6 +95,8 @@ pub enum BuildError {
         "recipe: the profile wants {want}, the models are {got}; export them with --recipe {want}, or use a profile of {got}"
     )]
     Recipe { want: Recipe, got: Recipe },
+    #[error(transparent)]
+    Profile(#[from] engines::profile::ProfileError),
     #[error("--skip {name}: no engine has that name; they are {have}")]
     Skip { name: String, have: String },
     #[error("{0}")]
@@ -113,6 +116,7 @@ impl BuildError {
             }
             Self::Io { .. } => Exit::Input,
             Self::Prepare { .. } => Exit::Model,
+            Self::Profile(e) => e.exit(),
             Self::Recipe { .. } | Self::Skip { .. } | Self::Unfit(_) => Exit::Usage,
         }
     }
@@ -132,8 +136,6 @@ pub enum Done {
 pub trait Watch: Sync {
     /// One engine begins: its place in the list and how many there are.
     fn begin(&self, item: &Item, at: usize, all: usize);
-    /// A step of one of TensorRT's phases.
-    fn step(&self, phase: &str, done: i32, all: i32);
     fn done(&self, item: &Item, done: Done, entry: Option<&EngineEntry>);
 }
 
