@@ -16,6 +16,7 @@ use engines::backend::tensorrt::{Flavour, TensorRtError};
 use engines::exit::Exit;
 use engines::manifest::{FileEntry, ManifestError, hash_file};
 use engines::recipe::Recipe;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -175,14 +176,25 @@ fn link(from: &Path, to: &Path) -> Result<(), BuildError> {
     std::os::unix::fs::symlink(&from, to).map_err(io(to))
 }
 
+/// Names of the engines that are in the folder already.
+pub fn present(request: &Request, items: &[Item]) -> BTreeSet<String> {
+    let known = known(&request.out);
+    items
+        .iter()
+        .filter(|i| i.find(&known, &request.out).is_some())
+        .map(|i| i.name.clone())
+        .collect()
+}
+
 /// Refuses what cannot be built within the limit, before anything is.
 ///
 /// # Errors
-/// [`BuildError::Memory`], [`BuildError::Skip`].
+/// [`BuildError::Memory`].
 pub fn check(request: &Request, items: &[Item]) -> Result<(), BuildError> {
-    let too_large = items
-        .iter()
-        .find(|i| i.buildable() && i.predicted.memory > request.memory_limit);
+    let there = present(request, items);
+    let too_large = items.iter().find(|i| {
+        i.buildable() && i.predicted.memory > request.memory_limit && !there.contains(&i.name)
+    });
     match too_large {
         None => Ok(()),
         Some(i) => Err(BuildError::Memory {
@@ -373,3 +385,6 @@ pub mod library {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 use super::sizes::Limits;
 use super::{
     BuildError, Done, InsideWeights, Item, LayerDetail, Request, Source, Watch, available, check,
-    items, run, write_graphs,
+    items, present, run, write_graphs,
 };
 use crate::graphs;
 use crate::synth::Preset;
@@ -64,6 +64,9 @@ pub struct BuildArgs {
         value_name = "GIB"
     )]
     memory_limit: Option<f64>,
+    /// Most scratch of an engine on the device, in MiB; the profile's unless given
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    workspace: Option<u32>,
     /// Leave an engine out, by name; may be given again
     #[arg(long, value_name = "NAME")]
     skip: Vec<String>,
@@ -90,7 +93,10 @@ impl BuildArgs {
             source,
             flavour,
             sm: self.sm(&profile, flavour)?,
-            workspace: (builder.workspace_mib as u64) << 20,
+            workspace: self
+                .workspace
+                .map_or(builder.workspace_mib as u64, u64::from)
+                << 20,
             level: builder.optimization_level as i32,
             weights: match (self.stream_weights, flavour) {
                 (false, _) => InsideWeights::Resident,
@@ -210,9 +216,10 @@ impl BuildArgs {
         }
         words.push(format!("--backend {flavour} --out {}", self.out.display()));
         let optional = [
-            ("--size", self.size.map(|(w, h)| format!("{w}*{h}"))),
+            ("--size", self.size.map(|(w, h)| format!("'{w}*{h}'"))),
             ("--sm", self.sm.map(|n| n.to_string())),
             ("--lanes", self.lanes.map(|n| n.to_string())),
+            ("--workspace", self.workspace.map(|n| n.to_string())),
             ("--actors", Some(self.actors.to_string())),
             ("--speech-seconds", Some(self.speech_seconds.to_string())),
         ];
@@ -350,11 +357,13 @@ fn print_plan(request: &Request, items: &[Item]) {
         "{:<28} {:>14} {:>14} {:>14} {:>8}  state",
         "engine", "weights inside", "engine", "build memory", "seconds"
     );
+    let there = present(request, items);
     for i in items {
         let state = match (i.buildable(), i.predicted.memory > request.memory_limit) {
             (false, _) => "needs --models",
+            (true, _) if there.contains(&i.name) => "there, built from the same",
             (true, true) => "over the memory limit",
-            (true, false) => "to build, unless it is there",
+            (true, false) => "to build",
         };
         println!(
             "{:<28} {:>14} {:>14} {:>14} {:>8.1}  {state}",
