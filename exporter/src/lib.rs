@@ -10,4 +10,5 @@ pub mod graphs;
 pub mod inspect;
 pub mod models;
 pub mod nn;
+mod progress;
 pub mod synth;

@@ -9,12 +9,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::compat::Upstream;
 use crate::device::DeviceArgs;
+use crate::devices::MemorySize;
 use crate::error::Error;
 use crate::generate::{Clips, Request};
 use crate::mp4::Encoding;
 use crate::picture::Fit;
 use crate::pipeline::Mode;
-use crate::plan::{Lanes, Stages};
+use crate::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
 use crate::size::{Size, SizeMode};
 use crate::verify;
 
@@ -41,6 +42,10 @@ pub enum Command {
     Bench(Bench),
     /// Print size, rate, lengths and sound of a video file.
     Probe(Probe),
+    /// Say what a machine can do, before anything is loaded: memory of every device, times, and what limits them.
+    Plan(PlanArgs),
+    /// Run a plan's schedule without a model: when each device does what, as a picture or JSON.
+    Simulate(SimulateArgs),
 }
 
 /// Flags of `generate`.
@@ -120,6 +125,30 @@ pub struct Generate {
     /// Items of a wave that ride in one call.
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     lanes: Lanes,
+    /// Layers of each stage whose weights stay on its device; the others stream from host memory once a call. All by default.
+    #[arg(long = "resident-layers", value_name = "N")]
+    resident_layers: Option<usize>,
+    /// Upstream's offload: True is the same as --resident-layers 0.
+    #[arg(
+        long = "offload-model",
+        value_name = "BOOL",
+        hide = true,
+        ignore_case = true,
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    offload_model: Option<bool>,
+    /// Keep KV rings in host memory; what a call reads streams in and what it writes streams back.
+    #[arg(long = "host-rings", alias = "offload-kv-cache")]
+    host_rings: bool,
+    /// Layers that have room on a device at once where layers stream.
+    #[arg(long, value_name = "N", default_value_t = MIN_SLOTS)]
+    slots: usize,
+    /// Budget of each device; a placement that needs more is refused.
+    #[arg(long = "device-memory", value_name = "SIZE")]
+    device_memory: Option<MemorySize>,
+    /// Device of the VAE decoder.
+    #[arg(long = "vae-device", value_name = "DEVICE")]
+    vae_device: Option<usize>,
     /// CPU threads; all cores by default.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -194,6 +223,77 @@ pub struct Probe {
     pub json: bool,
 }
 
+/// What to plan, and for which machine.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// Kind of machine: a built-in name such as 4x24g, a file of your own, or auto for the machine at hand.
+    #[arg(long, value_name = "NAME|FILE|auto", default_value = "auto")]
+    pub profile: String,
+    /// Width and height of the video.
+    #[arg(long, value_name = "W*H", default_value = "704*384")]
+    pub size: Size,
+    /// Denoising steps; the model is distilled for 4.
+    #[arg(long = "sample-steps", value_name = "N", default_value_t = 4, value_parser = count)]
+    pub sample_steps: usize,
+    /// Clips to make, or auto for a recording of any length.
+    #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
+    pub num_clip: Clips,
+    /// Video frames of a clip, a multiple of 12.
+    #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
+    pub infer_frames: usize,
+    /// Folder that `avatar-export onnx` made: take the model's sizes from it.
+    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
+    pub models: Option<PathBuf>,
+    /// Sizes of a known model, where no folder is given.
+    #[arg(long, default_value = "full")]
+    pub preset: PresetArg,
+}
+
+/// Flags of `plan`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Refuse a plan for more devices, or more free memory, than this machine has.
+    #[arg(long)]
+    pub check: bool,
+    /// Say where the figures come from, and how busy every device and link is.
+    #[arg(long)]
+    pub explain: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `simulate`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct SimulateArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Blocks of 12 video frames to run.
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = count)]
+    pub blocks: usize,
+    /// Draw the timeline into this file.
+    #[arg(long, value_name = "F.svg")]
+    pub svg: Option<PathBuf>,
+    /// Print the timeline as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A model known by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PresetArg {
+    /// The published model
+    Full,
+    /// About 155 M parameters
+    Small,
+    /// About 8 M parameters
+    Tiny,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum SizeModeArg {
     Exact,
@@ -236,6 +336,13 @@ fn dashed(arg: OsString) -> OsString {
     };
     let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
     format!("{}{value}", name.replace('_', "-")).into()
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=10_000).contains(&n) => Ok(n),
+        _ => Err(format!("a number from 1 to 10000 is wanted, got `{text}`")),
+    }
 }
 
 fn clips(text: &str) -> Result<Clips, String> {
@@ -284,6 +391,9 @@ impl Generate {
             mode,
             stages: self.placement(),
             lanes: self.lanes,
+            residency: self.residency(),
+            vae_device: self.vae_device,
+            device_memory: self.device_memory,
             replay: self.replay.clone(),
             trace: self.trace.clone(),
             contact_sheet: self.contact_sheet.clone(),
@@ -312,6 +422,20 @@ impl Generate {
             steps: n.get(),
         });
         self.stages.clone().or(steps).unwrap_or_default()
+    }
+
+    fn residency(&self) -> Residency {
+        let offloaded = self.offload_model.unwrap_or(false);
+        let all = if offloaded { 0 } else { usize::MAX };
+        Residency {
+            resident_layers: self.resident_layers.unwrap_or(all),
+            rings: if self.host_rings {
+                Rings::OnHost
+            } else {
+                Rings::OnDevice
+            },
+            slots: self.slots,
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -453,7 +577,8 @@ mod tests {
             (r.clips, r.out),
             (Clips::AtMost(10_000), PathBuf::from("out/i-a.mp4"))
         );
-        assert_eq!(notices.len(), 6, "{notices:?}");
+        assert_eq!(notices.len(), 5, "{notices:?}");
+        assert_eq!(r.residency, Residency::default());
         let error = request(&[&words[..], &["--fp8"]].concat()).unwrap_err();
         assert_eq!(
             error,
@@ -478,12 +603,7 @@ mod tests {
                     }
             }),
             (&["--stages", "3:0-3/0-3"], |r| {
-                r.stages
-                    == Stages::List(vec![StageSpec {
-                        device: 3,
-                        layers: 0..4,
-                        steps: 0..4,
-                    }])
+                r.stages == Stages::List(vec![StageSpec::new(3, 0..4, 0..4)])
             }),
             (&["--lanes", "1"], |r| r.lanes == Lanes::AtMost(1)),
             (&["--base_seed", "-1"], |r| r.seed == 7),

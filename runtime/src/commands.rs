@@ -1,20 +1,26 @@
 //! What each command of `avatar-run` does: opens what it names, calls the library, shows the result.
 
+mod foresee;
+
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use engines::backend::Backend;
 use engines::backend::ort::OrtCpu;
 use engines::manifest::Models;
+use engines::memory::HostMemory;
 
 use crate::bench;
 use crate::cli::{Bench, Cli, Command, Exec, Generate, Probe};
 use crate::device;
+use crate::devices::Devices;
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer};
 use crate::exec;
 use crate::generate::{Engine, generate};
+use crate::plan::Plan;
 use crate::probe::probe;
 use crate::progress::{Screen, Style};
 use crate::size::SizeMode;
@@ -43,6 +49,8 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
         }
         Command::Bench(b) => run_bench(b),
         Command::Probe(p) => run_probe(p),
+        Command::Plan(p) => foresee::plan(p),
+        Command::Simulate(s) => foresee::simulate(s),
     }
 }
 
@@ -65,13 +73,25 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
     }
     screen.event(&Event::Phase("opening the models"));
     let backend = open(&args.models, args.threads)?;
-    generate(
-        &Engine::new(backend.models(), &backend),
-        &request,
-        &screen,
-        cancel,
-    )
-    .map(drop)
+    let plan = request.plan(&backend.models().config().dit)?;
+    let apart = virtual_devices(&backend, &plan, request.virtual_budget());
+    let devices = if apart.is_empty() {
+        Devices::one(&backend)
+    } else {
+        Devices::each(apart.iter().map(|b| b as &dyn Backend).collect())
+    };
+    let engine = Engine::on(backend.models(), devices);
+    generate(&engine, &request, &screen, cancel).map(drop)
+}
+
+/// A device of `budget` bytes for every number up to the plan's highest; none without a budget.
+pub fn virtual_devices(backend: &OrtCpu, plan: &Plan, budget: Option<u64>) -> Vec<OrtCpu> {
+    let Some(budget) = budget else {
+        return Vec::new();
+    };
+    let last = plan.device_ids().into_iter().max().unwrap_or(0);
+    let device = |i| backend.on(HostMemory::new(format!("cpu:{i}"), budget));
+    (0..=last).map(device).collect()
 }
 
 fn run_exec(args: &Exec) -> Result<(), Error> {

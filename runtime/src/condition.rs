@@ -1,7 +1,7 @@
 //! What a video is conditioned on: the prompt's embedding, the speech encoder's states, and per block the audio tokens. Each encoder is
 //! loaded, run and freed before the next, so that only one of them is in memory at a time.
 
-use engines::backend::{Backend, EngineError, Session, State};
+use engines::backend::{Backend, EngineError, State};
 use engines::components::dit::{self, DitConfig};
 use engines::components::speech::{self, SpeechConfig};
 use engines::components::text;
@@ -9,6 +9,7 @@ use engines::contract::DType;
 use engines::tensor::{Tensor, View};
 
 use crate::call::BlockAudio;
+use crate::devices::HostSession;
 use crate::error::Error;
 use crate::ring::Geometry;
 use crate::rng;
@@ -25,7 +26,8 @@ pub fn encode_text(
     options: Options<'_>,
     ids: &[i64],
 ) -> Result<Tensor, EngineError> {
-    let mut session = backend.load(text::ENCODER.name, &options(text::ENCODER.name))?;
+    let name = text::ENCODER.name;
+    let mut session = HostSession::load(backend, name, &options(name))?;
     let mut out = session.run(
         &[(&text::IDS, View::from_slice(&[1, ids.len()], ids))],
         State::None,
@@ -56,7 +58,8 @@ pub fn embed_text(
     }
     let mut padded = Tensor::zeros(DType::F32, &[1, config.text_len, width]);
     padded.bytes_mut()[..context.bytes().len()].copy_from_slice(context.bytes());
-    let mut session = backend.load(dit::TEXT_EMBED.name, &options(dit::TEXT_EMBED.name))?;
+    let name = dit::TEXT_EMBED.name;
+    let mut session = HostSession::load(backend, name, &options(name))?;
     let mut out = session.run(&[(&dit::CONTEXT, padded.view())], State::None)?;
     Ok(out.take(&dit::TEXT))
 }
@@ -91,7 +94,7 @@ pub fn encode_speech(
     input_values: &[f32],
     stretch: Stretch,
 ) -> Result<Tensor, EngineError> {
-    let load = |name: &str| backend.load(name, &options(name));
+    let load = |name: &str| HostSession::load(backend, name, &options(name));
     let frames = config.frames(input_values.len()).unwrap_or(0);
     let features = speech_features(
         load(speech::ENCODER_FEATURES.name)?,
@@ -142,7 +145,7 @@ pub fn encode_speech(
 
 /// Features of the whole recording, `[1, t, E]`, a stretch at a time.
 fn speech_features(
-    mut session: Box<dyn Session>,
+    mut session: HostSession,
     config: &SpeechConfig,
     input_values: &[f32],
     frames: usize,
@@ -182,7 +185,7 @@ pub fn audio_features(hidden_states: &Tensor) -> Result<AudioFeatures, Error> {
 
 /// The causal audio encoder: features of one block to its tokens, the same for every denoising step.
 pub struct AudioAdapter {
-    session: Box<dyn Session>,
+    session: HostSession,
 }
 
 impl AudioAdapter {
@@ -190,7 +193,11 @@ impl AudioAdapter {
     /// A component that does not load.
     pub fn load(backend: &dyn Backend, options: Options<'_>) -> Result<Self, EngineError> {
         Ok(Self {
-            session: backend.load(speech::ADAPTER.name, &options(speech::ADAPTER.name))?,
+            session: HostSession::load(
+                backend,
+                speech::ADAPTER.name,
+                &options(speech::ADAPTER.name),
+            )?,
         })
     }
 

@@ -9,6 +9,7 @@ use engines::backend::EngineError;
 use engines::backend::ort::{OrtCpu, Runtime};
 use engines::manifest::Models;
 
+use crate::devices::MemorySize;
 use crate::error::Error;
 
 /// The CPU, or an NVIDIA device by ordinal.
@@ -56,31 +57,11 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "cpu|cuda:N", default_value = "cpu")]
     pub device: Device,
     /// Most memory of the device to use, such as 22GB; what is free by default.
-    #[arg(long = "device-memory", value_name = "BYTES", value_parser = bytes)]
-    pub device_memory: Option<u64>,
+    #[arg(long = "device-memory", value_name = "SIZE")]
+    pub device_memory: Option<MemorySize>,
     /// CPU threads; all cores by default.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
-}
-
-/// Reads `22GB`, `900 MiB` or a number of bytes.
-pub fn bytes(text: &str) -> Result<u64, String> {
-    let wrong = || format!("wanted a size such as 22GB or 900MiB, got `{text}`");
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit: u64 = match text[digits.len()..].trim() {
-        "" | "B" => 1,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err(wrong()),
-    };
-    let number: f64 = digits.parse().map_err(|_| wrong())?;
-    let size = number * unit as f64;
-    match size >= 1.0 && size < u64::MAX as f64 {
-        true => Ok(size as u64),
-        false => Err(wrong()),
-    }
 }
 
 impl DeviceArgs {
@@ -99,7 +80,11 @@ impl DeviceArgs {
                 "--device-memory bounds a GPU's memory; --device cpu has none".to_owned(),
             )),
             Device::Cpu => Ok(Runtime::cpu(self.threads())?),
-            Device::Cuda(ordinal) => Ok(cuda(ordinal, self.device_memory, self.threads())?),
+            Device::Cuda(ordinal) => Ok(cuda(
+                ordinal,
+                self.device_memory.map(|m| m.0),
+                self.threads(),
+            )?),
         }
     }
 
@@ -152,21 +137,6 @@ mod tests {
         for bad in ["gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA:0", ""] {
             let error = bad.parse::<Device>().unwrap_err();
             assert_eq!(error, format!("device wants cpu or cuda:N, got `{bad}`"));
-        }
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        for (text, want) in [
-            ("22GB", Ok(22_000_000_000)),
-            ("1.5 GiB", Ok(3 << 29)),
-            ("900MiB", Ok(900 << 20)),
-            ("4096", Ok(4096)),
-        ] {
-            assert_eq!(bytes(text), want, "{text}");
-        }
-        for bad in ["", "GB", "0", "-1GB", "22 TB", "22gb"] {
-            assert!(bytes(bad).unwrap_err().contains(&format!("`{bad}`")));
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::contact_sheet::ContactSheetError;
 use crate::mp4::Mp4Error;
 use crate::picture::PictureError;
 use crate::plan::PlanError;
+use crate::planner::PlannerError;
 use crate::probe::ProbeError;
 use crate::prompt::PromptError;
 use crate::ring::ClipLengthError;
@@ -29,6 +30,8 @@ pub enum Error {
     Size(#[from] SizeError),
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error(transparent)]
+    Planner(Box<PlannerError>),
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
     #[error(transparent)]
@@ -90,6 +93,12 @@ fn at(partial: &Option<PathBuf>) -> String {
     )
 }
 
+impl From<PlannerError> for Error {
+    fn from(error: PlannerError) -> Self {
+        Self::Planner(Box::new(error))
+    }
+}
+
 impl From<EngineError> for Error {
     fn from(error: EngineError) -> Self {
         Self::Engine(Box::new(error))
@@ -103,6 +112,7 @@ impl Error {
             Self::Usage(_) => Exit::Usage,
             Self::Size(e) => e.exit(),
             Self::Plan(e) => e.exit(),
+            Self::Planner(e) => e.exit(),
             Self::Schedule(e) => e.exit(),
             Self::ClipLength(e) => e.exit(),
             Self::Prompt(e) => e.exit(),

@@ -7,11 +7,13 @@ use std::thread;
 use std::time::Instant;
 
 use engines::backend::Backend;
+use engines::components::dit::DitConfig;
 use engines::manifest::Models;
 use engines::tensor::Tensor;
 
 use crate::call::Tables;
 use crate::condition::{self, AudioAdapter, ClipSource, Noise};
+use crate::devices::{Devices, MemorySize};
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer, Settings, Summary};
 use crate::executor::{self, FINISHED_WAITING, Feedback, Finished, Job, Swap};
@@ -19,7 +21,7 @@ use crate::mp4::{Encoding, FPS};
 use crate::output::Output;
 use crate::picture::{Fit, Picture};
 use crate::pipeline::{ClipDecoder, DROPPED_FRAMES, Mode, PictureLatents, StreamDecoder};
-use crate::plan::{Lanes, Plan, Stages};
+use crate::plan::{Lanes, Plan, PlanError, Residency, Stages};
 use crate::prompt::{Prompt, Prompter};
 use crate::ring::Geometry;
 use crate::size::{Size, SizeMode};
@@ -54,6 +56,12 @@ pub struct Request {
     pub mode: Mode,
     pub stages: Stages,
     pub lanes: Lanes,
+    /// What of every stage stays on its device.
+    pub residency: Residency,
+    /// Device of the VAE decoder; that of the first stage unless told.
+    pub vae_device: Option<usize>,
+    /// Budget of each virtual device.
+    pub device_memory: Option<MemorySize>,
     /// Recorded noise and distances instead of seeded ones.
     pub replay: Option<PathBuf>,
     /// Where to write what the run computed.
@@ -63,20 +71,47 @@ pub struct Request {
     pub out: PathBuf,
 }
 
+impl Request {
+    /// The placement that is asked for.
+    ///
+    /// # Errors
+    /// One that does not cover the model.
+    pub fn plan(&self, model: &DitConfig) -> Result<Plan, PlanError> {
+        let plan = Plan::new(&self.stages, self.lanes, model.layers, self.steps)?;
+        let plan = plan.with_residency(self.residency)?;
+        let vae = self.vae_device.unwrap_or(plan.vae);
+        Ok(plan.with_vae(vae))
+    }
+
+    /// Budget of the virtual devices that the placement needs: `None` when the process's own memory will do, which has no budget and to
+    /// which nothing streams.
+    pub fn virtual_budget(&self) -> Option<u64> {
+        let streams = self.residency != Residency::default();
+        let unlimited = streams.then_some(u64::MAX);
+        self.device_memory.map(|m| m.0).or(unlimited)
+    }
+}
+
 /// An opened export and what runs it.
+#[derive(Clone)]
 pub struct Engine<'a> {
     pub models: &'a Models,
-    pub backend: &'a dyn Backend,
+    pub devices: Devices<'a>,
     /// Taps and faults per component; [`plain`] for none.
     pub options: Options<'a>,
 }
 
 impl<'a> Engine<'a> {
-    /// Without taps or faults.
+    /// One backend for everything, without taps or faults.
     pub fn new(models: &'a Models, backend: &'a dyn Backend) -> Self {
+        Self::on(models, Devices::one(backend))
+    }
+
+    /// Without taps or faults.
+    pub fn on(models: &'a Models, devices: Devices<'a>) -> Self {
         Self {
             models,
-            backend,
+            devices,
             options: &plain,
         }
     }
@@ -127,7 +162,8 @@ fn prepare(
     let effective = request.size.effective(request.size_mode, picture.size())?;
     let geometry = Geometry::new(config, effective, request.infer_frames)?;
     let tables = Tables::new(geometry.clone(), request.steps)?;
-    let plan = Plan::new(&request.stages, request.lanes, config.layers, request.steps)?;
+    let plan = request.plan(config)?;
+    engine.devices.of_plan(&plan)?;
     let prompt = Prompter::open(&engine.models.tokenizer())?.encode(&request.prompt)?;
     let speech = Speech::open(&request.audio)?;
     let in_audio = speech.clips(request.infer_frames);
@@ -257,7 +293,8 @@ fn produce(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<(), Error> {
-    let (backend, options, config) = (engine.backend, engine.options, engine.models.config());
+    let (options, config) = (engine.options, engine.models.config());
+    let backend = engine.devices.get(inputs.plan.encoders)?;
     let checked = |phase| {
         observer.event(&Event::Phase(phase));
         if cancel.is_cancelled() {
@@ -309,11 +346,11 @@ fn produce(
         Mode::SingleOnline => Swap::Fed,
     };
     let job = Job {
-        backend,
+        devices: &engine.devices,
         options,
         plan: &inputs.plan,
         tables: &inputs.tables,
-        layers: config.dit.layers,
+        model: &config.dit,
         steps: request.steps,
         blocks: inputs.settings.blocks,
         swap,
@@ -341,7 +378,8 @@ fn denoise_and_decode(
         .replay
         .as_ref()
         .map_or(Noise::Seed(request.seed), Noise::Replay);
-    let adapter = AudioAdapter::load(engine.backend, engine.options)?;
+    let backend = engine.devices.get(inputs.plan.encoders)?;
+    let adapter = AudioAdapter::load(backend, engine.options)?;
     let mut source = ClipSource::new(&inputs.geometry, noise, features, adapter);
     let (feedback, inbox) = executor::inbox(&inputs.plan, request.steps);
     let (sender, finished) = sync_channel(FINISHED_WAITING);
@@ -386,7 +424,8 @@ fn decode(
     feedback: &Feedback,
     output: &mut Output<'_>,
 ) -> Result<(), Error> {
-    let (backend, options, vae) = (engine.backend, engine.options, &engine.models.config().vae);
+    let (options, vae) = (engine.options, &engine.models.config().vae);
+    let backend = engine.devices.get(inputs.plan.vae)?;
     let decoder = Decoder::load(backend, options, vae)?;
     let (clip_blocks, blocks, clips) = (
         inputs.geometry.clip_blocks,

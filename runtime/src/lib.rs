@@ -4,7 +4,7 @@
 //! ```text
 //! picture, audio_file, speech, prompt --condition--> conditions --executor--> latents --pipeline--> frames --mp4--> file
 //! ```
-//! Numbers: [`size`], [`schedule`], [`rope`], [`rng`], [`ring`], [`wavefront`]. Devices: [`plan`], and nowhere else. Order and threads:
+//! Numbers: [`size`], [`schedule`], [`rope`], [`rng`], [`ring`], [`wavefront`]. Devices: numbers in [`plan`], memory in [`devices`]. Order and threads:
 //! [`executor`]. State: [`stage`] (KV rings) and [`vae`] (feature caches).
 pub mod audio_file;
 pub mod bench;
@@ -15,6 +15,7 @@ pub mod compat;
 pub mod condition;
 pub mod contact_sheet;
 pub mod device;
+pub mod devices;
 pub mod error;
 pub mod events;
 pub mod exec;
@@ -27,10 +28,12 @@ pub mod generate;
 mod golden;
 pub mod latents;
 pub mod mp4;
+mod offload;
 mod output;
 pub mod picture;
 pub mod pipeline;
 pub mod plan;
+pub mod planner;
 pub mod probe;
 pub mod progress;
 pub mod prompt;
@@ -38,6 +41,7 @@ pub mod ring;
 pub mod rng;
 pub mod rope;
 pub mod schedule;
+pub mod simulate;
 pub mod size;
 pub mod speech;
 pub mod stage;

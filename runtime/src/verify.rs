@@ -249,7 +249,10 @@ fn pass(
         ),
     ];
     let bench = Bench {
-        engine: Engine { options, ..*engine },
+        engine: Engine {
+            options,
+            ..engine.clone()
+        },
         set,
         sheet: Sheet::new(set, focus),
         cancel,

@@ -68,6 +68,7 @@ impl Golden {
             ckpt_dir: self.base(),
             lora,
             recipe: Recipe::Fp32,
+            layers: None,
             out: out.to_owned(),
         };
         export(&request, &mut |_, _, _| {})

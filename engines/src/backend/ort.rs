@@ -366,6 +366,7 @@ impl OrtCpu {
         options: &LoadOptions,
         fault: Option<&(String, Tensor)>,
     ) -> Result<OrtSession, EngineError> {
+        let charge = self.charge(entry, contract)?;
         let cpu_graph = entry.cpu_graph.as_ref().filter(|_| self.runtime.on_host());
         let graph = cpu_graph.unwrap_or(&entry.graph);
         let path = self.models.dir().join(&graph.file);
@@ -415,7 +416,6 @@ impl OrtCpu {
             self.runtime
                 .commit(&load, || builder.commit_from_memory(&graph))
         }?;
-        let charge = self.charge(entry, contract)?;
         let inputs = match contract.weights {
             Weights::Inside => BTreeSet::new(),
             Weights::Bound => entry.weights.keys().cloned().collect(),
