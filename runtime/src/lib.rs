@@ -43,6 +43,7 @@ pub mod schedule;
 pub mod size;
 pub mod speech;
 pub mod stage;
+pub mod synthetic;
 pub mod tensor_file;
 pub mod trace;
 pub mod vae;

@@ -39,7 +39,13 @@ const MACHINES: [(&str, &[&str]); 9] = [
     ("1x80g: all resident", &["--lanes", "4"]),
     (
         "1x24g: all streams",
-        &["--lanes", "4", "--offload_model", "True", "--offload_kv_cache"],
+        &[
+            "--lanes",
+            "4",
+            "--offload_model",
+            "True",
+            "--offload_kv_cache",
+        ],
     ),
     (
         "1x24g: half resident, rings stay",
@@ -47,7 +53,15 @@ const MACHINES: [(&str, &[&str]); 9] = [
     ),
     (
         "2x16g: one layer resident, rings stream, lane by lane",
-        &["--stages", "2x1", "--resident-layers", "1", "--host-rings", "--slots", "3"],
+        &[
+            "--stages",
+            "2x1",
+            "--resident-layers",
+            "1",
+            "--host-rings",
+            "--slots",
+            "3",
+        ],
     ),
 ];
 
@@ -189,11 +203,20 @@ fn encoders_are_freed_before_the_next_is_loaded_and_all_before_the_transformer()
 fn a_device_that_is_too_small_is_refused_and_nothing_is_left_behind() {
     for more in [
         &["--device-memory", "900kB"][..],
-        &["--device-memory", "900kB", "--offload_model", "true", "--host-rings"],
+        &[
+            "--device-memory",
+            "900kB",
+            "--offload_model",
+            "true",
+            "--host-rings",
+        ],
     ] {
         let dir = tempfile::tempdir().unwrap();
         let message = command(models(), dir.path(), more).error(Exit::Resources);
-        assert!(message.contains("cpu:0") && message.contains("900000"), "{message}");
+        assert!(
+            message.contains("cpu:0") && message.contains("900000"),
+            "{message}"
+        );
         assert_eq!(listing(dir.path()), Vec::<PathBuf>::new());
     }
 }
