@@ -202,20 +202,35 @@ pub struct Exec {
 #[derive(Debug, Args)]
 pub struct Bench {
     /// Folder that `avatar-export onnx` made.
-    #[arg(long)]
-    pub models: PathBuf,
+    #[arg(long, required_unless_present = "synthetic")]
+    pub models: Option<PathBuf>,
+    /// The transformer with made-up weights instead, resident and under a cap, beside a matrix product's rate.
+    #[arg(long, requires = "graphs", conflicts_with = "models")]
+    pub synthetic: bool,
+    /// Folder that `avatar-export graphs` made, without --size.
+    #[arg(long, requires = "synthetic")]
+    pub graphs: Option<PathBuf>,
+    /// Layers of the transformer, when not the model's.
+    #[arg(long, requires = "synthetic")]
+    pub layers: Option<NonZeroUsize>,
+    /// Side of the matrix product.
+    #[arg(long, value_name = "N", default_value_t = 8192, requires = "synthetic", value_parser = clap::value_parser!(u16).range(16..))]
+    pub matmul: u16,
+    /// Also a run that streams what does not fit this much memory.
+    #[arg(long, value_name = "SIZE", requires = "synthetic")]
+    pub offload: Option<MemorySize>,
     /// Width and height of the video.
     #[arg(long, value_name = "W*H", default_value = "256*256")]
     pub size: Size,
-    /// Items of a wave that ride in one call.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub lanes: u8,
-    /// Timed runs of each component, after one that is not timed.
+    /// Items of a wave that ride in one call; several numbers are timed one after the other.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub lanes: Vec<u8>,
+    /// Timed runs of each component, after some that are not timed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub runs: u16,
     #[command(flatten)]
     pub on: DeviceArgs,
-    /// Print one JSON object.
+    /// Print JSON: one object, or one for each number of lanes.
     #[arg(long)]
     pub json: bool,
 }

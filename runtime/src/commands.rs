@@ -22,7 +22,8 @@ use crate::exec;
 use crate::generate::{Engine, Request, generate};
 use crate::probe::probe;
 use crate::progress::{Screen, Style};
-use crate::size::SizeMode;
+use crate::size::{Size, SizeMode};
+use crate::synthetic;
 use crate::verify;
 
 /// How this command shows what it does.
@@ -102,18 +103,43 @@ fn run_exec(args: &Exec) -> Result<(), Error> {
 }
 
 fn run_bench(args: &Bench) -> Result<(), Error> {
-    let backend = args.on.open(&args.models)?;
     let size = args.size.effective(SizeMode::Exact, args.size)?;
-    let request = bench::Request {
+    if let Some(graphs) = &args.graphs {
+        return run_synthetic(args, graphs, size);
+    }
+    let models = args.models.as_deref().unwrap_or(Path::new("."));
+    let backend = args.on.open(models)?;
+    for &lanes in &args.lanes {
+        let request = bench::Request {
+            size,
+            lanes: lanes.into(),
+            runs: args.runs.into(),
+        };
+        let report = bench::run(&backend, args.on.threads(), &request)?;
+        show(&report, args.json)?;
+    }
+    Ok(())
+}
+
+fn run_synthetic(args: &Bench, graphs: &Path, size: Size) -> Result<(), Error> {
+    let request = synthetic::Request {
+        graphs: graphs.to_owned(),
+        device: args.on.device,
         size,
-        lanes: args.lanes.into(),
+        lanes: args.lanes.iter().map(|&l| l.into()).collect(),
+        layers: args.layers.map(NonZeroUsize::get),
         runs: args.runs.into(),
+        matmul: args.matmul.into(),
+        offload: args.offload.map(|m| m.0),
     };
-    let report = bench::run(&backend, args.on.threads(), &request)?;
-    if args.json {
-        print(&serde_json::to_string(&report).unwrap_or_default())
-    } else {
-        print(report.to_string().trim_end())
+    let report = synthetic::run(&request, &|budget| args.on.apart(budget))?;
+    show(&report, args.json)
+}
+
+fn show(report: &(impl serde::Serialize + std::fmt::Display), json: bool) -> Result<(), Error> {
+    match json {
+        true => print(&serde_json::to_string(report).unwrap_or_default()),
+        false => print(report.to_string().trim_end()),
     }
 }
 

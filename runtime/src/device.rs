@@ -8,6 +8,7 @@ use std::str::FromStr;
 use engines::backend::EngineError;
 use engines::backend::ort::{OrtCpu, Runtime};
 use engines::manifest::Models;
+use engines::memory::HostMemory;
 
 use crate::devices::MemorySize;
 use crate::error::Error;
@@ -85,6 +86,21 @@ impl DeviceArgs {
                 self.device_memory.map(|m| m.0),
                 self.threads(),
             )?),
+        }
+    }
+
+    /// The library on a device of at most `budget` bytes: of the GPU, or of the host's memory as a device of its own.
+    ///
+    /// # Errors
+    /// As [`Self::runtime`].
+    pub fn apart(&self, budget: Option<u64>) -> Result<Runtime, Error> {
+        let budget = budget.or(self.device_memory.map(|m| m.0));
+        match self.device {
+            Device::Cpu => {
+                let memory = HostMemory::new("cpu:0", budget.unwrap_or(u64::MAX));
+                Ok(Runtime::cpu(self.threads())?.on(memory))
+            }
+            Device::Cuda(ordinal) => Ok(cuda(ordinal, budget, self.threads())?),
         }
     }
 

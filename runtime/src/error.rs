@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use engines::backend::EngineError;
 use engines::exit::Exit;
+use engines::graph_set::GraphSetError;
 use engines::manifest::ManifestError;
 
 use crate::audio_file::AudioError;
@@ -57,6 +58,8 @@ pub enum Error {
     Replay(#[from] ReplayError),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Graphs(#[from] GraphSetError),
     #[error(transparent)]
     Engine(Box<EngineError>),
     #[error("stage {stage}: {source}")]
@@ -128,6 +131,7 @@ impl Error {
             Self::TensorFile(e) => e.exit(),
             Self::Replay(e) => e.exit(),
             Self::Manifest(e) => e.exit(),
+            Self::Graphs(e) => e.exit(),
             Self::Engine(e) | Self::Stage { source: e, .. } => e.exit(),
             Self::Verify(e) => e.exit(),
             Self::SpeechStates { .. } => Exit::Model,
