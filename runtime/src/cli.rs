@@ -117,6 +117,14 @@ pub struct Generate {
     /// The profile's devices are threads on this CPU, each with the memory that is planned for it: to try a placement without the machine.
     #[arg(long = "virtual", requires = "profile")]
     pub virtual_devices: bool,
+    /// Run TensorRT engines that `avatar-export build` made for the profile; without it ONNX Runtime runs the graphs.
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "profile",
+        conflicts_with = "virtual_devices"
+    )]
+    pub engines: Option<PathBuf>,
     /// Placement on virtual CPU devices: 1, LxS, `layers=L,steps=S`, or a list `device:layers/steps;...`.
     #[arg(long, value_name = "STAGES")]
     stages: Option<Stages>,

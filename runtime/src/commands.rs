@@ -8,7 +8,6 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engines::backend::Backend;
 use engines::backend::ort::OrtCpu;
 use engines::manifest::Models;
 
@@ -79,12 +78,12 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
         placement: placed.plan,
         ..request
     };
-    let backends = &placed.backends;
-    let devices = match backends.as_slice() {
-        [one] if !one.memory().apart() => Devices::one(one),
-        several => Devices::each(several.iter().map(|b| b as &dyn Backend).collect()),
+    let backends = placed.backends.iter().map(|b| &**b);
+    let devices = match placed.backends.as_slice() {
+        [one] if !one.memory().apart() => Devices::one(&**one),
+        _ => Devices::each(backends.collect()),
     };
-    let engine = Engine::on(backends[0].models(), devices);
+    let engine = Engine::on(&placed.models, devices);
     generate(&engine, &request, &screen, cancel).map(drop)
 }
 

@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::str::FromStr;
 
-use engines::backend::EngineError;
 use engines::backend::ort::{OrtCpu, Runtime};
+use engines::backend::{Backend, EngineError};
 use engines::manifest::Models;
 use engines::memory::HostMemory;
 
@@ -144,6 +144,46 @@ pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, 
 #[cfg(not(feature = "cuda"))]
 pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, EngineError> {
     cuda(ordinal, Some(most), threads)
+}
+
+/// The TensorRT engines of `engines` on a CUDA device with at most `most` bytes of what is free.
+///
+/// # Errors
+/// A driver or library that is missing; engines that are missing, stale, damaged or for another GPU.
+#[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
+pub fn tensorrt(
+    models: &Models,
+    engines: &Path,
+    ordinal: u32,
+    most: u64,
+) -> Result<Box<dyn Backend>, Error> {
+    use ::engines::backend::tensorrt::session::{InsideBudget, TensorRt};
+    use ::engines::memory::cuda::{CudaDevice, CudaMemory};
+    let open = || {
+        let (free, _) = CudaDevice::open(ordinal)?.free_and_total()?;
+        let memory = CudaMemory::open(ordinal, Some(most.min(free)))?;
+        TensorRt::open(
+            models.clone(),
+            engines,
+            memory,
+            InsideBudget::Resident,
+            &|_| true,
+        )
+    };
+    let backend = open().map_err(Error::from)?;
+    Ok(Box::new(backend))
+}
+
+/// As the other, in a program without TensorRT.
+///
+/// # Errors
+/// Always.
+#[cfg(not(any(feature = "tensorrt-rtx", feature = "tensorrt")))]
+pub fn tensorrt(_: &Models, engines: &Path, _: u32, _: u64) -> Result<Box<dyn Backend>, Error> {
+    Err(Error::Usage(format!(
+        "--engines {}: this program was built without TensorRT; build it with `cargo build --release --features tensorrt-rtx` (RTX cards) or `tensorrt` (data-centre cards)",
+        engines.display()
+    )))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -1,5 +1,6 @@
 //! The devices that a video is made on, opened: those of a profile, real or virtual, or what flags ask for.
 
+use engines::backend::Backend;
 use engines::backend::ort::{OrtCpu, Runtime};
 use engines::manifest::Models;
 use engines::memory::HostMemory;
@@ -15,9 +16,10 @@ use crate::plan::Plan;
 use crate::planner::found::Machine;
 use crate::planner::{self, Ask, Planned, PlannerError};
 
-/// Backends by device number, at least one, and the placement where a profile gave it.
+/// An export, a backend for each device number, at least one, and the placement where a profile gave it.
 pub(super) struct Placed {
-    pub(super) backends: Vec<OrtCpu>,
+    pub(super) models: Models,
+    pub(super) backends: Vec<Box<dyn Backend>>,
     pub(super) plan: Option<Plan>,
 }
 
@@ -32,9 +34,11 @@ pub(super) fn as_told(
 ) -> Result<Placed, Error> {
     observer.event(&Event::Phase("opening the models"));
     let backend = super::open(&args.models, args.threads)?;
+    let models = backend.models().clone();
     let Some(budget) = request.virtual_budget() else {
         return Ok(Placed {
-            backends: vec![backend],
+            models,
+            backends: vec![Box::new(backend)],
             plan: None,
         });
     };
@@ -42,6 +46,7 @@ pub(super) fn as_told(
     let last = plan.device_ids().into_iter().max().unwrap_or(0);
     let budgets = vec![budget; last + 1];
     Ok(Placed {
+        models,
         backends: virtual_devices(&backend, &budgets),
         plan: None,
     })
@@ -62,27 +67,46 @@ pub(super) fn placed(
     let dit = &models.config().dit;
     let mut plan = planned.placement.plan(dit.layers, request.steps)?;
     let gpu = planned.profile.each_device().any(|d| d.kind == Kind::Gpu);
-    let threads = device::threads(args.threads);
-    let backends = if !gpu {
-        vec![OrtCpu::with(models, Runtime::cpu(threads)?)]
-    } else if args.virtual_devices {
-        let budgets: Vec<u64> = planned.devices.iter().map(|d| d.usable).collect();
-        let backend = OrtCpu::with(models, Runtime::cpu(threads)?);
-        virtual_devices(&backend, &budgets)
-    } else {
-        Machine::look().check(&planned)?;
-        plan.kind = "cuda";
-        let device = |(i, d): (usize, &planner::memory::Budget)| {
-            let runtime = device::cuda_at_most(i as u32, d.usable, threads)?;
-            Ok(OrtCpu::with(models.clone(), runtime))
-        };
-        let all = planned.devices.iter().enumerate().map(device);
-        all.collect::<Result<_, Error>>()?
+    let cpu = || {
+        Ok::<_, Error>(OrtCpu::with(
+            models.clone(),
+            Runtime::cpu(device::threads(args.threads))?,
+        ))
+    };
+    let backends: Vec<Box<dyn Backend>> = match (gpu, args.virtual_devices) {
+        (true, false) => {
+            Machine::look().check(&planned)?;
+            plan.kind = "cuda";
+            let budgets = planned.devices.iter().map(|d| d.usable).enumerate();
+            budgets
+                .map(|(i, most)| real_device(args, &models, i as u32, most))
+                .collect::<Result<_, _>>()?
+        }
+        (true, true) => {
+            let budgets: Vec<u64> = planned.devices.iter().map(|d| d.usable).collect();
+            virtual_devices(&cpu()?, &budgets)
+        }
+        (false, _) => vec![Box::new(cpu()?)],
     };
     Ok(Placed {
+        models,
         backends,
         plan: Some(plan),
     })
+}
+
+/// A CUDA device with at most `most` bytes: TensorRT where a folder of engines is given, otherwise ONNX Runtime.
+fn real_device(
+    args: &Generate,
+    models: &Models,
+    ordinal: u32,
+    most: u64,
+) -> Result<Box<dyn Backend>, Error> {
+    if let Some(engines) = &args.engines {
+        return device::tensorrt(models, engines, ordinal, most);
+    }
+    let runtime = device::cuda_at_most(ordinal, most, device::threads(args.threads))?;
+    Ok(Box::new(OrtCpu::with(models.clone(), runtime)))
 }
 
 /// The plan of the profile for this export's own precision.
@@ -124,8 +148,9 @@ fn planned(
 }
 
 /// A device of its own budget for every number.
-fn virtual_devices(backend: &OrtCpu, budgets: &[u64]) -> Vec<OrtCpu> {
-    let device =
-        |(i, budget): (usize, &u64)| backend.on(HostMemory::new(format!("cpu:{i}"), *budget));
+fn virtual_devices(backend: &OrtCpu, budgets: &[u64]) -> Vec<Box<dyn Backend>> {
+    let device = |(i, budget): (usize, &u64)| -> Box<dyn Backend> {
+        Box::new(backend.on(HostMemory::new(format!("cpu:{i}"), *budget)))
+    };
     budgets.iter().enumerate().map(device).collect()
 }
