@@ -1,6 +1,7 @@
 //! Three nouns: a backend loads artefacts, a session runs one. A session binds by port, checks every binding against the contract before
 //! anything runs, and never falls back to another device.
 pub mod ort;
+pub mod tensorrt;
 
 use crate::contract::{Contract, DType, Port};
 use crate::dim::{Bindings, Dim};
@@ -11,6 +12,7 @@ use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View, ViewMut};
 use crate::weights::{HostWeights, WeightSet};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -68,12 +70,34 @@ pub trait Session: Send {
     /// graph with its weights inside ignores them.
     fn bind(&mut self, weights: WeightSet);
 
+    /// Nodes that run elsewhere than on the session's device; only what computes shapes ever does.
+    fn elsewhere(&self) -> &[Elsewhere] {
+        &[]
+    }
+
     /// Runs once. Every input and state port of the contract must be bound, by its name.
     fn run(
         &mut self,
         inputs: &[(&Port, View<'_>)],
         state: State<'_>,
     ) -> Result<Outputs, EngineError>;
+}
+
+/// Nodes of a graph that run elsewhere than on its device.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Elsewhere {
+    /// Where they run instead, in the library's words.
+    pub provider: String,
+    pub operator: String,
+    pub nodes: usize,
+    /// They compute sizes, not values: nothing waits for them and no tensor leaves the device.
+    pub shapes_only: bool,
+}
+
+impl fmt::Display for Elsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} on {}", self.nodes, self.operator, self.provider)
+    }
 }
 
 /// Loads components of an opened export on one device.
@@ -107,6 +131,15 @@ pub struct LoadOptions {
     pub taps: Vec<String>,
     /// Replaces one weight by its own value plus this, to prove that a check can fail.
     pub perturb: Option<Perturb>,
+    /// Whether the component gets a session of its own even where one could serve several, so that its outputs can be told apart.
+    pub alone: bool,
+}
+
+impl LoadOptions {
+    /// Whether a session that is loaded with these can serve no other component.
+    pub fn is_particular(&self) -> bool {
+        self.alone || !self.taps.is_empty() || self.perturb.is_some()
+    }
 }
 
 /// A deliberate fault: `amount` added to every element of a weight.
@@ -123,10 +156,27 @@ pub enum EngineError {
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     DeviceMemory(#[from] MemoryError),
+    #[error(transparent)]
+    TensorRt(#[from] tensorrt::TensorRtError),
     #[error(
         "libonnxruntime: {reason}; `scripts/setup` fetches it, or set ORT_DYLIB_PATH to libonnxruntime.so of version 1.{minor} or later"
     )]
     Library { reason: String, minor: u32 },
+    #[error("{reason}; {library} comes with {package}")]
+    CudaLibrary {
+        library: &'static str,
+        reason: String,
+        package: &'static str,
+    },
+    #[error(
+        "{}: component {component}: {device} cannot run {nodes}; export in a recipe that it has kernels for", path.display()
+    )]
+    Placement {
+        path: PathBuf,
+        component: String,
+        device: String,
+        nodes: String,
+    },
     #[error("{}: component {component}: {source}", path.display())]
     Load {
         path: PathBuf,
@@ -170,7 +220,11 @@ pub enum EngineError {
 impl EngineError {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Library { .. } | Self::Memory { .. } | Self::DeviceMemory(_) => Exit::Resources,
+            Self::TensorRt(e) => e.exit(),
+            Self::Library { .. }
+            | Self::CudaLibrary { .. }
+            | Self::Memory { .. }
+            | Self::DeviceMemory(_) => Exit::Resources,
             Self::Bind { .. } => Exit::Input,
             Self::Tap { .. } => Exit::Usage,
             _ => Exit::Model,

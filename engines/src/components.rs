@@ -10,6 +10,8 @@
 //! | `s`, `t`, `r` | samples; tokens of a prompt or frames of speech; some of those frames |
 //! | `Z`, `H`, `W`, `c` | latent channels, latent rows and columns, base width of the VAE |
 pub mod dit;
+pub mod preset;
+pub mod probe;
 pub mod speech;
 pub mod text;
 pub mod vae;

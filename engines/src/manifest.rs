@@ -98,6 +98,9 @@ pub struct Manifest {
     pub exporter: String,
     pub recipe: Recipe,
     pub config: ModelConfig,
+    /// Layers of the checkpoint's transformer, where the export holds only the first [`DitConfig::layers`] of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers_of: Option<usize>,
     pub lora: Option<LoraEntry>,
     pub tokenizer: FileEntry,
     pub components: Vec<ComponentEntry>,

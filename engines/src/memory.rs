@@ -1,5 +1,10 @@
 //! Memory of a device: allocations that are counted against a budget, and copies to and from them. Host memory is one such device, so that
 //! a placement for any machine runs, budgets and all, where there is no other. Not here: what is worth keeping where (the runtime's plan).
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "cuda")]
+mod driver;
+
 use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
@@ -89,6 +94,37 @@ pub enum MemoryError {
         bytes: u64,
         reason: String,
     },
+    #[error(
+        "{reason}; libcuda.so.1 comes with the NVIDIA driver (Debian: libcuda1 and nvidia-driver; in a container: start it with --gpus all)"
+    )]
+    NoDriver { reason: String },
+    #[error("cuda:{ordinal} does not exist: the driver has {have} devices{}", first(*have))]
+    NoDevice { ordinal: u32, have: u32 },
+    #[error(
+        "{device}: wanted {wanted} bytes, {free} of {total} are free; end what else uses the device (nvidia-smi lists it) or plan for less"
+    )]
+    Short {
+        device: String,
+        wanted: u64,
+        free: u64,
+        total: u64,
+    },
+    #[error("{device}: {reason}")]
+    Driver { device: String, reason: String },
+}
+
+/// What the system's loader said: the error itself only says that it failed.
+#[cfg(feature = "cuda")]
+pub(crate) fn loader_words(error: &libloading::Error) -> String {
+    let words = std::error::Error::source(error).map(ToString::to_string);
+    words.unwrap_or_else(|| error.to_string())
+}
+
+fn first(have: u32) -> &'static str {
+    match have {
+        0 => "",
+        _ => ", the first is cuda:0",
+    }
 }
 
 /// Bytes in use on one device and the most there ever were, against a budget.
@@ -411,11 +447,28 @@ impl<'a> SpanMut<'a> {
     }
 }
 
+/// Rows of equal length that lie a fixed distance apart, on either side of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    pub count: usize,
+    /// Bytes of one row.
+    pub bytes: usize,
+    /// Bytes from the start of a row to the start of the next.
+    pub from_pitch: usize,
+    pub to_pitch: usize,
+}
+
 /// One device's memory.
 pub trait Memory: Send + Sync + fmt::Debug {
     fn place(&self) -> Place;
 
     fn ledger(&self) -> &Arc<Ledger>;
+
+    /// Whether what a session of this device takes must be brought here first. Only the process's own memory is not apart: its sessions
+    /// read and write wherever the process does.
+    fn apart(&self) -> bool {
+        true
+    }
 
     /// Zeroed bytes, aligned to 256.
     ///
@@ -428,6 +481,36 @@ pub trait Memory: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`MemoryError::Copy`]. Panics when the lengths differ.
     fn copy(&self, from: Span<'_>, to: SpanMut<'_>) -> Result<(), MemoryError>;
+
+    /// Copies rows, as [`Self::copy`]; a device that copies in two dimensions does it at once.
+    ///
+    /// # Errors
+    /// [`MemoryError::Copy`]. Panics when a row passes the end of either side.
+    fn copy_rows(
+        &self,
+        rows: Rows,
+        from: Span<'_>,
+        mut to: SpanMut<'_>,
+    ) -> Result<(), MemoryError> {
+        for row in 0..rows.count {
+            let part = from.part(row * rows.from_pitch, rows.bytes);
+            self.copy(part, to.part(row * rows.to_pitch, rows.bytes))?;
+        }
+        Ok(())
+    }
+
+    /// Zeroed host memory that streams to and from this device at full speed (page-locked where that matters), counted in `host`.
+    ///
+    /// # Errors
+    /// The budget of `host`, or the system refuses.
+    fn host_alloc(
+        &self,
+        host: &Arc<Ledger>,
+        bytes: usize,
+        class: Class,
+    ) -> Result<Block, MemoryError> {
+        HostMemory::counted_in(host).alloc(bytes, class)
+    }
 }
 
 /// Unit of host allocations.
@@ -439,19 +522,29 @@ struct Chunk([u8; 256]);
 #[derive(Debug)]
 pub struct HostMemory {
     ledger: Arc<Ledger>,
+    apart: bool,
 }
 
 impl HostMemory {
-    /// A virtual device of `budget` bytes.
+    /// A virtual device of `budget` bytes: everything that its sessions take is copied to it, as to any other device.
     pub fn new(device: impl Into<String>, budget: u64) -> Arc<Self> {
         Arc::new(Self {
             ledger: Ledger::new(device, budget),
+            apart: true,
         })
     }
 
-    /// No limit.
+    /// The process's own memory, without limit.
     pub fn unlimited() -> Arc<Self> {
-        Self::new("cpu:0", u64::MAX)
+        Self::counted_in(&Ledger::new("cpu:0", u64::MAX))
+    }
+
+    /// The process's own memory, against the budget of `ledger`.
+    pub fn counted_in(ledger: &Arc<Ledger>) -> Arc<Self> {
+        Arc::new(Self {
+            ledger: Arc::clone(ledger),
+            apart: false,
+        })
     }
 }
 
@@ -462,6 +555,10 @@ impl Memory for HostMemory {
 
     fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
+    }
+
+    fn apart(&self) -> bool {
+        self.apart
     }
 
     #[expect(unsafe_code, reason = "an owned allocation named by its address")]
@@ -533,6 +630,36 @@ mod tests {
             .map(|&b| u32::from(b))
             .sum();
         assert_eq!((sum, block.span(513, 2).bytes()), (21, &[7, 7][..]));
+    }
+
+    #[test]
+    fn rows_are_copied_between_different_pitches() {
+        let memory = HostMemory::unlimited();
+        let mut block = memory.alloc(16, Class::Slots).unwrap();
+        let rows = Rows {
+            count: 3,
+            bytes: 2,
+            from_pitch: 3,
+            to_pitch: 5,
+        };
+        let from: Vec<u8> = (1..9).collect();
+        memory
+            .copy_rows(rows, Span::host(&from), block.span_mut(1, 15))
+            .unwrap();
+        assert_eq!(
+            block.span(0, 16).bytes(),
+            [0, 1, 2, 0, 0, 0, 4, 5, 0, 0, 0, 7, 8, 0, 0, 0]
+        );
+    }
+
+    #[test]
+    fn host_memory_for_a_device_counts_with_the_host() {
+        let (device, host) = (HostMemory::new("cpu:1", 10), Ledger::new("host", 100));
+        let block = device.host_alloc(&host, 60, Class::Rings).unwrap();
+        let error = device.host_alloc(&host, 60, Class::Rings).unwrap_err();
+        assert!(matches!(error, MemoryError::Budget { device, .. } if device == "host"));
+        assert_eq!((block.len(), host.counts().peak), (60, 60));
+        assert_eq!(device.ledger().counts().peak, 0);
     }
 
     #[test]

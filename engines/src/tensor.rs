@@ -142,12 +142,12 @@ impl Tensor {
         Ok(copy)
     }
 
-    /// A copy in plain host memory; itself when it is there already.
+    /// A copy in plain host memory; itself when `memory`, where it lies, is the process's own.
     ///
     /// # Errors
     /// The device refuses.
     pub fn into_host(self, memory: &dyn Memory) -> Result<Self, MemoryError> {
-        if self.place() == Place::Host {
+        if !memory.apart() {
             return Ok(self);
         }
         let mut copy = Self::zeros(self.dtype, &self.shape);
@@ -378,6 +378,16 @@ impl<'a> View<'a> {
         bytemuck::cast_slice(self.span.bytes())
     }
 
+    /// A copy in a device's memory, counted as `class`.
+    ///
+    /// # Errors
+    /// The device's budget or the device refuses.
+    pub fn copied_to(&self, memory: &dyn Memory, class: Class) -> Result<Tensor, MemoryError> {
+        let mut copy = Tensor::zeros_in(memory, class, self.dtype, &self.shape)?;
+        memory.copy(self.span, copy.span_mut())?;
+        Ok(copy)
+    }
+
     pub fn to_tensor(&self) -> Tensor {
         let mut t = Tensor::zeros(self.dtype, &self.shape);
         t.bytes_mut().copy_from_slice(self.bytes());
@@ -386,6 +396,16 @@ impl<'a> View<'a> {
 }
 
 impl ViewMut<'_> {
+    /// The same elements, borrowed from this.
+    pub(crate) fn again(&mut self) -> ViewMut<'_> {
+        let len = self.span.len();
+        ViewMut {
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            span: self.span.part(0, len),
+        }
+    }
+
     /// The elements, wherever they lie.
     pub fn span_mut(&mut self) -> SpanMut<'_> {
         let len = self.span.len();

@@ -10,12 +10,13 @@ pub mod lora;
 mod dtype;
 mod error;
 mod pickle;
+pub(crate) mod product;
 mod safetensors;
 mod torch;
 mod weight_norm;
 mod zip;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
@@ -61,7 +62,7 @@ pub struct Checkpoint {
 struct Entry {
     info: TensorInfo,
     source: Source,
-    /// Not listed by `names`: it serves only to compute another tensor.
+    /// Not listed by `names`: it serves only to compute another tensor, or belongs to what was cut off.
     consumed: bool,
 }
 
@@ -267,24 +268,33 @@ impl Checkpoint {
             return norm.compute(&self.stored_f32(&norm.g)?, &self.stored_f32(&norm.v)?);
         }
         let mut w = self.stored_f32(name)?;
-        if let Some(merge) = self.lora.as_ref().filter(|l| l.targets(name)) {
+        if let Some(merge) = self.target(name) {
             let dtype = self.tensors[name].info.dtype;
             merge.apply(name, &mut w, dtype)?;
         }
         Ok(w)
     }
 
-    /// Elements `range` of [`Checkpoint::read_f32`], counted row-major. Costs no more than the range for a tensor that is not computed, and
-    /// the whole tensor for one that is.
+    /// Elements `range` of [`Checkpoint::read_f32`], counted row-major. Costs no more than the range, of a LoRA target the rows that it lies
+    /// in, and the whole of a weight-normalised tensor.
     pub fn read_f32_range(
         &self,
         name: &str,
         range: Range<usize>,
     ) -> Result<Vec<f32>, CheckpointError> {
-        let len = self.info(name).map_or(0, |i| i.shape.iter().product());
+        let shape = self.info(name).map_or(&[][..], |i| &i.shape);
+        let len = shape.iter().product();
         if range.start > range.end || range.end > len && self.tensors.contains_key(name) {
             let key = name.to_owned();
             return Err(CheckpointError::Range { key, range, len });
+        }
+        if let (Some(_), &[_, columns]) = (self.target(name), shape) {
+            let rows = range.start / columns.max(1)..range.end.div_ceil(columns.max(1));
+            let (from, mut tile) = (rows.start * columns, Vec::new());
+            self.read_f32_tile(name, rows, 0..columns, &mut tile)?;
+            tile.truncate(range.end - from);
+            tile.drain(..range.start - from);
+            return Ok(tile);
         }
         if self.computed(name).is_some() {
             return Ok(self.read_f32(name)?[range].to_vec());
@@ -292,6 +302,104 @@ impl Checkpoint {
         let (info, bytes) = self.stored(name)?;
         let size = info.dtype.size();
         self.floats(name, info, &bytes[range.start * size..range.end * size])
+    }
+
+    /// Some rows and columns of a matrix as [`Checkpoint::read_f32`] has them, into `out`, row-major. On the caller's thread; costs no more
+    /// than the tile, and the whole of a weight-normalised tensor.
+    pub fn read_f32_tile(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), CheckpointError> {
+        out.clear();
+        let width = self.columns(name);
+        let beyond = |range: &Range<usize>, len| range.start > range.end || range.end > len;
+        let height = self
+            .info(name)
+            .map_or(0, |i| i.shape.first().copied().unwrap_or(1));
+        if self.tensors.contains_key(name) && (beyond(&rows, height) || beyond(&columns, width)) {
+            let (key, len) = (name.to_owned(), height * width);
+            let range = rows.start * width + columns.start..rows.end * width;
+            return Err(CheckpointError::Range { key, range, len });
+        }
+        if self.target(name).is_none() && self.computed(name).is_some() {
+            let whole = self.read_f32(name)?;
+            let part = |row| &whole[row * width..][columns.clone()];
+            out.extend(rows.flat_map(part));
+            return Ok(());
+        }
+        let (info, bytes) = self.stored(name)?;
+        let size = info.dtype.size();
+        for row in rows.clone() {
+            let at = (row * width + columns.start) * size;
+            let part = &bytes[at..at + columns.len() * size];
+            if !info.dtype.extend_f32(part, out) {
+                return self.check_float(name);
+            }
+        }
+        match self.target(name) {
+            Some(merge) => merge.apply_tile(name, (rows, columns), out, info.dtype),
+            None => Ok(()),
+        }
+    }
+
+    /// Elements of a row: of all axes but the first.
+    fn columns(&self, name: &str) -> usize {
+        self.info(name)
+            .map_or(0, |i| i.shape.iter().skip(1).product())
+    }
+
+    /// The LoRA, where it changes this tensor.
+    fn target(&self, name: &str) -> Option<&Merge> {
+        self.lora.as_deref().filter(|l| l.targets(name))
+    }
+
+    /// Stored type and bytes of a tensor that is not computed.
+    pub fn raw(&self, name: &str) -> Option<(StoredDType, &[u8])> {
+        if self.computed(name).is_some() {
+            return None;
+        }
+        self.stored(name).ok().map(|(info, b)| (info.dtype, b))
+    }
+
+    /// Asks the system to read a tensor's pages ahead. Advice: where it is not taken, reading is only slower.
+    pub fn prefetch(&self, name: &str) {
+        if let Some(Source::Stored { map, range }) = self.tensors.get(name).map(|e| &e.source) {
+            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+    }
+
+    /// Every file that its tensors lie in, those of a LoRA included, in order.
+    pub fn files(&self) -> BTreeSet<&Path> {
+        let own = self.tensors.values().map(|e| &*e.info.file);
+        let lora = self.lora.iter().flat_map(|l| l.tensors().files());
+        own.chain(lora).collect()
+    }
+
+    /// Tensors that a LoRA is added to: how many, and the multiply-adds that adding takes. What was cut off does not count.
+    pub fn lora_work(&self) -> (usize, u64) {
+        let Some(lora) = &self.lora else {
+            return (0, 0);
+        };
+        let listed = |key: &&str| self.tensors.get(*key).is_some_and(|e| !e.consumed);
+        let elements = |key: &str| {
+            self.info(key)
+                .map_or(0, |i| i.shape.iter().product::<usize>() as u64)
+        };
+        lora.keys().filter(listed).fold((0, 0), |(n, work), key| {
+            (n + 1, work + elements(key) * lora.report().rank as u64)
+        })
+    }
+
+    /// Leaves out the tensors that `cut` names, as if they were not in the files.
+    #[must_use]
+    pub fn without(mut self, cut: impl Fn(&str) -> bool) -> Self {
+        for (key, entry) in &mut self.tensors {
+            entry.consumed |= cut(key);
+        }
+        self
     }
 
     /// Lays a LoRA over the checkpoint. Every module of it must find its tensor, of the right shape.

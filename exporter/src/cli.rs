@@ -1,15 +1,18 @@
 //! The command line of `avatar-export`. Flags are upstream's where upstream has them, with underscores or dashes.
+use crate::build::BuildError;
+use crate::build::command::{self, BuildArgs};
 use crate::checkpoint::LoraScale;
 use crate::export::{self, ExportError};
 use crate::graphs::{self, GraphsError};
 use crate::inspect::{self, InspectError};
+use crate::progress::Screen;
 use crate::synth::{self, Preset, SynthError, SynthOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engines::exit::Exit;
 use engines::recipe::Recipe;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Turns the published Live Avatar checkpoints into per-component ONNX graphs.
 #[derive(Debug, Parser)]
@@ -31,6 +34,8 @@ enum Task {
     Onnx(OnnxArgs),
     /// Write every graph without weights at a preset's real shapes, for checking and for reading
     Graphs(GraphsArgs),
+    /// Build TensorRT engines of every component for a kind of machine
+    Build(BuildArgs),
     /// Check an export, component by component and end to end, against a golden folder (runs `avatar-run verify`)
     #[command(disable_help_flag = true)]
     Verify(VerifyArgs),
@@ -117,9 +122,19 @@ struct OnnxArgs {
     /// Precision: fp32, the oracle; bf16, the reference's own
     #[arg(long, default_value = "fp32", value_parser = parse_recipe)]
     recipe: Recipe,
-    /// Folder to write; an export that is there is replaced when the new one is complete
+    /// Export only the first layers of the transformer, so that a full-width export fits a disk
+    #[arg(long)]
+    layers: Option<usize>,
+    /// Folder to write; an export that is there is replaced when the new one is complete. A run that was stopped, killed or ran out of disk
+    /// leaves .NAME.partial beside it, and the same command continues there
     #[arg(long)]
     out: PathBuf,
+    /// Throw away what an unfinished run left
+    #[arg(long)]
+    restart: bool,
+    /// Measure disk and cores thoroughly afterwards and hold the time against them (exports of 20 s and more do so briefly)
+    #[arg(long = "measure-limits", visible_alias = "measure_limits")]
+    measure_limits: bool,
 }
 
 #[derive(Debug, Args)]
@@ -162,6 +177,10 @@ pub enum CliError {
     Export(#[from] ExportError),
     #[error(transparent)]
     Graphs(#[from] GraphsError),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error("cannot listen for Ctrl-C: {reason}")]
+    Signal { reason: String },
     #[error("{}: cannot run: {source}; avatar-run is looked for beside avatar-export, then in PATH", program.display())]
     Runtime {
         program: PathBuf,
@@ -176,7 +195,8 @@ impl CliError {
             Self::Synth(e) => e.exit(),
             Self::Export(e) => e.exit(),
             Self::Graphs(e) => e.exit(),
-            Self::Runtime { .. } => Exit::Resources,
+            Self::Build(e) => e.exit(),
+            Self::Runtime { .. } | Self::Signal { .. } => Exit::Resources,
         }
     }
 }
@@ -188,6 +208,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
         Task::Synth(a) => synth(&a),
         Task::Onnx(a) => onnx(a),
         Task::Graphs(a) => graphs(&a),
+        Task::Build(a) => Ok(command::build(&a).map(|()| ExitCode::SUCCESS)?),
         Task::Verify(a) => verify(&a),
     }
 }
@@ -245,25 +266,47 @@ fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
         ckpt_dir: a.ckpt_dir,
         lora: a.lora.map(|l| (l, scale)),
         recipe: a.recipe,
+        layers: a.layers,
         out: a.out,
     };
-    let bar = ProgressBar::new(0).with_style(
-        ProgressStyle::with_template(
-            "{msg:20} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}",
-        )
-        .expect("a constant template")
-        .progress_chars("=> "),
-    );
-    let report = export::export(&request, &mut |file, done, total| {
-        if bar.length() != Some(total) || bar.message() != file {
-            bar.reset();
-            bar.set_length(total);
-            bar.set_message(file.to_owned());
+    let options = export::Options {
+        start: if a.restart {
+            export::Start::Anew
+        } else {
+            export::Start::Continue
+        },
+        measure: if a.measure_limits {
+            export::Measure::Always
+        } else {
+            export::Measure::Long
+        },
+        stop: Some(stop_on_signal()?),
+    };
+    let mut screen = Screen::new();
+    let report = export::export_with(&request, &options, &mut |event| screen.show(event));
+    screen.finish();
+    print_report(&report?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Set by the first Ctrl-C; the second ends the process. What is written is kept either way.
+fn stop_on_signal() -> Result<&'static AtomicBool, CliError> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let handler = || {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(Exit::Interrupted.code()));
         }
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    let report = report?;
+        eprintln!("stopping after the blocks at hand; press Ctrl-C again to stop at once");
+    };
+    match ctrlc::set_handler(handler) {
+        Ok(()) => Ok(&STOP),
+        Err(e) => Err(CliError::Signal {
+            reason: e.to_string(),
+        }),
+    }
+}
+
+fn print_report(report: &export::Report) {
     println!(
         "wrote {}: {} graphs, {} weights, {} bytes, LoRA merged into {} tensors",
         report.out.display(),
@@ -272,7 +315,23 @@ fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
         report.bytes,
         report.lora_targets
     );
-    Ok(ExitCode::SUCCESS)
+    if report.kept > 0 {
+        println!("{} bytes were kept from an unfinished run", report.kept);
+    }
+    let written = (report.bytes - report.kept) as f64 / 1e6;
+    let mb = |bytes: Option<u64>| {
+        bytes.map_or_else(|| "unknown".to_owned(), |b| format!("{} MB", b / 1_000_000))
+    };
+    println!(
+        "{:.1} s, {:.0} MB/s written, peak memory {} (with pages of files {})",
+        report.seconds,
+        written / report.seconds,
+        mb(report.peak_anonymous),
+        mb(report.peak_resident)
+    );
+    if let Some(limits) = &report.limits {
+        println!("{limits}");
+    }
 }
 
 fn graphs(a: &GraphsArgs) -> Result<ExitCode, CliError> {

@@ -1,24 +1,38 @@
-//! The whole export on one page: open the checkpoints, lay the LoRA over the DiT, build every graph, write weights once, write graphs, write
-//! the manifest last. Everything goes to a folder beside the target and is renamed at the end, so no half-written export has its name.
-use crate::checkpoint::{Checkpoint, CheckpointError, Lora, LoraScale, layout};
+//! The whole export on one page: open the checkpoints, lay the LoRA over the DiT, build every graph, write graphs, write weights once, write
+//! the manifest last. Everything goes to a folder beside the target and is renamed at the end, so no half-written export has its name; an
+//! export that was stopped or killed continues from that folder.
+mod journal;
+mod limits;
+mod staging;
+mod usage;
+mod writer;
+
+pub use limits::{Limits, Rates};
+pub use staging::Start;
+pub use writer::Progress;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, Lora, LoraScale, StoredDType, layout};
 use crate::config::{self, ConfigError};
+use crate::graph::data::{BLOCK, DataLayout, DataPlan, WeightBytes};
 use crate::graph::lower;
-use crate::graph::write::{
-    DataFile, WeightBytes, WeightPlacement, WriteError, to_model, write_data, write_model,
-};
+use crate::graph::write::{WeightPlacement, WriteError, to_model, write_model};
 use crate::graph::{Builder, Fault, Graph, GraphError, GraphErrors, WeightSource};
 use crate::models::{umt5, wan_s2v, wan_vae, wav2vec2};
 use engines::components::{dit, speech, text, vae};
-use engines::contract::{Contract, Sizes, Weights};
+use engines::contract::{Contract, DType, Sizes, Weights};
 use engines::exit::Exit;
 use engines::manifest::{
     self, ComponentEntry, DataEntry, FORMAT, FileEntry, LoraEntry, Manifest, ModelConfig,
     WeightEntry,
 };
 use engines::recipe::Recipe;
+use journal::{Identity, Stamp};
+use staging::Staging;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// What to export.
 #[derive(Clone, Debug)]
@@ -28,8 +42,38 @@ pub struct Request {
     /// LoRA and its strength; `None` exports the base weights.
     pub lora: Option<(PathBuf, LoraScale)>,
     pub recipe: Recipe,
+    /// Layers of the transformer to export, from the first; `None`: all.
+    pub layers: Option<usize>,
     /// Folder to make.
     pub out: PathBuf,
+}
+
+/// When the limits of the machine are measured, which takes a few seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Measure {
+    #[default]
+    Never,
+    /// After an export that took long enough to be held against them.
+    Long,
+    /// Always, and more thoroughly.
+    Always,
+}
+
+/// What is told while an export runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// Something that the user should know.
+    Notice(&'a str),
+    Progress(Progress<'a>),
+}
+
+/// How to run an export.
+#[derive(Default)]
+pub struct Options<'a> {
+    pub start: Start,
+    pub measure: Measure,
+    /// Set from outside to stop soon; what is written is kept.
+    pub stop: Option<&'a AtomicBool>,
 }
 
 /// What an export did.
@@ -39,7 +83,15 @@ pub struct Report {
     pub components: usize,
     pub weights: usize,
     pub bytes: u64,
+    /// Of these, written by an earlier, unfinished run and found sound.
+    pub kept: u64,
     pub lora_targets: usize,
+    pub seconds: f64,
+    /// Most memory of the process's own, file pages apart, in bytes, sampled while it ran.
+    pub peak_anonymous: Option<u64>,
+    /// Most resident memory, pages of files included.
+    pub peak_resident: Option<u64>,
+    pub limits: Option<Limits>,
 }
 
 /// Why an export failed.
@@ -47,6 +99,23 @@ pub struct Report {
 pub enum ExportError {
     #[error("{}: already exists and is not an export; choose another --out or remove it", path.display())]
     Occupied { path: PathBuf },
+    #[error("{}: another export is writing here; wait for it, or choose another --out", path.display())]
+    Busy { path: PathBuf },
+    #[error("{}: {want} bytes are needed, {free} are free", path.display())]
+    NoSpace { path: PathBuf, want: u64, free: u64 },
+    #[error("layers is {got}, wanted 1 to {have}, which the checkpoint has")]
+    Layers { got: usize, have: usize },
+    #[error("recipe is {got}, wanted fp32 or bf16: no exporter makes it yet")]
+    Recipe { got: Recipe },
+    #[error("stopped by a signal")]
+    Stopped,
+    #[error("{source}; {done} of {total} bytes are kept in {}: the same command continues, --restart begins anew", path.display())]
+    Unfinished {
+        path: PathBuf,
+        done: u64,
+        total: u64,
+        source: Box<ExportError>,
+    },
     #[error("{}: wanted a checkpoint folder, found {found}", path.display())]
     NoFolder { path: PathBuf, found: &'static str },
     #[error(transparent)]
@@ -79,7 +148,10 @@ pub enum ExportError {
 impl ExportError {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Occupied { .. } => Exit::Usage,
+            Self::Occupied { .. } | Self::Layers { .. } | Self::Recipe { .. } => Exit::Usage,
+            Self::Busy { .. } | Self::NoSpace { .. } => Exit::Resources,
+            Self::Stopped => Exit::Interrupted,
+            Self::Unfinished { source, .. } => source.exit(),
             Self::Checkpoint(e) => e.exit(),
             Self::Write(e) => e.exit(),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
@@ -112,16 +184,37 @@ impl WeightBytes for Checkpoint {
         Self::read_f32(self, key)
     }
 
-    fn has_ranges(&self, key: &str) -> bool {
-        self.computed(key).is_none()
-    }
-
     fn read_f32_range(
         &self,
         key: &str,
         elements: std::ops::Range<usize>,
     ) -> Result<Vec<f32>, Self::Error> {
         Self::read_f32_range(self, key, elements)
+    }
+
+    fn read_f32_tile(
+        &self,
+        key: &str,
+        rows: std::ops::Range<usize>,
+        columns: std::ops::Range<usize>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), Self::Error> {
+        Self::read_f32_tile(self, key, rows, columns, out)
+    }
+
+    fn raw(&self, key: &str) -> Option<(DType, &[u8])> {
+        let (dtype, bytes) = Self::raw(self, key)?;
+        let dtype = match dtype {
+            StoredDType::F32 => DType::F32,
+            StoredDType::BF16 => DType::BF16,
+            StoredDType::F16 => DType::F16,
+            _ => return None,
+        };
+        Some((dtype, bytes))
+    }
+
+    fn prefetch(&self, key: &str) {
+        Self::prefetch(self, key);
     }
 }
 
@@ -132,6 +225,8 @@ pub struct Sources {
     pub vae: Checkpoint,
     pub speech: Checkpoint,
     pub config: ModelConfig,
+    /// Layers of the checkpoint, where only the first of them are exported.
+    pub layers_of: Option<usize>,
 }
 
 /// Tensors of published files that no component needs: the speech encoder's recognition head and training mask.
@@ -226,7 +321,77 @@ impl Sources {
             vae,
             speech,
             config,
+            layers_of: None,
         })
+    }
+
+    /// Leaves out all but the first `layers` layers of the transformer, and the audio injectors that belong to the others.
+    ///
+    /// # Errors
+    /// None, or more than there are.
+    pub fn cut(mut self, layers: usize) -> Result<Self, ExportError> {
+        let config = &mut self.config.dit;
+        let have = config.layers;
+        if !(1..=have).contains(&layers) {
+            return Err(ExportError::Layers { got: layers, have });
+        }
+        if layers == have {
+            return Ok(self);
+        }
+        config.layers = layers;
+        config.audio_inject_layers.retain(|&l| l < layers);
+        let injectors = config.audio_inject_layers.len();
+        let beyond = |key: &str, place: &str, kept: usize| {
+            let rest = key.strip_prefix(place).and_then(|r| r.split('.').next());
+            rest.and_then(|n| n.parse().ok())
+                .is_some_and(|n: usize| n >= kept)
+        };
+        self.dit = self.dit.without(|key| {
+            beyond(key, "blocks.", layers)
+                || beyond(key, "audio_injector.injector.", injectors)
+                || beyond(key, "audio_injector.injector_adain_layers.", injectors)
+        });
+        self.layers_of = Some(have);
+        Ok(self)
+    }
+
+    /// Every file that is read, in order, each once.
+    fn files(&self) -> Vec<PathBuf> {
+        let all = [&self.dit, &self.text, &self.vae, &self.speech];
+        let files: BTreeSet<&Path> = all.into_iter().flat_map(|c| c.files()).collect();
+        files.into_iter().map(Path::to_owned).collect()
+    }
+
+    /// What the bytes of the data files depend on.
+    fn identity(
+        &self,
+        request: &Request,
+        families: &[Family],
+        plans: &[DataPlan<'_>],
+    ) -> Result<Identity, ExportError> {
+        let mut hasher = blake3::Hasher::new();
+        for (contract, graph) in families.iter().flat_map(|f| &f.graphs) {
+            let name = (&graph.name, contract.fingerprint());
+            hasher.update(format!("{name:?}\n").as_bytes());
+        }
+        for (plan, (at, weight)) in plans.iter().flat_map(|p| p.weights().map(move |w| (p, w))) {
+            // The value's number in its graph is no part of the weight.
+            let weight = crate::graph::Weight {
+                value: 0,
+                ..weight.clone()
+            };
+            hasher.update(format!("{} {at} {weight:?}\n", plan.file).as_bytes());
+        }
+        let graphs = hasher.finalize().to_hex().to_string();
+        let mut identity =
+            Identity::new(request.recipe, self.layers_of.and(request.layers), graphs);
+        identity.lora_scale = self.dit.lora().map(|l| l.scale.to_bits());
+        identity.checkpoint = self
+            .files()
+            .iter()
+            .map(|f| stamp(f))
+            .collect::<Result<_, _>>()?;
+        Ok(identity)
     }
 
     /// Every graph of the export.
@@ -273,6 +438,24 @@ impl Sources {
             Which::Speech => &self.speech,
         }
     }
+}
+
+fn stamp(path: &Path) -> Result<Stamp, ExportError> {
+    let meta = fs::metadata(path).map_err(|source| ExportError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let changed = meta.modified().ok();
+    Ok(Stamp {
+        file: path
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        bytes: meta.len(),
+        nanoseconds: changed
+            .and_then(|t| t.duration_since(UNIX_EPOCH).ok())
+            .map_or(0, |d| d.as_nanos()),
+    })
 }
 
 /// One of the four checkpoints.
@@ -501,96 +684,263 @@ pub fn export(
     request: &Request,
     progress: &mut dyn FnMut(&str, u64, u64),
 ) -> Result<Report, ExportError> {
-    let out = &request.out;
-    if out.exists()
-        && !out.join(manifest::FILE).is_file()
-        && fs::read_dir(out).is_ok_and(|mut d| d.next().is_some())
-    {
-        return Err(ExportError::Occupied { path: out.clone() });
+    export_with(request, &Options::default(), &mut |event| {
+        if let Event::Progress(p) = event {
+            progress(p.file, p.done, p.total);
+        }
+    })
+}
+
+/// Exports a folder, or continues where an earlier run with the same request ended.
+pub fn export_with(
+    request: &Request,
+    options: &Options<'_>,
+    observe: &mut dyn FnMut(Event<'_>),
+) -> Result<Report, ExportError> {
+    let (began, watch, storage) = (
+        Instant::now(),
+        usage::Watch::start(),
+        usage::read_from_storage(),
+    );
+    if request.recipe == Recipe::Fp8 {
+        let got = request.recipe;
+        return Err(ExportError::Recipe { got });
     }
-    let sources = Sources::open(&request.ckpt_dir, request.lora.as_ref())?;
+    staging::check_target(&request.out)?;
+    let mut sources = Sources::open(&request.ckpt_dir, request.lora.as_ref())?;
+    if let Some(layers) = request.layers {
+        sources = sources.cut(layers)?;
+    }
     let families = sources.graphs(request.recipe)?;
     sources.check_types(&families)?;
-    let staging = Staging::create(out)?;
-    let mut components = Vec::new();
-    let mut data = Vec::new();
-    let mut files = GraphFiles::default();
-    for family in &families {
-        let (entry, placed) = write_weights(family, sources.of(family), &staging.path, progress)?;
-        for (contract, graph) in &family.graphs {
-            let written = files.write(contract, graph, &placed, &staging.path)?;
-            components.push(component(contract, graph, written, &entry.file.file));
-        }
-        data.push(entry);
+    let plans = families
+        .iter()
+        .map(|f| {
+            let weights = f.graphs.iter().flat_map(|(_, g)| &g.weights);
+            DataPlan::new(format!("{}.data", f.name), weights)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let identity = sources.identity(request, &families, &plans)?;
+    let (mut staging, notice) = Staging::open(&request.out, &identity, options.start)?;
+    if let Some(notice) = notice {
+        observe(Event::Notice(&notice));
     }
-    let tokenizer = copy_tokenizer(&request.ckpt_dir, &staging.path)?;
-    let lora = sources.dit.lora().map(|r| LoraEntry {
-        file: r
-            .file
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default(),
-        scale: r.scale,
-        ranks: vec![r.rank],
-        targets: r.modules,
+    let job = Job {
+        request,
+        sources: &sources,
+        families: &families,
+        plans: &plans,
+    };
+    let (mut done, mut kept) = (0, 0);
+    let written = job.write(&mut staging, options, &mut |p| {
+        (done, kept) = (p.done, p.kept);
+        observe(Event::Progress(p));
     });
-    let report = Report {
-        out: out.clone(),
-        components: components.len(),
-        weights: data.iter().map(|d| d.weights.len()).sum(),
-        bytes: data.iter().map(|d| d.file.bytes).sum(),
-        lora_targets: lora.as_ref().map_or(0, |l| l.targets),
+    let total = plans.iter().map(DataPlan::bytes).sum();
+    let manifest = match written {
+        Ok(manifest) => manifest,
+        Err(source) => return Err(unfinished(staging, done, total, source)),
     };
-    let manifest = Manifest {
-        format: FORMAT.to_owned(),
-        exporter: env!("CARGO_PKG_VERSION").to_owned(),
-        recipe: request.recipe,
-        config: sources.config.clone(),
-        lora,
-        tokenizer,
-        components,
-        data,
+    staging.publish(&request.out, names(&manifest))?;
+    let mut report = Report {
+        out: request.out.clone(),
+        components: manifest.components.len(),
+        weights: manifest.data.iter().map(|d| d.weights.len()).sum(),
+        bytes: total,
+        kept,
+        lora_targets: manifest.lora.as_ref().map_or(0, |l| l.targets),
+        seconds: began.elapsed().as_secs_f64(),
+        peak_anonymous: watch.peak_anonymous(),
+        peak_resident: usage::peak_resident(),
+        limits: None,
     };
-    let path = staging.path.join(manifest::FILE);
-    let text = serde_json::to_string_pretty(&manifest).expect("a manifest is plain data");
-    fs::write(&path, text).map_err(|source| ExportError::Io { path, source })?;
-    staging.publish(out)?;
+    let (task, files) = (job.task(&report, storage), sources.files());
+    // Pages that are mapped cannot be dropped from the page cache, and are then not read from storage.
+    drop(plans);
+    drop(families);
+    drop(sources);
+    report.limits = measure(options.measure, task, &files, &request.out, observe);
     Ok(report)
 }
 
-fn write_weights(
-    family: &Family,
-    source: &Checkpoint,
-    dir: &Path,
-    progress: &mut dyn FnMut(&str, u64, u64),
-) -> Result<(DataEntry, DataFile), ExportError> {
-    let file = format!("{}.data", family.name);
-    let weights = || family.graphs.iter().flat_map(|(_, g)| &g.weights);
-    let placed = write_data(&dir.join(&file), weights(), source, &mut |done, total| {
-        progress(&file, done, total);
-    })?;
-    let mut seen = BTreeSet::new();
-    let entries = weights().filter(|w| seen.insert(&w.name)).map(|w| {
-        let at = &placed.layout[&w.name];
-        WeightEntry {
-            name: w.name.clone(),
-            key: w.key.clone(),
-            dtype: w.dtype,
-            shape: w.shape.clone(),
-            offset: at.offset,
-            length: at.length,
-            transposed: w.transform == crate::graph::Transform::Transpose2,
+/// The finished export held against the machine, where that is wanted. What cannot be measured is told.
+fn measure(
+    measure: Measure,
+    task: limits::Task,
+    files: &[PathBuf],
+    out: &Path,
+    observe: &mut dyn FnMut(Event<'_>),
+) -> Option<Limits> {
+    let effort = match measure {
+        Measure::Long if task.seconds >= LONG => limits::Effort {
+            bytes: 256 << 20,
+            time: Duration::from_millis(600),
+        },
+        Measure::Always => limits::Effort {
+            bytes: 1 << 30,
+            time: Duration::from_secs(4),
+        },
+        _ => return None,
+    };
+    let beside = out.parent().filter(|p| !p.as_os_str().is_empty());
+    let dir = beside.unwrap_or(Path::new("."));
+    match limits::probe(files, dir, task.threads, effort) {
+        Ok(rates) => Some(Limits::new(task, rates)),
+        Err(e) => {
+            observe(Event::Notice(&format!("limits not measured: {e}")));
+            None
         }
+    }
+}
+
+/// The error of a run that leaves something behind to continue from; without that, nothing is left.
+fn unfinished(staging: Staging, done: u64, total: u64, source: ExportError) -> ExportError {
+    let noted = staging.journal.known().len() as u64 * BLOCK;
+    if noted == 0 && done == 0 {
+        staging.remove();
+        return source;
+    }
+    ExportError::Unfinished {
+        path: staging.path,
+        done: done.max(noted.min(total)),
+        total,
+        source: Box::new(source),
+    }
+}
+
+/// Every file that belongs to an export.
+fn names(manifest: &Manifest) -> BTreeSet<String> {
+    let graphs = manifest
+        .components
+        .iter()
+        .flat_map(|c| [Some(&c.graph), c.cpu_graph.as_ref()])
+        .flatten();
+    let data = manifest.data.iter().map(|d| &d.file);
+    let files = graphs.chain(data).chain([&manifest.tokenizer]);
+    files
+        .map(|f| f.file.clone())
+        .chain([manifest::FILE.to_owned()])
+        .collect()
+}
+
+/// An export whose graphs are built and whose data files are laid out.
+struct Job<'a> {
+    request: &'a Request,
+    sources: &'a Sources,
+    families: &'a [Family],
+    plans: &'a [DataPlan<'a>],
+}
+
+impl Job<'_> {
+    /// Writes every file of the export.
+    fn write(
+        &self,
+        staging: &mut Staging,
+        options: &Options<'_>,
+        observe: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Manifest, ExportError> {
+        staging.check_room(self.plans)?;
+        let dir = &staging.path;
+        let mut components = Vec::new();
+        let mut files = GraphFiles::default();
+        for (family, plan) in self.families.iter().zip(self.plans) {
+            let layout = plan.layout();
+            for (contract, graph) in &family.graphs {
+                let file = files.write(contract, graph, &layout, dir)?;
+                components.push(component(contract, graph, file, &plan.file));
+            }
+        }
+        let tokenizer = copy_tokenizer(&self.request.ckpt_dir, dir)?;
+        let works = self.families.iter().zip(self.plans);
+        let works = works
+            .map(|(f, plan)| writer::Work::open(plan, self.sources.of(f), dir))
+            .collect::<Result<Vec<_>, _>>()?;
+        let never = AtomicBool::new(false);
+        let stop = options.stop.unwrap_or(&never);
+        let hashes = writer::write(&works, &mut staging.journal, stop, observe)?;
+        let manifest = Manifest {
+            format: FORMAT.to_owned(),
+            exporter: env!("CARGO_PKG_VERSION").to_owned(),
+            recipe: self.request.recipe,
+            config: self.sources.config.clone(),
+            layers_of: self.sources.layers_of,
+            lora: self.lora(),
+            tokenizer,
+            components,
+            data: self
+                .plans
+                .iter()
+                .zip(hashes)
+                .map(|(p, h)| data_entry(p, h))
+                .collect(),
+        };
+        let text = serde_json::to_string_pretty(&manifest).expect("a manifest is plain data");
+        let path = staging.path.join(manifest::FILE);
+        fs::write(&path, text).map_err(|source| ExportError::Io { path, source })?;
+        staging.synchronise(&names(&manifest))?;
+        Ok(manifest)
+    }
+
+    fn lora(&self) -> Option<LoraEntry> {
+        self.sources.dit.lora().map(|r| LoraEntry {
+            file: r
+                .file
+                .file_name()
+                .map(|n| n.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            scale: r.scale,
+            ranks: vec![r.rank],
+            targets: self.sources.dit.lora_work().0,
+        })
+    }
+
+    /// What a finished run did, to be held against the machine.
+    fn task(&self, report: &Report, storage_before: Option<u64>) -> limits::Task {
+        let files = self.sources.files();
+        let read: u64 = files
+            .iter()
+            .filter_map(|f| fs::metadata(f).ok())
+            .map(|m| m.len())
+            .sum();
+        // Of a run that continued another, the part that it did itself.
+        let share = |n: u64| {
+            let written = u128::from(report.bytes - report.kept);
+            (u128::from(n) * written / u128::from(report.bytes.max(1))) as u64
+        };
+        limits::Task {
+            read: share(read),
+            from_storage: usage::read_from_storage()
+                .zip(storage_before)
+                .map(|(now, before)| now - before),
+            written: report.bytes - report.kept,
+            multiply_adds: share(self.sources.dit.lora_work().1),
+            threads: writer::workers(),
+            seconds: report.seconds,
+        }
+    }
+}
+
+/// Seconds from which an export is held against the machine without being asked.
+const LONG: f64 = 20.0;
+
+fn data_entry(plan: &DataPlan<'_>, blake3: String) -> DataEntry {
+    let entries = plan.weights().map(|(offset, w)| WeightEntry {
+        name: w.name.clone(),
+        key: w.key.clone(),
+        dtype: w.dtype,
+        shape: w.shape.clone(),
+        offset,
+        length: w.bytes(),
+        transposed: w.transform == crate::graph::Transform::Transpose2,
     });
-    let entry = DataEntry {
+    DataEntry {
         weights: entries.collect(),
         file: FileEntry {
-            file,
-            bytes: placed.bytes,
-            blake3: placed.blake3.clone(),
+            file: plan.file.clone(),
+            bytes: plan.bytes(),
+            blake3,
         },
-    };
-    Ok((entry, placed))
+    }
 }
 
 /// The graph files of an export, by name; components whose weights are bound share one.
@@ -610,11 +960,11 @@ impl GraphFiles {
         &mut self,
         contract: &Contract,
         graph: &Graph,
-        placed: &DataFile,
+        layout: &DataLayout,
         dir: &Path,
     ) -> Result<GraphEntry, ExportError> {
         let (graph, placement) = match contract.weights {
-            Weights::Inside => (graph.clone(), WeightPlacement::External(&placed.layout)),
+            Weights::Inside => (graph.clone(), WeightPlacement::External(layout)),
             Weights::Bound => (generic(contract, graph), WeightPlacement::AsInputs),
         };
         let file = format!("{}.onnx", graph.name);
@@ -723,43 +1073,4 @@ fn copy_tokenizer(ckpt_dir: &Path, dir: &Path) -> Result<FileEntry, ExportError>
         bytes: text.len() as u64,
         blake3,
     })
-}
-
-/// A folder beside the target; removed unless it is published.
-struct Staging {
-    path: PathBuf,
-}
-
-impl Staging {
-    fn create(out: &Path) -> Result<Self, ExportError> {
-        let name = out
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_else(|| "models".to_owned());
-        let path = out.with_file_name(format!(".{name}.partial-{}", std::process::id()));
-        fs::create_dir_all(&path).map_err(|source| ExportError::Io {
-            path: path.clone(),
-            source,
-        })?;
-        Ok(Self { path })
-    }
-
-    /// Takes the target's place; an older export there is replaced.
-    fn publish(self, out: &Path) -> Result<(), ExportError> {
-        let io = |source| ExportError::Io {
-            path: out.to_owned(),
-            source,
-        };
-        if out.exists() {
-            fs::remove_dir_all(out).map_err(io)?;
-        }
-        fs::rename(&self.path, out).map_err(io)
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // After a publish there is nothing left under this name; a leftover is only clutter, never a wrong result.
-        let _ = fs::remove_dir_all(&self.path);
-    }
 }

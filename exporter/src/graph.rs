@@ -2,10 +2,11 @@
 //!
 //! A [`Builder`] hands out [`Scope`]s (places in the checkpoint) and [`Value`]s (tensors of the graph to be). Operators check shapes
 //! and types at once; what is wrong is recorded, and [`Builder::finish`] returns the [`Graph`] or every error together. A graph holds
-//! no weight bytes: [`write`] streams them later, one tensor at a time. Not here: layers ([`crate::nn`]), models, any optimisation.
+//! no weight bytes: [`data`] makes them later, a block of a file at a time. Not here: layers ([`crate::nn`]), models, any optimisation.
 //!
 //! One name, all the way down: checkpoint key = scope = node prefix = tap name.
 mod builder;
+pub mod data;
 pub mod lower;
 mod ops;
 mod print;

@@ -2,10 +2,14 @@
 //! checker or another engine builder reads before anyone downloads 60 GB.
 use crate::export::{ExportError, ShapeSources};
 use crate::graph::write::{WeightPlacement, WriteError, to_model, write_model};
+use crate::graph::{Builder, Graph};
 use crate::synth::{self, Preset};
+use engines::components::probe;
 use engines::dim::Bindings;
 use engines::exit::Exit;
+use engines::graph_set::{self, GraphSet};
 use engines::recipe::Recipe;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -34,7 +38,7 @@ impl GraphsError {
 }
 
 /// Pixels per token row or column: 8 by the VAE, 2 by the patches.
-const TOKEN_PIXELS: usize = 16;
+pub(crate) const TOKEN_PIXELS: usize = 16;
 /// Fewest pixels a side: the motion history is packed at a quarter of the tokens.
 const MIN_PIXELS: usize = 64;
 
@@ -106,7 +110,31 @@ pub fn write(
         write_model(&out.join(format!("{}.onnx", graph.name)), &model)?;
         count += 1;
     }
-    Ok(count)
+    write_model(
+        &out.join(format!("{}.onnx", probe::MATMUL.name)),
+        &to_model(&matmul(recipe)?, WeightPlacement::AsInputs)?,
+    )?;
+    // What the graphs show, not what the preset says: a preset cut to fewer layers is another model.
+    let set = GraphSet::new(recipe, shapes.config.clone());
+    let path = out.join(graph_set::FILE);
+    let text = serde_json::to_vec_pretty(&set).expect("a description is plain data");
+    fs::write(&path, text).map_err(|source| GraphsError::Io { path, source })?;
+    Ok(count + 1)
+}
+
+/// The graph that measures a device.
+fn matmul(recipe: Recipe) -> Result<Graph, GraphsError> {
+    let none = BTreeMap::<String, Vec<usize>>::new();
+    let b = Builder::new(probe::MATMUL.name, &none).with_recipe(recipe);
+    b.contract(&probe::MATMUL);
+    let product = b.input(&probe::LEFT).matmul(b.input(&probe::RIGHT));
+    b.output(&probe::PRODUCT, product);
+    b.finish().map_err(|errors| {
+        GraphsError::Build(ExportError::Graph {
+            checkpoint: probe::MATMUL.name.to_owned(),
+            errors,
+        })
+    })
 }
 
 #[cfg(test)]

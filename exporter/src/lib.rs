@@ -1,5 +1,6 @@
 //! Published checkpoints to per-component ONNX graphs: `checkpoint` (tensors as lazy views) -> `models` over `graph` (nodes, no bytes) ->
 //! `export` (weights once, graphs, manifest). It runs nothing; engines and their contracts are the crate below.
+pub mod build;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
@@ -9,4 +10,5 @@ pub mod graphs;
 pub mod inspect;
 pub mod models;
 pub mod nn;
+mod progress;
 pub mod synth;

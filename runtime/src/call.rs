@@ -22,11 +22,28 @@ pub struct LayerCondition {
     pub text_v: Tensor,
 }
 
-/// What a block is conditioned on besides its audio: one entry a layer.
+/// A layer's condition on one device.
+#[derive(Clone)]
+pub struct Placed {
+    /// Memory that it lies in, see [`crate::devices::Devices::home`].
+    pub home: usize,
+    pub condition: Arc<LayerCondition>,
+}
+
+/// What a block is conditioned on besides its audio: for each layer, once on every device that runs the layer. Calls share it, and it is
+/// freed with the last of them.
 pub struct Anchor {
     /// 0 for the picture's, 1 for the one after the swap.
     pub index: usize,
-    pub layers: Vec<LayerCondition>,
+    pub layers: Vec<Vec<Placed>>,
+}
+
+impl Anchor {
+    /// A layer's condition in the memory `home`, if it is there.
+    pub fn of(&self, layer: usize, home: usize) -> Option<&LayerCondition> {
+        let placed = self.layers.get(layer)?.iter().find(|p| p.home == home)?;
+        Some(&placed.condition)
+    }
 }
 
 /// Audio of one block, one row an actor.
@@ -54,6 +71,8 @@ pub struct Lane<'a> {
 
 /// Values that only live between two stages.
 pub struct Flow {
+    /// Memory that they lie in, see [`crate::devices::Devices::home`].
+    pub home: usize,
     /// `[B, F*h*w, D]`.
     pub hidden: Tensor,
     /// `[B, F, D]`.
@@ -87,6 +106,15 @@ pub struct CallOutput {
     pub next_latents: Tensor,
 }
 
+/// As [`Flow`], of a prefill.
+pub struct SinkFlow {
+    pub home: usize,
+    /// `[1, C, D]`.
+    pub hidden: Tensor,
+    /// `[1, 1, 6, D]`.
+    pub e0: Tensor,
+}
+
 /// The sink prefill on its way.
 pub struct Prefill {
     pub index: usize,
@@ -98,9 +126,8 @@ pub struct Prefill {
     pub text: Arc<Tensor>,
     /// Unshifted tables, `[1, C, p]`.
     pub rope: (Tensor, Tensor),
-    /// Hidden states `[1, C, D]` and modulation `[1, 1, 6, D]`.
-    pub flow: Option<(Tensor, Tensor)>,
-    pub layers: Vec<LayerCondition>,
+    pub flow: Option<SinkFlow>,
+    pub layers: Vec<Placed>,
     pub taps: BTreeMap<String, Tensor>,
 }
 

@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::compat::Upstream;
+use crate::device::DeviceArgs;
+use crate::devices::MemorySize;
 use crate::error::Error;
 use crate::generate::{Clips, Request};
 use crate::mp4::Encoding;
 use crate::picture::Fit;
 use crate::pipeline::Mode;
-use crate::plan::{Lanes, Stages};
+use crate::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
 use crate::size::{Size, SizeMode};
 use crate::verify;
 
@@ -40,6 +42,10 @@ pub enum Command {
     Bench(Bench),
     /// Print size, rate, lengths and sound of a video file.
     Probe(Probe),
+    /// Say what a machine can do, before anything is loaded: memory of every device, times, and what limits them.
+    Plan(PlanArgs),
+    /// Run a plan's schedule without a model: when each device does what, as a picture or JSON.
+    Simulate(SimulateArgs),
 }
 
 /// Flags of `generate`.
@@ -105,6 +111,12 @@ pub struct Generate {
     /// With --mode single: the first clip is decoded before the second begins, and conditions it.
     #[arg(long = "enable-online-decode")]
     enable_online_decode: bool,
+    /// Place the work as this kind of machine does: a built-in name such as 4x24g, a file of your own, or auto for the machine at hand.
+    #[arg(long, value_name = "NAME|FILE|auto", conflicts_with_all = ["stages", "num_gpus_dit", "lanes", "resident_layers", "offload_model", "host_rings", "slots", "device_memory", "vae_device"])]
+    pub profile: Option<String>,
+    /// The profile's devices are threads on this CPU, each with the memory that is planned for it: to try a placement without the machine.
+    #[arg(long = "virtual", requires = "profile")]
+    pub virtual_devices: bool,
     /// Placement on virtual CPU devices: 1, LxS, `layers=L,steps=S`, or a list `device:layers/steps;...`.
     #[arg(long, value_name = "STAGES")]
     stages: Option<Stages>,
@@ -119,6 +131,30 @@ pub struct Generate {
     /// Items of a wave that ride in one call.
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     lanes: Lanes,
+    /// Layers of each stage whose weights stay on its device; the others stream from host memory once a call. All by default.
+    #[arg(long = "resident-layers", value_name = "N")]
+    resident_layers: Option<usize>,
+    /// Upstream's offload: True is the same as --resident-layers 0.
+    #[arg(
+        long = "offload-model",
+        value_name = "BOOL",
+        hide = true,
+        ignore_case = true,
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    offload_model: Option<bool>,
+    /// Keep KV rings in host memory; what a call reads streams in and what it writes streams back.
+    #[arg(long = "host-rings", alias = "offload-kv-cache")]
+    host_rings: bool,
+    /// Layers that have room on a device at once where layers stream.
+    #[arg(long, value_name = "N", default_value_t = MIN_SLOTS)]
+    slots: usize,
+    /// Budget of each device; a placement that needs more is refused.
+    #[arg(long = "device-memory", value_name = "SIZE")]
+    device_memory: Option<MemorySize>,
+    /// Device of the VAE decoder.
+    #[arg(long = "vae-device", value_name = "DEVICE")]
+    vae_device: Option<usize>,
     /// CPU threads; all cores by default.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -158,30 +194,43 @@ pub struct Exec {
     /// Inner values to write as well.
     #[arg(long = "tap", value_name = "PATH", num_args = 1..)]
     pub taps: Vec<String>,
-    /// CPU threads; all cores by default.
-    #[arg(long, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// Flags of `bench`.
 #[derive(Debug, Args)]
 pub struct Bench {
     /// Folder that `avatar-export onnx` made.
-    #[arg(long)]
-    pub models: PathBuf,
+    #[arg(long, required_unless_present = "synthetic")]
+    pub models: Option<PathBuf>,
+    /// The transformer with made-up weights instead, resident and under a cap, beside a matrix product's rate.
+    #[arg(long, requires = "graphs", conflicts_with = "models")]
+    pub synthetic: bool,
+    /// Folder that `avatar-export graphs` made, without --size.
+    #[arg(long, requires = "synthetic")]
+    pub graphs: Option<PathBuf>,
+    /// Layers of the transformer, when not the model's.
+    #[arg(long, requires = "synthetic")]
+    pub layers: Option<NonZeroUsize>,
+    /// Side of the matrix product.
+    #[arg(long, value_name = "N", default_value_t = 8192, requires = "synthetic", value_parser = clap::value_parser!(u16).range(16..))]
+    pub matmul: u16,
+    /// Also a run that streams what does not fit this much memory.
+    #[arg(long, value_name = "SIZE", requires = "synthetic")]
+    pub offload: Option<MemorySize>,
     /// Width and height of the video.
     #[arg(long, value_name = "W*H", default_value = "256*256")]
     pub size: Size,
-    /// Items of a wave that ride in one call.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub lanes: u8,
-    /// Timed runs of each component, after one that is not timed.
+    /// Items of a wave that ride in one call; several numbers are timed one after the other.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub lanes: Vec<u8>,
+    /// Timed runs of each component, after some that are not timed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub runs: u16,
-    /// CPU threads; all cores by default.
-    #[arg(long, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
-    /// Print one JSON object.
+    #[command(flatten)]
+    pub on: DeviceArgs,
+    /// Print JSON: one object, or one for each number of lanes.
     #[arg(long)]
     pub json: bool,
 }
@@ -193,6 +242,77 @@ pub struct Probe {
     /// As one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What to plan, and for which machine.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// Kind of machine: a built-in name such as 4x24g, a file of your own, or auto for the machine at hand.
+    #[arg(long, value_name = "NAME|FILE|auto", default_value = "auto")]
+    pub profile: String,
+    /// Width and height of the video.
+    #[arg(long, value_name = "W*H", default_value = "704*384")]
+    pub size: Size,
+    /// Denoising steps; the model is distilled for 4.
+    #[arg(long = "sample-steps", value_name = "N", default_value_t = 4, value_parser = count)]
+    pub sample_steps: usize,
+    /// Clips to make, or auto for a recording of any length.
+    #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
+    pub num_clip: Clips,
+    /// Video frames of a clip, a multiple of 12.
+    #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
+    pub infer_frames: usize,
+    /// Folder that `avatar-export onnx` made: take the model's sizes from it.
+    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
+    pub models: Option<PathBuf>,
+    /// Sizes of a known model, where no folder is given.
+    #[arg(long, default_value = "full")]
+    pub preset: PresetArg,
+}
+
+/// Flags of `plan`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Refuse a plan for more devices, or more free memory, than this machine has.
+    #[arg(long)]
+    pub check: bool,
+    /// Say where the figures come from, and how busy every device and link is.
+    #[arg(long)]
+    pub explain: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `simulate`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct SimulateArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Blocks of 12 video frames to run.
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = count)]
+    pub blocks: usize,
+    /// Draw the timeline into this file.
+    #[arg(long, value_name = "F.svg")]
+    pub svg: Option<PathBuf>,
+    /// Print the timeline as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A model known by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PresetArg {
+    /// The published model
+    Full,
+    /// About 155 M parameters
+    Small,
+    /// About 8 M parameters
+    Tiny,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -239,6 +359,13 @@ fn dashed(arg: OsString) -> OsString {
     format!("{}{value}", name.replace('_', "-")).into()
 }
 
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=10_000).contains(&n) => Ok(n),
+        _ => Err(format!("a number from 1 to 10000 is wanted, got `{text}`")),
+    }
+}
+
 fn clips(text: &str) -> Result<Clips, String> {
     match text {
         "auto" => Ok(Clips::Auto),
@@ -283,8 +410,12 @@ impl Generate {
             infer_frames: self.infer_frames,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
             mode,
+            placement: None,
             stages: self.placement(),
             lanes: self.lanes,
+            residency: self.residency(),
+            vae_device: self.vae_device,
+            device_memory: self.device_memory,
             replay: self.replay.clone(),
             trace: self.trace.clone(),
             contact_sheet: self.contact_sheet.clone(),
@@ -313,6 +444,20 @@ impl Generate {
             steps: n.get(),
         });
         self.stages.clone().or(steps).unwrap_or_default()
+    }
+
+    fn residency(&self) -> Residency {
+        let offloaded = self.offload_model.unwrap_or(false);
+        let all = if offloaded { 0 } else { usize::MAX };
+        Residency {
+            resident_layers: self.resident_layers.unwrap_or(all),
+            rings: if self.host_rings {
+                Rings::OnHost
+            } else {
+                Rings::OnDevice
+            },
+            slots: self.slots,
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -454,7 +599,8 @@ mod tests {
             (r.clips, r.out),
             (Clips::AtMost(10_000), PathBuf::from("out/i-a.mp4"))
         );
-        assert_eq!(notices.len(), 6, "{notices:?}");
+        assert_eq!(notices.len(), 5, "{notices:?}");
+        assert_eq!(r.residency, Residency::default());
         let error = request(&[&words[..], &["--fp8"]].concat()).unwrap_err();
         assert_eq!(
             error,
@@ -465,7 +611,7 @@ mod tests {
     #[test]
     fn modes_placements_and_seeds() {
         type Check = fn(&Request) -> bool;
-        let cases: [(&[&str], Check); 8] = [
+        let cases: [(&[&str], Check); 13] = [
             (&["--mode", "single"], |r| r.mode == Mode::Single),
             (&["--single_gpu"], |r| r.mode == Mode::Single),
             (&["--mode=single", "--enable-online-decode"], |r| {
@@ -479,14 +625,25 @@ mod tests {
                     }
             }),
             (&["--stages", "3:0-3/0-3"], |r| {
-                r.stages
-                    == Stages::List(vec![StageSpec {
-                        device: 3,
-                        layers: 0..4,
-                        steps: 0..4,
-                    }])
+                r.stages == Stages::List(vec![StageSpec::new(3, 0..4, 0..4)])
             }),
             (&["--lanes", "1"], |r| r.lanes == Lanes::AtMost(1)),
+            (&["--offload_model", "True"], |r| {
+                r.residency.resident_layers == 0 && r.virtual_budget() == Some(u64::MAX)
+            }),
+            (&["--offload_model=False"], |r| {
+                r.residency == Residency::default() && r.virtual_budget().is_none()
+            }),
+            (&["--offload_kv_cache", "--slots", "3"], |r| {
+                r.residency.rings == Rings::OnHost && r.residency.slots == 3
+            }),
+            (
+                &["--offload_model", "True", "--resident_layers", "7"],
+                |r| r.residency.resident_layers == 7,
+            ),
+            (&["--device-memory", "24GB", "--vae-device", "2"], |r| {
+                r.virtual_budget() == Some(24_000_000_000) && r.vae_device == Some(2)
+            }),
             (&["--base_seed", "-1"], |r| r.seed == 7),
             (&["--size", "704x384", "--size_mode", "area"], |r| {
                 r.size.to_string() == "704*384" && r.size_mode == SizeMode::Area
@@ -539,6 +696,8 @@ mod tests {
             ),
             (&["--stages", "rows=2"], "stages wants"),
             (&["--lanes", "0"], "lanes wants auto"),
+            (&["--device-memory", "big"], "device-memory wants a size"),
+            (&["--offload_model", "perhaps"], "offload-model"),
             (&["--crf", "60"], "60 is not in 0..=51"),
             (&["--no_such_flag"], "unexpected argument '--no-such-flag'"),
             (

@@ -1,22 +1,29 @@
 //! What each command of `avatar-run` does: opens what it names, calls the library, shows the result.
 
+mod foresee;
+mod machine;
+
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use engines::backend::Backend;
 use engines::backend::ort::OrtCpu;
 use engines::manifest::Models;
 
 use crate::bench;
 use crate::cli::{Bench, Cli, Command, Exec, Generate, Probe};
+use crate::device;
+use crate::devices::Devices;
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer};
 use crate::exec;
-use crate::generate::{Engine, generate};
+use crate::generate::{Engine, Request, generate};
 use crate::probe::probe;
 use crate::progress::{Screen, Style};
-use crate::size::SizeMode;
+use crate::size::{Size, SizeMode};
+use crate::synthetic;
 use crate::verify;
 
 /// How this command shows what it does.
@@ -42,6 +49,8 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
         }
         Command::Bench(b) => run_bench(b),
         Command::Probe(p) => run_probe(p),
+        Command::Plan(p) => foresee::plan(p),
+        Command::Simulate(s) => foresee::simulate(s),
     }
 }
 
@@ -50,13 +59,10 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
 /// # Errors
 /// A folder that is missing, damaged or of another version; a runtime library that is missing.
 pub fn open(models: &Path, threads: Option<NonZeroUsize>) -> Result<OrtCpu, Error> {
-    Ok(OrtCpu::new(Models::open(models)?, self::threads(threads))?)
-}
-
-fn threads(wanted: Option<NonZeroUsize>) -> usize {
-    wanted
-        .or_else(|| std::thread::available_parallelism().ok())
-        .map_or(1, NonZeroUsize::get)
+    Ok(OrtCpu::new(
+        Models::open(models)?,
+        device::threads(threads),
+    )?)
 }
 
 fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {
@@ -65,19 +71,25 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
     for notice in notices {
         screen.event(&Event::Notice(notice));
     }
-    screen.event(&Event::Phase("opening the models"));
-    let backend = open(&args.models, args.threads)?;
-    generate(
-        &Engine::new(backend.models(), &backend),
-        &request,
-        &screen,
-        cancel,
-    )
-    .map(drop)
+    let placed = match &args.profile {
+        Some(_) => machine::placed(args, &request, &screen)?,
+        None => machine::as_told(args, &request, &screen)?,
+    };
+    let request = Request {
+        placement: placed.plan,
+        ..request
+    };
+    let backends = &placed.backends;
+    let devices = match backends.as_slice() {
+        [one] if !one.memory().apart() => Devices::one(one),
+        several => Devices::each(several.iter().map(|b| b as &dyn Backend).collect()),
+    };
+    let engine = Engine::on(backends[0].models(), devices);
+    generate(&engine, &request, &screen, cancel).map(drop)
 }
 
 fn run_exec(args: &Exec) -> Result<(), Error> {
-    let backend = open(&args.models, args.threads)?;
+    let backend = args.on.open(&args.models)?;
     let request = exec::Request {
         component: args.component.clone(),
         inputs: args.inputs.clone(),
@@ -91,18 +103,43 @@ fn run_exec(args: &Exec) -> Result<(), Error> {
 }
 
 fn run_bench(args: &Bench) -> Result<(), Error> {
-    let backend = open(&args.models, args.threads)?;
     let size = args.size.effective(SizeMode::Exact, args.size)?;
-    let request = bench::Request {
+    if let Some(graphs) = &args.graphs {
+        return run_synthetic(args, graphs, size);
+    }
+    let models = args.models.as_deref().unwrap_or(Path::new("."));
+    let backend = args.on.open(models)?;
+    for &lanes in &args.lanes {
+        let request = bench::Request {
+            size,
+            lanes: lanes.into(),
+            runs: args.runs.into(),
+        };
+        let report = bench::run(&backend, args.on.threads(), &request)?;
+        show(&report, args.json)?;
+    }
+    Ok(())
+}
+
+fn run_synthetic(args: &Bench, graphs: &Path, size: Size) -> Result<(), Error> {
+    let request = synthetic::Request {
+        graphs: graphs.to_owned(),
+        device: args.on.device,
         size,
-        lanes: args.lanes.into(),
+        lanes: args.lanes.iter().map(|&l| l.into()).collect(),
+        layers: args.layers.map(NonZeroUsize::get),
         runs: args.runs.into(),
+        matmul: args.matmul.into(),
+        offload: args.offload.map(|m| m.0),
     };
-    let report = bench::run(&backend, threads(args.threads), &request)?;
-    if args.json {
-        print(&serde_json::to_string(&report).unwrap_or_default())
-    } else {
-        print(report.to_string().trim_end())
+    let report = synthetic::run(&request, &|budget| args.on.apart(budget))?;
+    show(&report, args.json)
+}
+
+fn show(report: &(impl serde::Serialize + std::fmt::Display), json: bool) -> Result<(), Error> {
+    match json {
+        true => print(&serde_json::to_string(report).unwrap_or_default()),
+        false => print(report.to_string().trim_end()),
     }
 }
 

@@ -77,12 +77,6 @@ const FLAGS: &[Flag] = &[
             "sequence parallelism is refused upstream too; --stages places layers and steps",
         ),
     ),
-    value(
-        "offload-model",
-        Rule::Told(
-            "means nothing on a CPU: weights are memory-mapped and encoders are freed before denoising",
-        ),
-    ),
     value("ckpt-dir", Rule::Told(AT_EXPORT)),
     value("lora-path", Rule::Told(AT_EXPORT)),
     value("lora-path-dmd", Rule::Told(AT_EXPORT)),
@@ -92,7 +86,6 @@ const FLAGS: &[Flag] = &[
     switch("convert-model-dtype", Rule::Told(AT_EXPORT)),
     switch("enable-vae-parallel", Rule::Always),
     switch("t5-cpu", Rule::Always),
-    switch("offload-kv-cache", Rule::Always),
     switch(
         "fp8",
         Rule::Refused("precision is a recipe of the export, and this export has none with FP8"),

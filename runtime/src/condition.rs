@@ -1,7 +1,7 @@
 //! What a video is conditioned on: the prompt's embedding, the speech encoder's states, and per block the audio tokens. Each encoder is
 //! loaded, run and freed before the next, so that only one of them is in memory at a time.
 
-use engines::backend::{Backend, EngineError, Session, State};
+use engines::backend::{Backend, EngineError, State};
 use engines::components::dit::{self, DitConfig};
 use engines::components::speech::{self, SpeechConfig};
 use engines::components::text;
@@ -9,6 +9,7 @@ use engines::contract::DType;
 use engines::tensor::{Tensor, View};
 
 use crate::call::BlockAudio;
+use crate::devices::HostSession;
 use crate::error::Error;
 use crate::ring::Geometry;
 use crate::rng;
@@ -25,7 +26,8 @@ pub fn encode_text(
     options: Options<'_>,
     ids: &[i64],
 ) -> Result<Tensor, EngineError> {
-    let mut session = backend.load(text::ENCODER.name, &options(text::ENCODER.name))?;
+    let name = text::ENCODER.name;
+    let mut session = HostSession::load(backend, name, &options(name))?;
     let mut out = session.run(
         &[(&text::IDS, View::from_slice(&[1, ids.len()], ids))],
         State::None,
@@ -56,7 +58,8 @@ pub fn embed_text(
     }
     let mut padded = Tensor::zeros(DType::F32, &[1, config.text_len, width]);
     padded.bytes_mut()[..context.bytes().len()].copy_from_slice(context.bytes());
-    let mut session = backend.load(dit::TEXT_EMBED.name, &options(dit::TEXT_EMBED.name))?;
+    let name = dit::TEXT_EMBED.name;
+    let mut session = HostSession::load(backend, name, &options(name))?;
     let mut out = session.run(&[(&dit::CONTEXT, padded.view())], State::None)?;
     Ok(out.take(&dit::TEXT))
 }
@@ -68,6 +71,19 @@ pub struct Stretch {
     pub score_bytes: usize,
     /// Frames of features made at a time.
     pub feature_frames: usize,
+}
+
+impl Stretch {
+    /// Rows of a layer in one call, of a recording of `frames` frames.
+    pub fn rows(&self, heads: usize, frames: usize) -> usize {
+        let frames = frames.max(1);
+        (self.score_bytes / (size_of::<f32>() * heads * frames)).clamp(1, frames)
+    }
+
+    /// Most samples of one call.
+    pub fn samples(&self, config: &SpeechConfig) -> usize {
+        (self.feature_frames - 1) * config.hop() + config.min_samples()
+    }
 }
 
 impl Default for Stretch {
@@ -91,7 +107,7 @@ pub fn encode_speech(
     input_values: &[f32],
     stretch: Stretch,
 ) -> Result<Tensor, EngineError> {
-    let load = |name: &str| backend.load(name, &options(name));
+    let load = |name: &str| HostSession::load(backend, name, &options(name));
     let frames = config.frames(input_values.len()).unwrap_or(0);
     let features = speech_features(
         load(speech::ENCODER_FEATURES.name)?,
@@ -107,8 +123,7 @@ pub fn encode_speech(
         out.take(&speech::FIRST_KEYS_OUT),
         out.take(&speech::FIRST_VALUES_OUT),
     );
-    let at_once = (stretch.score_bytes / (size_of::<f32>() * config.heads * frames.max(1)))
-        .clamp(1, frames.max(1));
+    let at_once = stretch.rows(config.heads, frames);
     let mut states = Tensor::zeros(DType::F32, &[config.layers + 1, frames, config.dim]);
     for layer in 0..config.layers {
         states.lanes_mut(layer..layer + 1).fill_from(&rows.view());
@@ -142,7 +157,7 @@ pub fn encode_speech(
 
 /// Features of the whole recording, `[1, t, E]`, a stretch at a time.
 fn speech_features(
-    mut session: Box<dyn Session>,
+    mut session: HostSession,
     config: &SpeechConfig,
     input_values: &[f32],
     frames: usize,
@@ -182,7 +197,7 @@ pub fn audio_features(hidden_states: &Tensor) -> Result<AudioFeatures, Error> {
 
 /// The causal audio encoder: features of one block to its tokens, the same for every denoising step.
 pub struct AudioAdapter {
-    session: Box<dyn Session>,
+    session: HostSession,
 }
 
 impl AudioAdapter {
@@ -190,7 +205,11 @@ impl AudioAdapter {
     /// A component that does not load.
     pub fn load(backend: &dyn Backend, options: Options<'_>) -> Result<Self, EngineError> {
         Ok(Self {
-            session: backend.load(speech::ADAPTER.name, &options(speech::ADAPTER.name))?,
+            session: HostSession::load(
+                backend,
+                speech::ADAPTER.name,
+                &options(speech::ADAPTER.name),
+            )?,
         })
     }
 

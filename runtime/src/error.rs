@@ -4,13 +4,16 @@ use std::path::PathBuf;
 
 use engines::backend::EngineError;
 use engines::exit::Exit;
+use engines::graph_set::GraphSetError;
 use engines::manifest::ManifestError;
 
 use crate::audio_file::AudioError;
 use crate::contact_sheet::ContactSheetError;
+use crate::footprint::TooSmall;
 use crate::mp4::Mp4Error;
 use crate::picture::PictureError;
 use crate::plan::PlanError;
+use crate::planner::PlannerError;
 use crate::probe::ProbeError;
 use crate::prompt::PromptError;
 use crate::ring::ClipLengthError;
@@ -29,6 +32,10 @@ pub enum Error {
     Size(#[from] SizeError),
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error(transparent)]
+    Planner(Box<PlannerError>),
+    #[error(transparent)]
+    TooSmall(#[from] TooSmall),
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
     #[error(transparent)]
@@ -51,6 +58,8 @@ pub enum Error {
     Replay(#[from] ReplayError),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Graphs(#[from] GraphSetError),
     #[error(transparent)]
     Engine(Box<EngineError>),
     #[error("stage {stage}: {source}")]
@@ -90,6 +99,12 @@ fn at(partial: &Option<PathBuf>) -> String {
     )
 }
 
+impl From<PlannerError> for Error {
+    fn from(error: PlannerError) -> Self {
+        Self::Planner(Box::new(error))
+    }
+}
+
 impl From<EngineError> for Error {
     fn from(error: EngineError) -> Self {
         Self::Engine(Box::new(error))
@@ -103,6 +118,8 @@ impl Error {
             Self::Usage(_) => Exit::Usage,
             Self::Size(e) => e.exit(),
             Self::Plan(e) => e.exit(),
+            Self::Planner(e) => e.exit(),
+            Self::TooSmall(e) => e.exit(),
             Self::Schedule(e) => e.exit(),
             Self::ClipLength(e) => e.exit(),
             Self::Prompt(e) => e.exit(),
@@ -114,6 +131,7 @@ impl Error {
             Self::TensorFile(e) => e.exit(),
             Self::Replay(e) => e.exit(),
             Self::Manifest(e) => e.exit(),
+            Self::Graphs(e) => e.exit(),
             Self::Engine(e) | Self::Stage { source: e, .. } => e.exit(),
             Self::Verify(e) => e.exit(),
             Self::SpeechStates { .. } => Exit::Model,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use engines::backend::{Backend, EngineError, FeatureCache, LoadOptions, State};
 use engines::contract::{NEXT, Port, StateKind};
+use engines::memory::MemoryError;
 use engines::tensor::Tensor;
 
 use crate::error::Error;
@@ -38,7 +39,7 @@ pub fn exec(backend: &dyn Backend, request: &Request) -> Result<Vec<(String, Str
 fn run(backend: &dyn Backend, request: &Request, mut tensors: Tensors) -> Result<Tensors, Error> {
     let options = LoadOptions {
         taps: request.taps.clone(),
-        perturb: None,
+        ..LoadOptions::default()
     };
     let mut session = backend.load(&request.component, &options)?;
     let contract = session.contract();
@@ -90,7 +91,12 @@ fn run(backend: &dyn Backend, request: &Request, mut tensors: Tensors) -> Result
             .into_iter()
             .map(|(name, t)| (format!("{name}{NEXT}"), t)),
     );
-    Ok(outputs)
+    let here = |(name, t): (String, Tensor)| Ok((name, t.into_host(&**backend.memory())?));
+    Ok(outputs
+        .into_iter()
+        .map(here)
+        .collect::<Result<_, MemoryError>>()
+        .map_err(EngineError::from)?)
 }
 
 fn names(inputs: &[Port], state: &[Port]) -> String {

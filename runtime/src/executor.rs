@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use engines::backend::Backend;
+use engines::components::dit::DitConfig;
 use engines::tensor::Tensor;
 
 use crate::call::{Anchor, BlockAudio, Call, Lane, Tables};
 use crate::condition::Source;
+use crate::devices::Devices;
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer};
 use crate::latents;
-use crate::plan::Plan;
+use crate::plan::{Plan, StageSpec};
 use crate::stage::Options;
 use crate::trace::Distances;
 use crate::wavefront::{Grid, Group, Item, Wavefront};
@@ -44,12 +45,11 @@ pub struct AnchorInput {
 
 /// Everything that one run of the executor needs.
 pub struct Job<'a> {
-    pub backend: &'a dyn Backend,
+    pub devices: &'a Devices<'a>,
     pub options: Options<'a>,
     pub plan: &'a Plan,
     pub tables: &'a Tables,
-    /// Layers of the model.
-    pub layers: usize,
+    pub model: &'a DitConfig,
     pub steps: usize,
     pub blocks: usize,
     pub swap: Swap,
@@ -120,7 +120,8 @@ pub fn run(
             .plan
             .chains
             .iter()
-            .map(|chain| spawn_chain(scope, job, &chain.stages, &sender))
+            .enumerate()
+            .map(|(index, chain)| spawn_chain(scope, job, index, chain, &sender))
             .collect();
         let (requests, wanted) = sync_channel(job.steps + 8);
         let reports = LastWord(sender);
@@ -243,6 +244,26 @@ impl<'a> Scheduler<'a> {
         self.job.tables.call(&lanes, anchor)
     }
 
+    /// An anchor that is placed down to `chain` goes on to the next chain with a device that lacks it; then it is there.
+    fn anchored(&mut self, anchor: Box<Anchor>, chain: usize) -> Result<(), Error> {
+        let lacks = |spec: &StageSpec| {
+            let home = self.job.devices.home(spec.device);
+            spec.layers.clone().any(|l| anchor.of(l, home).is_none())
+        };
+        let chains = self.job.plan.chains.iter().enumerate().skip(chain + 1);
+        let mut next = chains.map(|(i, c)| (i, c.stages.iter().any(lacks)));
+        if let Some((next, _)) = next.find(|(_, lacks)| *lacks) {
+            return self.heads[next]
+                .send(Packet::Place(anchor))
+                .map_err(|_| Error::Stopped);
+        }
+        let index = anchor.index;
+        self.anchors[index] = Some(Arc::from(anchor));
+        self.front.anchored();
+        self.job.observer.event(&Event::Anchored { index });
+        Ok(())
+    }
+
     /// A prefill goes down the first chain; what it computes serves every chain.
     fn prefill(
         &mut self,
@@ -273,13 +294,7 @@ impl<'a> Scheduler<'a> {
                 self.front.prepared();
                 Ok(())
             }
-            Report::Anchored(anchor) => {
-                let index = anchor.index;
-                self.anchors[index] = Some(anchor);
-                self.front.anchored();
-                self.job.observer.event(&Event::Anchored { index });
-                Ok(())
-            }
+            Report::Anchored { anchor, chain } => self.anchored(anchor, chain),
             Report::Fed(input) => self.prefill(1, input.ref_latents, input.motion_latents),
             Report::Done(group, call) => self.done(&group, *call),
             Report::Failed(error) => Err(error),

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use engines::backend::{Backend, EngineError, LoadOptions, Outputs, Session, State};
 use engines::components::dit::{self, DitConfig};
 use engines::components::vae;
 use engines::contract::{Contract, DType, Port, StateKind};
-use engines::memory::{HostMemory, Memory};
+use engines::memory::{Class, HostMemory, Memory};
 use engines::recipe::Recipe;
 use engines::tensor::{Tensor, View};
 use engines::weights::{HostWeights, WeightSet};
@@ -31,8 +32,13 @@ pub(crate) struct Fake {
     /// Components in the order of their runs.
     pub(crate) log: Arc<Mutex<Vec<String>>>,
     runs: Arc<AtomicUsize>,
+    /// How long a layer computes.
+    pub(crate) pace: Duration,
     memory: Arc<dyn Memory>,
 }
+
+/// Elements of a layer's weight.
+const WEIGHTS: usize = 64;
 
 impl Fake {
     pub(crate) fn new(config: DitConfig, geometry: Geometry) -> Self {
@@ -42,7 +48,21 @@ impl Fake {
             fault: Fault::None,
             log: Arc::default(),
             runs: Arc::default(),
+            pace: Duration::ZERO,
             memory: HostMemory::unlimited(),
+        }
+    }
+
+    /// The same model on another device.
+    pub(crate) fn on(&self, memory: Arc<dyn Memory>) -> Self {
+        Self {
+            config: self.config.clone(),
+            geometry: self.geometry.clone(),
+            fault: self.fault,
+            log: self.log.clone(),
+            runs: self.runs.clone(),
+            pace: self.pace,
+            memory,
         }
     }
 }
@@ -56,19 +76,27 @@ impl Backend for Fake {
         Recipe::Fp32
     }
 
-    fn load_unbound(
+    /// The layer's number is its only weight: a layer that runs on another's is noticed. Large enough that its copy takes a while.
+    fn weights(&self, component: &str) -> Result<HostWeights, EngineError> {
+        let (_, layer) = component.split_once('.').unwrap();
+        let layer: f32 = layer.parse().unwrap();
+        let weight = Tensor::from_slice(&[WEIGHTS], &[layer; WEIGHTS]);
+        Ok(HostWeights::from_tensors(&[("layer".to_owned(), weight)])?)
+    }
+
+    fn load(
         &self,
         component: &str,
         options: &LoadOptions,
     ) -> Result<Box<dyn Session>, EngineError> {
-        self.load(component, options)
+        let mut session = self.load_unbound(component, options)?;
+        if component.contains('.') {
+            session.bind(self.weights(component)?.mapped());
+        }
+        Ok(session)
     }
 
-    fn weights(&self, component: &str) -> Result<HostWeights, EngineError> {
-        panic!("no weights of {component}")
-    }
-
-    fn load(
+    fn load_unbound(
         &self,
         component: &str,
         _options: &LoadOptions,
@@ -92,7 +120,10 @@ impl Backend for Fake {
         Ok(Box::new(FakeSession {
             component: component.to_owned(),
             contract,
-            layer,
+            layer: 0,
+            weights: WeightSet::default(),
+            pace: self.pace,
+            memory: Arc::clone(&self.memory),
             dim: self.config.dim,
             geometry: self.geometry.clone(),
             fault: self.fault,
@@ -105,7 +136,11 @@ impl Backend for Fake {
 struct FakeSession {
     component: String,
     contract: &'static Contract,
+    /// Of the weights that are bound.
     layer: usize,
+    weights: WeightSet,
+    pace: Duration,
+    memory: Arc<dyn Memory>,
     dim: usize,
     geometry: Geometry,
     fault: Fault,
@@ -154,13 +189,30 @@ impl Session for FakeSession {
         Recipe::Fp32
     }
 
-    fn bind(&mut self, _weights: WeightSet) {}
+    fn bind(&mut self, weights: WeightSet) {
+        self.weights = weights;
+    }
 
     fn run(
         &mut self,
         inputs: &[(&Port, View<'_>)],
         state: State<'_>,
     ) -> Result<Outputs, EngineError> {
+        if let Some((_, weight)) = self.weights.iter().next() {
+            let layer = weight.as_slice::<f32>();
+            self.layer = layer[0] as usize;
+            assert!(
+                layer.iter().all(|l| *l == layer[0]),
+                "weights of two layers"
+            );
+            self.component = format!("{}.{:02}", self.kind(), self.layer);
+        } else {
+            assert!(
+                !self.component.contains('.'),
+                "{} without weights",
+                self.component
+            );
+        }
         self.log.lock().unwrap().push(self.component.clone());
         let wanted: Vec<&str> = self.contract.inputs.iter().map(|p| p.name).collect();
         let got: Vec<&str> = inputs.iter().map(|(p, _)| p.name).collect();
@@ -188,15 +240,22 @@ impl Session for FakeSession {
             name if name.starts_with("vae") => self.code(&bound, state),
             _ => self.attend(&bound, lanes, state)?,
         };
-        Ok(outputs
+        let here = |t: Tensor| t.copied_to(&*self.memory, Class::Activations);
+        let outputs = outputs
             .into_iter()
-            .map(|(p, t)| (p.name.to_owned(), t))
-            .collect::<BTreeMap<_, _>>()
+            .map(|(p, t)| Ok((p.name.to_owned(), here(t)?)));
+        Ok(outputs
+            .collect::<Result<BTreeMap<_, _>, EngineError>>()?
             .into())
     }
 }
 
 impl FakeSession {
+    /// The component's name without a layer.
+    fn kind(&self) -> &str {
+        self.component.split('.').next().unwrap()
+    }
+
     fn embed(&self, bound: &Bound<'_>, lanes: usize) -> Vec<(&'static Port, Tensor)> {
         let g = &self.geometry;
         let hidden = |l| mix(bound.lane(&dit::LATENTS, l)) + mix(bound.lane(&dit::POSE_LATENTS, l));
@@ -237,6 +296,7 @@ impl FakeSession {
             }
             _ => {}
         }
+        std::thread::sleep(self.pace);
         let State::InPlace(mut rings) = state else {
             panic!("a layer has rings")
         };

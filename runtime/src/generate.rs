@@ -7,19 +7,22 @@ use std::thread;
 use std::time::Instant;
 
 use engines::backend::Backend;
+use engines::components::dit::DitConfig;
 use engines::manifest::Models;
 use engines::tensor::Tensor;
 
 use crate::call::Tables;
 use crate::condition::{self, AudioAdapter, ClipSource, Noise};
+use crate::devices::{Devices, MemorySize};
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer, Settings, Summary};
 use crate::executor::{self, FINISHED_WAITING, Feedback, Finished, Job, Swap};
+use crate::footprint::{Footprints, Workload};
 use crate::mp4::{Encoding, FPS};
 use crate::output::Output;
 use crate::picture::{Fit, Picture};
 use crate::pipeline::{ClipDecoder, DROPPED_FRAMES, Mode, PictureLatents, StreamDecoder};
-use crate::plan::{Lanes, Plan, Stages};
+use crate::plan::{Lanes, Plan, PlanError, Residency, Stages};
 use crate::prompt::{Prompt, Prompter};
 use crate::ring::Geometry;
 use crate::size::{Size, SizeMode};
@@ -52,8 +55,16 @@ pub struct Request {
     pub infer_frames: usize,
     pub seed: u64,
     pub mode: Mode,
+    /// A finished placement, from a profile; the fields below do not matter then.
+    pub placement: Option<Plan>,
     pub stages: Stages,
     pub lanes: Lanes,
+    /// What of every stage stays on its device.
+    pub residency: Residency,
+    /// Device of the VAE decoder; that of the first stage unless told.
+    pub vae_device: Option<usize>,
+    /// Budget of each virtual device.
+    pub device_memory: Option<MemorySize>,
     /// Recorded noise and distances instead of seeded ones.
     pub replay: Option<PathBuf>,
     /// Where to write what the run computed.
@@ -63,20 +74,50 @@ pub struct Request {
     pub out: PathBuf,
 }
 
+impl Request {
+    /// The placement that is asked for.
+    ///
+    /// # Errors
+    /// One that does not cover the model.
+    pub fn plan(&self, model: &DitConfig) -> Result<Plan, PlanError> {
+        if let Some(plan) = &self.placement {
+            return Ok(plan.clone());
+        }
+        let plan = Plan::new(&self.stages, self.lanes, model.layers, self.steps)?;
+        let plan = plan.with_residency(self.residency)?;
+        let vae = self.vae_device.unwrap_or(plan.vae);
+        Ok(plan.with_vae(vae))
+    }
+
+    /// Budget of the virtual devices that the placement needs: `None` when the process's own memory will do, which has no budget and to
+    /// which nothing streams.
+    pub fn virtual_budget(&self) -> Option<u64> {
+        let streams = self.residency != Residency::default();
+        let unlimited = streams.then_some(u64::MAX);
+        self.device_memory.map(|m| m.0).or(unlimited)
+    }
+}
+
 /// An opened export and what runs it.
+#[derive(Clone)]
 pub struct Engine<'a> {
     pub models: &'a Models,
-    pub backend: &'a dyn Backend,
+    pub devices: Devices<'a>,
     /// Taps and faults per component; [`plain`] for none.
     pub options: Options<'a>,
 }
 
 impl<'a> Engine<'a> {
-    /// Without taps or faults.
+    /// One backend for everything, without taps or faults.
     pub fn new(models: &'a Models, backend: &'a dyn Backend) -> Self {
+        Self::on(models, Devices::one(backend))
+    }
+
+    /// Without taps or faults.
+    pub fn on(models: &'a Models, devices: Devices<'a>) -> Self {
         Self {
             models,
-            backend,
+            devices,
             options: &plain,
         }
     }
@@ -127,7 +168,7 @@ fn prepare(
     let effective = request.size.effective(request.size_mode, picture.size())?;
     let geometry = Geometry::new(config, effective, request.infer_frames)?;
     let tables = Tables::new(geometry.clone(), request.steps)?;
-    let plan = Plan::new(&request.stages, request.lanes, config.layers, request.steps)?;
+    let plan = request.plan(config)?;
     let prompt = Prompter::open(&engine.models.tokenizer())?.encode(&request.prompt)?;
     let speech = Speech::open(&request.audio)?;
     let in_audio = speech.clips(request.infer_frames);
@@ -140,6 +181,7 @@ fn prepare(
         .as_deref()
         .map(|p| Replay::open(p, &geometry, clips, request.steps))
         .transpose()?;
+    fits(engine, request, &plan, &geometry, &speech, clips)?;
     let fitted = picture.fitted(request.size, request.size_mode, request.fit)?;
     let pixels = Tensor::from_slice(&[3, effective.height, effective.width], &fitted.pixels());
     let settings = settings(
@@ -162,6 +204,30 @@ fn prepare(
         replay,
         settings,
     })
+}
+
+/// Refuses a placement whose devices are too small before anything is loaded.
+fn fits(
+    engine: &Engine<'_>,
+    request: &Request,
+    plan: &Plan,
+    geometry: &Geometry,
+    speech: &Speech,
+    clips: usize,
+) -> Result<(), Error> {
+    let config = engine.models.config();
+    for device in plan.device_ids() {
+        engine.devices.get(device)?;
+    }
+    let samples = speech.samples.len();
+    let work = Workload {
+        config,
+        geometry,
+        swaps: request.mode != Mode::Single && clips > 1,
+        encodes_motion: request.mode != Mode::Tpp,
+        speech_frames: config.speech.frames(samples).unwrap_or(0),
+    };
+    Footprints::new(&engine.devices, plan, work)?.check(&engine.devices)
 }
 
 fn settings(
@@ -257,7 +323,8 @@ fn produce(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<(), Error> {
-    let (backend, options, config) = (engine.backend, engine.options, engine.models.config());
+    let (options, config) = (engine.options, engine.models.config());
+    let backend = engine.devices.get(inputs.plan.encoders)?;
     let checked = |phase| {
         observer.event(&Event::Phase(phase));
         if cancel.is_cancelled() {
@@ -309,11 +376,11 @@ fn produce(
         Mode::SingleOnline => Swap::Fed,
     };
     let job = Job {
-        backend,
+        devices: &engine.devices,
         options,
         plan: &inputs.plan,
         tables: &inputs.tables,
-        layers: config.dit.layers,
+        model: &config.dit,
         steps: request.steps,
         blocks: inputs.settings.blocks,
         swap,
@@ -341,7 +408,8 @@ fn denoise_and_decode(
         .replay
         .as_ref()
         .map_or(Noise::Seed(request.seed), Noise::Replay);
-    let adapter = AudioAdapter::load(engine.backend, engine.options)?;
+    let backend = engine.devices.get(inputs.plan.encoders)?;
+    let adapter = AudioAdapter::load(backend, engine.options)?;
     let mut source = ClipSource::new(&inputs.geometry, noise, features, adapter);
     let (feedback, inbox) = executor::inbox(&inputs.plan, request.steps);
     let (sender, finished) = sync_channel(FINISHED_WAITING);
@@ -386,7 +454,8 @@ fn decode(
     feedback: &Feedback,
     output: &mut Output<'_>,
 ) -> Result<(), Error> {
-    let (backend, options, vae) = (engine.backend, engine.options, &engine.models.config().vae);
+    let (options, vae) = (engine.options, &engine.models.config().vae);
+    let backend = engine.devices.get(inputs.plan.vae)?;
     let decoder = Decoder::load(backend, options, vae)?;
     let (clip_blocks, blocks, clips) = (
         inputs.geometry.clip_blocks,

@@ -1,6 +1,6 @@
-//! Which device runs which layers and which steps: the only file with device arithmetic. A stage is a device, a range of layers and a range
-//! of steps; the stages of one range of steps form a chain through all layers. Devices here are virtual CPU devices: threads that share one
-//! ONNX Runtime. Nothing is loaded and no thread is started here.
+//! Which device runs which layers and which steps: the only file with device arithmetic. A stage is a device, a range of layers, a range of
+//! steps and what of them stays on the device; the stages of one range of steps form a chain through all layers. Nothing is loaded and no
+//! thread is started here.
 
 use std::fmt;
 use std::ops::Range;
@@ -19,6 +19,12 @@ pub enum PlanError {
     Lanes { got: String },
     #[error("lanes wants at most the {steps} steps of a wave, got {got}")]
     TooManyLanes { got: usize, steps: usize },
+    #[error(
+        "slots wants {MIN_SLOTS} or more where layers stream, one to compute from and one to fill, got {got}"
+    )]
+    Slots { got: usize },
+    #[error("plan wants device {wanted}, there are {have}")]
+    Device { wanted: usize, have: usize },
     #[error("stages wants at most {have} parts of {have} {what}, got {got}")]
     TooManyParts {
         what: &'static str,
@@ -41,28 +47,79 @@ pub enum PlanError {
 }
 
 impl PlanError {
-    /// Always a usage error.
+    /// A usage error, but for a machine that has fewer devices than the plan.
     pub fn exit(&self) -> Exit {
-        Exit::Usage
+        match self {
+            Self::Device { .. } => Exit::Resources,
+            _ => Exit::Usage,
+        }
     }
 }
 
-/// One device's share: all of `layers` for all of `steps`, rings included.
+/// Fewest slots that let a layer's upload run while another computes.
+pub const MIN_SLOTS: usize = 2;
+
+/// Where a stage's rings are between calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rings {
+    #[default]
+    OnDevice,
+    /// In host memory; the part that a call reads comes in and what it wrote goes back, layer by layer.
+    OnHost,
+}
+
+/// What of a stage stays on its device from call to call. The rest comes from host memory once a call, through slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Residency {
+    /// The first so many layers of the stage keep their weights on the device; more than there are means all.
+    pub resident_layers: usize,
+    pub rings: Rings,
+    /// Layers that fit on the device beside the resident ones, at least [`MIN_SLOTS`]; unused when nothing streams.
+    pub slots: usize,
+}
+
+impl Default for Residency {
+    /// Everything stays.
+    fn default() -> Self {
+        Self {
+            resident_layers: usize::MAX,
+            rings: Rings::OnDevice,
+            slots: MIN_SLOTS,
+        }
+    }
+}
+
+impl Residency {
+    /// Whether any of `layers` layers needs a slot.
+    pub fn streams(&self, layers: usize) -> bool {
+        self.resident_layers < layers || self.rings == Rings::OnHost
+    }
+}
+
+/// One device's share: all of `layers` for all of `steps`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct StageSpec {
     pub device: usize,
     pub layers: Range<usize>,
     pub steps: Range<usize>,
+    pub residency: Residency,
 }
 
 impl StageSpec {
+    /// Layers and steps of a device, all resident.
+    pub fn new(device: usize, layers: Range<usize>, steps: Range<usize>) -> Self {
+        Self {
+            device,
+            layers,
+            steps,
+            residency: Residency::default(),
+        }
+    }
+
     /// One stage for everything.
     pub fn whole(layers: usize, steps: usize) -> Self {
-        Self {
-            device: 0,
-            layers: 0..layers,
-            steps: 0..steps,
-        }
+        Self::new(0, 0..layers, 0..steps)
     }
 }
 
@@ -107,6 +164,13 @@ pub struct Chain {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
     pub chains: Vec<Chain>,
+    /// Device of the text encoder, the speech encoder and the VAE encoder. Each is freed before the next is loaded, and all before the
+    /// transformer is.
+    pub encoders: usize,
+    /// Device of the VAE decoder.
+    pub vae: usize,
+    /// What its devices are called: `cpu` or `cuda`.
+    pub kind: &'static str,
 }
 
 impl Plan {
@@ -144,21 +208,59 @@ impl Plan {
         let chains = groups
             .into_iter()
             .map(|(steps, stages)| chain(steps, stages, lanes, layers));
+        let chains = chains.collect::<Result<Vec<_>, _>>()?;
+        let first = chains.first().and_then(|c| c.stages.first());
+        let device = first.map_or(0, |s| s.device);
         Ok(Self {
-            chains: chains.collect::<Result<_, _>>()?,
+            chains,
+            encoders: device,
+            vae: device,
+            kind: "cpu",
         })
     }
 
-    /// Virtual devices in use.
-    pub fn devices(&self) -> usize {
-        let mut ids: Vec<usize> = self
-            .chains
-            .iter()
-            .flat_map(|c| c.stages.iter().map(|s| s.device))
-            .collect();
+    /// The same placement with `residency` in every stage.
+    ///
+    /// # Errors
+    /// Layers that stream through fewer slots than [`MIN_SLOTS`].
+    pub fn with_residency(mut self, residency: Residency) -> Result<Self, PlanError> {
+        for spec in self.chains.iter_mut().flat_map(|c| &mut c.stages) {
+            if residency.streams(spec.layers.len()) && residency.slots < MIN_SLOTS {
+                return Err(PlanError::Slots {
+                    got: residency.slots,
+                });
+            }
+            spec.residency = residency;
+        }
+        Ok(self)
+    }
+
+    /// The same placement with the VAE on another device.
+    #[must_use]
+    pub fn with_vae(self, device: usize) -> Self {
+        Self {
+            vae: device,
+            ..self
+        }
+    }
+
+    /// Every stage.
+    pub fn stages(&self) -> impl Iterator<Item = &StageSpec> {
+        self.chains.iter().flat_map(|c| &c.stages)
+    }
+
+    /// Devices in use, ascending.
+    pub fn device_ids(&self) -> Vec<usize> {
+        let mut ids: Vec<usize> = self.stages().map(|s| s.device).collect();
+        ids.extend([self.encoders, self.vae]);
         ids.sort_unstable();
         ids.dedup();
-        ids.len()
+        ids
+    }
+
+    /// How many devices are in use.
+    pub fn devices(&self) -> usize {
+        self.device_ids().len()
     }
 }
 
@@ -167,13 +269,7 @@ impl fmt::Display for Plan {
         for (i, chain) in self.chains.iter().enumerate() {
             for (j, s) in chain.stages.iter().enumerate() {
                 let sep = if i + j == 0 { "" } else { "; " };
-                write!(
-                    f,
-                    "{sep}cpu:{} layers {} steps {}",
-                    s.device,
-                    Inclusive(&s.layers),
-                    Inclusive(&s.steps)
-                )?;
+                write!(f, "{sep}{}:{s}", self.kind)?;
             }
             write!(
                 f,
@@ -182,7 +278,34 @@ impl fmt::Display for Plan {
                 if chain.lanes == 1 { "" } else { "s" }
             )?;
         }
-        Ok(())
+        match self.chains.first().and_then(|c| c.stages.first()) {
+            Some(first) if first.device != self.vae => {
+                write!(f, "; {}:{} VAE", self.kind, self.vae)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for StageSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (layers, steps) = (Inclusive(&self.layers), Inclusive(&self.steps));
+        write!(f, "{} layers {layers} steps {steps}", self.device)?;
+        let Residency {
+            resident_layers,
+            rings,
+            slots,
+        } = self.residency;
+        if !self.residency.streams(self.layers.len()) {
+            return Ok(());
+        }
+        if resident_layers < self.layers.len() {
+            write!(f, ", {resident_layers} resident")?;
+        }
+        if rings == Rings::OnHost {
+            f.write_str(", rings on the host")?;
+        }
+        write!(f, ", {slots} slots")
     }
 }
 
@@ -247,11 +370,7 @@ fn grid(l: usize, s: usize, layers: usize, steps: usize) -> Result<Vec<StageSpec
         even(steps, s).flat_map(|steps| even(layers, l).map(move |layers| (layers, steps.clone())));
     Ok(cells
         .enumerate()
-        .map(|(device, (layers, steps))| StageSpec {
-            device,
-            layers,
-            steps,
-        })
+        .map(|(device, (layers, steps))| StageSpec::new(device, layers, steps))
         .collect())
 }
 
@@ -306,11 +425,11 @@ fn list(text: &str) -> Option<Stages> {
     let stage = |part: &str| {
         let (device, rest) = part.split_once(':')?;
         let (layers, steps) = rest.split_once('/')?;
-        Some(StageSpec {
-            device: device.parse().ok()?,
-            layers: inclusive(layers)?,
-            steps: inclusive(steps)?,
-        })
+        Some(StageSpec::new(
+            device.parse().ok()?,
+            inclusive(layers)?,
+            inclusive(steps)?,
+        ))
     };
     text.split(';')
         .map(stage)
@@ -414,6 +533,48 @@ mod tests {
         assert_eq!(
             plan("3x1", "auto").map(|p| p.chains[0].stages[2].layers.clone()),
             Ok(2..4)
+        );
+    }
+
+    #[test]
+    fn what_stays_and_what_streams_is_shown_and_needs_two_slots() {
+        let with = |resident_layers, rings, slots| {
+            let residency = Residency {
+                resident_layers,
+                rings,
+                slots,
+            };
+            plan("2x1", "4").and_then(|p| p.with_residency(residency))
+        };
+        let shown = |p: Result<Plan, PlanError>| p.map(|p| p.with_vae(3).to_string());
+        assert_eq!(
+            shown(with(1, Rings::OnHost, 3)).as_deref(),
+            Ok(
+                "cpu:0 layers 0-1 steps 0-3, 1 resident, rings on the host, 3 slots; \
+                cpu:1 layers 2-3 steps 0-3, 1 resident, rings on the host, 3 slots (4 lanes a call); cpu:3 VAE"
+            )
+        );
+        // As many layers as there are, or more: nothing streams, and slots do not matter.
+        for all in [2, 3, usize::MAX] {
+            assert_eq!(
+                shown(with(all, Rings::OnDevice, 0)).as_deref(),
+                Ok(
+                    "cpu:0 layers 0-1 steps 0-3; cpu:1 layers 2-3 steps 0-3 (4 lanes a call); cpu:3 VAE"
+                )
+            );
+        }
+        for (resident, rings) in [(1, Rings::OnDevice), (9, Rings::OnHost)] {
+            assert_eq!(
+                with(resident, rings, 1).unwrap_err().to_string(),
+                "slots wants 2 or more where layers stream, one to compute from and one to fill, got 1"
+            );
+        }
+        assert_eq!(
+            with(0, Rings::OnDevice, 2)
+                .unwrap()
+                .with_vae(3)
+                .device_ids(),
+            [0, 1, 3]
         );
     }
 

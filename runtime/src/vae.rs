@@ -1,11 +1,15 @@
 //! The VAE as two streams: pixels in, latents out, and back. A stream owns the feature caches of its convolutions and says when they start
 //! anew; one latent frame is one call, so memory does not grow with the video.
 
-use engines::backend::{Backend, EngineError, FeatureCache, Session, State};
+use std::sync::Arc;
+
+use engines::backend::{Backend, EngineError, FeatureCache, Outputs, Session, State};
 use engines::components::vae::{self, VaeConfig};
-use engines::contract::{Contract, Sizes};
+use engines::contract::{Contract, Port, Sizes};
+use engines::memory::{Class, Memory};
 use engines::tensor::{Tensor, View};
 
+use crate::devices::run_on_host;
 use crate::latents;
 use crate::stage::Options;
 
@@ -15,6 +19,8 @@ struct Stream {
     next: Box<dyn Session>,
     cache: FeatureCache,
     started: bool,
+    /// Where the caches lie.
+    memory: Arc<dyn Memory>,
 }
 
 impl Stream {
@@ -30,20 +36,33 @@ impl Stream {
             next: load(next)?,
             cache: FeatureCache::new(),
             started: false,
+            memory: Arc::clone(backend.memory()),
         })
     }
 
-    /// The session of the next call; caches that the first frame never enters start at zeros.
-    fn turn(
+    /// The next call, from a host tensor to host tensors; caches that the first frame never enters start at zeros. `latent` is the size of
+    /// a latent frame.
+    fn run(
         &mut self,
         config: &VaeConfig,
         latent: (usize, usize),
-    ) -> (&mut dyn Session, State<'_>) {
-        if !self.started {
+        port: &Port,
+        input: View<'_>,
+    ) -> Result<Outputs, EngineError> {
+        let session = if self.started {
+            self.zeros(config, latent)?;
+            &mut self.next
+        } else {
             self.cache.clear();
             self.started = true;
-            return (self.first.as_mut(), State::Replace(&mut self.cache));
-        }
+            &mut self.first
+        };
+        let state = State::Replace(&mut self.cache);
+        run_on_host(session.as_mut(), &*self.memory, &[(port, input)], state)
+    }
+
+    /// Fills in the caches that are not there yet.
+    fn zeros(&mut self, config: &VaeConfig, latent: (usize, usize)) -> Result<(), EngineError> {
         let mut sizes = config.bindings();
         sizes.extend([
             ("H".to_owned(), latent.0 as i64),
@@ -51,17 +70,17 @@ impl Stream {
         ]);
         let recipe = self.next.recipe();
         for port in self.next.contract().state {
-            let dims = || {
-                port.dims()
-                    .iter()
-                    .map(|d| d.eval(&sizes).unwrap_or_default() as usize)
-                    .collect::<Vec<_>>()
-            };
-            self.cache
-                .entry(port.name)
-                .or_insert_with(|| Tensor::zeros(port.dtype(recipe), &dims()));
+            if self.cache.contains_key(port.name) {
+                continue;
+            }
+            let dims = port.dims();
+            let dims = dims.iter().map(|d| d.eval(&sizes).unwrap_or_default());
+            let dims: Vec<usize> = dims.map(|n| n as usize).collect();
+            let dtype = port.dtype(recipe);
+            let zeros = Tensor::zeros_in(&*self.memory, Class::Activations, dtype, &dims)?;
+            self.cache.insert(port.name, zeros);
         }
-        (self.next.as_mut(), State::Replace(&mut self.cache))
+        Ok(())
     }
 }
 
@@ -126,10 +145,8 @@ impl Encoder {
         } else {
             &vae::PIXELS_NEXT
         };
-        let (session, state) = self.stream.turn(&self.config, latent);
-        Ok(session
-            .run(&[(port, pixels.view())], state)?
-            .take(&vae::LATENTS_OUT))
+        let mut out = self.stream.run(&self.config, latent, port, pixels.view())?;
+        Ok(out.take(&vae::LATENTS_OUT))
     }
 }
 
@@ -178,8 +195,7 @@ impl Decoder {
     /// A graph that fails.
     pub fn decode_one(&mut self, latent: View<'_>) -> Result<Frames, EngineError> {
         let size = (latent.shape()[3], latent.shape()[4]);
-        let (session, state) = self.stream.turn(&self.config, size);
-        let mut out = session.run(&[(&vae::LATENTS, latent)], state)?;
+        let mut out = self.stream.run(&self.config, size, &vae::LATENTS, latent)?;
         Ok(Frames {
             pixels: out.take(&vae::FRAMES_NEXT),
             rgb: out.take(&vae::FRAMES_U8_NEXT),

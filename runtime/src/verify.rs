@@ -17,7 +17,6 @@ mod sheet;
 mod vae;
 
 use std::io::Write;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use engines::exit::Exit;
@@ -115,9 +114,8 @@ pub struct Args {
     /// Leave out the runs from files to frames.
     #[arg(long = "skip-e2e")]
     pub skip_e2e: bool,
-    /// CPU threads; all cores by default.
-    #[arg(long, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub on: crate::device::DeviceArgs,
 }
 
 /// What is checked.
@@ -142,7 +140,7 @@ pub fn command(
 ) -> Result<(), Error> {
     let set = Set::open(&args.golden)?;
     observer.event(&Event::Phase("opening the models"));
-    let backend = crate::commands::open(&args.models, args.threads)?;
+    let backend = args.on.open(&args.models)?;
     let request = Request {
         only: args.only.clone(),
         control: args.control,
@@ -252,7 +250,10 @@ fn pass(
         ),
     ];
     let bench = Bench {
-        engine: Engine { options, ..*engine },
+        engine: Engine {
+            options,
+            ..engine.clone()
+        },
         set,
         sheet: Sheet::new(set, focus).of_recipe(engine.models.recipe()),
         cancel,

@@ -13,7 +13,7 @@ use runtime::generate::{Clips, Engine, Request, generate};
 use runtime::mp4::Encoding;
 use runtime::picture::Fit;
 use runtime::pipeline::Mode;
-use runtime::plan::{Lanes, Stages};
+use runtime::plan::{Lanes, Residency, Stages};
 use runtime::probe::{Probe, probe};
 use runtime::size::SizeMode;
 use runtime::tensor_file;
@@ -27,12 +27,12 @@ const SIZE: &str = "64*96";
 const PROMPT: &str = "A man speaks to the camera.";
 
 /// Where one run leaves its files.
-struct Run {
+pub(crate) struct Run {
     dir: TempDir,
 }
 
 impl Run {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
         }
@@ -47,9 +47,10 @@ impl Run {
     }
 
     /// The golden picture and two seconds of speech at the smallest size, as tpp on one stage.
-    fn request(&self) -> Request {
+    pub(crate) fn request(&self) -> Request {
         let golden = Golden::carried();
         Request {
+            placement: None,
             image: golden.input("ref.png"),
             audio: golden.input("speech_16k_mono.wav"),
             prompt: PROMPT.to_owned(),
@@ -63,6 +64,9 @@ impl Run {
             mode: Mode::Tpp,
             stages: Stages::default(),
             lanes: Lanes::Auto,
+            residency: Residency::default(),
+            vae_device: None,
+            device_memory: None,
             replay: None,
             trace: Some(self.trace()),
             contact_sheet: None,

@@ -73,6 +73,7 @@ impl Golden {
             ckpt_dir: self.base(),
             lora,
             recipe,
+            layers: None,
             out: out.to_owned(),
         };
         export(&request, &mut |_, _, _| {})

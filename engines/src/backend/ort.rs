@@ -1,64 +1,303 @@
-//! ONNX Runtime on the CPU: the embedded default and the oracle for every other backend. Weights stay a memory map of the export's data
-//! files, shared by every session; one global thread pool serves all sessions of the process.
-use super::{Backend, EngineError, Facts, LoadOptions, Outputs, Perturb, Session, State};
+//! ONNX Runtime: on the CPU the embedded default and the oracle for every other backend, with weights that stay a memory map of the export's
+//! data files; on an NVIDIA device with everything bound where it lies. One global thread pool serves all sessions of the process.
+#[cfg(feature = "cuda")]
+mod cuda;
+mod library;
+
+use super::{
+    Backend, Elsewhere, EngineError, Facts, LoadOptions, Outputs, Perturb, Session, State,
+};
 use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 use crate::manifest::{ComponentEntry, ManifestError, Models};
-use crate::memory::{Class, HostMemory, Memory, Place, Span};
+use crate::memory::{Charge, Class, HostMemory, Memory, Place, Span};
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View};
 use crate::weights::{HostWeights, WeightSet};
 use half::bf16;
-use ort::environment::{Environment, GlobalThreadPoolOptions};
+use library::{COPIED_STATE, Kind};
+use ort::environment::Environment;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{DynValue, TensorElementType, ValueType};
 use ort::{AsPointer, sys};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-/// Name of the library that `scripts/setup` unpacks.
-const LIBRARY: &str = "libonnxruntime.so.1.31.1";
-
-/// Set for good when ONNX Runtime warns that a ring was copied instead of written in place.
-static COPIED_STATE: AtomicBool = AtomicBool::new(false);
-
-/// ONNX Runtime's CPU provider over one opened export.
+/// ONNX Runtime over one opened export: its CPU provider, unless it was made for another device.
 pub struct OrtCpu {
-    environment: Environment,
+    runtime: Runtime,
     models: Arc<Models>,
     bindings: Bindings,
+}
+
+/// The library, one of its providers, and the memory that outputs come from.
+#[derive(Clone)]
+pub struct Runtime {
+    environment: Environment,
+    provider: Provider,
     memory: Arc<dyn Memory>,
 }
 
+/// Where graphs run.
+#[derive(Clone)]
+enum Provider {
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Cuda),
+}
+
+/// A graph file outside an export, all of its weights inputs.
+#[derive(Clone, Debug)]
+pub struct GraphFile {
+    pub path: PathBuf,
+    pub contract: &'static Contract,
+    pub recipe: Recipe,
+    /// Sizes that every call must agree with.
+    pub bindings: Bindings,
+}
+
+/// An input that a contract does not list: a weight, named as in the graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightPort {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+}
+
+impl Runtime {
+    /// The CPU provider. Loads the library and starts the shared pool of `threads` threads. One per process: later calls share the first pool.
+    ///
+    /// # Errors
+    /// [`EngineError::Library`].
+    pub fn cpu(threads: usize) -> Result<Self, EngineError> {
+        Ok(Self {
+            environment: library::environment(threads, Kind::Cpu)?,
+            provider: Provider::Cpu,
+            memory: HostMemory::unlimited(),
+        })
+    }
+
+    /// The CUDA provider on the device of `memory`, from which it takes everything it needs: weights, workspace and outputs are counted.
+    ///
+    /// # Errors
+    /// [`EngineError::CudaLibrary`] for each library that is missing, before anything is loaded; [`EngineError::Library`].
+    #[cfg(feature = "cuda")]
+    pub fn cuda(
+        threads: usize,
+        memory: Arc<crate::memory::cuda::CudaMemory>,
+    ) -> Result<Self, EngineError> {
+        if let Some(library) = Kind::Cuda.locate() {
+            cuda::preload(&library)?;
+        }
+        let environment = library::environment(threads, Kind::Cuda)?;
+        Ok(Self {
+            provider: Provider::Cuda(cuda::Cuda::new(&environment, Arc::clone(&memory))?),
+            environment,
+            memory,
+        })
+    }
+
+    /// The same library as a virtual device of the CPU with memory of its own.
+    #[must_use]
+    pub fn on(&self, memory: Arc<dyn Memory>) -> Self {
+        Self {
+            environment: self.environment.clone(),
+            provider: Provider::Cpu,
+            memory,
+        }
+    }
+
+    /// The device's memory.
+    pub fn memory(&self) -> &Arc<dyn Memory> {
+        &self.memory
+    }
+
+    /// Loads a graph that no export lists; the weights to bind come with it.
+    ///
+    /// # Errors
+    /// A file that does not load, a rim that is not the contract's, a weight of unknown size.
+    pub fn open(
+        &self,
+        graph: &GraphFile,
+    ) -> Result<(Box<dyn Session>, Vec<WeightPort>), EngineError> {
+        let component = graph.contract.name.to_owned();
+        let load = |source| EngineError::Load {
+            path: graph.path.clone(),
+            component: component.clone(),
+            source,
+        };
+        let mut builder = self.builder(&load)?;
+        let session = self.commit(&load, || builder.commit_from_file(&graph.path))?;
+        let rim: BTreeSet<&str> = graph.contract.graph_inputs().map(|p| p.name).collect();
+        let mut weights = Vec::new();
+        for input in session.inputs().iter().filter(|i| !rim.contains(i.name())) {
+            let port = weight_port(input.name(), input.dtype());
+            weights.push(port.ok_or_else(|| EngineError::Graph {
+                path: graph.path.clone(),
+                component: component.clone(),
+                port: input.name().to_owned(),
+                want: "a weight of known size".to_owned(),
+                got: format!("{:?}", input.dtype()),
+            })?);
+        }
+        let loaded = OrtSession {
+            component: component.clone(),
+            contract: graph.contract,
+            recipe: graph.recipe,
+            bindings: graph.bindings.clone(),
+            taps: BTreeMap::new(),
+            inputs: weights.iter().map(|w| w.name.clone()).collect(),
+            weights: WeightSet::default(),
+            _charge: None,
+            device: self.device(&graph.path, &component, &session, &load)?,
+            session,
+        };
+        loaded.check_rim(&graph.path)?;
+        Ok((Box::new(loaded), weights))
+    }
+
+    /// Options that every session of this provider has.
+    fn builder(
+        &self,
+        load: &dyn Fn(ort::Error) -> EngineError,
+    ) -> Result<SessionBuilder, EngineError> {
+        let builder = ort::session::Session::builder(&self.environment)
+            .and_then(|b| {
+                Ok(b.with_prepacking(false)?
+                    .with_env_allocators()?
+                    .with_optimization_level(GraphOptimizationLevel::All)?)
+            })
+            .map_err(load)?;
+        match &self.provider {
+            Provider::Cpu => Ok(builder),
+            #[cfg(feature = "cuda")]
+            Provider::Cuda(cuda) => {
+                let provider = cuda.provider()?;
+                builder
+                    .with_config_entry("session.record_ep_graph_assignment_info", "1")
+                    .and_then(|b| b.with_no_environment_execution_providers())
+                    .and_then(|b| b.with_execution_providers([provider]))
+                    .map_err(|e| load(e.into()))
+            }
+        }
+    }
+
+    /// Makes a session, its allocations counted as weights.
+    fn commit(
+        &self,
+        load: &dyn Fn(ort::Error) -> EngineError,
+        make: impl FnOnce() -> Result<ort::session::Session, ort::Error>,
+    ) -> Result<ort::session::Session, EngineError> {
+        match &self.provider {
+            Provider::Cpu => make().map_err(load),
+            #[cfg(feature = "cuda")]
+            Provider::Cuda(cuda) => cuda.loading(make).map_err(|e| match cuda.refusal() {
+                Some(refusal) => refusal.into(),
+                None => load(e),
+            }),
+        }
+    }
+
+    /// What a session needs to know of its device; refuses one with work left on the host.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(unused_variables, unused_mut, reason = "only a device can differ")
+    )]
+    fn device(
+        &self,
+        path: &Path,
+        component: &str,
+        session: &ort::session::Session,
+        load: &dyn Fn(ort::Error) -> EngineError,
+    ) -> Result<Device, EngineError> {
+        let host = MemoryInfo::new(
+            AllocationDevice::CPU,
+            0,
+            AllocatorType::Device,
+            MemoryType::Default,
+        )
+        .map_err(load)?;
+        let mut device = Device {
+            provider: self.provider.clone(),
+            memory: Arc::clone(&self.memory),
+            info: host.clone(),
+            host,
+            place: Place::Host,
+            host_inputs: BTreeSet::new(),
+            elsewhere: Vec::new(),
+        };
+        #[cfg(feature = "cuda")]
+        if let Provider::Cuda(cuda) = &self.provider {
+            device.elsewhere = cuda::elsewhere(session).map_err(load)?;
+            let misplaced = device.elsewhere.iter().filter(|e| !e.shapes_only);
+            let misplaced: Vec<String> = misplaced.map(ToString::to_string).collect();
+            if !misplaced.is_empty() {
+                return Err(EngineError::Placement {
+                    path: path.to_owned(),
+                    component: component.to_owned(),
+                    device: cuda::place(cuda).to_string(),
+                    nodes: misplaced.join(", "),
+                });
+            }
+            device.info = cuda.memory_info().map_err(load)?;
+            device.place = cuda::place(cuda);
+            device.host_inputs = cuda::host_inputs(session).map_err(load)?;
+        }
+        Ok(device)
+    }
+
+    /// Whether sessions read bound memory wherever it lies in the process.
+    fn on_host(&self) -> bool {
+        matches!(self.provider, Provider::Cpu)
+    }
+}
+
+fn weight_port(name: &str, dtype: &ValueType) -> Option<WeightPort> {
+    let ValueType::Tensor { ty, shape, .. } = dtype else {
+        return None;
+    };
+    let sizes = shape.iter().map(|&n| usize::try_from(n).ok());
+    Some(WeightPort {
+        name: name.to_owned(),
+        dtype: dtype_of(*ty)?,
+        shape: sizes.collect::<Option<_>>()?,
+    })
+}
+
 impl OrtCpu {
-    /// Loads the library and starts the shared pool of `threads` threads. One per process: later calls share the first pool.
+    /// An export on the CPU, see [`Runtime::cpu`].
+    ///
+    /// # Errors
+    /// As there.
     pub fn new(models: Models, threads: usize) -> Result<Self, EngineError> {
-        let environment = environment(threads)?;
+        Ok(Self::with(models, Runtime::cpu(threads)?))
+    }
+
+    /// An export on any device.
+    pub fn with(models: Models, runtime: Runtime) -> Self {
         let c = models.config();
         let mut bindings = c.dit.bindings();
         for more in [c.vae.bindings(), c.text.bindings(), c.speech.bindings()] {
             bindings.extend(more);
         }
-        Ok(Self {
-            environment,
+        Self {
+            runtime,
             models: Arc::new(models),
             bindings,
-            memory: HostMemory::unlimited(),
-        })
+        }
     }
 
-    /// The same library and export as a virtual device with memory of its own.
+    /// The same library and export as a virtual device of the CPU with memory of its own.
     #[must_use]
     pub fn on(&self, memory: Arc<dyn Memory>) -> Self {
         Self {
-            environment: self.environment.clone(),
+            runtime: self.runtime.on(memory),
             models: Arc::clone(&self.models),
             bindings: self.bindings.clone(),
-            memory,
         }
     }
 
@@ -110,6 +349,22 @@ impl OrtCpu {
         Ok((input.clone(), tensor))
     }
 
+    /// Counts the weights inside a graph, which another device would hold a copy of.
+    fn charge(
+        &self,
+        entry: &ComponentEntry,
+        contract: &Contract,
+    ) -> Result<Option<Charge>, EngineError> {
+        // A provider of a real device takes them from its memory, which counts them.
+        let memory = &self.runtime.memory;
+        if contract.weights == Weights::Bound || !memory.apart() || !self.runtime.on_host() {
+            return Ok(None);
+        }
+        let bytes = self.models.weights(&entry.name)?.slab_bytes() as u64;
+        let charge = memory.ledger().charge(bytes, Class::Weights)?;
+        Ok(Some(charge))
+    }
+
     fn session(
         &self,
         entry: &ComponentEntry,
@@ -117,7 +372,9 @@ impl OrtCpu {
         options: &LoadOptions,
         fault: Option<&(String, Tensor)>,
     ) -> Result<OrtSession, EngineError> {
-        let graph = entry.cpu_graph.as_ref().unwrap_or(&entry.graph);
+        let charge = self.charge(entry, contract)?;
+        let cpu_graph = entry.cpu_graph.as_ref().filter(|_| self.runtime.on_host());
+        let graph = cpu_graph.unwrap_or(&entry.graph);
         let path = self.models.dir().join(&graph.file);
         let load = |source| EngineError::Load {
             path: path.clone(),
@@ -125,14 +382,8 @@ impl OrtCpu {
             source,
         };
         let taps = self.taps(entry, &options.taps)?;
-        let mut builder = ort::session::Session::builder(&self.environment)
-            .and_then(|b| {
-                Ok(b.with_prepacking(false)?
-                    .with_env_allocators()?
-                    .with_optimization_level(GraphOptimizationLevel::All)?)
-            })
-            .map_err(load)?;
-        if entry.cpu_graph.is_some() {
+        let mut builder = self.runtime.builder(&load)?;
+        if cpu_graph.is_some() {
             // Folding would keep an f32 copy of every weight that is cast.
             builder = builder
                 .with_config_entry(
@@ -153,7 +404,8 @@ impl OrtCpu {
             .filter(|v| !rim.iter().any(|r| r == v))
             .collect();
         let session = if inner.is_empty() {
-            builder.commit_from_file(&path)
+            self.runtime
+                .commit(&load, || builder.commit_from_file(&path))
         } else {
             let mut graph = std::fs::read(&path).map_err(|source| ManifestError::Read {
                 path: path.clone(),
@@ -161,15 +413,15 @@ impl OrtCpu {
             })?;
             graph.extend(extra_outputs(&inner));
             let folder = self.models.dir().to_string_lossy();
-            builder
+            let mut builder = builder
                 .with_config_entry(
                     "session.model_external_initializers_file_folder_path",
                     folder,
                 )
-                .map_err(|e| load(e.into()))?
-                .commit_from_memory(&graph)
-        }
-        .map_err(load)?;
+                .map_err(|e| load(e.into()))?;
+            self.runtime
+                .commit(&load, || builder.commit_from_memory(&graph))
+        }?;
         let inputs = match contract.weights {
             Weights::Inside => BTreeSet::new(),
             Weights::Bound => entry.weights.keys().cloned().collect(),
@@ -180,17 +432,11 @@ impl OrtCpu {
             recipe: self.models.recipe(),
             bindings: self.bindings.clone(),
             taps,
+            device: self.runtime.device(&path, &entry.name, &session, &load)?,
             session,
-            memory: Arc::clone(&self.memory),
-            info: MemoryInfo::new(
-                AllocationDevice::CPU,
-                0,
-                AllocatorType::Device,
-                MemoryType::Default,
-            )
-            .map_err(load)?,
             inputs,
             weights: WeightSet::default(),
+            _charge: charge,
         };
         loaded.check_rim(&path)?;
         Ok(loaded)
@@ -199,7 +445,7 @@ impl OrtCpu {
 
 impl Backend for OrtCpu {
     fn memory(&self) -> &Arc<dyn Memory> {
-        &self.memory
+        &self.runtime.memory
     }
 
     fn recipe(&self) -> Recipe {
@@ -216,7 +462,17 @@ impl Backend for OrtCpu {
         let fault = fault.map(|p| self.perturbed(entry, p)).transpose()?;
         let mut session = self.session(entry, contract, options, fault.as_ref())?;
         if contract.weights == Weights::Bound {
-            let mut weights = self.models.weights(component)?.mapped();
+            let weights = self.models.weights(component)?;
+            let mut weights = match self.runtime.on_host() {
+                true => weights.mapped(),
+                false => weights.resident(&**self.memory())?,
+            };
+            let fault = match fault {
+                Some((input, t)) if !self.runtime.on_host() => {
+                    Some((input, t.copied_to(&**self.memory(), Class::Weights)?))
+                }
+                fault => fault,
+            };
             if let Some((input, tensor)) = fault {
                 weights.replace(&input, tensor);
             }
@@ -268,12 +524,64 @@ struct OrtSession {
     /// Module path -> name of the value in the graph.
     taps: BTreeMap<String, String>,
     session: ort::session::Session,
-    /// Outputs come from here.
-    memory: Arc<dyn Memory>,
-    info: MemoryInfo<'static>,
+    device: Device,
     /// Names of the weights that must be bound.
     inputs: BTreeSet<String>,
     weights: WeightSet,
+    /// Weights inside, where the device is apart.
+    _charge: Option<Charge>,
+}
+
+/// The device of a session. Dropped after it: its memory, its stream.
+struct Device {
+    provider: Provider,
+    /// Outputs come from here.
+    memory: Arc<dyn Memory>,
+    info: MemoryInfo<'static>,
+    host: MemoryInfo<'static>,
+    place: Place,
+    /// What is read on the host whatever the device.
+    host_inputs: BTreeSet<String>,
+    elsewhere: Vec<Elsewhere>,
+}
+
+impl Device {
+    /// Where an input must lie.
+    fn wants(&self, input: &str) -> Place {
+        match self.host_inputs.contains(input) {
+            true => Place::Host,
+            false => self.place,
+        }
+    }
+
+    fn info(&self, place: Place) -> &MemoryInfo<'static> {
+        match place {
+            Place::Host => &self.host,
+            Place::Cuda(_) => &self.info,
+        }
+    }
+
+    /// A copy in `place`.
+    fn moved(&self, view: &View<'_>, place: Place) -> Result<Tensor, EngineError> {
+        if place != Place::Host {
+            return Ok(view.copied_to(&*self.memory, Class::Activations)?);
+        }
+        let mut copy = Tensor::zeros(view.dtype, &view.shape);
+        self.memory.copy(view.span, copy.view_mut().span)?;
+        Ok(copy)
+    }
+
+    /// The refusal behind an error of the library.
+    fn error(&self, component: &str, source: ort::Error) -> EngineError {
+        match &self.provider {
+            Provider::Cpu => run_error(component, source),
+            #[cfg(feature = "cuda")]
+            Provider::Cuda(cuda) => match cuda.refusal() {
+                Some(refusal) => refusal.into(),
+                None => run_error(component, source),
+            },
+        }
+    }
 }
 
 impl OrtSession {
@@ -380,15 +688,31 @@ impl OrtSession {
         Ok(facts)
     }
 
+    /// Binds an input where it lies, or a copy where it should: that is kept in `moved` for the call.
     fn bind_input(
         &self,
         binding: &mut ort::session::IoBinding,
         name: &str,
-        dtype: DType,
-        shape: &[usize],
-        span: Span<'_>,
+        view: &View<'_>,
+        moved: &mut Vec<Tensor>,
     ) -> Result<(), EngineError> {
-        let value = self.wrap(name, dtype, shape, span)?;
+        let wanted = self.device.wants(name);
+        if view.span.place() == wanted {
+            return self.bind_there(binding, name, view);
+        }
+        let copy = self.device.moved(view, wanted)?;
+        self.bind_there(binding, name, &copy.view())?;
+        moved.push(copy);
+        Ok(())
+    }
+
+    fn bind_there(
+        &self,
+        binding: &mut ort::session::IoBinding,
+        name: &str,
+        view: &View<'_>,
+    ) -> Result<(), EngineError> {
+        let value = self.wrap(name, view.dtype, &view.shape, view.span)?;
         binding
             .bind_input(name, &value)
             .map_err(|e| self.run_error(e))
@@ -416,10 +740,34 @@ impl OrtSession {
         shape: &[usize],
         span: Span<'_>,
     ) -> Result<DynValue, EngineError> {
-        if span.place() != Place::Host {
-            return Err(self.bind_error(name, "host memory", span.place().to_string()));
+        let place = span.place();
+        if place != Place::Host && place != self.device.place {
+            let wanted = format!("memory of {}", self.device.place);
+            return Err(self.bind_error(name, wanted, place.to_string()));
         }
-        wrap(&self.info, dtype, shape, span.address(), span.len()).map_err(|e| self.run_error(e))
+        let info = self.device.info(place);
+        wrap(info, dtype, shape, span.address(), span.len()).map_err(|e| self.run_error(e))
+    }
+
+    /// Copies of rings that lie elsewhere than this session's device; none when they lie there.
+    fn rings(&self, state: &State<'_>) -> Result<Vec<Tensor>, EngineError> {
+        let State::InPlace(views) = state else {
+            return Ok(Vec::new());
+        };
+        let place = self.device.place;
+        if views.iter().all(|(_, v)| v.span.place() == place) {
+            return Ok(Vec::new());
+        }
+        let copy = |v: &crate::tensor::ViewMut<'_>| {
+            let span = v.span.as_span();
+            let view = View {
+                dtype: v.dtype,
+                shape: v.shape.clone(),
+                span,
+            };
+            self.device.moved(&view, place)
+        };
+        views.iter().map(|(_, v)| copy(v)).collect()
     }
 
     fn bind_weights(&self, binding: &mut ort::session::IoBinding) -> Result<(), EngineError> {
@@ -427,8 +775,12 @@ impl OrtSession {
             let found = self.weights.iter().find(|(n, _)| n == name);
             let (_, tensor) =
                 found.ok_or_else(|| self.bind_error(name, "a bound weight", "nothing"))?;
-            let view = tensor.view();
-            self.bind_input(binding, name, view.dtype, &view.shape, view.span)?;
+            let wanted = self.device.wants(name);
+            if tensor.place() != wanted {
+                let wanted = format!("a weight in memory of {wanted}");
+                return Err(self.bind_error(name, wanted, tensor.place().to_string()));
+            }
+            self.bind_there(binding, name, &tensor.view())?;
         }
         Ok(())
     }
@@ -445,6 +797,10 @@ impl Session for OrtSession {
 
     fn bind(&mut self, weights: WeightSet) {
         self.weights = weights;
+    }
+
+    fn elsewhere(&self) -> &[Elsewhere] {
+        &self.device.elsewhere
     }
 
     fn run(
@@ -468,7 +824,8 @@ impl Session for OrtSession {
             match facts.shape(port) {
                 Some(shape) => {
                     let dtype = port.dtype(self.recipe);
-                    let t = Tensor::zeros_in(&*self.memory, Class::Activations, dtype, &shape)?;
+                    let t =
+                        Tensor::zeros_in(&*self.device.memory, Class::Activations, dtype, &shape)?;
                     owned.insert(name, t);
                 }
                 None => drop(unknown.insert(name)),
@@ -478,28 +835,35 @@ impl Session for OrtSession {
             .session
             .create_binding()
             .map_err(|e| self.run_error(e))?;
+        let mut moved = Vec::new();
         for (port, view) in inputs {
-            self.bind_input(&mut binding, port.name, view.dtype, &view.shape, view.span)?;
+            self.bind_input(&mut binding, port.name, view, &mut moved)?;
         }
         self.bind_weights(&mut binding)?;
+        // Rings of a caller that keeps them on the host, on the device for this call.
+        let mut rings = self.rings(&state)?;
         match &mut state {
             State::InPlace(views) => {
-                for (name, v) in views {
-                    let span = v.span.as_span();
-                    self.bind_input(&mut binding, name, v.dtype, &v.shape, span)?;
-                    self.bind_output(
-                        &mut binding,
-                        &format!("{name}{NEXT}"),
-                        v.dtype,
-                        &v.shape,
+                for (i, (name, v)) in views.iter_mut().enumerate() {
+                    let v = match rings.get_mut(i) {
+                        Some(ring) => ring.view_mut(),
+                        None => v.again(),
+                    };
+                    let (shape, span) = (&v.shape, v.span.as_span());
+                    let view = View {
+                        dtype: v.dtype,
+                        shape: shape.clone(),
                         span,
-                    )?;
+                    };
+                    self.bind_there(&mut binding, name, &view)?;
+                    let next = format!("{name}{NEXT}");
+                    self.bind_output(&mut binding, &next, v.dtype, shape, span)?;
                 }
             }
             State::Replace(cache) if self.contract.state_kind == StateKind::Replace => {
                 for port in self.contract.state {
                     let v = cache[port.name].view();
-                    self.bind_input(&mut binding, port.name, v.dtype, &v.shape, v.span)?;
+                    self.bind_input(&mut binding, port.name, &v, &mut moved)?;
                 }
             }
             State::Replace(_) | State::None => {}
@@ -510,20 +874,27 @@ impl Session for OrtSession {
         }
         for name in &unknown {
             binding
-                .bind_output_to_device(name.as_str(), &self.info)
+                .bind_output_to_device(name.as_str(), &self.device.host)
                 .map_err(|e| self.run_error(e))?;
         }
         let component = &self.component;
+        let device = &self.device;
         let outputs = self
             .session
             .run_binding(&binding)
-            .map_err(|source| run_error(component, source))?;
+            .map_err(|source| device.error(component, source))?;
         for name in unknown {
             let tensor =
                 copy_out(&outputs[name.as_str()]).map_err(|source| run_error(component, source))?;
             owned.insert(name, tensor);
         }
         drop(outputs);
+        drop(moved);
+        if let State::InPlace(views) = &mut state {
+            for ((_, v), ring) in views.iter_mut().zip(&rings) {
+                self.device.memory.copy(ring.view().span, v.again().span)?;
+            }
+        }
         if in_place && COPIED_STATE.load(Ordering::Relaxed) {
             let message = "a KV ring was copied instead of written in place".to_owned();
             return Err(EngineError::Aliasing {
@@ -647,88 +1018,4 @@ fn dtype_of(ty: TensorElementType) -> Option<DType> {
     ]
     .into_iter()
     .find(|&d| element_type(d) == ty)
-}
-
-/// The process-wide environment: ONNX Runtime allows one thread pool per process.
-fn environment(threads: usize) -> Result<Environment, EngineError> {
-    static SHARED: Mutex<Option<Environment>> = Mutex::new(None);
-    let mut shared = SHARED
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(e) = shared.as_ref() {
-        return Ok(e.clone());
-    }
-    let library = |reason: String| EngineError::Library {
-        reason,
-        minor: ort::MINOR_VERSION,
-    };
-    let path = locate_library().ok_or_else(|| {
-        library(format!(
-            "{LIBRARY} not found beside the program or in a .deps folder above it"
-        ))
-    })?;
-    // Before anything else of the binding: its first call would otherwise look for a library of its own.
-    let builder = ort::init_from(&path).map_err(|e| library(format!("{}: {e}", path.display())))?;
-    let pool = GlobalThreadPoolOptions::default()
-        .with_intra_threads(threads)
-        .and_then(|p| p.with_spin_control(false))
-        .map_err(|e| library(e.to_string()))?;
-    let environment = builder
-        .with_name("liveavatar")
-        .with_global_thread_pool(pool)
-        .with_logger(Arc::new(|_, _: &str, _: &str, _: &str, message: &str| {
-            if message.contains("TensorScatter") {
-                COPIED_STATE.store(true, Ordering::Relaxed);
-            }
-        }))
-        .build()
-        .map_err(|e| library(e.to_string()))?;
-    environment.set_log_level(ort::logging::LogLevel::Warning);
-    share_arena(&environment).map_err(|e| library(e.to_string()))?;
-    Ok(shared.insert(environment).clone())
-}
-
-/// One arena for all sessions of the process: a layer's scratch is the next layer's. With an arena each, forty layers would keep forty
-/// times the scratch of one. It grows by what is asked for, not by powers of two.
-#[expect(unsafe_code, reason = "the binding has no call for it")]
-fn share_arena(environment: &Environment) -> Result<(), ort::Error> {
-    const SAME_AS_REQUESTED: i32 = 1;
-    const DEFAULT: i32 = -1;
-    let memory = MemoryInfo::new(
-        AllocationDevice::CPU,
-        0,
-        AllocatorType::Arena,
-        MemoryType::Default,
-    )?;
-    let api = ort::api();
-    let mut config = ptr::null_mut();
-    // SAFETY: all pointers are live for the calls; the library copies the configuration, which is released here.
-    unsafe {
-        ort::Error::result_from_status((api.CreateArenaCfg)(
-            0,
-            SAME_AS_REQUESTED,
-            DEFAULT,
-            DEFAULT,
-            &mut config,
-        ))?;
-        let status =
-            (api.CreateAndRegisterAllocator)(environment.ptr().cast_mut(), memory.ptr(), config);
-        (api.ReleaseArenaCfg)(config);
-        ort::Error::result_from_status(status)
-    }
-}
-
-/// `ORT_DYLIB_PATH`, else beside the executable, else `.deps/onnxruntime` of a folder above it.
-fn locate_library() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
-        return Some(PathBuf::from(path));
-    }
-    let exe = std::env::current_exe().ok()?;
-    let here = std::env::current_dir().ok();
-    let beside = exe.parent().map(|d| d.join(LIBRARY));
-    let above = exe
-        .ancestors()
-        .chain(here.iter().flat_map(|d| d.ancestors()));
-    let deps = above.map(|d| d.join(".deps/onnxruntime").join(LIBRARY));
-    beside.into_iter().chain(deps).find(|p| p.is_file())
 }

@@ -123,29 +123,41 @@ impl StoredDType {
         shape.iter().try_fold(self.size(), |n, &d| n.checked_mul(d))
     }
 
-    /// Little-endian `bytes` as f32 (f64 is rounded); `None` for types that are not floating point of 16 bits or more.
+    /// Little-endian `bytes` as f32, as [`Self::extend_f32`] converts them.
     pub(super) fn to_f32(self, bytes: &[u8]) -> Option<Vec<f32>> {
-        Some(match self {
-            Self::F32 => convert(bytes, f32::from_le_bytes),
-            Self::BF16 => convert(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            Self::F16 => convert(bytes, |b| f16::from_le_bytes(b).to_f32()),
-            Self::F64 => convert(bytes, |b| f64::from_le_bytes(b) as f32),
-            _ => return None,
-        })
+        let mut out = Vec::with_capacity(bytes.len() / self.size());
+        self.extend_f32(bytes, &mut out).then_some(out)
     }
 
-    /// `x` rounded to the nearest value of this type, ties to even; other than f16 and bf16 leave it as it is.
-    pub(super) fn round(self, x: f32) -> f32 {
+    /// Rounds each to the nearest value of this type, ties to even; other than f16 and bf16 leave them as they are.
+    pub(super) fn round_all(self, values: &mut [f32]) {
         match self {
-            Self::BF16 => bf16::from_f32(x).to_f32(),
-            Self::F16 => f16::from_f32(x).to_f32(),
-            _ => x,
+            Self::BF16 => values
+                .iter_mut()
+                .for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+            Self::F16 => values
+                .iter_mut()
+                .for_each(|x| *x = f16::from_f32(*x).to_f32()),
+            _ => {}
         }
+    }
+
+    /// Appends little-endian `bytes` as f32 (f64 is rounded); false, and nothing appended, for types that are not floating point of 16
+    /// bits or more.
+    pub(super) fn extend_f32(self, bytes: &[u8], out: &mut Vec<f32>) -> bool {
+        match self {
+            Self::F32 => extend(bytes, f32::from_le_bytes, out),
+            Self::BF16 => extend(bytes, |b| bf16::from_le_bytes(b).to_f32(), out),
+            Self::F16 => extend(bytes, |b| f16::from_le_bytes(b).to_f32(), out),
+            Self::F64 => extend(bytes, |b| f64::from_le_bytes(b) as f32, out),
+            _ => return false,
+        }
+        true
     }
 }
 
-fn convert<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes.as_chunks::<N>().0.iter().map(|b| f(*b)).collect()
+fn extend<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32, out: &mut Vec<f32>) {
+    out.extend(bytes.as_chunks::<N>().0.iter().map(|b| f(*b)));
 }
 
 impl fmt::Display for StoredDType {
@@ -182,11 +194,15 @@ mod tests {
 
     #[test]
     fn bf16_rounds_to_nearest_even() {
-        assert_eq!(StoredDType::BF16.round(1.0 + 1.0 / 256.0), 1.0);
+        let rounded = |dtype: StoredDType| {
+            let mut x = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0];
+            dtype.round_all(&mut x);
+            x
+        };
+        assert_eq!(rounded(StoredDType::BF16), [1.0, 1.0 + 4.0 / 256.0]);
         assert_eq!(
-            StoredDType::BF16.round(1.0 + 3.0 / 256.0),
-            1.0 + 4.0 / 256.0
+            rounded(StoredDType::F32),
+            [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0]
         );
-        assert_eq!(StoredDType::F32.round(1.0 + 1.0 / 256.0), 1.0 + 1.0 / 256.0);
     }
 }

@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use super::product::product;
 use super::{Checkpoint, CheckpointError, Faults, LoraFault as Fault, StoredDType};
 
 const WANT: &str = "[base_model.model.]MODULE.lora_A[.default].weight";
@@ -18,8 +20,8 @@ const SIDES: [(&str, Side); 4] = [
     (".lora_A.weight", Side::A),
     (".lora_B.weight", Side::B),
 ];
-/// Columns of A worked on at once: with rank 128 they stay in a core's second-level cache.
-const COLUMNS: usize = 512;
+/// Rows of B worked on at once.
+const ROWS: usize = 64;
 /// Below this many multiply-adds threads cost more than they bring.
 const PARALLEL_FROM: usize = 1 << 24;
 
@@ -225,7 +227,17 @@ impl Merge {
         self.pairs.contains_key(key)
     }
 
-    /// Adds `scale * (B @ A)` to `w` `[out, in]` and rounds to `dtype`.
+    /// Base tensors that it is added to.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.pairs.keys().map(String::as_str)
+    }
+
+    /// Files that its tensors lie in.
+    pub(super) fn tensors(&self) -> &Checkpoint {
+        &self.tensors
+    }
+
+    /// Adds `scale * (B @ A)` to `w` `[out, in]` on all cores and rounds to `dtype`.
     pub(super) fn apply(
         &self,
         key: &str,
@@ -241,6 +253,34 @@ impl Merge {
             };
             delta.add(w, dtype);
         }
+        Ok(())
+    }
+
+    /// The same for some rows and columns, `w` `[rows, columns]`, on the caller's thread: each value has the bits that the whole has.
+    pub(super) fn apply_tile(
+        &self,
+        key: &str,
+        (rows, columns): (Range<usize>, Range<usize>),
+        w: &mut [f32],
+        dtype: StoredDType,
+    ) -> Result<(), CheckpointError> {
+        let (Some((a, b)), rank) = (self.pairs.get(key), self.report.rank) else {
+            return Ok(());
+        };
+        let width = columns.len();
+        let (mut part, b) = (
+            Vec::new(),
+            self.tensors
+                .read_f32_range(b, rows.start * rank..rows.end * rank)?,
+        );
+        self.tensors.read_f32_tile(a, 0..rank, columns, &mut part)?;
+        let delta = Delta {
+            a: &part,
+            b: &b,
+            rank,
+            scale: self.report.scale,
+        };
+        delta.add_rows(w, width, dtype);
         Ok(())
     }
 }
@@ -276,34 +316,20 @@ impl Delta<'_> {
         });
     }
 
+    /// Some rows at a time, so that their sums stay in a core's cache.
     fn add_rows(&self, w: &mut [f32], columns: usize, dtype: StoredDType) {
-        let mut sum = [0f32; COLUMNS];
-        for from in (0..columns).step_by(COLUMNS) {
-            let to = (from + COLUMNS).min(columns);
-            let sum = &mut sum[..to - from];
-            for (w, b) in w
-                .chunks_exact_mut(columns)
-                .zip(self.b.chunks_exact(self.rank))
-            {
-                sum.fill(0.0);
-                for (a, &b) in self.a.chunks_exact(columns).zip(b) {
-                    add_product(sum, &a[from..to], b);
-                }
-                w[from..to]
-                    .iter_mut()
-                    .zip(&*sum)
-                    .for_each(|(w, &s)| *w = dtype.round(*w + self.scale * s));
+        let mut sums = vec![0f32; ROWS.min(w.len() / columns.max(1)) * columns];
+        for (w, b) in w
+            .chunks_mut(ROWS * columns)
+            .zip(self.b.chunks(ROWS * self.rank))
+        {
+            let sums = &mut sums[..w.len()];
+            product(self.a, b, self.rank, columns, sums);
+            for (w, &mut sum) in w.iter_mut().zip(sums) {
+                *w += self.scale * sum;
             }
+            dtype.round_all(w);
         }
-    }
-}
-
-/// `sum += b * a`, each element by one fused multiply-add: rank by rank in this way the sums are bit for bit those of the reference's
-/// matrix product, so that no merged weight rounds to another bf16. Without fused instructions it is emulated, slowly but equally.
-#[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn add_product(sum: &mut [f32], a: &[f32], b: f32) {
-    for (s, &a) in sum.iter_mut().zip(a) {
-        *s = b.mul_add(a, *s);
     }
 }
 
@@ -588,7 +614,7 @@ mod tests {
 
     #[test]
     fn threads_and_blocks_do_not_change_the_sum() {
-        let (rows, columns, rank) = (37, COLUMNS + 13, 5);
+        let (rows, columns, rank) = (2 * ROWS + 37, 525, 5);
         let a: Vec<f32> = (0..rank * columns).map(wave).collect();
         let b: Vec<f32> = (0..rows * rank).map(|i| wave(i + 3)).collect();
         let delta = Delta {
@@ -608,6 +634,41 @@ mod tests {
             .map(|r| b[20 * rank + r] * a[r * columns + 520])
             .sum();
         assert!((w[20 * columns + 520] - (1.0 + 0.25 * dot)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn parts_of_a_target_have_the_bits_of_the_whole() {
+        let dir = tempdir().unwrap();
+        let (rows, columns, rank) = (2 * ROWS + 37, 70, 5);
+        let base = [entry("m.q.weight", bf16s(&[rows, columns], wave))];
+        let lora = [
+            entry("m.q.lora_A.weight", bf16s(&[rank, columns], wave)),
+            entry("m.q.lora_B.weight", bf16s(&[rows, rank], wave)),
+        ];
+        let base = write(&dir, "base.safetensors", &base.to_vec());
+        let lora = write(&dir, "lora.safetensors", &lora.to_vec());
+        let c = Checkpoint::open(&base)
+            .unwrap()
+            .with_lora(Lora::open(&lora, LoraScale::default()).unwrap())
+            .unwrap();
+        let whole = c.read_f32("m.q.weight").unwrap();
+        assert_ne!(whole[70], bf16::from_f32(wave(70)).to_f32());
+        let mut tile = Vec::new();
+        for (r, cols) in [(0..rows, 0..columns), (3..4, 0..1), (60..140, 33..70)] {
+            c.read_f32_tile("m.q.weight", r.clone(), cols.clone(), &mut tile)
+                .unwrap();
+            let part = |r| &whole[r * columns..][cols.clone()];
+            assert_eq!(tile, r.flat_map(part).copied().collect::<Vec<_>>());
+        }
+        for range in [0..1, 69..142, 5000..rows * columns] {
+            let part = c.read_f32_range("m.q.weight", range.clone()).unwrap();
+            assert_eq!(part, whole[range]);
+        }
+        let beyond = c.read_f32_tile("m.q.weight", 0..1, 0..columns + 1, &mut tile);
+        assert!(matches!(beyond, Err(CheckpointError::Range { .. })));
+        assert_eq!(c.lora_work(), (1, (rows * columns * rank) as u64));
+        assert_eq!(c.files().len(), 2);
+        assert_eq!(c.without(|k| k == "m.q.weight").lora_work(), (0, 0));
     }
 
     /// The shared set is not part of the repository: without it this test has nothing to say.

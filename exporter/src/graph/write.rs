@@ -1,70 +1,25 @@
-//! A graph on disk: the ONNX file, and the one `.data` file that every graph of a checkpoint shares.
-//!
-//! The bytes are streamed: workers read, transform and convert tensors while the caller's thread writes and hashes them in file order;
-//! what is in flight is bounded. Each tensor starts at a multiple of [`ALIGN`] and is stored once, however many graphs use it. Files appear
-//! under their names only when complete. Not here: reading checkpoints (a [`WeightBytes`]), the manifest.
+//! A graph on disk: the ONNX file. It appears under its name only when complete. Not here: the data files that hold its weights
+//! ([`super::data`]), the manifest.
+use super::data::{DataLayout, Placed};
 use super::proto::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
     ValueInfoProto, dimension,
 };
-use super::{Attribute, Constant, ConstantData, Fact, Graph, Node, Transform, Weight};
+use super::{Attribute, Constant, ConstantData, Fact, Graph, Node, Weight};
 use crate::graph::builder::is_unknown;
 use engines::contract::DType;
 use engines::exit::Exit;
 use prost::Message;
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Operator set that every graph is written in.
 pub const OPSET: i64 = 24;
 /// ONNX file format that goes with [`OPSET`].
 pub const IR_VERSION: i64 = 12;
-/// Every tensor of a data file starts at a multiple of this; CUDA reads such tensors where they lie.
-pub const ALIGN: u64 = 256;
-
-/// The floats of a checkpoint.
-pub trait WeightBytes: Sync {
-    /// Why a tensor could not be read.
-    type Error: Error + Send + Sync + 'static;
-
-    /// All elements of a tensor, row-major, whatever the stored type.
-    fn read_f32(&self, key: &str) -> Result<Vec<f32>, Self::Error>;
-
-    /// Whether [`Self::read_f32_range`] is cheaper than the whole tensor. Large tensors are then read in pieces.
-    fn has_ranges(&self, _key: &str) -> bool {
-        false
-    }
-
-    /// Some elements of a tensor, counted row-major.
-    fn read_f32_range(&self, key: &str, elements: Range<usize>) -> Result<Vec<f32>, Self::Error> {
-        Ok(self
-            .read_f32(key)?
-            .get(elements)
-            .unwrap_or_default()
-            .to_vec())
-    }
-}
-
-/// Where each initializer's bytes are.
-pub type DataLayout = BTreeMap<String, Placed>;
-
-/// A place in a data file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placed {
-    /// File name, beside the ONNX file.
-    pub file: String,
-    /// First byte, a multiple of [`ALIGN`].
-    pub offset: u64,
-    /// Bytes.
-    pub length: u64,
-}
-
 /// How an ONNX file refers to its weights.
 #[derive(Clone, Copy, Debug)]
 pub enum WeightPlacement<'a> {
@@ -72,17 +27,6 @@ pub enum WeightPlacement<'a> {
     External(&'a DataLayout),
     /// Graph inputs: the graph alone, for checking shapes without any bytes.
     AsInputs,
-}
-
-/// A data file that was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DataFile {
-    /// Where each initializer is.
-    pub layout: DataLayout,
-    /// Size of the file.
-    pub bytes: u64,
-    /// Hash of the file, hex.
-    pub blake3: String,
 }
 
 /// Why a graph could not be written.
@@ -344,394 +288,12 @@ pub fn write_model(path: &Path, model: &ModelProto) -> Result<String, WriteError
     file.finish()
 }
 
-/// Streams the weights of any number of graphs into one file at `path`. `progress` is told bytes done and in total.
-pub fn write_data<'g, S: WeightBytes>(
-    path: &Path,
-    weights: impl IntoIterator<Item = &'g Weight>,
-    source: &S,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<DataFile, WriteError> {
-    let weights = unique(weights)?;
-    let name = path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let (layout, total) = lay_out(&weights, &name);
-    let pieces = pieces(&weights, source);
-    let line = Line::new(&pieces);
-    let mut file = Partial::create(path)?;
-    let workers = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(pieces.len());
-    std::thread::scope(|threads| {
-        // Dropped on every way out, so that the workers stop too.
-        let _stop = StopOnDrop(&line);
-        for _ in 0..workers {
-            threads.spawn(|| line.work(source));
-        }
-        for (i, piece) in pieces.iter().enumerate() {
-            let Some(bytes) = line.take(i) else { break };
-            if piece.first {
-                file.pad_to(layout[&piece.weight.name].offset)?;
-            }
-            file.append(bytes?.as_bytes())?;
-            line.release(i);
-            progress(file.written, total);
-        }
-        Ok(())
-    })?;
-    Ok(DataFile {
-        layout,
-        bytes: file.written,
-        blake3: file.finish()?,
-    })
-}
-
-/// Each initializer once, in order of first use.
-fn unique<'g>(
-    weights: impl IntoIterator<Item = &'g Weight>,
-) -> Result<Vec<&'g Weight>, WriteError> {
-    let mut seen: BTreeMap<&str, &Weight> = BTreeMap::new();
-    let mut order = Vec::new();
-    let content = |w: &Weight| {
-        (
-            w.key.clone(),
-            w.transform.clone(),
-            w.dtype,
-            w.stored.clone(),
-            w.shape.clone(),
-        )
-    };
-    for w in weights {
-        match seen.insert(&w.name, w) {
-            None => order.push(w),
-            Some(other) if content(other) == content(w) => {}
-            Some(other) => {
-                let text =
-                    |w: &Weight| format!("{} {:?} from {} {:?}", w.dtype, w.shape, w.key, w.stored);
-                return Err(WriteError::Clash {
-                    name: w.name.clone(),
-                    one: text(other),
-                    other: text(w),
-                });
-            }
-        }
-    }
-    Ok(order)
-}
-
-/// Offsets in order, aligned; and the size of the file.
-fn lay_out(weights: &[&Weight], file: &str) -> (DataLayout, u64) {
-    let (mut layout, mut end) = (DataLayout::new(), 0u64);
-    for w in weights {
-        let offset = end.next_multiple_of(ALIGN);
-        end = offset + w.bytes();
-        layout.insert(
-            w.name.clone(),
-            Placed {
-                file: file.to_owned(),
-                offset,
-                length: w.bytes(),
-            },
-        );
-    }
-    (layout, end)
-}
-
-/// Elements of a piece of a large tensor.
-const PIECE: usize = 1 << 24;
-
-/// What one worker makes at a time: a tensor, or part of a large one that needs no transform.
-struct Piece<'g> {
-    weight: &'g Weight,
-    /// Stored elements; `None` is all.
-    elements: Option<Range<usize>>,
-    /// Whether it starts its tensor.
-    first: bool,
-}
-
-impl Piece<'_> {
-    /// Memory that it takes at its peak: what is read and what is made of it.
-    fn cost(&self) -> usize {
-        let read = self.elements.as_ref().map_or_else(
-            || self.weight.stored.iter().product(),
-            ExactSizeIterator::len,
-        );
-        let plain = self.weight.transform == Transform::Identity && self.weight.dtype == DType::F32;
-        read * if plain { 4 } else { 8 }
-    }
-
-    fn bytes<S: WeightBytes>(&self, source: &S) -> Result<Bytes, WriteError> {
-        let w = self.weight;
-        let read = |key: &str| {
-            source.read_f32(key).map_err(|e| WriteError::Read {
-                key: key.to_owned(),
-                source: Box::new(e),
-            })
-        };
-        let length = |want: usize, got: usize| {
-            if want == got {
-                Ok(())
-            } else {
-                Err(WriteError::Length {
-                    key: w.key.clone(),
-                    want,
-                    got,
-                })
-            }
-        };
-        let data = match &self.elements {
-            Some(range) => {
-                let data = source.read_f32_range(&w.key, range.clone());
-                let data = data.map_err(|e| WriteError::Read {
-                    key: w.key.clone(),
-                    source: Box::new(e),
-                })?;
-                length(range.len(), data.len())?;
-                data
-            }
-            None => {
-                let data = read(&w.key)?;
-                length(w.stored.iter().product(), data.len())?;
-                let (data, _) = w.transform.apply(data, w.stored.clone(), &read)?;
-                length(w.shape.iter().product(), data.len())?;
-                data
-            }
-        };
-        Ok(Bytes::new(data, w.dtype))
-    }
-}
-
-fn pieces<'g, S: WeightBytes>(weights: &[&'g Weight], source: &S) -> Vec<Piece<'g>> {
-    let mut pieces = Vec::new();
-    for &weight in weights {
-        let len: usize = weight.stored.iter().product();
-        if len <= PIECE
-            || weight.transform != Transform::Identity
-            || !source.has_ranges(&weight.key)
-        {
-            pieces.push(Piece {
-                weight,
-                elements: None,
-                first: true,
-            });
-            continue;
-        }
-        let starts = (0..len).step_by(PIECE);
-        pieces.extend(starts.map(|at| Piece {
-            weight,
-            elements: Some(at..(at + PIECE).min(len)),
-            first: at == 0,
-        }));
-    }
-    pieces
-}
-
-/// Converted elements. f32 stays as it was read, without a copy.
-enum Bytes {
-    F32(Vec<f32>),
-    Half(Vec<u16>),
-}
-
-impl Bytes {
-    /// Rounds to nearest even. A weight is never an integer.
-    fn new(data: Vec<f32>, dtype: DType) -> Self {
-        match dtype {
-            DType::F16 => Self::Half(
-                data.into_iter()
-                    .map(|x| half::f16::from_f32(x).to_bits())
-                    .collect(),
-            ),
-            DType::BF16 => Self::Half(
-                data.into_iter()
-                    .map(|x| half::bf16::from_f32(x).to_bits())
-                    .collect(),
-            ),
-            _ => Self::F32(data),
-        }
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::F32(x) => bytemuck::cast_slice(x),
-            Self::Half(x) => bytemuck::cast_slice(x),
-        }
-    }
-}
-
-type Fetch<'a> = dyn Fn(&str) -> Result<Vec<f32>, WriteError> + 'a;
-
-impl Transform {
-    /// The transformed elements and their shape. `fetch` reads other keys.
-    fn apply(
-        &self,
-        data: Vec<f32>,
-        mut shape: Vec<usize>,
-        fetch: &Fetch<'_>,
-    ) -> Result<(Vec<f32>, Vec<usize>), WriteError> {
-        Ok(match self {
-            Self::Identity => (data, shape),
-            Self::Reshape(want) => (data, want.clone()),
-            Self::Transpose2 => {
-                let [rows, columns] = [shape[0], shape[1]];
-                (transpose(&data, rows, columns), vec![columns, rows])
-            }
-            Self::Select { axis, index } => {
-                let inner: usize = shape[axis + 1..].iter().product();
-                let size = shape.remove(*axis);
-                (
-                    data.chunks_exact((size * inner).max(1))
-                        .flat_map(|outer| &outer[index * inner..(index + 1) * inner])
-                        .copied()
-                        .collect(),
-                    shape,
-                )
-            }
-            Self::Concat { axis, with } => {
-                let others = with
-                    .iter()
-                    .map(|key| fetch(key))
-                    .collect::<Result<Vec<_>, _>>()?;
-                let outer: usize = shape[..*axis].iter().product();
-                let inner: usize = shape[axis + 1..].iter().product();
-                let parts: Vec<&[f32]> = std::iter::once(data.as_slice())
-                    .chain(others.iter().map(Vec::as_slice))
-                    .collect();
-                let joined = (0..outer).flat_map(|o| {
-                    parts
-                        .iter()
-                        .flat_map(move |p| &p[p.len() / outer * o..p.len() / outer * (o + 1)])
-                });
-                let joined: Vec<f32> = joined.copied().collect();
-                shape[*axis] = joined.len() / (outer * inner).max(1);
-                (joined, shape)
-            }
-            Self::Chain(steps) => {
-                return steps.iter().try_fold((data, shape), |(data, shape), t| {
-                    t.apply(data, shape, fetch)
-                });
-            }
-        })
-    }
-}
-
-/// By tiles, so that both sides stay in the cache.
-fn transpose(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    const TILE: usize = 32;
-    let mut out = vec![0.0; data.len()];
-    for r0 in (0..rows).step_by(TILE) {
-        for c0 in (0..columns).step_by(TILE) {
-            for c in c0..(c0 + TILE).min(columns) {
-                for r in r0..(r0 + TILE).min(rows) {
-                    out[c * rows + r] = data[r * columns + c];
-                }
-            }
-        }
-    }
-    out
-}
-
-/// Bytes of tensors in flight; a larger tensor goes alone.
-const BUDGET: usize = 768 << 20;
-
-/// The assembly line between workers and writer. Pieces are begun strictly in file order, so the next one to be written is always paid for
-/// and the line cannot lock up.
-struct Line<'p, 'g> {
-    pieces: &'p [Piece<'g>],
-    state: Mutex<LineState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct LineState {
-    next: usize,
-    in_flight: usize,
-    stopped: bool,
-    done: BTreeMap<usize, Result<Bytes, WriteError>>,
-}
-
-impl<'p, 'g> Line<'p, 'g> {
-    fn new(pieces: &'p [Piece<'g>]) -> Self {
-        Self {
-            pieces,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, LineState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'s>(&self, state: MutexGuard<'s, LineState>) -> MutexGuard<'s, LineState> {
-        self.changed
-            .wait(state)
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes pieces until there are none, or the line stops. A panic in `source` stops it.
-    fn work<S: WeightBytes>(&self, source: &S) {
-        let stop = StopOnDrop(self);
-        while let Some(i) = self.begin() {
-            let bytes = self.pieces[i].bytes(source);
-            self.lock().done.insert(i, bytes);
-            self.changed.notify_all();
-        }
-        std::mem::forget(stop);
-    }
-
-    fn begin(&self) -> Option<usize> {
-        let mut state = self.lock();
-        loop {
-            let piece = self.pieces.get(state.next)?;
-            if state.stopped {
-                return None;
-            }
-            if state.in_flight == 0 || state.in_flight + piece.cost() <= BUDGET {
-                state.in_flight += piece.cost();
-                state.next += 1;
-                return Some(state.next - 1);
-            }
-            state = self.wait(state);
-        }
-    }
-
-    /// Waits for piece `i`; `None` when the line has stopped.
-    fn take(&self, i: usize) -> Option<Result<Bytes, WriteError>> {
-        let mut state = self.lock();
-        loop {
-            if let Some(bytes) = state.done.remove(&i) {
-                return Some(bytes);
-            }
-            if state.stopped {
-                return None;
-            }
-            state = self.wait(state);
-        }
-    }
-
-    fn release(&self, i: usize) {
-        self.lock().in_flight -= self.pieces[i].cost();
-        self.changed.notify_all();
-    }
-}
-
-struct StopOnDrop<'l, 'p, 'g>(&'l Line<'p, 'g>);
-
-impl Drop for StopOnDrop<'_, '_, '_> {
-    fn drop(&mut self) {
-        self.0.lock().stopped = true;
-        self.0.changed.notify_all();
-    }
-}
-
 /// A file that has its final name only once complete; dropped before, it is removed.
 struct Partial {
     path: PathBuf,
     part: PathBuf,
     file: BufWriter<File>,
     hasher: blake3::Hasher,
-    written: u64,
 }
 
 impl Partial {
@@ -749,25 +311,18 @@ impl Partial {
             part,
             file,
             hasher: blake3::Hasher::new(),
-            written: 0,
         })
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         self.hasher.update(bytes);
-        self.written += bytes.len() as u64;
         self.file.write_all(bytes).map_err(|source| WriteError::Io {
             path: self.part.clone(),
             source,
         })
     }
 
-    fn pad_to(&mut self, offset: u64) -> Result<(), WriteError> {
-        let gap = usize::try_from(offset.saturating_sub(self.written)).unwrap_or_default();
-        self.append(&[0; 256][..gap.min(256)])
-    }
-
-    /// Makes the bytes durable and gives the file its name. Returns its hash, hex.
+    /// Gives the file its name; whoever needs it to outlive a power cut synchronises it. Returns its hash, hex.
     fn finish(mut self) -> Result<String, WriteError> {
         let fail = |source| WriteError::Io {
             path: self.path.clone(),
@@ -775,12 +330,8 @@ impl Partial {
         };
         self.file
             .flush()
-            .and_then(|()| self.file.get_ref().sync_all())
+            .and_then(|()| fs::rename(&self.part, &self.path))
             .map_err(fail)?;
-        fs::rename(&self.part, &self.path).map_err(|source| WriteError::Io {
-            path: self.path.clone(),
-            source,
-        })?;
         Ok(self.hasher.finalize().to_hex().to_string())
     }
 }
@@ -795,231 +346,25 @@ impl Drop for Partial {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{Builder, Fact};
+    use crate::graph::data::Placed;
+    use crate::graph::{Builder, Fact, Transform};
     use engines::contract::Port;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::collections::BTreeMap;
 
     const X: Port = Port::new("x", DType::F32, "B 3*h*w 4");
     const Y: Port = Port::new("y", DType::F32, "B 3*h*w 3");
 
-    #[derive(Debug, thiserror::Error)]
-    #[error("gone")]
-    struct Gone;
-
-    /// Tensors that count up from 0.
-    struct Ramp {
-        shapes: BTreeMap<String, Vec<usize>>,
-        lost: Option<&'static str>,
-        ranges: bool,
-        reads: AtomicUsize,
-    }
-
-    impl Ramp {
-        fn new(shapes: &[(&str, &[usize])]) -> Self {
-            let shapes = shapes
-                .iter()
-                .map(|(k, s)| ((*k).to_owned(), s.to_vec()))
-                .collect();
-            Self {
-                shapes,
-                lost: None,
-                ranges: false,
-                reads: AtomicUsize::new(0),
-            }
-        }
-    }
-
-    impl WeightBytes for Ramp {
-        type Error = Gone;
-
-        fn read_f32(&self, key: &str) -> Result<Vec<f32>, Gone> {
-            self.reads.fetch_add(1, Ordering::Relaxed);
-            let len = self
-                .shapes
-                .get(key)
-                .filter(|_| self.lost != Some(key))
-                .ok_or(Gone)?
-                .iter()
-                .product();
-            Ok((0..len).map(|i: usize| i as f32).collect())
-        }
-
-        fn has_ranges(&self, _key: &str) -> bool {
-            self.ranges
-        }
-
-        fn read_f32_range(&self, _key: &str, elements: Range<usize>) -> Result<Vec<f32>, Gone> {
-            Ok(elements.map(|i| i as f32).collect())
-        }
-    }
-
-    fn weight(key: &str, dtype: DType, shape: &[usize]) -> Weight {
-        let shape = shape.to_vec();
-        Weight {
-            name: key.to_owned(),
-            key: key.to_owned(),
-            transform: Transform::Identity,
-            dtype,
-            stored: shape.clone(),
-            shape,
-            value: 0,
-        }
-    }
-
-    fn floats(bytes: &[u8]) -> Vec<f32> {
-        bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect()
-    }
-
     #[test]
-    fn transforms_move_the_elements_they_promise() {
-        use Transform::{Chain, Concat, Identity, Reshape, Select, Transpose2};
-        let concat = |axis| Concat {
-            axis,
-            with: vec!["other".into()],
-        };
-        let cases: [(Transform, &[usize], &[f32]); 8] = [
-            (Identity, &[2, 3], &[0., 1., 2., 3., 4., 5.]),
-            (Reshape(vec![3, 2]), &[3, 2], &[0., 1., 2., 3., 4., 5.]),
-            (Transpose2, &[3, 2], &[0., 3., 1., 4., 2., 5.]),
-            (Select { axis: 0, index: 1 }, &[3], &[3., 4., 5.]),
-            (Select { axis: 1, index: 2 }, &[2], &[2., 5.]),
-            (
-                concat(0),
-                &[4, 3],
-                &[0., 1., 2., 3., 4., 5., 10., 11., 12., 13., 14., 15.],
-            ),
-            (
-                concat(1),
-                &[2, 6],
-                &[0., 1., 2., 10., 11., 12., 3., 4., 5., 13., 14., 15.],
-            ),
-            (
-                Chain(vec![Transpose2, Select { axis: 0, index: 1 }]),
-                &[2],
-                &[1., 4.],
-            ),
-        ];
-        for (transform, shape, want) in cases {
-            let data = (0..6u8).map(f32::from).collect();
-            let other = |_: &str| Ok((10..16u8).map(f32::from).collect());
-            assert_eq!(
-                transform.apply(data, vec![2, 3], &other).unwrap(),
-                (want.to_vec(), shape.to_vec()),
-                "{transform}"
-            );
-        }
-    }
-
-    #[test]
-    fn tiles_transpose_any_size() {
-        for (rows, columns) in [(1, 1), (1, 70), (33, 65), (64, 32)] {
-            let data: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
-            let out = transpose(&data, rows, columns);
-            assert!(
-                (0..rows * columns).all(|i| out[i % columns * rows + i / columns] == data[i]),
-                "{rows} x {columns}"
-            );
-        }
-    }
-
-    #[test]
-    fn weights_are_stored_once_aligned_and_hashed() {
+    fn a_file_that_cannot_be_written_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("w.data");
-        let source = Ramp::new(&[("a", &[3]), ("b", &[100]), ("c", &[2])]);
-        let (a, b, c) = (
-            weight("a", DType::F32, &[3]),
-            weight("b", DType::F32, &[100]),
-            weight("c", DType::BF16, &[2]),
-        );
-        let mut told = Vec::new();
-        let file = write_data(&path, [&a, &b, &a, &c, &b], &source, &mut |done, total| {
-            told.push((done, total));
-        })
+        let model = to_model(
+            &graph(&BTreeMap::from([("q.weight".to_owned(), vec![3, 4])])),
+            WeightPlacement::AsInputs,
+        )
         .unwrap();
-        let bytes = fs::read(&path).unwrap();
-        assert_eq!(source.reads.into_inner(), 3);
-        assert_eq!(
-            (file.bytes, file.blake3),
-            (
-                bytes.len() as u64,
-                blake3::hash(&bytes).to_hex().to_string()
-            )
-        );
-        let placed: Vec<(u64, u64)> = file.layout.values().map(|p| (p.offset, p.length)).collect();
-        assert_eq!(placed, [(0, 12), (256, 400), (768, 4)]);
-        assert_eq!(floats(&bytes[..12]), [0., 1., 2.]);
-        assert_eq!(floats(&bytes[256..656])[99], 99.);
-        assert_eq!(bytes[768..], [0, 0, 0x80, 0x3f]);
-        assert_eq!(told, [(12, 772), (656, 772), (772, 772)]);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn large_plain_tensors_are_read_in_pieces() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("w.data");
-        let len = PIECE + 5;
-        let source = Ramp {
-            ranges: true,
-            ..Ramp::new(&[("a", &[len]), ("b", &[1])])
-        };
-        let (a, b) = (
-            weight("a", DType::F16, &[len]),
-            weight("b", DType::F32, &[1]),
-        );
-        let file = write_data(&path, [&a, &b], &source, &mut |_, _| {}).unwrap();
-        assert_eq!(source.reads.into_inner(), 1);
-        let bytes = fs::read(&path).unwrap();
-        assert_eq!(bytes.len() as u64, file.layout["b"].offset + 4);
-        // PIECE + 4 overflows f16: infinity, as rounding says.
-        assert_eq!(
-            bytes[2 * (len - 1)..2 * len],
-            half::f16::INFINITY.to_le_bytes()
-        );
-        assert_eq!(
-            bytes[2 * 1000..2 * 1001],
-            half::f16::from_f32(1000.0).to_le_bytes()
-        );
-    }
-
-    #[test]
-    fn a_failed_write_leaves_no_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("w.data");
-        let source = Ramp {
-            lost: Some("b"),
-            ..Ramp::new(&[("a", &[3]), ("b", &[4])])
-        };
-        let (a, b) = (weight("a", DType::F32, &[3]), weight("b", DType::F32, &[4]));
-        let error = write_data(&path, [&a, &b], &source, &mut |_, _| {}).unwrap_err();
-        assert_eq!(
-            (error.to_string().as_str(), error.exit()),
-            ("weight b: gone", Exit::Model)
-        );
-        let short = Weight {
-            stored: vec![5],
-            shape: vec![5],
-            ..a.clone()
-        };
-        let error = write_data(&path, [&short], &source, &mut |_, _| {}).unwrap_err();
-        assert_eq!(error.to_string(), "weight a wants 5 elements, got 3");
-        let other = Weight {
-            shape: vec![3, 1],
-            ..a.clone()
-        };
-        let error = write_data(&path, [&a, &other], &source, &mut |_, _| {}).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "weight a is f32 [3] from a [3] in one graph and f32 [3, 1] from a [3] in another"
-        );
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        let error =
-            write_data(&dir.path().join("no/w.data"), [&a], &source, &mut |_, _| {}).unwrap_err();
+        let error = write_model(&dir.path().join("no/w.onnx"), &model).unwrap_err();
         assert_eq!(error.exit(), Exit::Input);
+        assert!(error.to_string().contains("w.onnx"), "{error}");
     }
 
     fn graph(source: &BTreeMap<String, Vec<usize>>) -> Graph {

@@ -5,13 +5,15 @@ use crate::condition::everywhere;
 use crate::events::Silent;
 use crate::fake::{Fake, Fault};
 use crate::plan::StageSpec;
-use crate::plan::{Lanes, Stages};
+use crate::plan::{Lanes, Residency, Rings, Stages};
 use crate::ring::Geometry;
 use crate::ring::tests::{config, small_geometry as geometry};
 use crate::stage::plain;
-use crate::stage::{Stage, anchor_of};
-use engines::backend::EngineError;
+use crate::stage::{Site, Stage, anchor_of};
+use engines::backend::{Backend, EngineError};
+use engines::memory::{HostMemory, Memory, MemoryError};
 use proptest::prelude::*;
+use std::sync::Mutex;
 
 const LAYERS: usize = 4;
 
@@ -70,6 +72,9 @@ struct Case {
     takes: usize,
     /// Block after which a Ctrl-C comes.
     cancel_at: Option<usize>,
+    residency: Residency,
+    /// Virtual devices with so much memory each; all in the process's own without.
+    budget: Option<u64>,
 }
 
 impl Case {
@@ -84,7 +89,16 @@ impl Case {
             source_fails_at: None,
             takes: usize::MAX,
             cancel_at: None,
+            residency: Residency::default(),
+            budget: None,
         }
+    }
+}
+
+impl Case {
+    fn plan(&self) -> Plan {
+        let plan = Plan::new(&self.stages, self.lanes, LAYERS, self.steps).unwrap();
+        plan.with_residency(self.residency).unwrap()
     }
 }
 
@@ -99,15 +113,47 @@ fn anchor(g: &Geometry, name: f32) -> AnchorInput {
 fn execute(case: &Case, g: &Geometry) -> (Result<(), Error>, Blocks, Vec<String>) {
     let mut backend = Fake::new(config(LAYERS), g.clone());
     backend.fault = case.fault;
-    let plan = Plan::new(&case.stages, case.lanes, LAYERS, case.steps).unwrap();
+    let plan = case.plan();
+    let apart: Vec<Fake> = case.budget.map_or_else(Vec::new, |budget| {
+        let device = |i| backend.on(HostMemory::new(format!("cpu:{i}"), budget));
+        (0..=*plan.device_ids().last().unwrap())
+            .map(device)
+            .collect()
+    });
+    let devices = match apart.is_empty() {
+        true => Devices::one(&backend),
+        false => Devices::each(apart.iter().map(|b| b as &dyn Backend).collect()),
+    };
+    let (result, finished) = execute_on(case, g, &devices);
+    for device in &apart {
+        let counts = device.memory().ledger().counts();
+        assert_eq!(counts.total(), 0, "everything is freed");
+        assert!(counts.peak <= case.budget.unwrap());
+    }
+    assert_eq!(devices.host().counts().total(), 0);
+    let log = backend.log.lock().unwrap().clone();
+    (result, finished, log)
+}
+
+fn execute_on(case: &Case, g: &Geometry, devices: &Devices<'_>) -> (Result<(), Error>, Blocks) {
+    execute_watched(case, g, devices, &Silent)
+}
+
+fn execute_watched(
+    case: &Case,
+    g: &Geometry,
+    devices: &Devices<'_>,
+    observer: &dyn Observer,
+) -> (Result<(), Error>, Blocks) {
+    let (model, plan) = (config(LAYERS), case.plan());
     let tables = Tables::new(g.clone(), case.steps).unwrap();
     let cancel = Cancel::default();
     let job = Job {
-        backend: &backend,
+        devices,
         options: &plain,
         plan: &plan,
         tables: &tables,
-        layers: LAYERS,
+        model: &model,
         steps: case.steps,
         blocks: case.blocks,
         swap: case.swap,
@@ -118,7 +164,7 @@ fn execute(case: &Case, g: &Geometry) -> (Result<(), Error>, Blocks, Vec<String>
         text: Arc::new(named(&[1, 6, 8], 3.0)),
         anchor: anchor(g, 9.0),
         cancel: &cancel,
-        observer: &Silent,
+        observer,
     };
     let mut source = Named {
         geometry: g,
@@ -128,7 +174,7 @@ fn execute(case: &Case, g: &Geometry) -> (Result<(), Error>, Blocks, Vec<String>
     let (feedback, inbox) = inbox(&plan, case.steps);
     let (sender, receiver) = sync_channel(FINISHED_WAITING);
     let (cancel, takes) = (&cancel, case.takes);
-    let (result, finished) = thread::scope(|scope| {
+    thread::scope(|scope| {
         let decoder = scope.spawn(move || {
             let mut seen = Vec::new();
             for Finished { block, latents } in receiver.iter().take(takes) {
@@ -144,9 +190,7 @@ fn execute(case: &Case, g: &Geometry) -> (Result<(), Error>, Blocks, Vec<String>
         });
         let result = run(&job, &mut source, sender, inbox);
         (result, decoder.join().unwrap())
-    });
-    let log = backend.log.lock().unwrap().clone();
-    (result, finished, log)
+    })
 }
 
 /// The reference's order on one stage: block by block, step by step, one lane, the anchor swapped between clips.
@@ -157,15 +201,10 @@ fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
         seed: 1,
         replay: None,
     };
-    let mut stage = Stage::load(
-        &backend,
-        &StageSpec::whole(LAYERS, case.steps),
-        LAYERS,
-        g,
-        &plain,
-    )
-    .unwrap();
-    let prefilled = |stage: &Stage<'_>, index: usize, input: AnchorInput| {
+    let model = config(LAYERS);
+    let site = Site::alone(&backend, &model, g, case.steps, &plain);
+    let mut stage = Stage::load(site, &StageSpec::whole(LAYERS, case.steps)).unwrap();
+    let prefilled = |stage: &mut Stage<'_>, index: usize, input: AnchorInput| {
         let mut p = tables.prefill(
             index,
             input.ref_latents,
@@ -173,9 +212,9 @@ fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
             Arc::new(named(&[1, 6, 8], 3.0)),
         );
         stage.prefill(&mut p, &|| false).unwrap();
-        anchor_of(p)
+        Arc::new(anchor_of(p))
     };
-    let mut held = prefilled(&stage, 0, anchor(g, 9.0));
+    let mut held = prefilled(&mut stage, 0, anchor(g, 9.0));
     let mut out = Blocks::new();
     for block in 0..case.blocks {
         if block == g.clip_blocks && case.swap != Swap::Never {
@@ -187,7 +226,7 @@ fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
                 },
                 _ => anchor(g, 11.0),
             };
-            held = prefilled(&stage, 1, input);
+            held = prefilled(&mut stage, 1, input);
         }
         let BlockInput { mut latents, audio } = input(g, block);
         for step in 0..case.steps {
@@ -223,6 +262,122 @@ proptest! {
         let (result, finished, _) = execute(&case, &g);
         prop_assert!(result.is_ok(), "{result:?}");
         prop_assert_eq!(finished, one_by_one(&case, &g));
+    }
+}
+
+/// Some or all layers stream, through some slots, with rings here or there.
+fn residency() -> impl Strategy<Value = Residency> {
+    (0usize..5, 2usize..4, prop::bool::ANY).prop_map(|(resident_layers, slots, on_host)| {
+        Residency {
+            resident_layers,
+            rings: if on_host {
+                Rings::OnHost
+            } else {
+                Rings::OnDevice
+            },
+            slots,
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn devices_with_memory_of_their_own_compute_the_same_resident_or_streamed(
+        blocks in 1usize..10, steps in 1usize..5, l in 1usize..5, s in 1usize..5, lanes in 1usize..5, clip in 1usize..4, swap in 0usize..3,
+        residency in residency(),
+    ) {
+        let g = geometry(12 * clip);
+        let swap = [Swap::Never, Swap::FirstLatent, Swap::Fed][swap];
+        let stages = Stages::Grid { layers: l, steps: s.min(steps) };
+        let lanes = Lanes::AtMost(lanes.min(steps));
+        let case = Case { stages, lanes, residency, budget: Some(u64::MAX), ..Case::new(blocks, steps, swap) };
+        let (result, finished, _) = execute(&case, &g);
+        prop_assert!(result.is_ok(), "{result:?}");
+        prop_assert_eq!(finished, one_by_one(&case, &g));
+    }
+}
+
+#[test]
+fn chains_that_share_a_device_share_its_condition_and_each_device_has_it_once() {
+    let g = geometry(48);
+    let stages: Stages = "0:0-3/0-0;1:0-3/1-1;1:0-3/2-3".parse().unwrap();
+    let case = Case {
+        stages,
+        ..Case::new(4, 4, Swap::Never)
+    };
+    let memories = [0, 1].map(|i| HostMemory::new(format!("cpu:{i}"), u64::MAX));
+    let fake = Fake::new(config(LAYERS), g.clone());
+    let fakes = memories.clone().map(|m| fake.on(m));
+    let devices = Devices::each(fakes.iter().map(|b| b as &dyn Backend).collect());
+    let watch = Watch {
+        memories: memories.to_vec(),
+        seen: Mutex::default(),
+    };
+    let (result, _) = execute_watched(&case, &g, &devices, &watch);
+    result.unwrap();
+    // Keys and values of sink and text, f32; the fake's text is as long as its sink.
+    let layer = 4 * g.heads * g.sink_tokens * g.head_dim * size_of::<f32>();
+    let whole = (LAYERS * layer) as u64;
+    assert_eq!(*watch.seen.lock().unwrap(), [whole, whole]);
+    let prefills = fake.log.lock().unwrap();
+    let prefills = prefills.iter().filter(|c| *c == "dit_sink_layer.00");
+    assert_eq!(prefills.count(), 1, "computed once, copied to the other");
+}
+
+/// Keeps the condition on every device when the first block is clean.
+struct Watch {
+    memories: Vec<Arc<HostMemory>>,
+    seen: Mutex<Vec<u64>>,
+}
+
+impl Observer for Watch {
+    fn event(&self, event: &Event<'_>) {
+        if matches!(event, Event::Denoised { block: 0, .. }) {
+            let condition =
+                |m: &Arc<HostMemory>| m.ledger().counts().of(engines::memory::Class::Condition);
+            *self.seen.lock().unwrap() = self.memories.iter().map(condition).collect();
+        }
+    }
+}
+
+#[test]
+fn a_budget_is_met_to_the_byte() {
+    let g = geometry(48);
+    for (resident_layers, rings) in [
+        (usize::MAX, Rings::OnDevice),
+        (0, Rings::OnDevice),
+        (2, Rings::OnHost),
+    ] {
+        let residency = Residency {
+            resident_layers,
+            rings,
+            slots: 2,
+        };
+        let run = |budget| {
+            let case = Case {
+                residency,
+                lanes: Lanes::AtMost(4),
+                budget: Some(budget),
+                ..Case::new(9, 4, Swap::Never)
+            };
+            let memory = HostMemory::new("cpu:0", budget);
+            let fake = Fake::new(config(LAYERS), g.clone()).on(memory.clone());
+            let (result, _) = execute_on(&case, &g, &Devices::each(vec![&fake]));
+            (result, memory.ledger().counts().peak)
+        };
+        let (result, peak) = run(u64::MAX);
+        result.unwrap();
+        assert_eq!(run(peak).1, peak);
+        run(peak).0.unwrap();
+        let error = run(peak - 1).0.unwrap_err();
+        assert!(
+            matches!(&error, Error::Stage { source, .. }
+                if matches!(**source, EngineError::DeviceMemory(MemoryError::Budget { budget, .. }) if budget == peak - 1)),
+            "{error}"
+        );
+        assert_eq!(error.exit(), engines::exit::Exit::Resources);
     }
 }
 

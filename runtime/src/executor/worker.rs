@@ -5,14 +5,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, Scope};
 
-use engines::backend::EngineError;
-
 use super::{AnchorInput, Job};
 use crate::call::{Anchor, Call, Prefill};
 use crate::condition::{BlockInput, Source};
 use crate::error::Error;
-use crate::plan::StageSpec;
-use crate::stage::{Stage, anchor_of};
+use crate::plan::{Chain, StageSpec};
+use crate::stage::{Site, Stage, anchor_of};
 use crate::wavefront::Group;
 
 /// Packets that may wait at the head of a chain beside its calls: the prefills.
@@ -22,13 +20,19 @@ pub(super) const PREFILLS: usize = 2;
 pub(super) enum Packet {
     Call(Group, Box<Call>),
     Prefill(Box<Prefill>),
+    /// An anchor that other devices hold, to be placed on this chain's.
+    Place(Box<Anchor>),
 }
 
 /// What comes back to the scheduler.
 pub(super) enum Report {
     Prepared(Box<BlockInput>),
     Done(Group, Box<Call>),
-    Anchored(Arc<Anchor>),
+    /// Placed on the devices of a chain.
+    Anchored {
+        anchor: Box<Anchor>,
+        chain: usize,
+    },
     Fed(Box<AnchorInput>),
     Failed(Error),
     /// A thread ended before its work did; its own error, or panic, says why.
@@ -70,20 +74,23 @@ pub(super) fn prepare(source: &mut dyn Source, wanted: &Receiver<usize>, reports
 pub(super) fn spawn_chain<'scope, 'env>(
     scope: &'scope Scope<'scope, 'env>,
     job: &'env Job<'env>,
-    stages: &'env [StageSpec],
+    index: usize,
+    chain: &'env Chain,
     reports: &SyncSender<Report>,
 ) -> SyncSender<Packet> {
     let mut next = None;
-    for spec in stages.iter().rev() {
+    for spec in chain.stages.iter().rev() {
         // The head never makes the scheduler wait: it holds every call that may be under way.
         let room = if spec.layers.start == 0 {
-            stages.len() + 1 + PREFILLS
+            chain.stages.len() + 1 + PREFILLS
         } else {
             1
         };
         let (sender, receiver) = sync_channel(room);
         let worker = Worker {
             job,
+            index,
+            chain,
             spec,
             next: next.replace(sender),
             reports: LastWord(reports.clone()),
@@ -95,6 +102,8 @@ pub(super) fn spawn_chain<'scope, 'env>(
 
 struct Worker<'a> {
     job: &'a Job<'a>,
+    index: usize,
+    chain: &'a Chain,
     spec: &'a StageSpec,
     next: Option<SyncSender<Packet>>,
     reports: LastWord,
@@ -102,40 +111,52 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     fn run(self, packets: &Receiver<Packet>) {
-        if let Err(source) = self.work(packets) {
+        if let Err(error) = self.work(packets) {
             let StageSpec { device, layers, .. } = self.spec;
             let stage = format!(
                 "cpu:{device} layers {}-{}",
                 layers.start,
                 layers.end.saturating_sub(1)
             );
-            self.reports.send(Report::Failed(Error::Stage {
-                stage,
-                source: Box::new(source),
+            self.reports.send(Report::Failed(match error {
+                Error::Engine(source) => Error::Stage { stage, source },
+                error => error,
             }));
         }
     }
 
-    fn work(&self, packets: &Receiver<Packet>) -> Result<(), EngineError> {
+    fn anchored(&self, anchor: Box<Anchor>) -> Report {
+        Report::Anchored {
+            anchor,
+            chain: self.index,
+        }
+    }
+
+    fn work(&self, packets: &Receiver<Packet>) -> Result<(), Error> {
         let job = self.job;
         let stop = || job.cancel.is_cancelled();
-        let mut stage = Stage::load(
-            job.backend,
-            self.spec,
-            job.layers,
-            job.tables.geometry(),
-            job.options,
-        )?;
+        let site = Site {
+            backend: job.devices.get(self.spec.device)?,
+            home: job.devices.home(self.spec.device),
+            host: Arc::clone(job.devices.host()),
+            model: job.model,
+            geometry: job.tables.geometry(),
+            lanes: self.chain.lanes,
+            options: job.options,
+        };
+        let mut stage = Stage::load(site, self.spec)?;
         for mut packet in packets {
             match &mut packet {
                 Packet::Call(_, call) => stage.denoise(call, &stop)?,
                 Packet::Prefill(prefill) => stage.prefill(prefill, &stop)?,
+                Packet::Place(anchor) => stage.place(anchor)?,
             }
             let sent = match &self.next {
                 Some(next) => next.send(packet).is_ok(),
                 None => self.reports.send(match packet {
                     Packet::Call(group, call) => Report::Done(group, call),
-                    Packet::Prefill(prefill) => Report::Anchored(anchor_of(*prefill)),
+                    Packet::Prefill(prefill) => self.anchored(Box::new(anchor_of(*prefill))),
+                    Packet::Place(anchor) => self.anchored(anchor),
                 }),
             };
             if !sent {

@@ -42,7 +42,7 @@ pub(super) struct Bench<'a> {
 
 impl Bench<'_> {
     pub(super) fn backend(&self) -> &dyn Backend {
-        self.engine.backend
+        self.engine.devices.first()
     }
 
     pub(super) fn options(&self) -> Options<'_> {

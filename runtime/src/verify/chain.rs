@@ -16,7 +16,7 @@ use crate::latents;
 use crate::mp4::Encoding;
 use crate::picture::Fit;
 use crate::pipeline::Mode;
-use crate::plan::{Lanes, Stages};
+use crate::plan::{Lanes, Residency, Stages};
 use crate::size::SizeMode;
 use crate::tensor_file::{self, Tensors};
 use crate::wavefront::Item;
@@ -138,6 +138,7 @@ fn request(bench: &Bench<'_>, file: &str, mode: Mode, folder: &Path) -> Result<R
     let clips = bench.number(&format!("/{file}/clips"))?;
     recorded(bench, clips)?;
     Ok(Request {
+        placement: None,
         image: bench.set.input(PICTURE),
         audio: bench.set.input(&first("/audio", "file")?),
         prompt: first("/prompts", "text")?,
@@ -151,6 +152,9 @@ fn request(bench: &Bench<'_>, file: &str, mode: Mode, folder: &Path) -> Result<R
         mode,
         stages: Stages::default(),
         lanes: Lanes::default(),
+        residency: Residency::default(),
+        vae_device: None,
+        device_memory: None,
         replay: Some(bench.set.file(REPLAY)),
         trace: Some(folder.join(TRACE)),
         contact_sheet: None,

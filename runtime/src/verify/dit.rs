@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use engines::backend::{Backend, LoadOptions, State};
-use engines::components::{dit, speech};
+use engines::components::dit::{self, DitConfig};
+use engines::components::speech;
 use engines::contract::DType;
 use engines::recipe::Recipe;
 use engines::tensor::{Tensor, View};
@@ -14,14 +15,14 @@ use super::bench::{Bench, Problem, lacks, lane, last, number_in, swapped, widene
 use super::host::tokens;
 use super::precision::BF16;
 use super::record::Recorder;
-use crate::call::{Anchor, BlockAudio, Call, Lane, Prefill, Tables};
+use crate::call::{Anchor, BlockAudio, Call, Lane, Prefill, SinkFlow, Tables};
 use crate::condition::{AudioAdapter, embed_text, everywhere};
 use crate::latents;
 use crate::plan::StageSpec;
 use crate::ring::Geometry;
 use crate::schedule;
 use crate::size::Size;
-use crate::stage::{Options, Stage, anchor_of};
+use crate::stage::{Options, Site, Stage, anchor_of};
 use crate::wavefront::Item;
 
 /// Tap of the packed motion tokens, before the condition mask.
@@ -401,9 +402,9 @@ fn sink_embed(bench: &Bench<'_>) -> Result<(), Problem> {
 
 fn sink_layers(bench: &Bench<'_>) -> Result<(), Problem> {
     let scene = Scene::new(bench)?;
-    let stage = scene.stage(bench.backend(), bench.options())?;
-    let prefill = scene.prefill(bench, &stage)?;
-    if let Some((hidden, _)) = &prefill.flow {
+    let mut stage = scene.stage(bench.backend(), bench.options())?;
+    let prefill = scene.prefill(bench, &mut stage)?;
+    if let Some(SinkFlow { hidden, .. }) = &prefill.flow {
         bench.sheet.check(
             dit::SINK_LAYER.name,
             "dit_sink",
@@ -412,6 +413,7 @@ fn sink_layers(bench: &Bench<'_>) -> Result<(), Problem> {
         );
     }
     for (i, layer) in prefill.layers.iter().enumerate() {
+        let layer = &layer.condition;
         for (what, values) in [("k", &layer.sink_k), ("v", &layer.sink_v)] {
             let (name, values) = (format!("layer{i}.cond_{what}"), swapped(values));
             for file in ["dit_sink", BF16] {
@@ -428,7 +430,7 @@ fn sink_layers(bench: &Bench<'_>) -> Result<(), Problem> {
 struct Scene {
     tables: Tables,
     spec: StageSpec,
-    layers: usize,
+    model: DitConfig,
 }
 
 impl Scene {
@@ -441,15 +443,11 @@ impl Scene {
         let geometry = Geometry::new(bench.dit(), size, bench.config("infer_frames")?)?;
         let steps = bench.config("steps")?;
         let step = step_at(bench, &schedule::timesteps(steps)?)?;
-        let layers = bench.dit().layers;
+        let model = bench.dit().clone();
         Ok(Self {
             tables: Tables::new(geometry, steps)?,
-            spec: StageSpec {
-                device: 0,
-                layers: 0..layers,
-                steps: step..step + 1,
-            },
-            layers,
+            spec: StageSpec::new(0, 0..model.layers, step..step + 1),
+            model,
         })
     }
 
@@ -458,20 +456,15 @@ impl Scene {
     }
 
     fn stage<'s>(
-        &self,
+        &'s self,
         backend: &'s dyn Backend,
         options: Options<'s>,
     ) -> Result<Stage<'s>, Problem> {
-        Ok(Stage::load(
-            backend,
-            &self.spec,
-            self.layers,
-            self.geometry(),
-            options,
-        )?)
+        let site = Site::alone(backend, &self.model, self.geometry(), 1, options);
+        Ok(Stage::load(site, &self.spec)?)
     }
 
-    fn prefill(&self, bench: &Bench<'_>, stage: &Stage<'_>) -> Result<Prefill, Problem> {
+    fn prefill(&self, bench: &Bench<'_>, stage: &mut Stage<'_>) -> Result<Prefill, Problem> {
         let (reference, motion) = sink_inputs(bench)?;
         let (text, _) = text(bench)?;
         let mut prefill = self.tables.prefill(0, reference, motion, Arc::new(text));
@@ -567,6 +560,8 @@ fn blocks(
     let base = bench.options();
     let options = |component: &str| {
         let mut options: LoadOptions = base(component);
+        // The recorder knows sessions by their components.
+        options.alone = true;
         options.taps.extend(
             taps.iter()
                 .filter(|t| t.component == component)
@@ -575,7 +570,7 @@ fn blocks(
         options
     };
     let mut stage = scene.stage(&recorder, &options)?;
-    let anchor = anchor_of(scene.prefill(bench, &stage)?);
+    let anchor = Arc::new(anchor_of(scene.prefill(bench, &mut stage)?));
     let mut adapter = AudioAdapter::load(bench.backend(), bench.options())?;
     for index in 0..blocks {
         let latents = lane(bench.floats("dit_blocks", &format!("block{index}.x"), 4)?);
@@ -651,14 +646,14 @@ fn plain_values(
         let prediction = &output.noise_pred;
         check_open(bench, dit::HEAD.name, BF16, "noise_pred", prediction);
     }
-    if let Some(head) = hidden(&dit::layer_name(scene.layers - 1)) {
+    if let Some(head) = hidden(&dit::layer_name(scene.model.layers - 1)) {
         bench
             .sheet
             .check(dit::LAYER.name, "dit_blocks", &name("head_in"), &head);
     }
     let g = scene.geometry();
     let written = g.slot(index)..g.slot(index) + g.block_tokens();
-    for layer in 0..scene.layers {
+    for layer in 0..scene.model.layers {
         if let Some(after) = hidden(&dit::layer_name(layer)) {
             let name = name(&format!("layer{layer}.after_injection"));
             bench
@@ -811,7 +806,7 @@ fn two_actors(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
         &kept.copied().collect::<Vec<f32>>(),
     );
     let mut stage = scene.stage(bench.backend(), bench.options())?;
-    let anchor = anchor_of(scene.prefill(bench, &stage)?);
+    let anchor = Arc::new(anchor_of(scene.prefill(bench, &mut stage)?));
     let mut adapter = AudioAdapter::load(bench.backend(), bench.options())?;
     for index in 0..blocks {
         let latents = lane(bench.floats("dit_two", &format!("block{index}.x"), 4)?);

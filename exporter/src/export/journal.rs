@@ -1,0 +1,230 @@
+//! The journal of an unfinished export: which request it belongs to, and which blocks of which data file are written, with their hashes.
+//!
+//! It promises nothing about the disk: whoever continues hashes every listed block again. So a line may be lost or torn, and nothing need be
+//! synchronised before it is written. One JSON line says what is exported; each further line is `FILE BLOCK HASH`. Not here: data files.
+use blake3::hazmat::ChainingValue;
+use engines::recipe::Recipe;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+/// Its name inside the unfinished folder.
+pub(super) const FILE: &str = "export.journal";
+
+/// Changes when blocks of an older journal could differ from those of this code.
+const FORMAT: u32 = 1;
+
+/// All that the bytes of an export depend on, by cheap signs: where files lie does not matter, what they hold is told by size and time.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Identity {
+    format: u32,
+    exporter: String,
+    pub(super) recipe: Recipe,
+    /// Layers kept, where the checkpoint is cut.
+    pub(super) layers: Option<usize>,
+    /// Bits of the LoRA's factor.
+    pub(super) lora_scale: Option<u32>,
+    pub(super) checkpoint: Vec<Stamp>,
+    /// Hash of contracts, and of every weight's name, key, transform, types, shapes and place.
+    pub(super) graphs: String,
+}
+
+/// A checkpoint file.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Stamp {
+    pub(super) file: String,
+    pub(super) bytes: u64,
+    /// Last change, since 1970.
+    pub(super) nanoseconds: u128,
+}
+
+impl Identity {
+    pub(super) fn new(recipe: Recipe, layers: Option<usize>, graphs: String) -> Self {
+        Self {
+            format: FORMAT,
+            exporter: env!("CARGO_PKG_VERSION").to_owned(),
+            recipe,
+            layers,
+            lora_scale: None,
+            checkpoint: Vec::new(),
+            graphs,
+        }
+    }
+
+    /// What differs from another request, for a notice.
+    fn difference(&self, other: &Self) -> &'static str {
+        match () {
+            () if (self.format, &self.exporter) != (other.format, &other.exporter) => {
+                "another version of the exporter"
+            }
+            () if self.recipe != other.recipe => "another recipe",
+            () if self.layers != other.layers => "another number of layers",
+            () if self.lora_scale != other.lora_scale => "another LoRA strength",
+            () if self.checkpoint != other.checkpoint => "other or changed checkpoint files",
+            () => "other graphs",
+        }
+    }
+}
+
+/// Hashes of written blocks, by data file and block.
+pub(super) type Known = BTreeMap<(String, u64), ChainingValue>;
+
+/// An open journal of one request.
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: File,
+    known: Known,
+}
+
+/// What was found in a journal file.
+pub(super) enum Found {
+    /// Nothing, or no journal at all.
+    Nothing,
+    /// The journal of this request.
+    Same(Known),
+    /// The journal of another request, which differs in this.
+    Other(&'static str),
+}
+
+impl Journal {
+    /// Reads `file`, and begins it anew unless it is the journal of `identity`. What differs is returned with it.
+    pub(super) fn open(
+        mut file: File,
+        identity: &Identity,
+        anew: bool,
+    ) -> io::Result<(Self, Option<&'static str>)> {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        // A line that was not finished says nothing.
+        let whole = bytes
+            .iter()
+            .rposition(|&b| b == b'\n')
+            .map_or(0, |at| at + 1);
+        let text = String::from_utf8_lossy(&bytes[..whole]);
+        let other = match parse(&text, identity) {
+            Found::Same(known) if !anew => {
+                file.set_len(whole as u64)?;
+                file.seek(SeekFrom::End(0))?;
+                return Ok((Self { file, known }, None));
+            }
+            Found::Other(why) if !anew => Some(why),
+            _ => None,
+        };
+        file.set_len(0)?;
+        file.seek(SeekFrom::Start(0))?;
+        let mut header = serde_json::to_vec(identity)?;
+        header.push(b'\n');
+        file.write_all(&header)?;
+        let known = Known::new();
+        Ok((Self { file, known }, other))
+    }
+
+    /// Blocks that are said to be written.
+    pub(super) fn known(&self) -> &Known {
+        &self.known
+    }
+
+    /// Notes a written block.
+    pub(super) fn add(&mut self, file: &str, block: u64, hash: &ChainingValue) -> io::Result<()> {
+        let hash = blake3::Hash::from_bytes(*hash).to_hex();
+        self.file
+            .write_all(format!("{file} {block} {hash}\n").as_bytes())
+    }
+}
+
+/// Reads a journal up to the first line that makes no sense.
+pub(super) fn parse(text: &str, identity: &Identity) -> Found {
+    let mut lines = text.lines();
+    let Some(header) = lines
+        .next()
+        .and_then(|l| serde_json::from_str::<Identity>(l).ok())
+    else {
+        return Found::Nothing;
+    };
+    if header != *identity {
+        return Found::Other(identity.difference(&header));
+    }
+    let entry = |line: &str| {
+        let mut words = line.split(' ');
+        let (file, block, hash) = (words.next()?, words.next()?, words.next()?);
+        let hash = blake3::Hash::from_hex(hash).ok()?;
+        Some((
+            (file.to_owned(), block.parse::<u64>().ok()?),
+            *hash.as_bytes(),
+        ))
+    };
+    Found::Same(lines.map_while(entry).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn identity(layers: usize) -> Identity {
+        Identity::new(Recipe::Fp32, Some(layers), "g".into())
+    }
+
+    fn open(path: &std::path::Path) -> File {
+        File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .unwrap()
+    }
+
+    #[test]
+    fn whole_lines_of_the_same_request_are_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let (mut journal, other) = Journal::open(open(&path), &identity(1), false).unwrap();
+        assert_eq!((journal.known().len(), other), (0, None));
+        journal.add("a.data", 0, &[1; 32]).unwrap();
+        journal.add("a.data", 7, &[2; 32]).unwrap();
+        // Cut at every byte of the last line, and written on.
+        let bytes = fs::read(&path).unwrap();
+        let line = "a.data 7 ".len() + 64 + 1;
+        for cut in 0..=line {
+            fs::write(&path, &bytes[..bytes.len() - cut]).unwrap();
+            let (mut journal, _) = Journal::open(open(&path), &identity(1), false).unwrap();
+            assert_eq!(journal.known().len(), if cut == 0 { 2 } else { 1 });
+            journal.add("b.data", 3, &[3; 32]).unwrap();
+            let (journal, _) = Journal::open(open(&path), &identity(1), false).unwrap();
+            assert_eq!(journal.known()[&("b.data".to_owned(), 3)], [3; 32]);
+        }
+    }
+
+    type Change = fn(&mut Identity);
+
+    #[test]
+    fn another_request_begins_anew_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let changed = |change: Change| {
+            let mut other = identity(1);
+            change(&mut other);
+            other
+        };
+        let cases: [(Change, &str); 5] = [
+            (
+                |i| i.exporter = "0.0.0".into(),
+                "another version of the exporter",
+            ),
+            (|i| i.recipe = Recipe::Bf16, "another recipe"),
+            (|i| i.layers = None, "another number of layers"),
+            (|i| i.lora_scale = Some(7), "another LoRA strength"),
+            (|i| i.graphs = "h".into(), "other graphs"),
+        ];
+        for (change, want) in cases {
+            let (mut journal, _) = Journal::open(open(&path), &identity(1), true).unwrap();
+            journal.add("a.data", 0, &[1; 32]).unwrap();
+            let (journal, other) = Journal::open(open(&path), &changed(change), false).unwrap();
+            assert_eq!((journal.known().len(), other), (0, Some(want)));
+        }
+        fs::write(&path, "{}\n").unwrap();
+        let (journal, other) = Journal::open(open(&path), &identity(1), false).unwrap();
+        assert_eq!((journal.known().len(), other), (0, None));
+    }
+}

@@ -1,0 +1,106 @@
+//! How an export is shown on standard error: a bar on a terminal, a plain line every few seconds elsewhere, so that logs stay readable. A run
+//! that ends before the first line is due says nothing.
+use crate::export::{Event, Progress};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+/// Time between lines.
+const EVERY: Duration = Duration::from_secs(5);
+/// Time before the first rate is worth telling.
+const SETTLED: Duration = Duration::from_millis(200);
+
+/// Shows the events of one export.
+pub(crate) struct Screen {
+    bar: Option<ProgressBar>,
+    began: Instant,
+    told: Instant,
+}
+
+impl Screen {
+    pub(crate) fn new() -> Self {
+        let style = ProgressStyle::with_template("[{bar:32}] {percent:>3}% {msg}");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = || ProgressBar::new(0).with_style(style.progress_chars("=> "));
+        let began = Instant::now();
+        Self {
+            bar: std::io::stderr().is_terminal().then(bar),
+            began,
+            told: began,
+        }
+    }
+
+    pub(crate) fn show(&mut self, event: Event<'_>) {
+        match (event, &self.bar) {
+            (Event::Notice(text), Some(bar)) => bar.suspend(|| eprintln!("note: {text}")),
+            (Event::Notice(text), None) => eprintln!("note: {text}"),
+            (Event::Progress(p), Some(bar)) => {
+                bar.set_length(p.total);
+                bar.set_message(line(p, self.began.elapsed()));
+                bar.set_position(p.done);
+            }
+            (Event::Progress(p), None) if self.told.elapsed() >= EVERY => {
+                self.told = Instant::now();
+                eprintln!("{}", line(p, self.began.elapsed()));
+            }
+            (Event::Progress(_), None) => {}
+        }
+    }
+
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Where an export is, how fast it writes, and when it will be done if that lasts. What an earlier run wrote does not count as speed.
+fn line(p: Progress<'_>, elapsed: Duration) -> String {
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let at = format!("{}: {:.2} of {:.2} GB", p.file, gb(p.done), gb(p.total));
+    let kept = if p.kept > 0 {
+        format!(" ({:.2} kept)", gb(p.kept))
+    } else {
+        String::new()
+    };
+    let written = p.done - p.kept;
+    if written == 0 || elapsed < SETTLED {
+        return at + &kept;
+    }
+    let rate = written as f64 / elapsed.as_secs_f64();
+    let left = (p.total - p.done) as f64 / rate;
+    format!("{at}{kept}, {:.0} MB/s, ETA {left:.0} s", rate / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_place_speed_and_end() {
+        let p = Progress {
+            file: "dit.data",
+            done: 3_000_000_000,
+            kept: 0,
+            total: 9_000_000_000,
+        };
+        let continued = Progress {
+            kept: 2_000_000_000,
+            ..p
+        };
+        let verified = Progress { kept: p.done, ..p };
+        let two = Duration::from_secs(2);
+        for (p, elapsed, want) in [
+            (p, two, "dit.data: 3.00 of 9.00 GB, 1500 MB/s, ETA 4 s"),
+            (p, Duration::ZERO, "dit.data: 3.00 of 9.00 GB"),
+            (
+                continued,
+                two,
+                "dit.data: 3.00 of 9.00 GB (2.00 kept), 500 MB/s, ETA 12 s",
+            ),
+            (verified, two, "dit.data: 3.00 of 9.00 GB (3.00 kept)"),
+        ] {
+            assert_eq!(line(p, elapsed), want);
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The devices that this machine has: NVIDIA's by `nvidia-smi`, which comes with every driver; otherwise the CPU. And which built-in profile
+//! is for them. The only part of the planner that looks at anything.
+
+use std::process::Command;
+
+use engines::manifest::ModelConfig;
+use engines::profile::{Device, GIB, Kind, Profile};
+use engines::recipe::Recipe;
+
+use super::{Ask, Planned, PlannerError, plan};
+
+/// One NVIDIA device, as its driver describes it.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Card {
+    pub name: String,
+    pub memory_gib: f64,
+    pub free_gib: f64,
+    pub sm: u32,
+    /// Of the slot, in GB/s one way.
+    pub host_link_gbs: f64,
+}
+
+/// What a plan can be made for here.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Machine {
+    pub cards: Vec<Card>,
+    pub cores: usize,
+    pub memory_gib: f64,
+    /// Why no card was looked at, if none was.
+    pub no_cards: Option<String>,
+}
+
+const QUERY: &str =
+    "name,memory.total,memory.free,compute_cap,pcie.link.gen.max,pcie.link.width.max";
+
+impl Machine {
+    /// Looks.
+    pub fn look() -> Self {
+        let (cards, no_cards) = match smi() {
+            Ok(text) => {
+                let cards: Vec<Card> = text.lines().filter_map(card).collect();
+                let none = cards
+                    .is_empty()
+                    .then(|| "nvidia-smi lists no device".to_owned());
+                (cards, none)
+            }
+            Err(reason) => (Vec::new(), Some(reason)),
+        };
+        let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        Self {
+            cards,
+            no_cards,
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_gib: meminfo(&memory),
+        }
+    }
+
+    /// In one line.
+    pub fn describe(&self) -> String {
+        match &self.no_cards {
+            Some(why) => format!(
+                "no NVIDIA device ({why}); {} cores, {:.0} GiB",
+                self.cores, self.memory_gib
+            ),
+            None => {
+                let cards: Vec<String> = self
+                    .cards
+                    .iter()
+                    .map(|c| format!("{} {:.0} GiB", c.name, c.memory_gib))
+                    .collect();
+                format!("{} ({})", cards.len(), cards.join(", "))
+            }
+        }
+    }
+
+    /// A profile with this machine's figures in place of its own.
+    pub fn fitted(&self, profile: &Profile) -> Profile {
+        let mut p = profile.clone();
+        p.host.memory_gib = self.memory_gib;
+        p.host.reserve_gib = p.host.reserve_gib.min(0.25 * self.memory_gib);
+        p.host.pinned_gib = p.host.pinned_gib.min(0.8 * self.memory_gib);
+        for (i, d) in p.devices.iter_mut().enumerate() {
+            match d.kind {
+                Kind::Cpu => {
+                    let scale = self.cores as f64 / d.cores as f64;
+                    d.cores = self.cores;
+                    d.tflops.fp32 *= scale;
+                    d.memory_gib = self.memory_gib;
+                    d.reserve_gib = d.reserve_gib.min(0.25 * self.memory_gib);
+                }
+                Kind::Gpu => {
+                    if let Some(card) = self.cards.get(i) {
+                        measure(d, card);
+                    }
+                }
+            }
+        }
+        p
+    }
+
+    /// The fastest built-in profile for these devices that fits `ask`.
+    ///
+    /// # Errors
+    /// The refusal of the profile that comes nearest, where none fits.
+    pub fn plan(&self, config: &ModelConfig, ask: &Ask) -> Result<Planned, PlannerError> {
+        let mut best: Option<Planned> = None;
+        let mut refusal = None;
+        for profile in Profile::built_in()?.into_iter().filter(|p| self.suits(p)) {
+            match plan(&self.fitted(&profile), config, ask) {
+                Ok(p) if best.as_ref().is_none_or(|b| p.speed.fps > b.speed.fps) => best = Some(p),
+                Ok(_) => {}
+                Err(e) => refusal = Some(e),
+            }
+        }
+        best.ok_or_else(|| refusal.unwrap_or_else(|| self.nothing_suits()))
+    }
+
+    fn nothing_suits(&self) -> PlannerError {
+        PlannerError::Devices {
+            profile: "auto".to_owned(),
+            wanted: 1,
+            memory_gib: 16.0,
+            found: self.describe(),
+            instead: "none; write one and name it by --profile".to_owned(),
+        }
+    }
+
+    /// Whether a profile is for a machine like this and can run today.
+    fn suits(&self, profile: &Profile) -> bool {
+        if profile.recipe == Recipe::Fp8 {
+            return false;
+        }
+        let gpu = profile.devices.iter().any(|d| d.kind == Kind::Gpu);
+        if self.cards.is_empty() || !gpu {
+            return self.cards.is_empty() && !gpu;
+        }
+        self.lacks(profile).is_none()
+    }
+
+    /// What this machine lacks for a profile: devices, or memory of one.
+    fn lacks(&self, profile: &Profile) -> Option<()> {
+        let wanted: Vec<f64> = profile
+            .each_device()
+            .filter(|d| d.kind == Kind::Gpu)
+            .map(|d| d.memory_gib)
+            .collect();
+        // A card of 24 GB says 23.99, or 22.5 where it corrects errors in its memory.
+        let enough = |(have, want): (&Card, &f64)| have.memory_gib >= 0.93 * want;
+        let all = self.cards.len() >= wanted.len() && self.cards.iter().zip(&wanted).all(enough);
+        (!all).then_some(())
+    }
+
+    /// Refuses a plan for more devices than there are, or with less free memory than it needs.
+    ///
+    /// # Errors
+    /// [`PlannerError::Devices`], [`PlannerError::Occupied`].
+    pub fn check(&self, planned: &Planned) -> Result<(), PlannerError> {
+        let profile = &planned.profile;
+        let instead = || {
+            let all = Profile::built_in().unwrap_or_default();
+            let names: Vec<String> = all
+                .into_iter()
+                .filter(|p| self.suits(p))
+                .map(|p| p.name)
+                .collect();
+            if names.is_empty() {
+                "none".to_owned()
+            } else {
+                names.join(", ")
+            }
+        };
+        if self.lacks(profile).is_some() {
+            return Err(PlannerError::Devices {
+                profile: profile.name.clone(),
+                wanted: profile.device_count(),
+                memory_gib: profile
+                    .each_device()
+                    .map(|d| d.memory_gib)
+                    .fold(0.0, f64::max),
+                found: self.describe(),
+                instead: instead(),
+            });
+        }
+        for (i, (budget, card)) in planned.devices.iter().zip(&self.cards).enumerate() {
+            let needed_gib = budget.peak() as f64 / GIB;
+            if profile
+                .each_device()
+                .nth(i)
+                .is_some_and(|d| d.kind == Kind::Gpu)
+                && needed_gib > card.free_gib
+            {
+                return Err(PlannerError::Occupied {
+                    device: format!("{} ({})", device_name(profile, i), card.name),
+                    profile: profile.name.clone(),
+                    free_gib: card.free_gib,
+                    needed_gib,
+                    instead: instead(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The data sheet of a card that some profile knows, with what the driver says in place of the rest.
+fn measure(d: &mut Device, card: &Card) {
+    let all = Profile::built_in().unwrap_or_default();
+    let known = all.iter().flat_map(|p| &p.devices).find(|k| {
+        let words = |t: &str| t.replace("GeForce ", "").replace("NVIDIA ", "");
+        words(&card.name).starts_with(words(&k.card).split(" 4").next().unwrap_or_default())
+            && words(&card.name) == words(&k.card)
+    });
+    if let Some(known) = known {
+        let count = d.count;
+        *d = Device {
+            count,
+            ..known.clone()
+        };
+    }
+    d.card.clone_from(&card.name);
+    d.sm = card.sm;
+    d.memory_gib = card.memory_gib;
+    if card.host_link_gbs > 0.0 {
+        d.host_link_gbs = card.host_link_gbs;
+    }
+}
+
+/// `cuda:1`, or `cpu:0`.
+pub fn device_name(profile: &Profile, device: usize) -> String {
+    match profile.each_device().nth(device).map(|d| d.kind) {
+        Some(Kind::Gpu) => format!("cuda:{device}"),
+        _ => format!("cpu:{device}"),
+    }
+}
+
+fn smi() -> Result<String, String> {
+    let query = format!("--query-gpu={QUERY}");
+    let run = Command::new("nvidia-smi")
+        .args([query.as_str(), "--format=csv,noheader,nounits"])
+        .output();
+    match run {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err("nvidia-smi is not installed; it comes with NVIDIA's driver".to_owned())
+        }
+        Err(e) => Err(format!("nvidia-smi: {e}")),
+        Ok(out) if !out.status.success() => {
+            let said = String::from_utf8_lossy(&out.stdout).into_owned()
+                + &String::from_utf8_lossy(&out.stderr);
+            let line = said
+                .lines()
+                .find(|l| !l.trim().is_empty())
+                .unwrap_or("no reason given");
+            Err(format!("nvidia-smi: {}", line.trim()))
+        }
+        Ok(out) => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
+    }
+}
+
+/// One line of `nvidia-smi`. Fields that the driver does not know are `[N/A]`.
+fn card(line: &str) -> Option<Card> {
+    let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+    let [name, total, free, cap, generation, width] = fields[..] else {
+        return None;
+    };
+    let gib = |mib: &str| mib.parse::<f64>().ok().map(|n| n / 1024.0);
+    let memory_gib = gib(total)?;
+    let (major, minor) = cap.split_once('.')?;
+    let lanes: f64 = width.parse().unwrap_or(0.0);
+    // GB/s of a lane that pinned copies reach: about 80 % of the line rate.
+    let lane = match generation.parse().unwrap_or(0) {
+        0..=2 => 0.0,
+        3 => 0.75,
+        4 => 1.5,
+        _ => 3.1,
+    };
+    Some(Card {
+        name: name.to_owned(),
+        memory_gib,
+        free_gib: gib(free).unwrap_or(memory_gib),
+        sm: major.parse::<u32>().ok()? * 10 + minor.parse::<u32>().ok()?,
+        host_link_gbs: lane * lanes,
+    })
+}
+
+fn meminfo(text: &str) -> f64 {
+    let total = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|t| t.trim().trim_end_matches(" kB").parse::<f64>().ok());
+    kib.unwrap_or(0.0) * 1024.0 / GIB
+}

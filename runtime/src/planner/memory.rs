@@ -1,0 +1,205 @@
+//! Memory of a placement: what lies on each device while it runs, and on the host. The classes are those that the device's ledger counts.
+
+use engines::profile::{GIB, Kind, Profile};
+
+use super::Ask;
+use super::place::{PlacedStage, Placement};
+use super::work::Work;
+
+/// Memory of one device, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Budget {
+    /// What tensors may take: the device's memory less its reserve.
+    pub usable: u64,
+    pub weights: u64,
+    pub rings: u64,
+    /// Keys and values of the sink and the text, for every anchor that is alive at once.
+    pub condition: u64,
+    /// Of the transformer, all lanes, and of hidden states on their way.
+    pub activations: u64,
+    /// Slots that layers stream through.
+    pub slots: u64,
+    /// Weights, caches and activations of the VAE's decoder.
+    pub vae: u64,
+    /// Engines' scratch.
+    pub workspace: u64,
+    /// Encoders that stay.
+    pub encoders: u64,
+    /// The most that the encoders take before the transformer is loaded.
+    pub before: u64,
+}
+
+impl Budget {
+    /// While the video is made.
+    pub fn run(&self) -> u64 {
+        self.weights
+            + self.rings
+            + self.condition
+            + self.activations
+            + self.slots
+            + self.vae
+            + self.workspace
+            + self.encoders
+    }
+
+    /// The most at any time.
+    pub fn peak(&self) -> u64 {
+        self.run().max(self.before)
+    }
+
+    /// What is left, or lacking.
+    pub fn headroom(&self) -> i64 {
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        signed(self.usable) - signed(self.peak())
+    }
+}
+
+/// Memory of the host, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct HostBudget {
+    pub usable: u64,
+    pub pinnable: u64,
+    /// Weights and rings that stream.
+    pub pinned: u64,
+    /// The program itself, its libraries, and frames on their way.
+    pub process: u64,
+    /// Weights mapped from files: the system may drop and read them again.
+    pub mapped: u64,
+    /// Files of the export.
+    pub disk: u64,
+}
+
+impl HostBudget {
+    /// What must be there.
+    pub fn needed(&self) -> u64 {
+        self.pinned + self.process
+    }
+}
+
+/// Anchors that are alive at once: the second is made before the last block of the first clip has left.
+fn anchors(ask: &Ask) -> u64 {
+    if ask.clips == Some(1) { 1 } else { 2 }
+}
+
+/// The memory of every device of `profile`, in order.
+pub fn budgets(profile: &Profile, work: &Work, ask: &Ask, placement: &Placement) -> Vec<Budget> {
+    let device = |(index, device): (usize, &engines::profile::Device)| {
+        let mut budget = Budget {
+            usable: device.usable_bytes(),
+            ..Budget::default()
+        };
+        let stages = placement.stages.iter().filter(|s| s.device == index);
+        for stage in stages {
+            stage_budget(&mut budget, work, ask, placement, stage, device.kind);
+        }
+        if placement.vae == index {
+            budget.vae = vae_bytes(work);
+        }
+        let busy = budget.run() > 0;
+        if placement.encoders.device == index {
+            let [text, speech, picture] = encoder_bytes(work);
+            if placement.encoders.freed_before_dit {
+                budget.before = text.max(speech).max(picture);
+            } else {
+                budget.encoders = text + speech + picture;
+            }
+            budget.weights += work.adapter_weights();
+        }
+        if busy {
+            budget.workspace = (profile.builder.workspace_mib as u64) << 20;
+        }
+        budget
+    };
+    profile.each_device().enumerate().map(device).collect()
+}
+
+fn stage_budget(
+    b: &mut Budget,
+    work: &Work,
+    ask: &Ask,
+    placement: &Placement,
+    stage: &PlacedStage,
+    kind: Kind,
+) {
+    let dit = &work.config().dit;
+    let (layers, steps) = (stage.layers.len() as u64, stage.steps.len() as u64);
+    let lanes = placement.lanes.min(stage.steps.len()) as u64;
+    let r = stage.residency;
+    let resident = stage.layers.clone().take(r.resident_layers);
+    b.weights += resident.map(|l| work.layer_weights(l)).sum::<u64>();
+    if stage.layers.start == 0 {
+        b.weights += work.embed_weights();
+    }
+    if stage.layers.end == dit.layers {
+        b.weights += work.head_weights();
+    }
+    if !r.rings_on_host {
+        b.rings += layers * steps * work.ring_bytes();
+    }
+    b.condition += anchors(ask) * layers * (work.sink_bytes() + work.text_bytes());
+    // One call computes while the next one's hidden states arrive.
+    b.activations += lanes * (work.layer_activations(kind) + work.hidden_bytes());
+    if r.streams(stage.layers.len()) {
+        b.slots += r.slots as u64 * slot_bytes(work, stage, lanes);
+    }
+    if kind == Kind::Gpu {
+        // A prefill reads the text's projections of one layer at a time.
+        b.activations += work.text_key_weights();
+    }
+}
+
+/// The largest layer that streams: its weights unless all stay, and the rings of a call's lanes unless they stay.
+fn slot_bytes(work: &Work, stage: &PlacedStage, lanes: u64) -> u64 {
+    let r = stage.residency;
+    let streamed = stage.layers.clone().skip(r.resident_layers);
+    let weights = streamed.map(|l| work.layer_weights(l)).max().unwrap_or(0);
+    let rings = if r.rings_on_host {
+        lanes * work.ring_bytes()
+    } else {
+        0
+    };
+    weights + rings
+}
+
+/// The decoder's weights, the caches that a call reads and those that it writes, and its inner values.
+fn vae_bytes(work: &Work) -> u64 {
+    work.decoder_weights() + 2 * work.decoder_caches() + work.vae_activations()
+}
+
+/// Text, speech and picture encoders, each with what it holds while it runs.
+fn encoder_bytes(work: &Work) -> [u64; 3] {
+    let picture = work.encoder_weights() + 2 * work.encoder_caches() + work.vae_activations();
+    [
+        work.text_weights() + work.text_embed_weights(),
+        work.speech_weights(),
+        picture,
+    ]
+}
+
+/// The host's share.
+pub fn host_budget(profile: &Profile, work: &Work, placement: &Placement) -> HostBudget {
+    let stage = |s: &PlacedStage| {
+        let r = s.residency;
+        let streamed = s.layers.clone().skip(r.resident_layers);
+        let weights: u64 = streamed.map(|l| work.layer_weights(l)).sum();
+        let rings = (s.layers.len() * s.steps.len()) as u64 * work.ring_bytes();
+        // Where anything streams, so do the projections of the text at a prefill; they are read from the file.
+        weights + if r.rings_on_host { rings } else { 0 }
+    };
+    let files = work.transformer_weights()
+        + work.text_weights()
+        + work.speech_weights()
+        + work.decoder_weights()
+        + work.encoder_weights();
+    HostBudget {
+        usable: ((profile.host.memory_gib - profile.host.reserve_gib) * GIB) as u64,
+        pinnable: (profile.host.pinned_gib * GIB) as u64,
+        pinned: placement.stages.iter().map(stage).sum(),
+        process: PROCESS,
+        mapped: files,
+        disk: files,
+    }
+}
+
+/// Libraries, thread stacks, the encoder of the video and frames on their way.
+const PROCESS: u64 = 600 << 20;

@@ -1,0 +1,254 @@
+//! From a profile to a placement: which device gets which layers and steps, where the VAE and the encoders go, and what stays on each
+//! device between calls. What "as far as it fits" means is decided here, by asking how much memory is left.
+
+use std::ops::Range;
+
+use engines::profile::{EncoderPolicy, Keep, LanePolicy, Parts, Profile, VaePolicy};
+
+use super::memory::{Budget, budgets};
+use super::work::Work;
+use super::{Ask, PlannerError};
+use crate::plan::{Lanes, Plan, PlanError, Residency, Rings, StageSpec, Stages};
+
+/// One stage of a placement.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PlacedStage {
+    pub device: usize,
+    pub layers: Range<usize>,
+    pub steps: Range<usize>,
+    pub residency: StageResidency,
+}
+
+/// What of a stage stays on its device between calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct StageResidency {
+    /// The first so many layers of the stage keep their weights there.
+    pub resident_layers: usize,
+    /// Rings lie in pinned host memory and stream.
+    pub rings_on_host: bool,
+    /// Layers that are on their way at once, where any streams.
+    pub slots: usize,
+}
+
+impl StageResidency {
+    /// Whether any of `layers` layers streams.
+    pub fn streams(&self, layers: usize) -> bool {
+        self.rings_on_host || self.resident_layers < layers
+    }
+}
+
+/// Where the encoders of text, speech and picture run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Encoders {
+    pub device: usize,
+    /// Loaded, run and freed one by one before the transformer is loaded.
+    pub freed_before_dit: bool,
+}
+
+/// All of the work on the devices of one machine.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Placement {
+    /// By steps, then by layers.
+    pub stages: Vec<PlacedStage>,
+    /// Most lanes of a call.
+    pub lanes: usize,
+    /// Device of the VAE's decoder.
+    pub vae: usize,
+    pub encoders: Encoders,
+    /// Blocks of a KV ring.
+    pub ring_blocks: usize,
+}
+
+impl Placement {
+    /// The executor's plan of the same stages.
+    ///
+    /// # Errors
+    /// Stages that do not cover the model; [`place`] makes none.
+    pub fn plan(&self, layers: usize, steps: usize) -> Result<Plan, PlanError> {
+        let stage = |s: &PlacedStage| StageSpec {
+            residency: Residency {
+                resident_layers: s.residency.resident_layers,
+                rings: if s.residency.rings_on_host {
+                    Rings::OnHost
+                } else {
+                    Rings::OnDevice
+                },
+                slots: s.residency.slots,
+            },
+            ..StageSpec::new(s.device, s.layers.clone(), s.steps.clone())
+        };
+        let stages = Stages::List(self.stages.iter().map(stage).collect());
+        let plan = Plan::new(&stages, Lanes::AtMost(self.lanes), layers, steps)?;
+        Ok(Plan {
+            encoders: self.encoders.device,
+            vae: self.vae,
+            ..plan
+        })
+    }
+
+    /// Devices in use.
+    pub fn devices(&self) -> usize {
+        let stages = self.stages.iter().map(|s| s.device + 1).max().unwrap_or(0);
+        stages.max(self.vae + 1).max(self.encoders.device + 1)
+    }
+}
+
+/// Places the work of `ask` on the devices of `profile`.
+///
+/// # Errors
+/// Layers or lanes of the profile that the model or the run does not have.
+pub fn place(profile: &Profile, work: &Work, ask: &Ask) -> Result<Placement, PlannerError> {
+    let layers = work.config().dit.layers;
+    let cuts = layer_cuts(profile, layers)?;
+    let parts = profile.layout.steps.min(ask.steps);
+    let steps = (0..parts).map(|i| ask.steps * i / parts..ask.steps * (i + 1) / parts);
+    let residency = StageResidency {
+        resident_layers: 0,
+        rings_on_host: false,
+        slots: profile.residency.slots,
+    };
+    let stages: Vec<PlacedStage> = steps
+        .flat_map(|steps| cuts.iter().map(move |l| (l.clone(), steps.clone())))
+        .enumerate()
+        .map(|(device, (layers, steps))| PlacedStage {
+            device,
+            residency: StageResidency {
+                resident_layers: layers.len(),
+                ..residency
+            },
+            layers,
+            steps,
+        })
+        .collect();
+    let mut placement = Placement {
+        vae: stages.len(),
+        lanes: lanes(profile, ask)?,
+        encoders: Encoders {
+            device: 0,
+            freed_before_dit: profile.layout.encoders == EncoderPolicy::Freed,
+        },
+        ring_blocks: ring_blocks(profile, ask, work),
+        stages,
+    };
+    if profile.layout.vae == VaePolicy::LeastLoaded {
+        placement.vae = 0;
+        settle(profile, work, ask, &mut placement);
+        placement.vae = roomiest(profile, work, ask, &placement);
+    }
+    placement.encoders.device = placement.vae;
+    settle(profile, work, ask, &mut placement);
+    Ok(placement)
+}
+
+fn ring_blocks(profile: &Profile, ask: &Ask, work: &Work) -> usize {
+    profile
+        .layout
+        .ring_blocks
+        .min(ask.clip_blocks(work.config()))
+}
+
+fn lanes(profile: &Profile, ask: &Ask) -> Result<usize, PlannerError> {
+    let parts = profile.layout.steps.min(ask.steps);
+    let most = ask.steps.div_ceil(parts);
+    match profile.layout.lanes {
+        LanePolicy::Wave => Ok(most),
+        LanePolicy::AtMost(n) if n > ask.steps => Err(PlannerError::Profile {
+            profile: profile.name.clone(),
+            field: "layout.lanes",
+            want: format!("at most the {} steps of a wave", ask.steps),
+            got: n.to_string(),
+        }),
+        LanePolicy::AtMost(n) => Ok(n.min(most)),
+    }
+}
+
+fn layer_cuts(profile: &Profile, layers: usize) -> Result<Vec<Range<usize>>, PlannerError> {
+    let wrong = |want: String, got: String| PlannerError::Profile {
+        profile: profile.name.clone(),
+        field: "layout.layers",
+        want,
+        got,
+    };
+    match &profile.layout.layers {
+        Parts::Even(n) if *n > layers => Err(wrong(
+            format!("at most {layers} parts, the model's layers"),
+            n.to_string(),
+        )),
+        Parts::Even(n) => Ok((0..*n)
+            .map(|i| layers * i / n..layers * (i + 1) / n)
+            .collect()),
+        Parts::Shares(list) => {
+            let total: usize = list.iter().sum();
+            let mut sum = 0;
+            let mut ends = vec![0];
+            for share in list {
+                sum += share;
+                ends.push((layers * sum + total / 2) / total);
+            }
+            if ends.windows(2).any(|e| e[0] == e[1]) {
+                let want = format!("shares that give each part one of the model's {layers} layers");
+                return Err(wrong(want, format!("{list:?}")));
+            }
+            Ok(ends.windows(2).map(|e| e[0]..e[1]).collect())
+        }
+    }
+}
+
+/// The device with most room for the VAE among those with a stage; the last of equals, whose stage ends the call and waits for nobody.
+fn roomiest(profile: &Profile, work: &Work, ask: &Ask, placement: &Placement) -> usize {
+    let without = Placement {
+        vae: usize::MAX,
+        ..placement.clone()
+    };
+    let free = |b: &Budget| i128::from(b.usable) - i128::from(b.run());
+    let used = placement.stages.iter().map(|s| s.device + 1).max();
+    let all = budgets(profile, work, ask, &without);
+    let among = all.iter().take(used.unwrap_or(1)).enumerate();
+    among
+        .max_by_key(|(_, b)| free(b))
+        .map_or(0, |(device, _)| device)
+}
+
+/// Decides what stays on each stage's device.
+fn settle(profile: &Profile, work: &Work, ask: &Ask, placement: &mut Placement) {
+    let policy = profile.residency;
+    for i in 0..placement.stages.len() {
+        let layers = placement.stages[i].layers.len();
+        let candidates = |rings_on_host: bool, resident_layers: usize| StageResidency {
+            resident_layers,
+            rings_on_host,
+            slots: policy.slots,
+        };
+        let rings = match policy.rings {
+            Keep::Device => &[false][..],
+            Keep::Host => &[true],
+            Keep::Fit => &[false, true],
+        };
+        let weights: Vec<usize> = match policy.weights {
+            Keep::Device => vec![layers],
+            Keep::Host => vec![0],
+            Keep::Fit => (0..=layers).rev().collect(),
+        };
+        // Rings first: a layer's weights cross once a wave, its rings once for each lane.
+        let all = rings
+            .iter()
+            .flat_map(|&r| weights.iter().map(move |&w| (r, w)));
+        let mut last = None;
+        for (rings_on_host, resident) in all {
+            let residency = candidates(rings_on_host, resident);
+            placement.stages[i].residency = residency;
+            last = Some(residency);
+            let device = placement.stages[i].device;
+            let fits = |b: &Budget| b.run() <= b.usable;
+            if budgets(profile, work, ask, placement)
+                .get(device)
+                .is_some_and(fits)
+            {
+                break;
+            }
+        }
+        if let Some(residency) = last {
+            placement.stages[i].residency = residency;
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! What each part of the model weighs and how much it computes at one size: bytes of weights, rings, condition, activations and caches, and
+//! operations (a multiply and an add are two). Functions of sizes; the tensors counted are those of the graphs.
+
+use engines::components::vae::{DECODER_NEXT, ENCODER_NEXT, TEMPORAL_STRIDE};
+use engines::contract::{Contract, Sizes};
+use engines::manifest::ModelConfig;
+use engines::profile::Kind;
+use engines::recipe::Recipe;
+
+use crate::size::Size;
+
+/// Sizes that everything else follows from.
+#[derive(Clone, Debug)]
+pub struct Work {
+    config: ModelConfig,
+    recipe: Recipe,
+    size: Size,
+    /// Tokens of a block, of the sink, of the ring.
+    block: u64,
+    sink: u64,
+    ring: u64,
+}
+
+/// One convolution of the VAE.
+struct Conv {
+    /// Kernel elements.
+    kernel: u64,
+    input: u64,
+    output: u64,
+    /// Output pixels for one latent frame.
+    pixels: u64,
+    /// How often it stands there.
+    times: u64,
+}
+
+/// Operations of one call for one lane, by what they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Operations {
+    pub linear: f64,
+    /// Self attention.
+    pub attention: f64,
+    /// Cross attention and audio injection: matrix products and attention over few keys.
+    pub rest: f64,
+}
+
+impl Operations {
+    pub fn total(&self) -> f64 {
+        self.linear + self.attention + self.rest
+    }
+}
+
+fn bytes(n: usize) -> u64 {
+    n as u64
+}
+
+impl Work {
+    /// `ring_blocks` blocks in a ring, at `size`.
+    pub fn new(config: &ModelConfig, recipe: Recipe, size: Size, ring_blocks: usize) -> Self {
+        let (h, w) = size.tokens();
+        let block = bytes(config.dit.block_frames * h * w);
+        Self {
+            recipe,
+            size,
+            block,
+            sink: bytes(config.dit.sink_tokens(h, w)),
+            ring: block * bytes(ring_blocks),
+            config: config.clone(),
+        }
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn dim(&self) -> u64 {
+        bytes(self.config.dit.dim)
+    }
+
+    /// Bytes of one element of a hidden state.
+    fn compute(&self) -> u64 {
+        bytes(self.recipe.compute().size())
+    }
+
+    /// Bytes of a linear layer: the matrix in the recipe's type, the bias in the compute type.
+    fn linear(&self, from: u64, to: u64) -> u64 {
+        from * to * bytes(self.recipe.weight_bytes()) + to * self.compute()
+    }
+
+    /// As [`Self::linear`] for the layers that no recipe quantises.
+    fn plain_linear(&self, from: u64, to: u64) -> u64 {
+        (from * to + to) * self.compute()
+    }
+
+    fn injects(&self, layer: usize) -> bool {
+        self.config.dit.audio_inject_layers.contains(&layer)
+    }
+
+    /// Weights that `dit_layer` or `dit_layer_audio` binds.
+    pub fn layer_weights(&self, layer: usize) -> u64 {
+        let (d, f, c) = (self.dim(), bytes(self.config.dit.ffn_dim), self.compute());
+        // self attention q, k, v, o; cross attention q, o; their norms, the affine norm, the modulation.
+        let block = 6 * self.linear(d, d) + self.linear(d, f) + self.linear(f, d);
+        let small = (3 + 2 + 6) * d * c;
+        let audio = 4 * self.linear(d, d) + 2 * d * c + self.linear(d, 2 * d);
+        block + small + if self.injects(layer) { audio } else { 0 }
+    }
+
+    /// What the sink's layer needs beside those: keys and values of the text.
+    pub fn text_key_weights(&self) -> u64 {
+        2 * self.linear(self.dim(), self.dim()) + self.dim() * self.compute()
+    }
+
+    /// Weights of `dit_embed`: patches, pose, time.
+    pub fn embed_weights(&self) -> u64 {
+        let (d, dit) = (self.dim(), &self.config.dit);
+        let patch = bytes(dit.latent_channels) * 4;
+        2 * self.plain_linear(patch, d)
+            + self.plain_linear(bytes(dit.freq_dim), d)
+            + self.plain_linear(d, d)
+            + self.plain_linear(d, 6 * d)
+            + 3 * d * self.compute()
+    }
+
+    /// Weights of `dit_head`.
+    pub fn head_weights(&self) -> u64 {
+        let z = bytes(self.config.dit.latent_channels);
+        self.plain_linear(self.dim(), 4 * z) + 2 * self.dim() * self.compute()
+    }
+
+    /// Weights of `dit_sink_embed` that `dit_embed` has not.
+    pub fn packer_weights(&self) -> u64 {
+        let (d, z) = (self.dim(), bytes(self.config.dit.latent_channels));
+        [4, 32, 256]
+            .map(|kernel| self.plain_linear(z * kernel, d))
+            .iter()
+            .sum()
+    }
+
+    /// Weights of `dit_text`.
+    pub fn text_embed_weights(&self) -> u64 {
+        self.plain_linear(bytes(self.config.dit.text_dim), self.dim())
+            + self.plain_linear(self.dim(), self.dim())
+    }
+
+    /// Weights of `audio_adapter`.
+    pub fn adapter_weights(&self) -> u64 {
+        let (d, audio) = (self.dim(), &self.config.dit.audio);
+        let (quarter, heads) = (d / 4, bytes(audio.tokens) - 1);
+        let conv = |from: u64, to: u64| self.plain_linear(3 * from, to);
+        bytes(audio.states) * self.compute()
+            + conv(bytes(audio.dim), heads * quarter)
+            + conv(bytes(audio.dim), quarter)
+            + conv(quarter, d / 2)
+            + conv(d / 2, d)
+            + self.plain_linear(d, d)
+            + d * self.compute()
+    }
+
+    /// Every weight of the transformer, as an export stores them.
+    pub fn transformer_weights(&self) -> u64 {
+        let layers = 0..self.config.dit.layers;
+        layers
+            .map(|l| self.layer_weights(l) + self.text_key_weights())
+            .sum::<u64>()
+            + self.embed_weights()
+            + self.head_weights()
+            + self.packer_weights()
+            + self.text_embed_weights()
+            + self.adapter_weights()
+    }
+
+    /// Weights of the text encoder.
+    pub fn text_weights(&self) -> u64 {
+        let t = &self.config.text;
+        let (d, a, f) = (bytes(t.dim), bytes(t.attn_dim), bytes(t.ffn_dim));
+        let layer = 4 * d * a + 3 * d * f + 2 * d + bytes(t.buckets * t.heads);
+        (bytes(t.vocab) * d + bytes(t.layers) * layer + d) * self.compute()
+    }
+
+    /// Weights of the speech encoder, all layers.
+    pub fn speech_weights(&self) -> u64 {
+        let s = &self.config.speech;
+        let (d, f) = (bytes(s.dim), bytes(s.ffn_dim));
+        let layer = 4 * (d * d + d) + 2 * d * f + d + f + 4 * d;
+        let channels = d / 2;
+        let kernels: u64 = s.conv_kernel.iter().skip(1).map(|&k| bytes(k)).sum();
+        let first = s.conv_kernel.first().map_or(0, |&k| bytes(k));
+        let convs =
+            channels * (first + kernels * channels) + 3 * channels * bytes(s.conv_kernel.len());
+        let rim = channels * d + 3 * d + 2 * channels + 128 * d * d / bytes(s.pos_conv_groups) + d;
+        (bytes(s.layers) * layer + convs + rim) * self.compute()
+    }
+
+    /// Keys and values of one layer and one step.
+    pub fn ring_bytes(&self) -> u64 {
+        2 * self.ring * self.dim() * bytes(self.recipe.ring_bytes())
+    }
+
+    /// The part of them that one block writes.
+    pub fn block_ring_bytes(&self) -> u64 {
+        2 * self.block * self.dim() * bytes(self.recipe.ring_bytes())
+    }
+
+    /// The sink's keys and values of one layer.
+    pub fn sink_bytes(&self) -> u64 {
+        2 * self.sink * self.dim() * self.compute()
+    }
+
+    /// The text's keys and values of one layer.
+    pub fn text_bytes(&self) -> u64 {
+        2 * bytes(self.config.dit.text_len) * self.dim() * self.compute()
+    }
+
+    /// Hidden states of one item between two stages, with the time embedding.
+    pub fn hidden_bytes(&self) -> u64 {
+        let modulation = 7 * bytes(self.config.dit.block_frames) * self.dim() * 4;
+        self.block * self.dim() * self.compute() + modulation
+    }
+
+    /// Most bytes of inner values at once in a layer's graph, for one lane. At its peak stand the block's residual, queries, the sink's and
+    /// the ring's keys and values joined, the rotary tables and the result; on a CPU, whose attention is not fused, its scores as well.
+    pub fn layer_activations(&self, kind: Kind) -> u64 {
+        let (d, c) = (self.dim(), self.compute());
+        let hidden = self.block * d * c;
+        let keys = self.sink + self.ring;
+        let half = bytes(self.config.dit.head_dim() / 2);
+        let tables = 2 * (self.block + self.sink) * half * 4;
+        let joined = 2 * keys * d * c;
+        let rim = 2 * hidden + self.hidden_bytes() + tables;
+        let attention = 3 * hidden + joined + self.sink * d * c;
+        let inner = 2 * self.block * bytes(self.config.dit.ffn_dim) * c;
+        let feed_forward = self.block * d * 4 + 2 * hidden + inner;
+        let scores = match kind {
+            Kind::Gpu => 0,
+            Kind::Cpu => 2 * bytes(self.config.dit.heads) * self.block * keys * 4,
+        };
+        rim + (attention + scores).max(feed_forward)
+    }
+
+    /// Operations of layer `layer` for one lane against a full ring.
+    pub fn layer_operations(&self, layer: usize) -> Operations {
+        let (d, f, block) = (
+            self.dim() as f64,
+            self.config.dit.ffn_dim as f64,
+            self.block as f64,
+        );
+        let keys = (self.sink + self.ring) as f64;
+        let text = self.config.dit.text_len as f64;
+        let per_audio = if self.injects(layer) {
+            4.0 * d * d * block
+        } else {
+            0.0
+        };
+        Operations {
+            linear: 2.0 * block * (6.0 * d * d + 2.0 * d * f),
+            attention: 4.0 * block * keys * d,
+            rest: 4.0 * block * text * d + per_audio,
+        }
+    }
+
+    /// Operations of a call for one lane, all layers, a full ring.
+    pub fn call_operations(&self) -> Operations {
+        (0..self.config.dit.layers).fold(Operations::default(), |sum, l| {
+            let o = self.layer_operations(l);
+            Operations {
+                linear: sum.linear + o.linear,
+                attention: sum.attention + o.attention,
+                rest: sum.rest + o.rest,
+            }
+        })
+    }
+
+    /// Keys and values of the text, which the reference computes again in each call and the sink's graphs once an anchor.
+    pub fn text_key_operations(&self) -> f64 {
+        let (d, text) = (self.dim() as f64, self.config.dit.text_len as f64);
+        self.config.dit.layers as f64 * 4.0 * text * d * d
+    }
+
+    /// Operations of one layer of the sink prefill.
+    pub fn sink_layer_operations(&self) -> Operations {
+        let (d, f, sink) = (
+            self.dim() as f64,
+            self.config.dit.ffn_dim as f64,
+            self.sink as f64,
+        );
+        let text = self.config.dit.text_len as f64;
+        Operations {
+            linear: 2.0 * sink * (6.0 * d * d + 2.0 * d * f) + 4.0 * text * d * d,
+            attention: 4.0 * sink * sink * d,
+            rest: 4.0 * sink * text * d,
+        }
+    }
+
+    /// Bytes that one layer moves through device memory for one lane beside what matrix products read: norms, rotation, residuals and the
+    /// joined keys and values, each written and read.
+    pub fn layer_traffic(&self) -> u64 {
+        let (d, c) = (self.dim(), self.compute());
+        let joined = 2 * (self.sink + self.ring) * d * c;
+        let hidden = self.block * d * c;
+        2 * (joined + 12 * hidden + self.block * bytes(self.config.dit.ffn_dim) * c)
+    }
+
+    fn latent_pixels(&self) -> u64 {
+        let (h, w) = self.size.latent();
+        bytes(h * w)
+    }
+
+    /// Convolutions of the decoder for one latent frame after the first, and of the encoder.
+    fn decoder_convs(&self) -> Vec<Conv> {
+        let (c, z, at) = (
+            bytes(self.config.vae.dim),
+            bytes(self.config.vae.latent_channels),
+            self.latent_pixels(),
+        );
+        let conv = |kernel, input, output, pixels, times| Conv {
+            kernel,
+            input,
+            output,
+            pixels,
+            times,
+        };
+        vec![
+            conv(1, z, z, at, 1),
+            conv(27, z, 4 * c, at, 1),
+            conv(27, 4 * c, 4 * c, at, 10),
+            conv(1, 4 * c, 16 * c, at, 1),
+            conv(3, 4 * c, 8 * c, at, 1),
+            conv(9, 4 * c, 2 * c, 8 * at, 1),
+            conv(27, 2 * c, 4 * c, 8 * at, 1),
+            conv(1, 2 * c, 4 * c, 8 * at, 1),
+            conv(27, 4 * c, 4 * c, 8 * at, 5),
+            conv(3, 4 * c, 8 * c, 8 * at, 1),
+            conv(9, 4 * c, 2 * c, 64 * at, 1),
+            conv(27, 2 * c, 2 * c, 64 * at, 6),
+            conv(9, 2 * c, c, 256 * at, 1),
+            conv(27, c, c, 256 * at, 6),
+            conv(27, c, 3, 256 * at, 1),
+        ]
+    }
+
+    fn encoder_convs(&self) -> Vec<Conv> {
+        let (c, z, at) = (
+            bytes(self.config.vae.dim),
+            bytes(self.config.vae.latent_channels),
+            self.latent_pixels(),
+        );
+        let conv = |kernel, input, output, pixels, times| Conv {
+            kernel,
+            input,
+            output,
+            pixels,
+            times,
+        };
+        vec![
+            conv(27, 3, c, 256 * at, 1),
+            conv(27, c, c, 256 * at, 4),
+            conv(9, c, c, 64 * at, 1),
+            conv(27, c, 2 * c, 64 * at, 1),
+            conv(1, c, 2 * c, 64 * at, 1),
+            conv(27, 2 * c, 2 * c, 64 * at, 3),
+            conv(9, 2 * c, 2 * c, 16 * at, 1),
+            conv(3, 2 * c, 2 * c, 8 * at, 1),
+            conv(27, 2 * c, 4 * c, 8 * at, 1),
+            conv(1, 2 * c, 4 * c, 8 * at, 1),
+            conv(27, 4 * c, 4 * c, 8 * at, 3),
+            conv(9, 4 * c, 4 * c, 2 * at, 1),
+            conv(3, 4 * c, 4 * c, at, 1),
+            conv(27, 4 * c, 4 * c, at, 8),
+            conv(1, 4 * c, 16 * c, at, 1),
+            conv(27, 4 * c, 2 * z, at, 1),
+            conv(1, 2 * z, 2 * z, at, 1),
+        ]
+    }
+
+    /// Weights of the decoder's convolutions and norms.
+    pub fn decoder_weights(&self) -> u64 {
+        conv_weights(&self.decoder_convs()) * self.compute()
+    }
+
+    pub fn encoder_weights(&self) -> u64 {
+        conv_weights(&self.encoder_convs()) * self.compute()
+    }
+
+    /// Operations of decoding one block.
+    pub fn decode_operations(&self) -> f64 {
+        self.config.dit.block_frames as f64 * conv_operations(&self.decoder_convs())
+    }
+
+    /// Operations of encoding four video frames.
+    pub fn encode_operations(&self) -> f64 {
+        conv_operations(&self.encoder_convs())
+    }
+
+    /// Feature caches of the decoder, once.
+    pub fn decoder_caches(&self) -> u64 {
+        self.caches(&DECODER_NEXT)
+    }
+
+    pub fn encoder_caches(&self) -> u64 {
+        self.caches(&ENCODER_NEXT)
+    }
+
+    fn caches(&self, contract: &Contract) -> u64 {
+        let (h, w) = self.size.latent();
+        let mut sizes = self.config.vae.bindings();
+        sizes.extend([("H".to_owned(), h as i64), ("W".to_owned(), w as i64)]);
+        let elements = |port: &engines::contract::Port| -> u64 {
+            let dims = port.dims();
+            dims.iter()
+                .map(|d| d.eval(&sizes).unwrap_or_default().unsigned_abs())
+                .product()
+        };
+        contract.state.iter().map(elements).sum::<u64>() * self.compute()
+    }
+
+    /// Most bytes of inner values at once in a VAE's graph, where pixels are whole: a residual block's input, its normed and padded copies
+    /// and its output, in the width of the full resolution.
+    pub fn vae_activations(&self) -> u64 {
+        let full = bytes(self.config.vae.dim * TEMPORAL_STRIDE) * 64 * self.latent_pixels();
+        // Input, norm, its product with the gain, joined with two cached frames (half as much again), output.
+        full * self.compute() * 11 / 2
+    }
+}
+
+fn conv_weights(convs: &[Conv]) -> u64 {
+    convs
+        .iter()
+        .map(|c| c.times * (c.kernel * c.input * c.output + 2 * c.output))
+        .sum()
+}
+
+fn conv_operations(convs: &[Conv]) -> f64 {
+    convs
+        .iter()
+        .map(|c| 2.0 * (c.times * c.kernel * c.input * c.output) as f64 * c.pixels as f64)
+        .sum()
+}

@@ -1,0 +1,323 @@
+//! Placements of every machine on virtual devices, each with memory of its own: what they compute, what they hold, and what is refused.
+//! One run is one process with one thread, so that nothing but the placement differs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use engines::backend::Backend;
+use engines::exit::Exit;
+use engines::memory::{Class, HostMemory, Ledger, Memory};
+use engines::tensor::Tensor;
+use exporter::checkpoint::LoraScale;
+use exporter::export::{Request, export};
+use exporter::synth::{Preset, SynthOptions, synth};
+use runtime::devices::Devices;
+use runtime::error::Error;
+use runtime::events::{Cancel, Event, Observer, Silent};
+use runtime::footprint::{Footprints, Workload};
+use runtime::generate::{self, Engine, generate};
+use runtime::plan::{Lanes, Residency, Rings};
+use runtime::ring::Geometry;
+use runtime::speech::Speech;
+use runtime::tensor_file;
+use tempfile::TempDir;
+use tests::files::listing;
+use tests::golden::{Golden, LORA_SCALE, models, open};
+use tests::program::{Finished, Program};
+
+use crate::stream::Run;
+
+/// The machines of the design and what makes a virtual one of each.
+const MACHINES: [(&str, &[&str]); 9] = [
+    (
+        "5x80g: a step a device, the VAE apart",
+        &["--stages", "1x4", "--vae-device", "4"],
+    ),
+    ("4x80g: the VAE shares", &["--stages", "1x4"]),
+    (
+        "4x24g: layers split, all steps on each",
+        &["--stages", "4x1", "--lanes", "4"],
+    ),
+    ("2x48g", &["--stages", "2x1", "--lanes", "4"]),
+    ("2x2", &["--stages", "2x2", "--lanes", "2"]),
+    ("1x80g: all resident", &["--lanes", "4"]),
+    (
+        "1x24g: all streams",
+        &[
+            "--lanes",
+            "4",
+            "--offload_model",
+            "True",
+            "--offload_kv_cache",
+        ],
+    ),
+    (
+        "1x24g: half resident, rings stay",
+        &["--lanes", "4", "--resident-layers", "2"],
+    ),
+    (
+        "2x16g: one layer resident, rings stream, lane by lane",
+        &[
+            "--stages",
+            "2x1",
+            "--resident-layers",
+            "1",
+            "--host-rings",
+            "--slots",
+            "3",
+        ],
+    ),
+];
+
+/// An export of a random checkpoint of four layers.
+struct Model {
+    dir: TempDir,
+}
+
+impl Model {
+    fn new(preset: Preset) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = SynthOptions {
+            layers: Some(4),
+            seed: 5,
+        };
+        let made = synth(preset, &options, &dir.path().join("ckpt")).unwrap();
+        let request = Request {
+            ckpt_dir: made.ckpt_dir,
+            lora: Some((made.lora, LoraScale::Scale(LORA_SCALE))),
+            layers: None,
+            recipe: engines::recipe::Recipe::Fp32,
+            out: dir.path().join("models"),
+        };
+        export(&request, &mut |_, _, _| {}).unwrap();
+        Self { dir }
+    }
+
+    fn models(&self) -> PathBuf {
+        self.dir.path().join("models")
+    }
+}
+
+/// Two clips of two blocks: the ring wraps, and the anchor is swapped between them.
+fn command(models: &Path, dir: &Path, more: &[&str]) -> Finished {
+    let golden = Golden::carried();
+    let mut command = Program::Run.command();
+    let words = "generate --prompt x --size 64*64 --infer_frames 24 --num_clip 2 --threads 1";
+    command.args(words.split(' ')).arg("--models").arg(models);
+    command.arg("--image").arg(golden.input("ref.png"));
+    let audio = golden.input("speech_16k_mono.wav");
+    command.arg("--audio").arg(audio).args(more);
+    command.arg("--out").arg(dir.join("video.mp4"));
+    command.arg("--trace").arg(dir.join("trace.safetensors"));
+    Finished::from(command.output().unwrap())
+}
+
+fn traced(models: &Path, more: &[&str]) -> BTreeMap<String, Tensor> {
+    let dir = tempfile::tempdir().unwrap();
+    command(models, dir.path(), more).ok();
+    tensor_file::read(&dir.path().join("trace.safetensors")).unwrap()
+}
+
+fn differing(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Vec<String> {
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    let same = |name: &String| a[name].bytes() == b[name].bytes();
+    a.keys().filter(|name| !same(name)).cloned().collect()
+}
+
+#[track_caller]
+fn assert_same(preset: Preset, machines: &[(&str, &[&str])]) {
+    let model = Model::new(preset);
+    let want = traced(&model.models(), &["--lanes", "1"]);
+    assert!(want.contains_key("frames_u8") && want.contains_key("block3.latents"));
+    for (machine, more) in machines {
+        let more = [*more, &["--device-memory", "4GB"]].concat();
+        let got = traced(&model.models(), &more);
+        assert_eq!(differing(&got, &want), Vec::<String>::new(), "{machine}");
+    }
+}
+
+#[test]
+fn every_machine_computes_the_same_bits() {
+    assert_same(Preset::Tiny, &MACHINES);
+}
+
+#[test]
+fn every_kind_of_machine_computes_the_same_bits_at_small() {
+    let kinds = [MACHINES[0], MACHINES[2], MACHINES[6], MACHINES[8]];
+    assert_same(Preset::Small, &kinds);
+}
+
+/// What the ledgers of both devices hold when a phase begins: device 0 has the encoders and the transformer, device 1 the VAE decoder.
+#[derive(Default)]
+struct Watch {
+    memories: Vec<Arc<HostMemory>>,
+    seen: Mutex<Vec<(String, u64)>>,
+}
+
+impl Observer for Watch {
+    fn event(&self, event: &Event<'_>) {
+        let name = match event {
+            Event::Phase(phase) => (*phase).to_owned(),
+            Event::Denoised { block: 0, .. } => "block 0".to_owned(),
+            _ => return,
+        };
+        let held = self.memories[0].ledger().counts().total();
+        self.seen.lock().unwrap().push((name, held));
+    }
+}
+
+#[test]
+fn encoders_are_freed_before_the_next_is_loaded_and_all_before_the_transformer() {
+    let (run, backend) = (Run::new(), open(models()));
+    let memories: Vec<Arc<HostMemory>> = (0..2)
+        .map(|i| HostMemory::new(format!("cpu:{i}"), u64::MAX))
+        .collect();
+    let apart: Vec<_> = memories.iter().map(|m| backend.on(m.clone())).collect();
+    let devices = Devices::each(apart.iter().map(|b| b as &dyn Backend).collect());
+    let watch = Watch {
+        memories: memories.clone(),
+        ..Watch::default()
+    };
+    let mut request = run.request();
+    request.vae_device = Some(1);
+    let engine = Engine::on(backend.models(), devices);
+    generate(&engine, &request, &watch, &Cancel::default()).unwrap();
+    let seen = watch.seen.into_inner().unwrap();
+    let of = |name: &str| seen.iter().find(|(n, _)| n == name).unwrap().1;
+    for phase in [
+        "encoding the prompt",
+        "encoding the speech",
+        "encoding the picture",
+        "denoising",
+    ] {
+        assert_eq!(of(phase), 0, "{phase}");
+    }
+    let layer = backend.weights("dit_layer.00").unwrap().slab_bytes() as u64;
+    assert!(of("block 0") > 3 * layer, "the transformer is there");
+    for memory in &memories {
+        let counts = memory.ledger().counts();
+        assert_eq!(counts.total(), 0, "everything is freed");
+    }
+    // The decoder's graphs and caches were on the other device, and no ring.
+    let decoder = backend.weights("vae_decoder_next").unwrap().slab_bytes() as u64;
+    assert!(memories[1].ledger().counts().peak > 2 * decoder);
+    assert_eq!(memories[1].ledger().counts().of(Class::Rings), 0);
+}
+
+/// One run in this process on devices with the given budgets, all alike where there is one; gives the peak of each and of the host.
+fn held(
+    request: &generate::Request,
+    budgets: &dyn Fn(usize) -> u64,
+) -> Result<(Vec<u64>, u64), Error> {
+    let backend = open(models());
+    let plan = request.plan(&backend.models().config().dit).unwrap();
+    let last = *plan.device_ids().last().unwrap();
+    let memories: Vec<Arc<HostMemory>> = (0..=last)
+        .map(|i| HostMemory::new(format!("cpu:{i}"), budgets(i)))
+        .collect();
+    let apart: Vec<_> = memories.iter().map(|m| backend.on(m.clone())).collect();
+    let host = Ledger::new("host", u64::MAX);
+    let devices = Devices::each(apart.iter().map(|b| b as &dyn Backend).collect());
+    let engine = Engine::on(backend.models(), devices.with_host(Arc::clone(&host)));
+    generate(&engine, request, &Silent, &Cancel::default())?;
+    let peak = |m: &Arc<HostMemory>| m.ledger().counts().peak;
+    Ok((memories.iter().map(peak).collect(), host.counts().peak))
+}
+
+fn wanted(request: &generate::Request) -> Footprints {
+    let backend = open(models());
+    let config = backend.models().config();
+    let plan = request.plan(&config.dit).unwrap();
+    let apart: Vec<_> = (0..=*plan.device_ids().last().unwrap())
+        .map(|i| backend.on(HostMemory::new(format!("cpu:{i}"), u64::MAX)))
+        .collect();
+    let devices = Devices::each(apart.iter().map(|b| b as &dyn Backend).collect());
+    let geometry = Geometry::new(&config.dit, request.size, request.infer_frames).unwrap();
+    let samples = Speech::open(&request.audio).unwrap().samples.len();
+    let work = Workload {
+        config,
+        geometry: &geometry,
+        swaps: true,
+        encodes_motion: false,
+        speech_frames: config.speech.frames(samples).unwrap(),
+    };
+    Footprints::new(&devices, &plan, work).unwrap()
+}
+
+/// The arithmetic is an upper bound, and a close one: with exactly so much on each device the run goes through, and with a byte less it
+/// is refused before it begins.
+#[test]
+fn no_device_ever_holds_more_than_the_arithmetic_says() {
+    for (stages, lanes, residency, vae_device) in [
+        ("1", 4, Residency::default(), Some(1)),
+        ("3x1", 4, Residency::default(), None),
+        ("1x4", 1, Residency::default(), Some(4)),
+        ("1", 4, streamed(0, Rings::OnHost), Some(1)),
+        ("1", 2, streamed(1, Rings::OnDevice), Some(1)),
+        ("3x1", 3, streamed(0, Rings::OnHost), Some(3)),
+    ] {
+        let run = Run::new();
+        let request = generate::Request {
+            stages: stages.parse().unwrap(),
+            lanes: Lanes::AtMost(lanes),
+            residency,
+            vae_device,
+            trace: None,
+            ..run.request()
+        };
+        let wanted = wanted(&request);
+        let of = |device: usize| wanted.devices[&device].total();
+        let (peaks, host) = held(&request, &of).unwrap_or_else(|e| panic!("{stages}: {e}"));
+        assert_eq!(host, wanted.host, "{stages} {residency:?}");
+        for (device, &peak) in peaks.iter().enumerate() {
+            println!(
+                "{stages} {residency:?} cpu:{device}: {peak} of {}",
+                wanted.devices[&device]
+            );
+            assert!(peak <= of(device));
+            assert!(
+                peak * 10 >= of(device) * 7,
+                "{stages} {residency:?} cpu:{device}"
+            );
+        }
+        for short in 0..peaks.len() {
+            let error = held(&request, &|d| of(d) - u64::from(d == short)).unwrap_err();
+            assert!(
+                matches!(&error, Error::TooSmall(e) if e.device == format!("cpu:{short}")),
+                "{error}"
+            );
+            assert_eq!(error.exit(), Exit::Resources);
+        }
+    }
+}
+
+fn streamed(resident_layers: usize, rings: Rings) -> Residency {
+    Residency {
+        resident_layers,
+        rings,
+        slots: 2,
+    }
+}
+
+#[test]
+fn a_device_that_is_too_small_is_refused_and_nothing_is_left_behind() {
+    for more in [
+        &["--device-memory", "900kB"][..],
+        &[
+            "--device-memory",
+            "900kB",
+            "--offload_model",
+            "true",
+            "--host-rings",
+        ],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let message = command(models(), dir.path(), more).error(Exit::Resources);
+        assert!(
+            message.contains("cpu:0") && message.contains("900000"),
+            "{message}"
+        );
+        assert_eq!(listing(dir.path()), Vec::<PathBuf>::new());
+    }
+}
