@@ -397,6 +397,29 @@ mod tests {
     }
 
     #[test]
+    fn fp8_is_refused_with_the_reason_and_unknown_recipes_by_name() {
+        for (recipe, want) in [
+            ("fp32", Ok(Recipe::Fp32)),
+            ("bf16", Ok(Recipe::Bf16)),
+            ("fp8", Err("calibration")),
+            ("int4", Err("`int4`")),
+        ] {
+            let parsed =
+                Cli::try_parse_from(["avatar-export", "graphs", "--recipe", recipe, "--out", "o"]);
+            match (parsed, want) {
+                (Ok(cli), Ok(want)) => {
+                    let Task::Graphs(a) = cli.command else {
+                        panic!("not graphs")
+                    };
+                    assert_eq!(a.recipe, want);
+                }
+                (Err(e), Err(word)) => assert!(e.to_string().contains(word), "{e}"),
+                (parsed, want) => panic!("{recipe}: wanted {want:?}, got {parsed:?}"),
+            }
+        }
+    }
+
+    #[test]
     fn a_lora_is_named_or_declined() {
         assert!(
             Cli::try_parse_from(["avatar-export", "onnx", "--ckpt_dir", "c", "--out", "o"])

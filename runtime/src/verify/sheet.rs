@@ -103,7 +103,10 @@ impl Row {
             differing: d.differing,
             count: d.count,
             tolerance_used: d.used,
-            tolerance: entry.rule.clone(),
+            tolerance: match rule {
+                Tolerance::RelativeRms(limit) => serde_json::json!({ "relative_rms": limit }),
+                _ => entry.rule.clone(),
+            },
             rule,
             note,
         }
