@@ -156,6 +156,8 @@ pub enum EngineError {
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     DeviceMemory(#[from] MemoryError),
+    #[error(transparent)]
+    TensorRt(#[from] tensorrt::TensorRtError),
     #[error(
         "libonnxruntime: {reason}; `scripts/setup` fetches it, or set ORT_DYLIB_PATH to libonnxruntime.so of version 1.{minor} or later"
     )]
@@ -218,6 +220,7 @@ pub enum EngineError {
 impl EngineError {
     pub fn exit(&self) -> Exit {
         match self {
+            Self::TensorRt(e) => e.exit(),
             Self::Library { .. }
             | Self::CudaLibrary { .. }
             | Self::Memory { .. }

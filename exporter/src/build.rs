@@ -1,6 +1,7 @@
 //! `avatar-export build`: every component as a TensorRT engine for one profile, in a folder that says what each was built from. An engine that
 //! is there already, built from the same graph, weights, sizes, library and GPU, is kept. The prepared graphs stay beside the engines, with
 //! the lines that build the same by NVIDIA's own tool. Not here: TensorRT itself (`engines::backend::tensorrt`).
+pub mod command;
 mod item;
 mod memory;
 pub mod prepare;
@@ -15,6 +16,7 @@ use engines::backend::tensorrt::{Flavour, TensorRtError};
 use engines::exit::Exit;
 use engines::manifest::{FileEntry, ManifestError, hash_file};
 use engines::recipe::Recipe;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -94,6 +96,8 @@ pub enum BuildError {
         "recipe: the profile wants {want}, the models are {got}; export them with --recipe {want}, or use a profile of {got}"
     )]
     Recipe { want: Recipe, got: Recipe },
+    #[error(transparent)]
+    Profile(#[from] engines::profile::ProfileError),
     #[error("--skip {name}: no engine has that name; they are {have}")]
     Skip { name: String, have: String },
     #[error("{0}")]
@@ -113,6 +117,7 @@ impl BuildError {
             }
             Self::Io { .. } => Exit::Input,
             Self::Prepare { .. } => Exit::Model,
+            Self::Profile(e) => e.exit(),
             Self::Recipe { .. } | Self::Skip { .. } | Self::Unfit(_) => Exit::Usage,
         }
     }
@@ -132,8 +137,6 @@ pub enum Done {
 pub trait Watch: Sync {
     /// One engine begins: its place in the list and how many there are.
     fn begin(&self, item: &Item, at: usize, all: usize);
-    /// A step of one of TensorRT's phases.
-    fn step(&self, phase: &str, done: i32, all: i32);
     fn done(&self, item: &Item, done: Done, entry: Option<&EngineEntry>);
 }
 
@@ -173,14 +176,25 @@ fn link(from: &Path, to: &Path) -> Result<(), BuildError> {
     std::os::unix::fs::symlink(&from, to).map_err(io(to))
 }
 
+/// Names of the engines that are in the folder already.
+pub fn present(request: &Request, items: &[Item]) -> BTreeSet<String> {
+    let known = known(&request.out);
+    items
+        .iter()
+        .filter(|i| i.find(&known, &request.out).is_some())
+        .map(|i| i.name.clone())
+        .collect()
+}
+
 /// Refuses what cannot be built within the limit, before anything is.
 ///
 /// # Errors
-/// [`BuildError::Memory`], [`BuildError::Skip`].
+/// [`BuildError::Memory`].
 pub fn check(request: &Request, items: &[Item]) -> Result<(), BuildError> {
-    let too_large = items
-        .iter()
-        .find(|i| i.buildable() && i.predicted.memory > request.memory_limit);
+    let there = present(request, items);
+    let too_large = items.iter().find(|i| {
+        i.buildable() && i.predicted.memory > request.memory_limit && !there.contains(&i.name)
+    });
     match too_large {
         None => Ok(()),
         Some(i) => Err(BuildError::Memory {
@@ -371,3 +385,6 @@ pub mod library {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

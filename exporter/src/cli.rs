@@ -1,4 +1,6 @@
 //! The command line of `avatar-export`. Flags are upstream's where upstream has them, with underscores or dashes.
+use crate::build::BuildError;
+use crate::build::command::{self, BuildArgs};
 use crate::checkpoint::LoraScale;
 use crate::export::{self, ExportError};
 use crate::graphs::{self, GraphsError};
@@ -32,6 +34,8 @@ enum Task {
     Onnx(OnnxArgs),
     /// Write every graph without weights at a preset's real shapes, for checking and for reading
     Graphs(GraphsArgs),
+    /// Build TensorRT engines of every component for a kind of machine
+    Build(BuildArgs),
     /// Check an export, component by component and end to end, against a golden folder (runs `avatar-run verify`)
     #[command(disable_help_flag = true)]
     Verify(VerifyArgs),
@@ -173,6 +177,8 @@ pub enum CliError {
     Export(#[from] ExportError),
     #[error(transparent)]
     Graphs(#[from] GraphsError),
+    #[error(transparent)]
+    Build(#[from] BuildError),
     #[error("cannot listen for Ctrl-C: {reason}")]
     Signal { reason: String },
     #[error("{}: cannot run: {source}; avatar-run is looked for beside avatar-export, then in PATH", program.display())]
@@ -189,6 +195,7 @@ impl CliError {
             Self::Synth(e) => e.exit(),
             Self::Export(e) => e.exit(),
             Self::Graphs(e) => e.exit(),
+            Self::Build(e) => e.exit(),
             Self::Runtime { .. } | Self::Signal { .. } => Exit::Resources,
         }
     }
@@ -201,6 +208,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
         Task::Synth(a) => synth(&a),
         Task::Onnx(a) => onnx(a),
         Task::Graphs(a) => graphs(&a),
+        Task::Build(a) => Ok(command::build(&a).map(|()| ExitCode::SUCCESS)?),
         Task::Verify(a) => verify(&a),
     }
 }

@@ -1,142 +1,280 @@
 //! TensorRT itself on every exported graph, with no GPU: what it refuses to parse or to build fails here. Needs the libraries that
 //! `scripts/setup --tensorrt` fetches; `scripts/test` runs it, or says that it was told to skip it.
-use engines::backend::tensorrt::build::{self, Detail, InputRange, Options, WeightMemory};
 use engines::backend::tensorrt::library::Library;
-use engines::contract::{Contract, Weights};
+use engines::backend::tensorrt::{Flavour, TensorRtError, build};
+use engines::components::vae;
+use engines::manifest::Models;
 use engines::recipe::Recipe;
-use exporter::build::prepare::prepare;
 use exporter::build::sizes::Limits;
-use exporter::export::{ShapeSources, generic};
-use exporter::graph::Graph;
-use exporter::graph::write::{WeightPlacement, to_model};
-use exporter::synth::{self, Preset};
+use exporter::build::{
+    InsideWeights, Item, LayerDetail, Made, Peak, Request, Source, items, library, prepare,
+};
+use exporter::export::{self, ShapeSources};
+use exporter::graph::proto::ModelProto;
+use exporter::graph::write::{Placed, WeightPlacement, to_model};
+use exporter::synth::{self, Preset, SynthOptions};
 use prost::Message;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-/// Every distinct graph of a preset, weights as inputs: layers of a stack are one graph.
-fn graphs(
-    preset: Preset,
-    recipe: Recipe,
-) -> (
-    BTreeMap<String, (&'static Contract, Graph)>,
-    engines::manifest::ModelConfig,
-) {
-    // Two layers: one with audio, one without.
-    let s = synth::shapes(preset, Some(2));
+/// Ampere, Ada and Blackwell cards.
+const CARDS: [u32; 3] = [86, 89, 120];
+
+fn request(source: Source, (width, height): (usize, usize), sm: u32, out: &Path) -> Request {
+    Request {
+        source,
+        limits: Limits {
+            width,
+            height,
+            ..Limits::default()
+        },
+        flavour: Flavour::Rtx,
+        sm,
+        workspace: 4 << 30,
+        level: 3,
+        weights: InsideWeights::Resident,
+        detail: LayerDetail::Names,
+        memory_limit: u64::MAX,
+        skip: Vec::new(),
+        out: out.to_owned(),
+        command: String::new(),
+    }
+}
+
+/// Each distinct graph once: the layers of the speech encoder between the first and the last differ by their weights alone.
+fn distinct(items: Vec<Item>) -> Vec<Item> {
+    let middle = |name: &str| {
+        name.strip_prefix("audio_encoder_layer.")
+            .and_then(|n| n.parse::<usize>().ok())
+            .is_some_and(|n| (1..23).contains(&n))
+    };
+    items.into_iter().filter(|i| !middle(&i.name)).collect()
+}
+
+fn make(request: &Request, item: &Item, graph: &Path) -> Result<Made, TensorRtError> {
+    let library = Library::load()?;
+    library::make(library, request, item, graph, Box::new(|_, _, _| {}))
+}
+
+/// Builds every distinct graph that `keep` names; one line each, and every refusal at once.
+fn build_all(what: &str, request: &Request, keep: &dyn Fn(&str) -> bool) {
+    let all = distinct(items(request, "1.7.1").unwrap_or_else(|e| panic!("{e}")));
+    exporter::build::write_graphs(request, &all).unwrap();
+    let mut refused = Vec::new();
+    for item in all.iter().filter(|i| keep(&i.name)) {
+        let graph = request.out.join("graphs").join(item.graph_file());
+        let start = format!(
+            "{what} {} sm{} {:<24}",
+            request.source.recipe(),
+            request.sm,
+            item.name
+        );
+        match make(request, item, &graph) {
+            Ok(made) => {
+                println!(
+                    "{start} {:>10} bytes {:>6.2} s {:>5} MB of host memory",
+                    made.plan.len(),
+                    made.seconds,
+                    made.memory / 1_000_000
+                );
+                // What is inside is inside: no smaller, whatever else it holds.
+                assert!(
+                    !item.buildable() || made.plan.len() as u64 > item.weights,
+                    "{start}"
+                );
+            }
+            Err(e) => refused.push(format!("{start} {e}")),
+        }
+    }
+    assert!(refused.is_empty(), "{}", refused.join("\n"));
+}
+
+#[test]
+fn every_graph_of_the_tiny_model_builds_for_every_card() {
+    let out = tempfile::tempdir().unwrap();
+    for (recipe, cards) in [(Recipe::Bf16, &CARDS[..]), (Recipe::Fp32, &[89][..])] {
+        for &sm in cards {
+            let source = Source::Preset(Preset::Tiny, recipe);
+            build_all(
+                "tiny",
+                &request(source, (256, 256), sm, out.path()),
+                &|_| true,
+            );
+        }
+    }
+}
+
+#[test]
+fn every_graph_of_the_published_model_builds_at_its_size() {
+    let out = tempfile::tempdir().unwrap();
+    for sm in CARDS {
+        let source = Source::Preset(Preset::Full, Recipe::Bf16);
+        // One card for all of them; for the others the layers, and the decoder as it streams.
+        let often = ["dit_layer", "dit_layer_audio", "vae_decoder_next"];
+        let keep = |name: &str| sm == 89 || often.contains(&name);
+        build_all("full", &request(source, (704, 384), sm, out.path()), &keep);
+    }
+}
+
+#[test]
+fn an_export_builds_with_its_weights_inside() {
+    let dir = tempfile::tempdir().unwrap();
+    let ckpt = dir.path().join("ckpt");
+    let options = SynthOptions {
+        layers: Some(2),
+        seed: 7,
+    };
+    synth::synth(Preset::Tiny, &options, &ckpt).unwrap();
+    let export = export::Request {
+        ckpt_dir: ckpt.join("Wan2.2-S2V-14B"),
+        lora: None,
+        recipe: Recipe::Bf16,
+        out: dir.path().join("models"),
+    };
+    export::export(&export, &mut |_, _, _| {}).unwrap();
+    let source = Source::Models(Models::open(&export.out).unwrap());
+    let out = dir.path().join("engines");
+    build_all("export", &request(source, (256, 256), 89, &out), &|_| true);
+}
+
+/// Its weights are zeros in a file that takes no room: their number is what size, time and memory follow.
+#[test]
+fn the_published_decoder_builds_with_its_weights_inside() {
+    let s = synth::shapes(Preset::Full, Some(1));
     let sources = ShapeSources {
-        recipe,
+        recipe: Recipe::Bf16,
         dit: &s.dit,
         text: &s.text,
         vae: &s.vae,
         speech: &s.speech,
         config: &s.config,
     };
-    let families = sources
-        .graphs()
-        .unwrap_or_else(|e| panic!("{preset:?}: {e}"));
-    let graphs = families.into_iter().flat_map(|f| f.graphs);
-    let named = graphs.map(|(contract, graph)| match contract.weights {
-        Weights::Bound => (
-            contract.name.to_owned(),
-            (contract, generic(contract, &graph)),
-        ),
-        // All but the first and the last layer of the speech encoder are equal.
-        Weights::Inside => {
-            let name = graph.name.split('.').next().unwrap_or_default();
-            (format!("{name}/{}", contract.name), (contract, graph))
-        }
+    let families = sources.graphs().unwrap();
+    let mut graphs = families.iter().flat_map(|f| &f.graphs);
+    let (contract, graph) = graphs.find(|(c, _)| *c == &vae::DECODER_NEXT).unwrap();
+    let mut end = 0;
+    let placed = graph.weights.iter().map(|w| {
+        let (offset, length, file) = (end, w.bytes(), "zeros.data".to_owned());
+        end += length.next_multiple_of(256);
+        (
+            w.name.clone(),
+            Placed {
+                file,
+                offset,
+                length,
+            },
+        )
     });
-    (named.collect(), s.config)
-}
-
-fn build_all(
-    preset: Preset,
-    recipe: Recipe,
-    limits: &Limits,
-    sms: &[u32],
-    keep: &dyn Fn(&str) -> bool,
-) {
-    let library = Library::load().unwrap_or_else(|e| panic!("{e}"));
-    let folder = tempfile::tempdir().unwrap();
-    let (graphs, config) = graphs(preset, recipe);
-    let mut refused = Vec::new();
-    for (name, (contract, graph)) in graphs.iter().filter(|(n, _)| keep(n)) {
-        let model = to_model(graph, WeightPlacement::AsInputs).unwrap();
-        let p = prepare(&model.encode_to_vec(), &limits.of(contract, &config))
-            .unwrap_or_else(|e| panic!("{name}: {e}"));
-        let path = folder.path().join("graph.onnx");
-        std::fs::write(&path, &p.onnx).unwrap();
-        let ranges: Vec<InputRange> = p
-            .varying
-            .into_iter()
-            .map(|v| InputRange {
-                name: v.name,
-                min: v.min,
-                opt: v.opt,
-                max: v.max,
-            })
-            .collect();
-        for &sm in sms {
-            let options = Options {
-                sm,
-                workspace: None,
-                level: 3,
-                weights: WeightMemory::Resident,
-                ranges: &ranges,
-                detail: Detail::Names,
-            };
-            let start = Instant::now();
-            match build_one(library, &path, &options) {
-                Ok(bytes) => println!(
-                    "{recipe} {name:40} sm{sm} {bytes:>10} bytes {:6.2} s",
-                    start.elapsed().as_secs_f64()
-                ),
-                Err(e) => refused.push(format!(
-                    "{recipe} {name} sm{sm}: {}",
-                    e.chars().take(600).collect::<String>()
-                )),
-            }
-        }
+    let layout = placed.collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(dir.path().join("zeros.data")).unwrap();
+    file.set_len(end).unwrap();
+    let model = to_model(graph, WeightPlacement::External(&layout)).unwrap();
+    let sizes = Limits::default().of(contract, &s.config);
+    let prepared = prepare::prepare(&model.encode_to_vec(), &sizes).unwrap();
+    let path = dir.path().join("vae_decoder_next.onnx");
+    std::fs::write(&path, &prepared.onnx).unwrap();
+    let library = Library::load().unwrap();
+    for sm in CARDS {
+        let options = build::Options {
+            sm,
+            workspace: Some(4 << 30),
+            level: 3,
+            weights: build::WeightMemory::Resident,
+            ranges: &[],
+            detail: build::Detail::Names,
+        };
+        let (peak, start) = (Peak::start(), Instant::now());
+        let plan = build::build(library, &path, &options, Box::new(|_, _, _| {})).unwrap();
+        println!(
+            "full bf16 sm{sm} vae_decoder_next, weights inside {:>10} bytes {:>6.2} s {:>5} MB of host memory",
+            plan.len(),
+            start.elapsed().as_secs_f64(),
+            peak.stop() / 1_000_000
+        );
+        assert!(plan.len() as u64 > prepared.weights);
     }
-    assert!(refused.is_empty(), "{}", refused.join("\n"));
 }
 
-fn build_one(library: Library, path: &Path, options: &Options<'_>) -> Result<usize, String> {
-    build::build(library, path, options, Box::new(|_, _, _| {}))
-        .map(|b| b.len())
-        .map_err(|e| e.to_string())
+/// The control: without what the preparation puts in, or with what TensorRT lacks, a build fails and says why.
+#[test]
+fn a_graph_that_tensorrt_refuses_is_an_error_that_says_why() {
+    let out = tempfile::tempdir().unwrap();
+    let source = Source::Preset(Preset::Tiny, Recipe::Fp32);
+    let request = request(source, (256, 256), 89, out.path());
+    let all = items(&request, "1.7.1").unwrap();
+    let layer = all.iter().find(|i| i.name == "dit_layer").unwrap();
+    type Spoil = fn(&mut ModelProto);
+    let cases: [(&str, Spoil); 2] = [
+        ("Attention", |m| {
+            for n in &mut m.graph.as_mut().unwrap().node {
+                n.attribute
+                    .retain(|a| a.name.as_deref() != Some("TRT_decomposable"));
+            }
+        }),
+        ("TensorScatter", |m| {
+            for a in m
+                .graph
+                .as_mut()
+                .unwrap()
+                .node
+                .iter_mut()
+                .flat_map(|n| &mut n.attribute)
+            {
+                if a.name.as_deref() == Some("mode") {
+                    a.s = Some(b"circular".to_vec());
+                }
+            }
+        }),
+    ];
+    for (word, spoil) in cases {
+        let mut model = ModelProto::decode(&layer.prepared.onnx[..]).unwrap();
+        spoil(&mut model);
+        let graph = out.path().join("spoilt.onnx");
+        std::fs::write(&graph, model.encode_to_vec()).unwrap();
+        let error = make(&request, layer, &graph).unwrap_err().to_string();
+        assert!(
+            error.contains(word) && error.contains("spoilt.onnx"),
+            "{error}"
+        );
+    }
 }
 
 #[test]
-fn every_graph_builds_at_tiny_shapes() {
-    let limits = Limits {
-        width: 256,
-        height: 256,
-        ..Limits::default()
-    };
-    build_all(Preset::Tiny, Recipe::Fp32, &limits, &[89], &|_| true);
+fn a_card_that_the_library_does_not_know_is_refused() {
+    let out = tempfile::tempdir().unwrap();
+    let source = Source::Preset(Preset::Tiny, Recipe::Bf16);
+    let request = request(source, (256, 256), 90, out.path());
+    let all = items(&request, "1.7.1").unwrap();
+    exporter::build::write_graphs(&request, &all).unwrap();
+    let graph = out.path().join("graphs").join(all[0].graph_file());
+    let error = make(&request, &all[0], &graph).unwrap_err();
+    assert!(matches!(error, TensorRtError::Sm { sm: 90, .. }), "{error}");
 }
 
 #[test]
-fn tmp_full() {
-    let limits = Limits::default();
-    build_all(Preset::Full, Recipe::Bf16, &limits, &[86, 89, 120], &|n| {
-        n == "dit_layer"
-    });
-    build_all(Preset::Full, Recipe::Bf16, &limits, &[89], &|n| {
-        n != "dit_layer"
-    });
+fn a_graph_can_be_parsed_without_building_it() {
+    let out = tempfile::tempdir().unwrap();
+    let source = Source::Preset(Preset::Tiny, Recipe::Bf16);
+    let request = request(source, (256, 256), 89, out.path());
+    let all = items(&request, "1.7.1").unwrap();
+    exporter::build::write_graphs(&request, &all).unwrap();
+    let graph = out.path().join("graphs/dit_head.onnx");
+    build::parse(Library::load().unwrap(), &graph).unwrap();
+    std::fs::write(&graph, "not a graph").unwrap();
+    assert!(build::parse(Library::load().unwrap(), &graph).is_err());
 }
+
 #[test]
-fn tmp_tiny() {
-    let limits = Limits {
-        width: 256,
-        height: 256,
-        ..Limits::default()
-    };
-    build_all(Preset::Tiny, Recipe::Bf16, &limits, &[86, 89, 120], &|_| {
-        true
-    });
+fn a_scratch_limit_that_is_too_low_is_named() {
+    let out = tempfile::tempdir().unwrap();
+    let source = Source::Preset(Preset::Full, Recipe::Bf16);
+    let mut request = request(source, (704, 384), 89, out.path());
+    request.workspace = 64 << 20;
+    let all = items(&request, "1.7.1").unwrap();
+    exporter::build::write_graphs(&request, &all).unwrap();
+    let layer = all.iter().find(|i| i.name == "dit_layer").unwrap();
+    let graph = out.path().join("graphs/dit_layer.onnx");
+    let error = make(&request, layer, &graph).unwrap_err().to_string();
+    assert!(error.contains("limited to 64 MiB"), "{error}");
 }

@@ -9,7 +9,9 @@ pub mod build;
 #[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
 pub mod library;
 #[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
-mod raw;
+pub mod session;
+#[cfg(feature = "tensorrt")]
+mod streaming;
 
 #[cfg(all(feature = "tensorrt-rtx", feature = "tensorrt"))]
 compile_error!(
@@ -17,6 +19,7 @@ compile_error!(
 );
 
 use crate::exit::Exit;
+use crate::memory::MemoryError;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -47,6 +50,14 @@ impl Flavour {
         match self {
             Self::Rtx => "tensorrt-rtx",
             Self::Enterprise => "tensorrt",
+        }
+    }
+
+    /// The version that this program is made for, and what its engines are planned with where the library is not at hand.
+    pub const fn version(self) -> &'static str {
+        match self {
+            Self::Rtx => "1.7.1",
+            Self::Enterprise => "11.4.0",
         }
     }
 
@@ -113,12 +124,11 @@ pub enum TensorRtError {
         got: String,
         remedy: &'static str,
     },
-    #[error(
-        "libcuda.so.1: {reason}; it comes with the NVIDIA driver (Debian: nvidia-driver and libcuda1, in a container the NVIDIA container toolkit)"
-    )]
-    Driver { reason: String },
-    #[error("no CUDA device {ordinal}: the driver has {have}")]
-    Device { ordinal: u32, have: u32 },
+    /// No driver, no such device, or too little memory on it.
+    #[error(transparent)]
+    Driver(#[from] MemoryError),
+    #[error("component {component}: {what}, which an engine does not have; run it on ONNX Runtime")]
+    Unsupported { component: String, what: String },
     #[error("{flavour} does not build for SM {sm}; it builds for {have}")]
     Sm {
         flavour: Flavour,
@@ -161,11 +171,8 @@ pub enum TensorRtError {
 impl TensorRtError {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Library { .. }
-            | Self::Version { .. }
-            | Self::Driver { .. }
-            | Self::Device { .. } => Exit::Resources,
-            Self::NotBuilt { .. } | Self::Sm { .. } => Exit::Usage,
+            Self::Library { .. } | Self::Version { .. } | Self::Driver(_) => Exit::Resources,
+            Self::NotBuilt { .. } | Self::Sm { .. } | Self::Unsupported { .. } => Exit::Usage,
             _ => Exit::Model,
         }
     }

@@ -243,6 +243,28 @@ impl CudaDevice {
         Ok(self.compute.get().map_or(ptr::null_mut(), |s| s.0))
     }
 
+    /// Lets `queue` put work on the compute stream, with the device's context as this thread's, and waits until it is done.
+    ///
+    /// # Errors
+    /// Whatever `queue` says; the driver refuses.
+    #[expect(unsafe_code, reason = "a call of the driver")]
+    pub fn compute<E: From<MemoryError>>(
+        &self,
+        queue: impl FnOnce(*mut c_void) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let stream = self.compute_stream()?;
+        self.enter().map_err(|e| self.refused(e))?;
+        let queued = queue(stream);
+        // Waited for whatever was queued: the caller's memory is in use until then.
+        // SAFETY: a stream of this device.
+        let code = unsafe { (self.table().stream_wait)(Handle(stream)) };
+        queued?;
+        self.table()
+            .check("cuStreamSynchronize", code)
+            .map_err(|e| self.refused(e))?;
+        Ok(())
+    }
+
     /// Runs `queue` on a copy stream of its own and waits for it.
     #[expect(unsafe_code, reason = "a call of the driver")]
     fn on_a_stream(

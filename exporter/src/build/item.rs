@@ -53,7 +53,7 @@ const SECONDS_BASE: f64 = 0.5;
 const SECONDS_PER_GB: f64 = 3.0;
 
 impl Predicted {
-    fn of(weights: u64) -> Self {
+    pub(super) fn of(weights: u64) -> Self {
         Self {
             bytes: weights + ENGINE_BASE,
             memory: (weights as f64 * MEMORY_PER_WEIGHT) as u64 + MEMORY_BASE,

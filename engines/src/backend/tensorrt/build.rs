@@ -110,8 +110,22 @@ pub fn build(
         .map_err(fail)?;
     add_ranges(&mut builder, &mut config, options.ranges, onnx)?;
     let mut parser = parsed(&mut builder, onnx)?;
-    let plan = serialise(&mut builder, &mut parser, &mut config).map_err(fail)?;
-    Ok(plan)
+    let plan = serialise(&mut builder, &mut parser, &mut config);
+    plan.map_err(|e| short_of_scratch(failed(onnx, &e), options.workspace))
+}
+
+/// A limit that is too low reads as a lack of memory; says which limit.
+fn short_of_scratch(error: TensorRtError, workspace: Option<u64>) -> TensorRtError {
+    match (error, workspace) {
+        (TensorRtError::Build { path, reason }, Some(bytes)) if reason.contains("OutOfMemory") => {
+            let reason = format!(
+                "{reason}; its scratch was limited to {} MiB: raise --workspace, or builder.workspace_mib of the profile",
+                bytes >> 20
+            );
+            TensorRtError::Build { path, reason }
+        }
+        (error, _) => error,
+    }
 }
 
 fn failed(onnx: &Path, error: &trtx::Error) -> TensorRtError {

@@ -1,8 +1,9 @@
 //! Finding and loading the TensorRT libraries and the CUDA driver, each failure named with the package that has it. Nothing here needs a GPU
 //! but [`driver`].
 use super::{Flavour, TensorRtError};
+use crate::memory::cuda::CudaDevice;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use trtx::{LogHandler, Logger, Severity};
 
 /// Folder of the two libraries, or one with a `lib` folder that has them.
@@ -162,7 +163,7 @@ fn version_of(path: &Path) -> Result<[i32; 3], TensorRtError> {
         let number = |name: &[u8]| {
             let get: libloading::Symbol<'_, unsafe extern "C" fn() -> i32> =
                 library.get(name).map_err(missing)?;
-            Ok(get())
+            Ok::<i32, TensorRtError>(get())
         };
         Ok([
             number(b"getInferLibMajorVersion")?,
@@ -172,45 +173,12 @@ fn version_of(path: &Path) -> Result<[i32; 3], TensorRtError> {
     }
 }
 
-/// Asks the CUDA driver for its devices, before anything of TensorRT's that would end the process without one.
+/// Asks the CUDA driver for a device, before anything of TensorRT's that would end the process without one.
 ///
 /// # Errors
-/// [`TensorRtError::Driver`] without a driver, [`TensorRtError::Device`] without that device.
-pub fn driver(ordinal: u32) -> Result<(), TensorRtError> {
-    let have = devices("libcuda.so.1")?;
-    if ordinal < have {
-        Ok(())
-    } else {
-        Err(TensorRtError::Device { ordinal, have })
-    }
-}
-
-#[expect(unsafe_code, reason = "two C functions of the CUDA driver")]
-fn devices(name: &str) -> Result<u32, TensorRtError> {
-    let missing = |e: libloading::Error| TensorRtError::Driver {
-        reason: e.to_string(),
-    };
-    // SAFETY: the signatures are those of cuda.h; `count` outlives the call that writes it.
-    unsafe {
-        let library = libloading::Library::new(name).map_err(missing)?;
-        let init: libloading::Symbol<'_, unsafe extern "C" fn(u32) -> i32> =
-            library.get(b"cuInit").map_err(missing)?;
-        let get_count: libloading::Symbol<'_, unsafe extern "C" fn(*mut i32) -> i32> =
-            library.get(b"cuDeviceGetCount").map_err(missing)?;
-        let mut count = 0;
-        for (what, code) in [
-            ("cuInit", init(0)),
-            ("cuDeviceGetCount", get_count(&mut count)),
-        ] {
-            if code != 0 {
-                let reason = format!("{what} returned CUDA error {code}");
-                return Err(TensorRtError::Driver { reason });
-            }
-        }
-        // The driver stays loaded, as TensorRT will use it.
-        std::mem::forget(library);
-        Ok(u32::try_from(count).unwrap_or(0))
-    }
+/// [`TensorRtError::Driver`], which names the driver's package.
+pub fn driver(ordinal: u32) -> Result<Arc<CudaDevice>, TensorRtError> {
+    Ok(CudaDevice::open(ordinal)?)
 }
 
 /// Errors that TensorRT has logged since they were last taken.
@@ -297,9 +265,10 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_driver_is_named_with_its_package() {
-        let error = devices("libcuda-that-is-not-there.so.1").unwrap_err();
+    fn a_missing_driver_is_an_error_and_never_the_end_of_the_process() {
+        // Where there is a driver, there is nothing to refuse.
+        let Err(error) = driver(0) else { return };
         assert_eq!(error.exit(), Exit::Resources);
-        assert!(error.to_string().contains("nvidia-driver"), "{error}");
+        assert!(error.to_string().contains("NVIDIA driver"), "{error}");
     }
 }

@@ -94,11 +94,16 @@ pub struct Engines {
 }
 
 impl Engines {
-    /// Opens a folder and checks it against what is here: library, GPU, then every engine that the models need, bytes and all.
+    /// Opens a folder and checks it against what is here: library, GPU, then the engine of every component that is wanted, bytes and all.
     ///
     /// # Errors
     /// What does not fit, with the command that rebuilds it.
-    pub fn open(dir: &Path, models: &Models, here: &Here) -> Result<Self, TensorRtError> {
+    pub fn open(
+        dir: &Path,
+        models: &Models,
+        here: &Here,
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, TensorRtError> {
         let path = dir.join(FILE);
         let set = read(&path, models, here)?;
         let engines = Self {
@@ -107,7 +112,12 @@ impl Engines {
         };
         engines.check_machine(&path, models, here)?;
         let mut checked = BTreeSet::new();
-        for c in &models.manifest().components {
+        for c in models
+            .manifest()
+            .components
+            .iter()
+            .filter(|c| wanted(&c.name))
+        {
             // Layers share an engine, and it is read once.
             if checked.insert(engine_name(c)) {
                 engines.check(c, models, here)?;
