@@ -116,7 +116,9 @@ fn planned(
             models.recipe()
         );
         observer.event(&Event::Notice(text));
-        profile = profile.with_recipe(models.recipe()).map_err(PlannerError::from)?;
+        profile = profile
+            .with_recipe(models.recipe())
+            .map_err(PlannerError::from)?;
     }
     Ok(planner::plan(&profile, models.config(), &ask)?)
 }
