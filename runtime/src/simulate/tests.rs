@@ -2,6 +2,7 @@
 use super::*;
 use crate::call::{BlockAudio, Tables};
 use crate::condition::{BlockInput, Source, everywhere};
+use crate::devices::Devices;
 use crate::error::Error;
 use crate::events::{Cancel, Event as Heard, Observer};
 use crate::executor::{self, AnchorInput, Job, Swap, inbox};
@@ -175,12 +176,13 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
     let tables = Tables::new(g.clone(), STEPS).unwrap();
     let zeros = |frames| Tensor::zeros(DType::F32, &g.latents_shape(frames));
     let watch = Watch(Instant::now(), Mutex::default());
+    let model = config(LAYERS);
     let job = Job {
-        backend: &backend,
+        devices: &Devices::one(&backend),
         options: &plain,
         plan,
         tables: &tables,
-        layers: LAYERS,
+        model: &model,
         steps: STEPS,
         blocks,
         swap: Swap::FirstLatent,
