@@ -28,7 +28,6 @@ fn models() -> &'static (TempDir, Models) {
             ckpt_dir: ckpt.join("Wan2.2-S2V-14B"),
             lora: None,
             recipe: Recipe::Fp32,
-            layers: None,
             out: dir.path().join("models"),
         };
         export::export(&request, &mut |_, _, _| {}).unwrap();
