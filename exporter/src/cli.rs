@@ -323,8 +323,11 @@ fn print_report(report: &export::Report) {
         bytes.map_or_else(|| "unknown".to_owned(), |b| format!("{} MB", b / 1_000_000))
     };
     println!(
-        "{:.1} s, {:.0} MB/s written, peak memory {} (with pages of files {})",
+        "{:.1} s, {} s of processor time, {:.0} MB/s written, peak memory {} (with pages of files {})",
         report.seconds,
+        report
+            .processor_seconds
+            .map_or_else(|| "unknown".to_owned(), |s| format!("{s:.1}")),
         written / report.seconds,
         mb(report.peak_anonymous),
         mb(report.peak_resident)

@@ -87,6 +87,8 @@ pub struct Report {
     pub kept: u64,
     pub lora_targets: usize,
     pub seconds: f64,
+    /// Processor time of all threads: tells waiting, for the disk or for other programs, from work.
+    pub processor_seconds: Option<f64>,
     /// Most memory of the process's own, file pages apart, in bytes, sampled while it ran.
     pub peak_anonymous: Option<u64>,
     /// Most resident memory, pages of files included.
@@ -697,11 +699,8 @@ pub fn export_with(
     options: &Options<'_>,
     observe: &mut dyn FnMut(Event<'_>),
 ) -> Result<Report, ExportError> {
-    let (began, watch, storage) = (
-        Instant::now(),
-        usage::Watch::start(),
-        usage::read_from_storage(),
-    );
+    let (began, watch) = (Instant::now(), usage::Watch::start());
+    let (storage, processor) = (usage::read_from_storage(), usage::processor_seconds());
     if request.recipe == Recipe::Fp8 {
         let got = request.recipe;
         return Err(ExportError::Recipe { got });
@@ -750,6 +749,9 @@ pub fn export_with(
         kept,
         lora_targets: manifest.lora.as_ref().map_or(0, |l| l.targets),
         seconds: began.elapsed().as_secs_f64(),
+        processor_seconds: usage::processor_seconds()
+            .zip(processor)
+            .map(|(now, before)| now - before),
         peak_anonymous: watch.peak_anonymous(),
         peak_resident: usage::peak_resident(),
         limits: None,

@@ -9,7 +9,11 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
+/// How long the lock is waited for: a killed process holds it until its last write is through.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Room for graphs, manifest and journal.
 const SLACK: u64 = 16 << 20;
 
@@ -190,6 +194,7 @@ fn leftover(path: &Path) -> Result<Option<String>, ExportError> {
 /// The journal of a folder, locked for this process; the folder is made if need be.
 fn lock(path: &Path) -> Result<File, ExportError> {
     let name = path.join(journal::FILE);
+    let since = Instant::now();
     loop {
         fs::create_dir_all(path).map_err(fail(path))?;
         let file = File::options()
@@ -201,6 +206,10 @@ fn lock(path: &Path) -> Result<File, ExportError> {
             .map_err(fail(&name))?;
         match file.try_lock() {
             Ok(()) => {}
+            Err(TryLockError::WouldBlock) if since.elapsed() < PATIENCE => {
+                thread::sleep(Duration::from_millis(50));
+                continue;
+            }
             Err(TryLockError::WouldBlock) => {
                 return Err(ExportError::Busy {
                     path: path.to_owned(),

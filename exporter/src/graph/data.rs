@@ -174,8 +174,8 @@ impl<'g> DataPlan<'g> {
         out: &mut Vec<u8>,
     ) -> Result<(), WriteError> {
         let range = self.range(i);
-        out.clear();
         out.resize(index(range.end - range.start), 0);
+        let mut filled = 0;
         for (at, weight) in self.within(&range) {
             let (from, to) = (range.start.max(at), range.end.min(at + weight.bytes()));
             if from >= to {
@@ -183,9 +183,13 @@ impl<'g> DataPlan<'g> {
             }
             let size = weight.dtype.size();
             let elements = index(from - at) / size..index(to - at) / size;
-            let part = &mut out[index(from - range.start)..index(to - range.start)];
-            Part { weight, source }.fill(elements, part)?;
+            let part = index(from - range.start)..index(to - range.start);
+            // What lies between weights is zero, whatever the last block left here.
+            out[filled..part.start].fill(0);
+            filled = part.end;
+            Part { weight, source }.fill(elements, &mut out[part])?;
         }
+        out[filled..].fill(0);
         Ok(())
     }
 
@@ -761,6 +765,9 @@ mod tests {
         assert_eq!(bytes[12..256], [0; 244]);
         assert_eq!(bytes[652..656], (-1f32).to_le_bytes());
         assert_eq!(bytes[768..], [0xc8, 0xc2, 0xc6, 0xc2]);
+        let mut used = vec![0xff; 2000];
+        plan.fill(0, &source, &mut used).unwrap();
+        assert_eq!(used, bytes);
     }
 
     #[test]
