@@ -26,6 +26,7 @@ fn models() -> &'static (TempDir, Models) {
         let request = export::Request {
             ckpt_dir: ckpt.join("Wan2.2-S2V-14B"),
             lora: None,
+            layers: None,
             recipe: Recipe::Fp32,
             out: dir.path().join("models"),
         };
