@@ -134,7 +134,7 @@ fn an_export_builds_with_its_weights_inside() {
         out: dir.path().join("models"),
     };
     export::export(&export, &mut |_, _, _| {}).unwrap();
-    let source = Source::Models(Models::open(&export.out).unwrap());
+    let source = Source::Models(Box::new(Models::open(&export.out).unwrap()));
     let out = dir.path().join("engines");
     build_all("export", &request(source, (256, 256), 89, &out), &|_| true);
 }

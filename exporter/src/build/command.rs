@@ -139,7 +139,7 @@ impl BuildArgs {
         };
         let models = Models::open(dir)?;
         match models.recipe() {
-            got if got == profile.recipe => Ok(Source::Models(models)),
+            got if got == profile.recipe => Ok(Source::Models(Box::new(models))),
             got => Err(BuildError::Recipe {
                 want: profile.recipe,
                 got,
