@@ -11,6 +11,7 @@
 //! | `Z`, `H`, `W`, `c` | latent channels, latent rows and columns, base width of the VAE |
 pub mod dit;
 pub mod preset;
+pub mod probe;
 pub mod speech;
 pub mod text;
 pub mod vae;

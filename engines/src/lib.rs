@@ -9,6 +9,7 @@ pub mod components;
 pub mod contract;
 pub mod dim;
 pub mod exit;
+pub mod graph_set;
 pub mod manifest;
 pub mod memory;
 pub mod profile;

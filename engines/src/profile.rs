@@ -135,7 +135,7 @@ pub struct Host {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// Parts of the layers: a number of even parts, or the layers of each.
+    /// Parts of the layers: a number of even parts, or their proportion.
     pub layers: Parts,
     /// Devices that the denoising steps are dealt over; never more than there are steps.
     pub steps: usize,
@@ -152,7 +152,8 @@ pub struct Layout {
 #[serde(try_from = "Value", into = "Value")]
 pub enum Parts {
     Even(usize),
-    Each(Vec<usize>),
+    /// `[11, 9]` are 22 and 18 of 40 layers.
+    Shares(Vec<usize>),
 }
 
 /// How many lanes a call has.
@@ -339,6 +340,16 @@ impl Profile {
             |stem| stem.to_string_lossy().into_owned(),
         );
         profile.check(file)?;
+        Ok(profile)
+    }
+
+    /// The same machine for an export of another precision.
+    ///
+    /// # Errors
+    /// A device that has no rate for it.
+    pub fn with_recipe(self, recipe: Recipe) -> Result<Self, ProfileError> {
+        let profile = Self { recipe, ..self };
+        profile.check(&profile.name)?;
         Ok(profile)
     }
 
@@ -531,7 +542,7 @@ impl Parts {
     pub fn count(&self) -> usize {
         match self {
             Self::Even(n) => *n,
-            Self::Each(list) => list.len(),
+            Self::Shares(list) => list.len(),
         }
     }
 }
@@ -599,10 +610,10 @@ impl TryFrom<Value> for Parts {
                 .iter()
                 .map(count)
                 .collect::<Option<_>>()
-                .map(Self::Each),
+                .map(Self::Shares),
             other => count(other).map(Self::Even),
         };
-        parsed.ok_or_else(|| format!("layers wants a number of parts of 1 or more, or the layers of each such as [11, 10, 10, 9], got {value}"))
+        parsed.ok_or_else(|| format!("layers wants a number of parts of 1 or more, or their proportion such as [11, 9], got {value}"))
     }
 }
 
@@ -610,7 +621,7 @@ impl From<Parts> for Value {
     fn from(parts: Parts) -> Self {
         match parts {
             Parts::Even(n) => n.into(),
-            Parts::Each(list) => list.into(),
+            Parts::Shares(list) => list.into(),
         }
     }
 }

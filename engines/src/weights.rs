@@ -1,6 +1,6 @@
 //! The weights of one component: mapped on the host, and as a set of tensors that a graph with bound weights takes, wherever they lie.
 use crate::manifest::WeightEntry;
-use crate::memory::{Block, Class, HostMemory, Memory, MemoryError, Span};
+use crate::memory::{Block, Class, HostMemory, Ledger, Memory, MemoryError, Span};
 use crate::tensor::Tensor;
 use memmap2::Mmap;
 use std::sync::Arc;
@@ -88,6 +88,26 @@ impl HostWeights {
             memory.copy(t.view().span(), to)?;
         }
         Ok(Self::at(Some(Source::Block(Arc::new(block))), named))
+    }
+
+    /// The same weights in host memory that streams to `memory` at the link's rate, counted in `host`.
+    ///
+    /// # Errors
+    /// The budget of `host`, or the system refuses.
+    pub fn locked_for(&self, memory: &dyn Memory, host: &Arc<Ledger>) -> Result<Self, MemoryError> {
+        let Some(source) = &self.source else {
+            return Ok(self.clone());
+        };
+        let end = self.named.iter().map(|(_, w)| size(w.offset + w.length));
+        let mut block = memory.host_alloc(host, end.max().unwrap_or(0), Class::Weights)?;
+        for r in &self.runs {
+            let from = source.span().part(r.file, r.len);
+            memory.copy(from, block.span_mut(r.file, r.len))?;
+        }
+        Ok(Self {
+            source: Some(Source::Block(Arc::new(block))),
+            ..self.clone()
+        })
     }
 
     fn at(source: Option<Source>, mut named: Vec<(String, WeightEntry)>) -> Self {

@@ -30,7 +30,6 @@ use journal::{Identity, Stamp};
 use staging::Staging;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -755,8 +754,43 @@ pub fn export_with(
         peak_resident: usage::peak_resident(),
         limits: None,
     };
-    report.limits = job.limits(options.measure, &report, storage, observe);
+    let (task, files) = (job.task(&report, storage), sources.files());
+    // Pages that are mapped cannot be dropped from the page cache, and are then not read from storage.
+    drop(plans);
+    drop(families);
+    drop(sources);
+    report.limits = measure(options.measure, task, &files, &request.out, observe);
     Ok(report)
+}
+
+/// The finished export held against the machine, where that is wanted. What cannot be measured is told.
+fn measure(
+    measure: Measure,
+    task: limits::Task,
+    files: &[PathBuf],
+    out: &Path,
+    observe: &mut dyn FnMut(Event<'_>),
+) -> Option<Limits> {
+    let effort = match measure {
+        Measure::Long if task.seconds >= LONG => limits::Effort {
+            bytes: 256 << 20,
+            time: Duration::from_millis(600),
+        },
+        Measure::Always => limits::Effort {
+            bytes: 1 << 30,
+            time: Duration::from_secs(4),
+        },
+        _ => return None,
+    };
+    let beside = out.parent().filter(|p| !p.as_os_str().is_empty());
+    let dir = beside.unwrap_or(Path::new("."));
+    match limits::probe(files, dir, task.threads, effort) {
+        Ok(rates) => Some(Limits::new(task, rates)),
+        Err(e) => {
+            observe(Event::Notice(&format!("limits not measured: {e}")));
+            None
+        }
+    }
 }
 
 /// The error of a run that leaves something behind to continue from; without that, nothing is left.
@@ -842,9 +876,8 @@ impl Job<'_> {
         };
         let text = serde_json::to_string_pretty(&manifest).expect("a manifest is plain data");
         let path = staging.path.join(manifest::FILE);
-        fs::File::create(&path)
-            .and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
-            .map_err(|source| ExportError::Io { path, source })?;
+        fs::write(&path, text).map_err(|source| ExportError::Io { path, source })?;
+        staging.synchronise(&names(&manifest))?;
         Ok(manifest)
     }
 
@@ -861,34 +894,20 @@ impl Job<'_> {
         })
     }
 
-    /// The finished export held against the machine, where that is wanted. What cannot be measured is told.
-    fn limits(
-        &self,
-        measure: Measure,
-        report: &Report,
-        storage_before: Option<u64>,
-        observe: &mut dyn FnMut(Event<'_>),
-    ) -> Option<Limits> {
-        let effort = match measure {
-            Measure::Long if report.seconds >= LONG => limits::Effort {
-                bytes: 256 << 20,
-                time: Duration::from_millis(600),
-            },
-            Measure::Always => limits::Effort {
-                bytes: 1 << 30,
-                time: Duration::from_secs(4),
-            },
-            _ => return None,
-        };
+    /// What a finished run did, to be held against the machine.
+    fn task(&self, report: &Report, storage_before: Option<u64>) -> limits::Task {
         let files = self.sources.files();
-        let sizes = files.iter().filter_map(|f| fs::metadata(f).ok());
-        let read: u64 = sizes.map(|m| m.len()).sum();
+        let read: u64 = files
+            .iter()
+            .filter_map(|f| fs::metadata(f).ok())
+            .map(|m| m.len())
+            .sum();
         // Of a run that continued another, the part that it did itself.
         let share = |n: u64| {
             let written = u128::from(report.bytes - report.kept);
             (u128::from(n) * written / u128::from(report.bytes.max(1))) as u64
         };
-        let task = limits::Task {
+        limits::Task {
             read: share(read),
             from_storage: usage::read_from_storage()
                 .zip(storage_before)
@@ -897,15 +916,6 @@ impl Job<'_> {
             multiply_adds: share(self.sources.dit.lora_work().1),
             threads: writer::workers(),
             seconds: report.seconds,
-        };
-        let beside = report.out.parent().filter(|p| !p.as_os_str().is_empty());
-        let dir = beside.unwrap_or(Path::new("."));
-        match limits::probe(&files, dir, task.threads, effort) {
-            Ok(rates) => Some(Limits::new(task, rates)),
-            Err(e) => {
-                observe(Event::Notice(&format!("limits not measured: {e}")));
-                None
-            }
         }
     }
 }

@@ -292,6 +292,15 @@ pub(crate) struct Pcm {
     pub(crate) layout: ChannelLayout,
 }
 
+impl Pcm {
+    pub(crate) fn mono(rate: u32) -> Self {
+        Self {
+            rate,
+            layout: ChannelLayout::MONO,
+        }
+    }
+}
+
 const F32: Sample = Sample::F32(Type::Packed);
 
 impl Resampler {

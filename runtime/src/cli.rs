@@ -111,6 +111,12 @@ pub struct Generate {
     /// With --mode single: the first clip is decoded before the second begins, and conditions it.
     #[arg(long = "enable-online-decode")]
     enable_online_decode: bool,
+    /// Place the work as this kind of machine does: a built-in name such as 4x24g, a file of your own, or auto for the machine at hand.
+    #[arg(long, value_name = "NAME|FILE|auto", conflicts_with_all = ["stages", "num_gpus_dit", "lanes", "resident_layers", "offload_model", "host_rings", "slots", "device_memory", "vae_device"])]
+    pub profile: Option<String>,
+    /// The profile's devices are threads on this CPU, each with the memory that is planned for it: to try a placement without the machine.
+    #[arg(long = "virtual", requires = "profile")]
+    pub virtual_devices: bool,
     /// Placement on virtual CPU devices: 1, LxS, `layers=L,steps=S`, or a list `device:layers/steps;...`.
     #[arg(long, value_name = "STAGES")]
     stages: Option<Stages>,
@@ -196,20 +202,35 @@ pub struct Exec {
 #[derive(Debug, Args)]
 pub struct Bench {
     /// Folder that `avatar-export onnx` made.
-    #[arg(long)]
-    pub models: PathBuf,
+    #[arg(long, required_unless_present = "synthetic")]
+    pub models: Option<PathBuf>,
+    /// The transformer with made-up weights instead, resident and under a cap, beside a matrix product's rate.
+    #[arg(long, requires = "graphs", conflicts_with = "models")]
+    pub synthetic: bool,
+    /// Folder that `avatar-export graphs` made, without --size.
+    #[arg(long, requires = "synthetic")]
+    pub graphs: Option<PathBuf>,
+    /// Layers of the transformer, when not the model's.
+    #[arg(long, requires = "synthetic")]
+    pub layers: Option<NonZeroUsize>,
+    /// Side of the matrix product.
+    #[arg(long, value_name = "N", default_value_t = 8192, requires = "synthetic", value_parser = clap::value_parser!(u16).range(16..))]
+    pub matmul: u16,
+    /// Also a run that streams what does not fit this much memory.
+    #[arg(long, value_name = "SIZE", requires = "synthetic")]
+    pub offload: Option<MemorySize>,
     /// Width and height of the video.
     #[arg(long, value_name = "W*H", default_value = "256*256")]
     pub size: Size,
-    /// Items of a wave that ride in one call.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub lanes: u8,
-    /// Timed runs of each component, after one that is not timed.
+    /// Items of a wave that ride in one call; several numbers are timed one after the other.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub lanes: Vec<u8>,
+    /// Timed runs of each component, after some that are not timed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub runs: u16,
     #[command(flatten)]
     pub on: DeviceArgs,
-    /// Print one JSON object.
+    /// Print JSON: one object, or one for each number of lanes.
     #[arg(long)]
     pub json: bool,
 }
@@ -389,6 +410,7 @@ impl Generate {
             infer_frames: self.infer_frames,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
             mode,
+            placement: None,
             stages: self.placement(),
             lanes: self.lanes,
             residency: self.residency(),
@@ -589,7 +611,7 @@ mod tests {
     #[test]
     fn modes_placements_and_seeds() {
         type Check = fn(&Request) -> bool;
-        let cases: [(&[&str], Check); 8] = [
+        let cases: [(&[&str], Check); 13] = [
             (&["--mode", "single"], |r| r.mode == Mode::Single),
             (&["--single_gpu"], |r| r.mode == Mode::Single),
             (&["--mode=single", "--enable-online-decode"], |r| {
@@ -606,6 +628,22 @@ mod tests {
                 r.stages == Stages::List(vec![StageSpec::new(3, 0..4, 0..4)])
             }),
             (&["--lanes", "1"], |r| r.lanes == Lanes::AtMost(1)),
+            (&["--offload_model", "True"], |r| {
+                r.residency.resident_layers == 0 && r.virtual_budget() == Some(u64::MAX)
+            }),
+            (&["--offload_model=False"], |r| {
+                r.residency == Residency::default() && r.virtual_budget().is_none()
+            }),
+            (&["--offload_kv_cache", "--slots", "3"], |r| {
+                r.residency.rings == Rings::OnHost && r.residency.slots == 3
+            }),
+            (
+                &["--offload_model", "True", "--resident_layers", "7"],
+                |r| r.residency.resident_layers == 7,
+            ),
+            (&["--device-memory", "24GB", "--vae-device", "2"], |r| {
+                r.virtual_budget() == Some(24_000_000_000) && r.vae_device == Some(2)
+            }),
             (&["--base_seed", "-1"], |r| r.seed == 7),
             (&["--size", "704x384", "--size_mode", "area"], |r| {
                 r.size.to_string() == "704*384" && r.size_mode == SizeMode::Area
@@ -658,6 +696,8 @@ mod tests {
             ),
             (&["--stages", "rows=2"], "stages wants"),
             (&["--lanes", "0"], "lanes wants auto"),
+            (&["--device-memory", "big"], "device-memory wants a size"),
+            (&["--offload_model", "perhaps"], "offload-model"),
             (&["--crf", "60"], "60 is not in 0..=51"),
             (&["--no_such_flag"], "unexpected argument '--no-such-flag'"),
             (

@@ -1,6 +1,7 @@
 //! What each command of `avatar-run` does: opens what it names, calls the library, shows the result.
 
 mod foresee;
+mod machine;
 
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
@@ -10,7 +11,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use engines::backend::Backend;
 use engines::backend::ort::OrtCpu;
 use engines::manifest::Models;
-use engines::memory::HostMemory;
 
 use crate::bench;
 use crate::cli::{Bench, Cli, Command, Exec, Generate, Probe};
@@ -19,11 +19,11 @@ use crate::devices::Devices;
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer};
 use crate::exec;
-use crate::generate::{Engine, generate};
-use crate::plan::Plan;
+use crate::generate::{Engine, Request, generate};
 use crate::probe::probe;
 use crate::progress::{Screen, Style};
-use crate::size::SizeMode;
+use crate::size::{Size, SizeMode};
+use crate::synthetic;
 use crate::verify;
 
 /// How this command shows what it does.
@@ -71,27 +71,21 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
     for notice in notices {
         screen.event(&Event::Notice(notice));
     }
-    screen.event(&Event::Phase("opening the models"));
-    let backend = open(&args.models, args.threads)?;
-    let plan = request.plan(&backend.models().config().dit)?;
-    let apart = virtual_devices(&backend, &plan, request.virtual_budget());
-    let devices = if apart.is_empty() {
-        Devices::one(&backend)
-    } else {
-        Devices::each(apart.iter().map(|b| b as &dyn Backend).collect())
+    let placed = match &args.profile {
+        Some(_) => machine::placed(args, &request, &screen)?,
+        None => machine::as_told(args, &request, &screen)?,
     };
-    let engine = Engine::on(backend.models(), devices);
+    let request = Request {
+        placement: placed.plan,
+        ..request
+    };
+    let backends = &placed.backends;
+    let devices = match backends.as_slice() {
+        [one] if !one.memory().apart() => Devices::one(one),
+        several => Devices::each(several.iter().map(|b| b as &dyn Backend).collect()),
+    };
+    let engine = Engine::on(backends[0].models(), devices);
     generate(&engine, &request, &screen, cancel).map(drop)
-}
-
-/// A device of `budget` bytes for every number up to the plan's highest; none without a budget.
-pub fn virtual_devices(backend: &OrtCpu, plan: &Plan, budget: Option<u64>) -> Vec<OrtCpu> {
-    let Some(budget) = budget else {
-        return Vec::new();
-    };
-    let last = plan.device_ids().into_iter().max().unwrap_or(0);
-    let device = |i| backend.on(HostMemory::new(format!("cpu:{i}"), budget));
-    (0..=last).map(device).collect()
 }
 
 fn run_exec(args: &Exec) -> Result<(), Error> {
@@ -109,18 +103,43 @@ fn run_exec(args: &Exec) -> Result<(), Error> {
 }
 
 fn run_bench(args: &Bench) -> Result<(), Error> {
-    let backend = args.on.open(&args.models)?;
     let size = args.size.effective(SizeMode::Exact, args.size)?;
-    let request = bench::Request {
+    if let Some(graphs) = &args.graphs {
+        return run_synthetic(args, graphs, size);
+    }
+    let models = args.models.as_deref().unwrap_or(Path::new("."));
+    let backend = args.on.open(models)?;
+    for &lanes in &args.lanes {
+        let request = bench::Request {
+            size,
+            lanes: lanes.into(),
+            runs: args.runs.into(),
+        };
+        let report = bench::run(&backend, args.on.threads(), &request)?;
+        show(&report, args.json)?;
+    }
+    Ok(())
+}
+
+fn run_synthetic(args: &Bench, graphs: &Path, size: Size) -> Result<(), Error> {
+    let request = synthetic::Request {
+        graphs: graphs.to_owned(),
+        device: args.on.device,
         size,
-        lanes: args.lanes.into(),
+        lanes: args.lanes.iter().map(|&l| l.into()).collect(),
+        layers: args.layers.map(NonZeroUsize::get),
         runs: args.runs.into(),
+        matmul: args.matmul.into(),
+        offload: args.offload.map(|m| m.0),
     };
-    let report = bench::run(&backend, args.on.threads(), &request)?;
-    if args.json {
-        print(&serde_json::to_string(&report).unwrap_or_default())
-    } else {
-        print(report.to_string().trim_end())
+    let report = synthetic::run(&request, &|budget| args.on.apart(budget))?;
+    show(&report, args.json)
+}
+
+fn show(report: &(impl serde::Serialize + std::fmt::Display), json: bool) -> Result<(), Error> {
+    match json {
+        true => print(&serde_json::to_string(report).unwrap_or_default()),
+        false => print(report.to_string().trim_end()),
     }
 }
 

@@ -73,6 +73,19 @@ pub struct Stretch {
     pub feature_frames: usize,
 }
 
+impl Stretch {
+    /// Rows of a layer in one call, of a recording of `frames` frames.
+    pub fn rows(&self, heads: usize, frames: usize) -> usize {
+        let frames = frames.max(1);
+        (self.score_bytes / (size_of::<f32>() * heads * frames)).clamp(1, frames)
+    }
+
+    /// Most samples of one call.
+    pub fn samples(&self, config: &SpeechConfig) -> usize {
+        (self.feature_frames - 1) * config.hop() + config.min_samples()
+    }
+}
+
 impl Default for Stretch {
     fn default() -> Self {
         Self {
@@ -110,8 +123,7 @@ pub fn encode_speech(
         out.take(&speech::FIRST_KEYS_OUT),
         out.take(&speech::FIRST_VALUES_OUT),
     );
-    let at_once = (stretch.score_bytes / (size_of::<f32>() * config.heads * frames.max(1)))
-        .clamp(1, frames.max(1));
+    let at_once = stretch.rows(config.heads, frames);
     let mut states = Tensor::zeros(DType::F32, &[config.layers + 1, frames, config.dim]);
     for layer in 0..config.layers {
         states.lanes_mut(layer..layer + 1).fill_from(&rows.view());

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use engines::backend::EngineError;
 use engines::backend::ort::{OrtCpu, Runtime};
 use engines::manifest::Models;
+use engines::memory::HostMemory;
 
 use crate::devices::MemorySize;
 use crate::error::Error;
@@ -88,6 +89,21 @@ impl DeviceArgs {
         }
     }
 
+    /// The library on a device of at most `budget` bytes: of the GPU, or of the host's memory as a device of its own.
+    ///
+    /// # Errors
+    /// As [`Self::runtime`].
+    pub fn apart(&self, budget: Option<u64>) -> Result<Runtime, Error> {
+        let budget = budget.or(self.device_memory.map(|m| m.0));
+        match self.device {
+            Device::Cpu => {
+                let memory = HostMemory::new("cpu:0", budget.unwrap_or(u64::MAX));
+                Ok(Runtime::cpu(self.threads())?.on(memory))
+            }
+            Device::Cuda(ordinal) => Ok(cuda(ordinal, budget, self.threads())?),
+        }
+    }
+
     /// An export on the device. The device is asked for first: hashing an export takes a while.
     ///
     /// # Errors
@@ -109,6 +125,25 @@ pub fn threads(wanted: Option<NonZeroUsize>) -> usize {
 fn cuda(ordinal: u32, budget: Option<u64>, threads: usize) -> Result<Runtime, EngineError> {
     let memory = engines::memory::cuda::CudaMemory::open(ordinal, budget)?;
     Runtime::cuda(threads, memory)
+}
+
+/// A CUDA device with at most `most` bytes of what is free.
+///
+/// # Errors
+/// A driver, device or library that is missing.
+#[cfg(feature = "cuda")]
+pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, EngineError> {
+    let (free, _) = engines::memory::cuda::CudaDevice::open(ordinal)?.free_and_total()?;
+    cuda(ordinal, Some(most.min(free)), threads)
+}
+
+/// As the other, in a program without the feature.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cuda"))]
+pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, EngineError> {
+    cuda(ordinal, Some(most), threads)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -11,7 +11,7 @@ use engines::contract::Port;
 use engines::memory::{Class, Ledger, Memory, MemoryError};
 use engines::tensor::{Tensor, View};
 
-use crate::plan::{Plan, PlanError};
+use crate::plan::PlanError;
 
 /// An amount of memory, as `--device-memory` spells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,21 +130,6 @@ impl<'a> Devices<'a> {
         let first = all.iter().position(|b| same(*b, *own));
         first.unwrap_or(device)
     }
-
-    /// The backends of the plan's devices, ascending and each memory once, with the numbers of the devices.
-    pub fn of_plan(&self, plan: &Plan) -> Result<Vec<(usize, &'a dyn Backend)>, PlanError> {
-        let mut found: Vec<(usize, &'a dyn Backend)> = Vec::new();
-        for device in plan.device_ids() {
-            let backend = self.get(device)?;
-            if !found
-                .iter()
-                .any(|(d, _)| self.home(*d) == self.home(device))
-            {
-                found.push((device, backend));
-            }
-        }
-        Ok(found)
-    }
 }
 
 /// A host tensor where a device's sessions read it: itself, or a copy that is counted as activations.
@@ -207,4 +192,50 @@ pub(crate) fn run_on_host(
         .map(|(name, t)| Ok((name, t.into_host(memory)?)))
         .collect::<Result<BTreeMap<_, _>, MemoryError>>()?;
     Ok(fetched.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Fake;
+    use crate::ring::tests::{config, small_geometry};
+    use engines::memory::HostMemory;
+
+    #[test]
+    fn memory_sizes_are_read_in_both_kinds_of_units() {
+        for (text, want) in [
+            ("24GB", Some(24_000_000_000)),
+            ("1.5 gib", Some(1_610_612_736)),
+            ("900kB", Some(900_000)),
+            ("4096", Some(4096)),
+            ("0GB", None),
+            ("-1GB", None),
+            ("GB", None),
+            ("3 parsecs", None),
+            ("", None),
+        ] {
+            let got = text.parse::<MemorySize>();
+            assert_eq!(got.as_ref().ok().map(|m| m.0), want, "{text}");
+            assert!(
+                want.is_some()
+                    || got
+                        == Err(MemorySizeError {
+                            got: text.to_owned()
+                        })
+            );
+        }
+    }
+
+    #[test]
+    fn devices_of_one_memory_have_one_home_and_a_missing_one_is_named() {
+        let fake = Fake::new(config(1), small_geometry(12));
+        let other = fake.on(HostMemory::new("cpu:1", 10));
+        let devices = Devices::each(vec![&fake, &other, &fake]);
+        assert_eq!([0, 1, 2].map(|d| devices.home(d)), [0, 1, 0]);
+        let missing = devices.get(3).err().unwrap();
+        assert_eq!(missing, PlanError::Device { wanted: 3, have: 3 });
+        assert_eq!(missing.exit(), engines::exit::Exit::Resources);
+        let one = Devices::one(&fake);
+        assert_eq!((one.home(7), one.get(7).is_ok()), (0, true));
+    }
 }

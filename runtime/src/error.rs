@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use engines::backend::EngineError;
 use engines::exit::Exit;
+use engines::graph_set::GraphSetError;
 use engines::manifest::ManifestError;
 
 use crate::audio_file::AudioError;
 use crate::contact_sheet::ContactSheetError;
+use crate::footprint::TooSmall;
 use crate::mp4::Mp4Error;
 use crate::picture::PictureError;
 use crate::plan::PlanError;
@@ -33,6 +35,8 @@ pub enum Error {
     #[error(transparent)]
     Planner(Box<PlannerError>),
     #[error(transparent)]
+    TooSmall(#[from] TooSmall),
+    #[error(transparent)]
     Schedule(#[from] ScheduleError),
     #[error(transparent)]
     ClipLength(#[from] ClipLengthError),
@@ -54,6 +58,8 @@ pub enum Error {
     Replay(#[from] ReplayError),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Graphs(#[from] GraphSetError),
     #[error(transparent)]
     Engine(Box<EngineError>),
     #[error("stage {stage}: {source}")]
@@ -113,6 +119,7 @@ impl Error {
             Self::Size(e) => e.exit(),
             Self::Plan(e) => e.exit(),
             Self::Planner(e) => e.exit(),
+            Self::TooSmall(e) => e.exit(),
             Self::Schedule(e) => e.exit(),
             Self::ClipLength(e) => e.exit(),
             Self::Prompt(e) => e.exit(),
@@ -124,6 +131,7 @@ impl Error {
             Self::TensorFile(e) => e.exit(),
             Self::Replay(e) => e.exit(),
             Self::Manifest(e) => e.exit(),
+            Self::Graphs(e) => e.exit(),
             Self::Engine(e) | Self::Stage { source: e, .. } => e.exit(),
             Self::Verify(e) => e.exit(),
             Self::SpeechStates { .. } => Exit::Model,

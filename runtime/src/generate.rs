@@ -17,6 +17,7 @@ use crate::devices::{Devices, MemorySize};
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer, Settings, Summary};
 use crate::executor::{self, FINISHED_WAITING, Feedback, Finished, Job, Swap};
+use crate::footprint::{Footprints, Workload};
 use crate::mp4::{Encoding, FPS};
 use crate::output::Output;
 use crate::picture::{Fit, Picture};
@@ -54,6 +55,8 @@ pub struct Request {
     pub infer_frames: usize,
     pub seed: u64,
     pub mode: Mode,
+    /// A finished placement, from a profile; the fields below do not matter then.
+    pub placement: Option<Plan>,
     pub stages: Stages,
     pub lanes: Lanes,
     /// What of every stage stays on its device.
@@ -77,6 +80,9 @@ impl Request {
     /// # Errors
     /// One that does not cover the model.
     pub fn plan(&self, model: &DitConfig) -> Result<Plan, PlanError> {
+        if let Some(plan) = &self.placement {
+            return Ok(plan.clone());
+        }
         let plan = Plan::new(&self.stages, self.lanes, model.layers, self.steps)?;
         let plan = plan.with_residency(self.residency)?;
         let vae = self.vae_device.unwrap_or(plan.vae);
@@ -163,7 +169,6 @@ fn prepare(
     let geometry = Geometry::new(config, effective, request.infer_frames)?;
     let tables = Tables::new(geometry.clone(), request.steps)?;
     let plan = request.plan(config)?;
-    engine.devices.of_plan(&plan)?;
     let prompt = Prompter::open(&engine.models.tokenizer())?.encode(&request.prompt)?;
     let speech = Speech::open(&request.audio)?;
     let in_audio = speech.clips(request.infer_frames);
@@ -176,6 +181,7 @@ fn prepare(
         .as_deref()
         .map(|p| Replay::open(p, &geometry, clips, request.steps))
         .transpose()?;
+    fits(engine, request, &plan, &geometry, &speech, clips)?;
     let fitted = picture.fitted(request.size, request.size_mode, request.fit)?;
     let pixels = Tensor::from_slice(&[3, effective.height, effective.width], &fitted.pixels());
     let settings = settings(
@@ -198,6 +204,30 @@ fn prepare(
         replay,
         settings,
     })
+}
+
+/// Refuses a placement whose devices are too small before anything is loaded.
+fn fits(
+    engine: &Engine<'_>,
+    request: &Request,
+    plan: &Plan,
+    geometry: &Geometry,
+    speech: &Speech,
+    clips: usize,
+) -> Result<(), Error> {
+    let config = engine.models.config();
+    for device in plan.device_ids() {
+        engine.devices.get(device)?;
+    }
+    let samples = speech.samples.len();
+    let work = Workload {
+        config,
+        geometry,
+        swaps: request.mode != Mode::Single && clips > 1,
+        encodes_motion: request.mode != Mode::Tpp,
+        speech_frames: config.speech.frames(samples).unwrap_or(0),
+    };
+    Footprints::new(&engine.devices, plan, work)?.check(&engine.devices)
 }
 
 fn settings(

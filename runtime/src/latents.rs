@@ -4,20 +4,21 @@ use std::ops::Range;
 
 use engines::tensor::Tensor;
 
-/// Frames `range` of `[1, Z, T, ...]` (or `[1, 3, T, ...]`) as a tensor of their own. f32 only.
+/// Frames `range` of `[1, Z, T, ...]` (or `[1, 3, T, ...]`) as a tensor of their own.
 pub fn frames(latents: &Tensor, range: Range<usize>) -> Tensor {
     let shape = latents.shape();
     let (channels, total) = (shape[1], shape[2]);
-    let plane: usize = shape[3..].iter().product();
-    let data = latents.as_slice::<f32>();
-    let mut out = Vec::with_capacity(channels * range.len() * plane);
-    for channel in 0..channels {
-        let start = (channel * total + range.start) * plane;
-        out.extend_from_slice(&data[start..start + range.len() * plane]);
-    }
+    let plane = shape[3..].iter().product::<usize>() * latents.dtype().size();
     let mut cut = shape.to_vec();
     cut[2] = range.len();
-    Tensor::from_slice(&cut, &out)
+    let mut out = Tensor::zeros(latents.dtype(), &cut);
+    let (data, rows) = (latents.bytes(), out.bytes_mut());
+    for channel in 0..channels {
+        let (from, to) = (channel * total + range.start, channel * range.len());
+        let (from, to, size) = (from * plane, to * plane, range.len() * plane);
+        rows[to..to + size].copy_from_slice(&data[from..from + size]);
+    }
+    out
 }
 
 /// Joins along time. Panics on an empty list.

@@ -6,6 +6,7 @@
 //! ```
 //! Numbers: [`size`], [`schedule`], [`rope`], [`rng`], [`ring`], [`wavefront`]. Devices: numbers in [`plan`], memory in [`devices`]. Order and threads:
 //! [`executor`]. State: [`stage`] (KV rings) and [`vae`] (feature caches).
+#[cfg_attr(not(feature = "media"), path = "no_media/audio_file.rs")]
 pub mod audio_file;
 pub mod bench;
 pub mod call;
@@ -22,11 +23,14 @@ pub mod exec;
 pub mod executor;
 #[cfg(test)]
 mod fake;
+#[cfg(feature = "media")]
 pub mod ffmpeg;
+pub mod footprint;
 pub mod generate;
 #[cfg(test)]
 mod golden;
 pub mod latents;
+#[cfg_attr(not(feature = "media"), path = "no_media/mp4.rs")]
 pub mod mp4;
 mod offload;
 mod output;
@@ -34,6 +38,7 @@ pub mod picture;
 pub mod pipeline;
 pub mod plan;
 pub mod planner;
+#[cfg_attr(not(feature = "media"), path = "no_media/probe.rs")]
 pub mod probe;
 pub mod progress;
 pub mod prompt;
@@ -45,6 +50,7 @@ pub mod simulate;
 pub mod size;
 pub mod speech;
 pub mod stage;
+pub mod synthetic;
 pub mod tensor_file;
 pub mod trace;
 pub mod vae;

@@ -169,6 +169,8 @@ pub struct Plan {
     pub encoders: usize,
     /// Device of the VAE decoder.
     pub vae: usize,
+    /// What its devices are called: `cpu` or `cuda`.
+    pub kind: &'static str,
 }
 
 impl Plan {
@@ -213,6 +215,7 @@ impl Plan {
             chains,
             encoders: device,
             vae: device,
+            kind: "cpu",
         })
     }
 
@@ -266,7 +269,7 @@ impl fmt::Display for Plan {
         for (i, chain) in self.chains.iter().enumerate() {
             for (j, s) in chain.stages.iter().enumerate() {
                 let sep = if i + j == 0 { "" } else { "; " };
-                write!(f, "{sep}{s}")?;
+                write!(f, "{sep}{}:{s}", self.kind)?;
             }
             write!(
                 f,
@@ -276,7 +279,9 @@ impl fmt::Display for Plan {
             )?;
         }
         match self.chains.first().and_then(|c| c.stages.first()) {
-            Some(first) if first.device != self.vae => write!(f, "; cpu:{} VAE", self.vae),
+            Some(first) if first.device != self.vae => {
+                write!(f, "; {}:{} VAE", self.kind, self.vae)
+            }
             _ => Ok(()),
         }
     }
@@ -285,7 +290,7 @@ impl fmt::Display for Plan {
 impl fmt::Display for StageSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (layers, steps) = (Inclusive(&self.layers), Inclusive(&self.steps));
-        write!(f, "cpu:{} layers {layers} steps {steps}", self.device)?;
+        write!(f, "{} layers {layers} steps {steps}", self.device)?;
         let Residency {
             resident_layers,
             rings,
@@ -528,6 +533,48 @@ mod tests {
         assert_eq!(
             plan("3x1", "auto").map(|p| p.chains[0].stages[2].layers.clone()),
             Ok(2..4)
+        );
+    }
+
+    #[test]
+    fn what_stays_and_what_streams_is_shown_and_needs_two_slots() {
+        let with = |resident_layers, rings, slots| {
+            let residency = Residency {
+                resident_layers,
+                rings,
+                slots,
+            };
+            plan("2x1", "4").and_then(|p| p.with_residency(residency))
+        };
+        let shown = |p: Result<Plan, PlanError>| p.map(|p| p.with_vae(3).to_string());
+        assert_eq!(
+            shown(with(1, Rings::OnHost, 3)).as_deref(),
+            Ok(
+                "cpu:0 layers 0-1 steps 0-3, 1 resident, rings on the host, 3 slots; \
+                cpu:1 layers 2-3 steps 0-3, 1 resident, rings on the host, 3 slots (4 lanes a call); cpu:3 VAE"
+            )
+        );
+        // As many layers as there are, or more: nothing streams, and slots do not matter.
+        for all in [2, 3, usize::MAX] {
+            assert_eq!(
+                shown(with(all, Rings::OnDevice, 0)).as_deref(),
+                Ok(
+                    "cpu:0 layers 0-1 steps 0-3; cpu:1 layers 2-3 steps 0-3 (4 lanes a call); cpu:3 VAE"
+                )
+            );
+        }
+        for (resident, rings) in [(1, Rings::OnDevice), (9, Rings::OnHost)] {
+            assert_eq!(
+                with(resident, rings, 1).unwrap_err().to_string(),
+                "slots wants 2 or more where layers stream, one to compute from and one to fill, got 1"
+            );
+        }
+        assert_eq!(
+            with(0, Rings::OnDevice, 2)
+                .unwrap()
+                .with_vae(3)
+                .device_ids(),
+            [0, 1, 3]
         );
     }
 

@@ -253,7 +253,7 @@ impl Drawn {
     /// Times of a run that is long enough to be steady.
     pub(crate) fn timed(self) -> Result<Planned, PlannerError> {
         let config = self.work.config().clone();
-        let blocks = self.ask.clip_blocks(&config) + 4 * self.ask.steps + 8;
+        let blocks = self.ask.clip_blocks(&config) + 6 * self.ask.steps + 8;
         let timeline = self.timeline(blocks)?;
         let swap_at = swap_at(&self.ask, &config);
         let block = timeline.seconds_a_block(self.ask.steps, swap_at);
@@ -269,8 +269,8 @@ impl Drawn {
         let waves = (0..self.devices.len())
             .map(|d| self.wave(&times, d))
             .collect();
-        let from = timeline.decoded[blocks / 2];
-        let to = timeline.decoded[blocks - self.ask.steps - 1];
+        let from = timeline.decoded[self.ask.clip_blocks(&config) + self.ask.steps];
+        let to = timeline.decoded[blocks - 2 * self.ask.steps];
         let shares = (0..self.devices.len())
             .map(|d| timeline.utilisation(d, from, to))
             .collect();

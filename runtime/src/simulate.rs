@@ -95,6 +95,13 @@ pub struct Span {
     pub spent: Spent,
 }
 
+/// A call that came back: its items as (block, step).
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Completion {
+    pub at: f64,
+    pub items: Vec<(usize, usize)>,
+}
+
 /// A whole run.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Timeline {
@@ -103,7 +110,7 @@ pub struct Timeline {
     pub denoised: Vec<f64>,
     pub decoded: Vec<f64>,
     /// Calls in the order in which they came back.
-    pub completions: Vec<Vec<(usize, usize)>>,
+    pub completions: Vec<Completion>,
     pub seconds: f64,
 }
 
@@ -116,6 +123,7 @@ impl Timeline {
             shift(&mut s.start);
             shift(&mut s.end);
         });
+        self.completions.iter_mut().for_each(|c| shift(&mut c.at));
         self.denoised.iter_mut().for_each(shift);
         self.decoded.iter_mut().for_each(shift);
         self.seconds += total;
@@ -134,11 +142,11 @@ impl Timeline {
     }
 
     /// Seconds from one block to the next once every step is busy: between the first block after the anchor has changed and the last
-    /// that is followed by a full wave.
+    /// that is well before the end.
     pub fn seconds_a_block(&self, steps: usize, swap_at: Option<usize>) -> f64 {
         let blocks = self.decoded.len();
         let first = (swap_at.unwrap_or(0) + steps).min(blocks.saturating_sub(2));
-        let last = blocks.saturating_sub(steps).max(first + 1);
+        let last = blocks.saturating_sub(2 * steps).max(first + 1);
         match (self.decoded.get(first), self.decoded.get(last)) {
             (Some(a), Some(b)) => (b - a) / (last - first) as f64,
             _ => self.seconds / blocks.max(1) as f64,
@@ -402,7 +410,10 @@ impl<'a> Sim<'a> {
             Report::Anchored => self.front.anchored(),
             Report::Done(group) => {
                 self.front.finished(&group);
-                self.out.completions.push(pairs(&group.items));
+                self.out.completions.push(Completion {
+                    at: seconds(self.now),
+                    items: pairs(&group.items),
+                });
                 let last = self.schedule.steps - 1;
                 if let Some(item) = group.items.iter().find(|i| i.step == last) {
                     self.clean(item.block);
@@ -580,3 +591,6 @@ impl<'a> Sim<'a> {
 fn pairs(items: &[Item]) -> Vec<(usize, usize)> {
     items.iter().map(|i| (i.block, i.step)).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,6 @@
 use std::ops::Range;
 use std::path::Path;
 
-use ffmpeg_next::ChannelLayout;
-
 use crate::audio_file::{AudioError, AudioFile, Pcm, Resampler};
 
 /// Samples a second that wav2vec2 takes.
@@ -51,10 +49,7 @@ impl Speech {
                 .collect();
             read += mono.len();
             if source.is_none() && chunk.rate != RATE {
-                let [from, to] = [chunk.rate, RATE].map(|rate| Pcm {
-                    rate,
-                    layout: ChannelLayout::MONO,
-                });
+                let [from, to] = [chunk.rate, RATE].map(Pcm::mono);
                 resampler = Some(Resampler::new(path, from, to)?);
             }
             source = Some((chunk.rate, chunk.channels));

@@ -9,6 +9,7 @@ mod control;
 mod dit;
 mod host;
 mod media;
+mod precision;
 mod record;
 mod report;
 mod set;
@@ -254,7 +255,7 @@ fn pass(
             ..engine.clone()
         },
         set,
-        sheet: Sheet::new(set, focus),
+        sheet: Sheet::new(set, focus).of_recipe(engine.models.recipe()),
         cancel,
     };
     let mut timings = Vec::new();

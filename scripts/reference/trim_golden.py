@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 # Whole files.
-FILES = ["ckpt/Wan2.2-S2V-14B/wav2vec2-large-xlsr-53-english/model.safetensors", "golden/dit_bf16.safetensors"]
+FILES = ["ckpt/Wan2.2-S2V-14B/wav2vec2-large-xlsr-53-english/model.safetensors"]
 
 # Tensors: file -> name prefixes. Each is either implied by a tensor that stays or much like it.
 TENSORS = {

@@ -2,15 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use exporter::export::{Family, ShapeSources};
-use exporter::graph::Graph;
+use engines::contract::{DType, Weights};
+use engines::recipe::Recipe;
+use exporter::export::{Family, ShapeSources, generic};
+use exporter::graph::lower::for_cpu;
+use exporter::graph::{Graph, ValueInfo};
 use exporter::graphs::{bindings, parse_size};
 use exporter::synth::{self, Preset};
 
 fn families(preset: Preset, layers: usize) -> Vec<Family> {
+    families_in(Recipe::Fp32, preset, layers)
+}
+
+fn families_in(recipe: Recipe, preset: Preset, layers: usize) -> Vec<Family> {
     let s = synth::shapes(preset, Some(layers));
     let sources = ShapeSources {
-        recipe: engines::recipe::Recipe::Fp32,
+        recipe,
         dit: &s.dit,
         text: &s.text,
         vae: &s.vae,
@@ -105,28 +112,95 @@ fn an_export_has_these_graphs() {
     );
 }
 
+/// Of layers that differ by their number alone, the first; in a published export they share a file.
+fn distinct(families: &[Family]) -> Vec<Graph> {
+    let mut seen: Vec<Graph> = Vec::new();
+    for (contract, graph) in families.iter().flat_map(|f| &f.graphs) {
+        let graph = match contract.weights {
+            Weights::Inside => graph.clone(),
+            Weights::Bound => generic(contract, graph),
+        };
+        let same = |g: &Graph| g.values == graph.values && g.nodes == graph.nodes;
+        if !seen.iter().any(|g| g.name == graph.name && same(g)) {
+            seen.push(graph);
+        }
+    }
+    seen
+}
+
 #[test]
 fn every_graph_builds_at_every_published_size() {
     const SIZES: [&str; 12] = [
         "384*256", "688*368", "704*384", "720*400", "480*832", "832*480", "720*1280", "1280*720",
         "704*1280", "1280*704", "704*1024", "1024*704",
     ];
-    // Two layers: one with audio, one without; the others are the same graphs.
-    let families = families(Preset::Full, 2);
-    for size in SIZES {
-        let (w, h) = parse_size(size).unwrap();
-        let mut sizes = bindings(w, h);
-        // Three seconds of speech, all rows at once, and a prompt of as many tokens as that has frames.
-        let speech = [("s", 48_000), ("t", 149), ("r", 149)];
-        sizes.extend(speech.map(|(k, v)| (k.to_owned(), v)));
-        for (name, graph) in graphs(&families) {
-            let bound = graph.bind(&sizes);
-            if let Some(v) = bound
-                .values
-                .iter()
-                .find(|v| v.fact.dims.iter().any(|d| d.as_const().is_none()))
-            {
-                panic!("{size}: {name}: {} is {}", v.name, v.fact);
+    for recipe in [Recipe::Fp32, Recipe::Bf16] {
+        let families = families_in(recipe, Preset::Full, 40);
+        let graphs = distinct(&families);
+        let layers = graphs.iter().filter(|g| g.name.starts_with("dit_"));
+        // Text, two embeddings, head; a layer with audio, one without, one of the sink.
+        assert_eq!(layers.count(), 7, "{recipe}: the 40 layers are not alike");
+        for (size, lanes) in SIZES.iter().flat_map(|size| [(size, 1), (size, 4)]) {
+            let (w, h) = parse_size(size).unwrap();
+            let mut sizes = bindings(w, h);
+            // Three seconds of speech, all rows at once, and a prompt of as many tokens as that has frames.
+            let more = [("s", 48_000), ("t", 149), ("r", 149), ("B", lanes)];
+            sizes.extend(more.map(|(k, v)| (k.to_owned(), v)));
+            for graph in &graphs {
+                assert_constant(&graph.bind(&sizes), &format!("{recipe} {size} x{lanes}"));
+            }
+        }
+    }
+}
+
+fn assert_constant(graph: &Graph, case: &str) {
+    let unknown = |v: &&ValueInfo| {
+        v.fact
+            .dims
+            .iter()
+            .any(|d| d.as_const().is_none_or(|n| n < 1))
+    };
+    if let Some(v) = graph.values.iter().find(unknown) {
+        panic!("{case}: {}: {} is {}", graph.name, v.name, v.fact);
+    }
+}
+
+/// In bf16, what computes in f32 stands between casts; for the CPU nothing else is left of bf16 but moves and results.
+#[test]
+fn texts_in_bf16() {
+    let families = families_in(Recipe::Bf16, Preset::Tiny, 1);
+    let graphs = graphs(&families);
+    insta::assert_snapshot!("dit_layer.00.bf16", graphs["dit_layer.00"]);
+    insta::assert_snapshot!("dit_embed.bf16", graphs["dit_embed"]);
+    insta::assert_snapshot!("dit_head.bf16", graphs["dit_head"]);
+    insta::assert_snapshot!("dit_text.bf16.cpu", for_cpu(graphs["dit_text"]));
+    let vae = graphs["vae_decoder_next"].to_string();
+    insta::assert_snapshot!("vae_decoder_next_head.bf16", part(&vae, "decoder.head"));
+    insta::assert_snapshot!(
+        "vae_decoder_next_attention.bf16",
+        part(&vae, "decoder.middle.1")
+    );
+}
+
+/// What ONNX Runtime, on its CPU provider or on any, has no bf16 kernel for.
+#[test]
+fn no_graph_in_bf16_wants_a_kernel_that_is_not_there() {
+    let families = families_in(Recipe::Bf16, Preset::Full, 2);
+    for graph in distinct(&families) {
+        let half = |id: &usize| graph.values[*id].fact.dtype == DType::BF16;
+        for n in &graph.nodes {
+            let touches = n.inputs.iter().flatten().chain(&n.outputs).any(half);
+            assert!(
+                !touches || !["Pad", "Resize"].contains(&n.op),
+                "{} {}",
+                graph.name,
+                n.name
+            );
+            // TensorRT refuses an Attention node of f32 or of a large head.
+            if let ("Attention", Some(q)) = (n.op, n.inputs[0]) {
+                let fact = &graph.values[q].fact;
+                let head = fact.dims[3].as_const().unwrap();
+                assert!(half(&q) && head <= 256, "{} {}: {fact}", graph.name, n.name);
             }
         }
     }

@@ -7,14 +7,19 @@ use std::sync::{Arc, Mutex};
 
 use engines::backend::Backend;
 use engines::exit::Exit;
-use engines::memory::{Class, HostMemory, Memory};
+use engines::memory::{Class, HostMemory, Ledger, Memory};
 use engines::tensor::Tensor;
 use exporter::checkpoint::LoraScale;
 use exporter::export::{Request, export};
 use exporter::synth::{Preset, SynthOptions, synth};
 use runtime::devices::Devices;
-use runtime::events::{Cancel, Event, Observer};
-use runtime::generate::{Engine, generate};
+use runtime::error::Error;
+use runtime::events::{Cancel, Event, Observer, Silent};
+use runtime::footprint::{Footprints, Workload};
+use runtime::generate::{self, Engine, generate};
+use runtime::plan::{Lanes, Residency, Rings};
+use runtime::ring::Geometry;
+use runtime::speech::Speech;
 use runtime::tensor_file;
 use tempfile::TempDir;
 use tests::files::listing;
@@ -198,6 +203,101 @@ fn encoders_are_freed_before_the_next_is_loaded_and_all_before_the_transformer()
     let decoder = backend.weights("vae_decoder_next").unwrap().slab_bytes() as u64;
     assert!(memories[1].ledger().counts().peak > 2 * decoder);
     assert_eq!(memories[1].ledger().counts().of(Class::Rings), 0);
+}
+
+/// One run in this process on devices with the given budgets, all alike where there is one; gives the peak of each and of the host.
+fn held(
+    request: &generate::Request,
+    budgets: &dyn Fn(usize) -> u64,
+) -> Result<(Vec<u64>, u64), Error> {
+    let backend = open(models());
+    let plan = request.plan(&backend.models().config().dit).unwrap();
+    let last = *plan.device_ids().last().unwrap();
+    let memories: Vec<Arc<HostMemory>> = (0..=last)
+        .map(|i| HostMemory::new(format!("cpu:{i}"), budgets(i)))
+        .collect();
+    let apart: Vec<_> = memories.iter().map(|m| backend.on(m.clone())).collect();
+    let host = Ledger::new("host", u64::MAX);
+    let devices = Devices::each(apart.iter().map(|b| b as &dyn Backend).collect());
+    let engine = Engine::on(backend.models(), devices.with_host(Arc::clone(&host)));
+    generate(&engine, request, &Silent, &Cancel::default())?;
+    let peak = |m: &Arc<HostMemory>| m.ledger().counts().peak;
+    Ok((memories.iter().map(peak).collect(), host.counts().peak))
+}
+
+fn wanted(request: &generate::Request) -> Footprints {
+    let backend = open(models());
+    let config = backend.models().config();
+    let plan = request.plan(&config.dit).unwrap();
+    let apart: Vec<_> = (0..=*plan.device_ids().last().unwrap())
+        .map(|i| backend.on(HostMemory::new(format!("cpu:{i}"), u64::MAX)))
+        .collect();
+    let devices = Devices::each(apart.iter().map(|b| b as &dyn Backend).collect());
+    let geometry = Geometry::new(&config.dit, request.size, request.infer_frames).unwrap();
+    let samples = Speech::open(&request.audio).unwrap().samples.len();
+    let work = Workload {
+        config,
+        geometry: &geometry,
+        swaps: true,
+        encodes_motion: false,
+        speech_frames: config.speech.frames(samples).unwrap(),
+    };
+    Footprints::new(&devices, &plan, work).unwrap()
+}
+
+/// The arithmetic is an upper bound, and a close one: with exactly so much on each device the run goes through, and with a byte less it
+/// is refused before it begins.
+#[test]
+fn no_device_ever_holds_more_than_the_arithmetic_says() {
+    for (stages, lanes, residency, vae_device) in [
+        ("1", 4, Residency::default(), Some(1)),
+        ("3x1", 4, Residency::default(), None),
+        ("1x4", 1, Residency::default(), Some(4)),
+        ("1", 4, streamed(0, Rings::OnHost), Some(1)),
+        ("1", 2, streamed(1, Rings::OnDevice), Some(1)),
+        ("3x1", 3, streamed(0, Rings::OnHost), Some(3)),
+    ] {
+        let run = Run::new();
+        let request = generate::Request {
+            stages: stages.parse().unwrap(),
+            lanes: Lanes::AtMost(lanes),
+            residency,
+            vae_device,
+            trace: None,
+            ..run.request()
+        };
+        let wanted = wanted(&request);
+        let of = |device: usize| wanted.devices[&device].total();
+        let (peaks, host) = held(&request, &of).unwrap_or_else(|e| panic!("{stages}: {e}"));
+        assert_eq!(host, wanted.host, "{stages} {residency:?}");
+        for (device, &peak) in peaks.iter().enumerate() {
+            println!(
+                "{stages} {residency:?} cpu:{device}: {peak} of {}",
+                wanted.devices[&device]
+            );
+            assert!(peak <= of(device));
+            assert!(
+                peak * 10 >= of(device) * 7,
+                "{stages} {residency:?} cpu:{device}"
+            );
+        }
+        for short in 0..peaks.len() {
+            let error = held(&request, &|d| of(d) - u64::from(d == short)).unwrap_err();
+            assert!(
+                matches!(&error, Error::TooSmall(e) if e.device == format!("cpu:{short}")),
+                "{error}"
+            );
+            assert_eq!(error.exit(), Exit::Resources);
+        }
+    }
+}
+
+fn streamed(resident_layers: usize, rings: Rings) -> Residency {
+    Residency {
+        resident_layers,
+        rings,
+        slots: 2,
+    }
 }
 
 #[test]

@@ -50,6 +50,7 @@ impl Run {
     pub(crate) fn request(&self) -> Request {
         let golden = Golden::carried();
         Request {
+            placement: None,
             image: golden.input("ref.png"),
             audio: golden.input("speech_16k_mono.wav"),
             prompt: PROMPT.to_owned(),

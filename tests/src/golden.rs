@@ -61,13 +61,18 @@ impl Golden {
         self.ckpt().join("LiveAvatar/liveavatar.safetensors")
     }
 
-    /// Exports the checkpoint with its LoRA at `scale` to `out`.
+    /// Exports the checkpoint in f32 with its LoRA at `scale` to `out`.
     pub fn export(&self, scale: f64, out: &Path) {
+        self.export_in(Recipe::Fp32, scale, out);
+    }
+
+    /// As [`Self::export`], in a recipe.
+    pub fn export_in(&self, recipe: Recipe, scale: f64, out: &Path) {
         let lora = Some((self.lora(), LoraScale::Scale(scale)));
         let request = Request {
             ckpt_dir: self.base(),
             lora,
-            recipe: Recipe::Fp32,
+            recipe,
             layers: None,
             out: out.to_owned(),
         };
@@ -83,6 +88,16 @@ pub fn models() -> &'static Path {
     MADE.get_or_init(|| {
         cached("golden-models", |out| {
             Golden::carried().export(LORA_SCALE, out);
+        })
+    })
+}
+
+/// As [`models`], in bf16.
+pub fn bf16_models() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        cached("bf16-golden-models", |out| {
+            Golden::carried().export_in(Recipe::Bf16, LORA_SCALE, out);
         })
     })
 }

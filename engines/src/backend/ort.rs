@@ -101,6 +101,16 @@ impl Runtime {
         })
     }
 
+    /// The same library as a virtual device of the CPU with memory of its own.
+    #[must_use]
+    pub fn on(&self, memory: Arc<dyn Memory>) -> Self {
+        Self {
+            environment: self.environment.clone(),
+            provider: Provider::Cpu,
+            memory,
+        }
+    }
+
     /// The device's memory.
     pub fn memory(&self) -> &Arc<dyn Memory> {
         &self.memory
@@ -195,7 +205,7 @@ impl Runtime {
     /// What a session needs to know of its device; refuses one with work left on the host.
     #[cfg_attr(
         not(feature = "cuda"),
-        expect(unused_variables, reason = "only a device can differ")
+        expect(unused_variables, unused_mut, reason = "only a device can differ")
     )]
     fn device(
         &self,
@@ -285,11 +295,7 @@ impl OrtCpu {
     #[must_use]
     pub fn on(&self, memory: Arc<dyn Memory>) -> Self {
         Self {
-            runtime: Runtime {
-                environment: self.runtime.environment.clone(),
-                provider: Provider::Cpu,
-                memory,
-            },
+            runtime: self.runtime.on(memory),
             models: Arc::clone(&self.models),
             bindings: self.bindings.clone(),
         }

@@ -24,6 +24,7 @@ fn models() -> &'static (TempDir, Models) {
         let ckpt = dir.path().join("ckpt");
         synth::synth(Preset::Tiny, &options, &ckpt).unwrap();
         let request = export::Request {
+            layers: None,
             ckpt_dir: ckpt.join("Wan2.2-S2V-14B"),
             lora: None,
             layers: None,

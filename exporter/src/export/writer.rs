@@ -191,12 +191,150 @@ fn place<S: WeightBytes>(
     Ok((hash, false))
 }
 
-/// Makes a finished file durable and returns its hash, hex.
+/// The hash of a finished file, hex, now cut to its size.
 fn seal<S>(work: &Work<'_, S>, hashes: &[Option<ChainingValue>]) -> Result<String, ExportError> {
     let Some(hashes) = hashes.iter().copied().collect::<Option<Vec<_>>>() else {
         return Err(ExportError::Stopped);
     };
     work.io(work.file.set_len(work.plan.bytes()))?;
-    work.io(work.file.sync_all())?;
     Ok(work.plan.hash(&hashes).to_hex().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::journal::{self, Identity, Known};
+    use super::*;
+    use crate::graph::{Transform, Weight};
+    use engines::contract::DType;
+    use engines::exit::Exit;
+    use engines::recipe::Recipe;
+    use std::ops::Range;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("gone")]
+    struct Gone;
+
+    /// Tensors of ones, of which one may be lost; reads are counted.
+    #[derive(Default)]
+    struct Ones {
+        lost: Option<&'static str>,
+        reads: AtomicUsize,
+    }
+
+    impl WeightBytes for Ones {
+        type Error = Gone;
+
+        fn read_f32(&self, key: &str) -> Result<Vec<f32>, Gone> {
+            self.read_f32_range(key, 0..SIZE)
+        }
+
+        fn read_f32_range(&self, key: &str, elements: Range<usize>) -> Result<Vec<f32>, Gone> {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            let found = (self.lost != Some(key)).then(|| vec![1.0; elements.len()]);
+            found.ok_or(Gone)
+        }
+
+        fn read_f32_tile(
+            &self,
+            key: &str,
+            rows: Range<usize>,
+            columns: Range<usize>,
+            out: &mut Vec<f32>,
+        ) -> Result<(), Gone> {
+            *out = self.read_f32_range(key, 0..rows.len() * columns.len())?;
+            Ok(())
+        }
+    }
+
+    /// Four blocks of 1024 bytes each.
+    const SIZE: usize = 1024;
+
+    fn weights() -> [Weight; 3] {
+        ["a", "b", "c"].map(|key| Weight {
+            name: key.into(),
+            key: key.into(),
+            transform: Transform::Identity,
+            dtype: DType::F32,
+            stored: vec![SIZE],
+            shape: vec![SIZE],
+            value: 0,
+        })
+    }
+
+    fn journal(dir: &Path) -> Journal {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.join(journal::FILE))
+            .unwrap();
+        let identity = Identity::new(Recipe::Fp32, None, "g".into());
+        Journal::open(file, &identity, false).unwrap().0
+    }
+
+    fn run(dir: &Path, source: &Ones, stop: bool) -> (Result<Vec<String>, ExportError>, u64) {
+        let weights = weights();
+        let plan = DataPlan::new("w.data".into(), &weights)
+            .unwrap()
+            .in_blocks_of(1024);
+        let works = [Work::open(&plan, source, dir).unwrap()];
+        let mut kept = 0;
+        let stop = AtomicBool::new(stop);
+        let hashes = write(&works, &mut journal(dir), &stop, &mut |p| kept = p.kept);
+        (hashes, kept)
+    }
+
+    fn known(dir: &Path) -> Known {
+        journal(dir).known().clone()
+    }
+
+    #[test]
+    fn only_what_is_not_soundly_there_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, kept) = run(dir.path(), &Ones::default(), false);
+        let first = first.unwrap();
+        let path = dir.path().join("w.data");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let hash = blake3::hash(&bytes).to_hex().to_string();
+        assert_eq!(
+            (kept, bytes.len(), &first[0], known(dir.path()).len()),
+            (0, 3 * 4 * SIZE, &hash, 12)
+        );
+        // One block is damaged and the last is not there.
+        bytes[2000] ^= 1;
+        bytes.truncate(11 * 1024 + 5);
+        std::fs::write(&path, &bytes).unwrap();
+        let again = Ones::default();
+        let (second, kept) = run(dir.path(), &again, false);
+        assert_eq!((second.unwrap(), kept), (first, 10 * 1024));
+        assert_eq!(again.reads.into_inner(), 2);
+    }
+
+    #[test]
+    fn a_stop_keeps_what_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stopped, _) = run(dir.path(), &Ones::default(), true);
+        assert_eq!(stopped.unwrap_err().exit(), Exit::Interrupted);
+        let lost = Ones {
+            lost: Some("c"),
+            ..Ones::default()
+        };
+        let (failed, _) = run(dir.path(), &lost, false);
+        assert_eq!(failed.unwrap_err().to_string(), "weight c: gone");
+        let noted = known(dir.path());
+        // Every block before the lost tensor was taken first, and each that was written is noted.
+        assert_eq!(noted.len(), 8);
+        assert!(run(dir.path(), &Ones::default(), false).0.is_ok());
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_is_a_lack_of_resources() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join("w.data")).unwrap();
+        let error = run(dir.path(), &Ones::default(), false).0.unwrap_err();
+        assert_eq!(error.exit(), Exit::Resources);
+        assert!(error.to_string().contains("w.data"), "{error}");
+        assert!(known(dir.path()).is_empty());
+    }
 }

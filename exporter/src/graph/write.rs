@@ -322,7 +322,7 @@ impl Partial {
         })
     }
 
-    /// Makes the bytes durable and gives the file its name. Returns its hash, hex.
+    /// Gives the file its name; whoever needs it to outlive a power cut synchronises it. Returns its hash, hex.
     fn finish(mut self) -> Result<String, WriteError> {
         let fail = |source| WriteError::Io {
             path: self.path.clone(),
@@ -330,12 +330,8 @@ impl Partial {
         };
         self.file
             .flush()
-            .and_then(|()| self.file.get_ref().sync_all())
+            .and_then(|()| fs::rename(&self.part, &self.path))
             .map_err(fail)?;
-        fs::rename(&self.part, &self.path).map_err(|source| WriteError::Io {
-            path: self.path.clone(),
-            source,
-        })?;
         Ok(self.hasher.finalize().to_hex().to_string())
     }
 }

@@ -223,8 +223,13 @@ const WORTH: f64 = 1.05;
 pub fn levers(planned: &Planned) -> Vec<Lever> {
     let (profile, ask, config) = (&planned.profile, &planned.ask, planned.work.config());
     let mut changes = settings(profile, config, ask);
-    changes.extend(smaller(profile, config, ask));
+    changes.extend(rebalanced(planned));
     changes.extend(hardware(profile, ask));
+    // Less of a video is no faster way to the same one: what is asked for changes last.
+    changes.extend(smaller(profile, config, ask).into_iter().map(|c| Change {
+        cost: c.cost + 1000,
+        ..c
+    }));
     changes.retain(|c| !c.what.starts_with("num_clip"));
     changes.sort_by_key(|c| c.cost);
     let mut found: Vec<Lever> = Vec::new();
@@ -251,6 +256,41 @@ pub fn levers(planned: &Planned) -> Vec<Lever> {
         }
     }
     found
+}
+
+/// Layers taken off the device that has the VAE as well, in the proportion that evens out what each computes.
+fn rebalanced(planned: &Planned) -> Option<Change> {
+    let (profile, placement) = (&planned.profile, &planned.placement);
+    let stages = &placement.stages;
+    let with_vae = stages.iter().position(|s| s.device == placement.vae)?;
+    if stages.len() < 2 || profile.layout.steps > 1 {
+        return None;
+    }
+    let vae_ms = planned.waves[placement.vae].vae_ms;
+    let total: f64 = planned.waves.iter().map(|w| w.compute_ms).sum();
+    let layers = planned.work.config().dit.layers as f64;
+    let others = (total + vae_ms) / stages.len() as f64 / total * layers;
+    let other = others.round() as usize;
+    let own = (layers as usize)
+        .checked_sub(other * (stages.len() - 1))
+        .filter(|&n| n > 0)?;
+    let mut shares = vec![other; stages.len()];
+    shares[with_vae] = own;
+    if stages
+        .iter()
+        .zip(&shares)
+        .all(|(s, n)| s.layers.len() == *n)
+    {
+        return None;
+    }
+    let mut p = profile.clone();
+    p.layout.layers = Parts::Shares(shares.clone());
+    Some(Change {
+        what: format!("layout.layers = {shares:?} (fewer beside the VAE)"),
+        cost: 3,
+        profile: p,
+        ask: planned.ask.clone(),
+    })
 }
 
 /// Other machines.

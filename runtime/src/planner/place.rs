@@ -8,7 +8,7 @@ use engines::profile::{EncoderPolicy, Keep, LanePolicy, Parts, Profile, VaePolic
 use super::memory::{Budget, budgets};
 use super::work::Work;
 use super::{Ask, PlannerError};
-use crate::plan::{Lanes, Plan, PlanError, Stages};
+use crate::plan::{Lanes, Plan, PlanError, Residency, Rings, StageSpec, Stages};
 
 /// One stage of a placement.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -65,20 +65,25 @@ impl Placement {
     /// # Errors
     /// Stages that do not cover the model; [`place`] makes none.
     pub fn plan(&self, layers: usize, steps: usize) -> Result<Plan, PlanError> {
-        let stage = |s: &PlacedStage| {
-            let (l, t) = (&s.layers, &s.steps);
-            format!(
-                "{}:{}-{}/{}-{}",
-                s.device,
-                l.start,
-                l.end.saturating_sub(1),
-                t.start,
-                t.end.saturating_sub(1)
-            )
+        let stage = |s: &PlacedStage| StageSpec {
+            residency: Residency {
+                resident_layers: s.residency.resident_layers,
+                rings: if s.residency.rings_on_host {
+                    Rings::OnHost
+                } else {
+                    Rings::OnDevice
+                },
+                slots: s.residency.slots,
+            },
+            ..StageSpec::new(s.device, s.layers.clone(), s.steps.clone())
         };
-        let list: Vec<String> = self.stages.iter().map(stage).collect();
-        let stages: Stages = list.join(";").parse()?;
-        Plan::new(&stages, Lanes::AtMost(self.lanes), layers, steps)
+        let stages = Stages::List(self.stages.iter().map(stage).collect());
+        let plan = Plan::new(&stages, Lanes::AtMost(self.lanes), layers, steps)?;
+        Ok(Plan {
+            encoders: self.encoders.device,
+            vae: self.vae,
+            ..plan
+        })
     }
 
     /// Devices in use.
@@ -172,20 +177,19 @@ fn layer_cuts(profile: &Profile, layers: usize) -> Result<Vec<Range<usize>>, Pla
         Parts::Even(n) => Ok((0..*n)
             .map(|i| layers * i / n..layers * (i + 1) / n)
             .collect()),
-        Parts::Each(list) => {
+        Parts::Shares(list) => {
             let total: usize = list.iter().sum();
-            if total != layers {
-                return Err(wrong(
-                    format!("parts that add up to the model's {layers} layers"),
-                    format!("{list:?}, which add up to {total}"),
-                ));
+            let mut sum = 0;
+            let mut ends = vec![0];
+            for share in list {
+                sum += share;
+                ends.push((layers * sum + total / 2) / total);
             }
-            let starts = list.iter().scan(0, |at, n| {
-                let start = *at;
-                *at += n;
-                Some(start..*at)
-            });
-            Ok(starts.collect())
+            if ends.windows(2).any(|e| e[0] == e[1]) {
+                let want = format!("shares that give each part one of the model's {layers} layers");
+                return Err(wrong(want, format!("{list:?}")));
+            }
+            Ok(ends.windows(2).map(|e| e[0]..e[1]).collect())
         }
     }
 }

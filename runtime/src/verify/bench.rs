@@ -4,6 +4,7 @@ use engines::backend::Backend;
 use engines::components::dit::DitConfig;
 use engines::contract::DType;
 use engines::tensor::Tensor;
+use half::bf16;
 
 use super::set::Set;
 use super::sheet::Sheet;
@@ -156,11 +157,23 @@ pub(super) fn last(t: &Tensor, range: std::ops::Range<usize>) -> Tensor {
     Tensor::from_slice(&shape, &data)
 }
 
-/// `[1, A, B, C]` to `[1, B, A, C]`. f32 only.
+/// The same values in f32.
+pub(super) fn widened(t: &Tensor) -> Tensor {
+    match t.dtype() {
+        DType::BF16 => {
+            let data: Vec<f32> = t.as_slice::<bf16>().iter().map(|x| x.to_f32()).collect();
+            Tensor::from_slice(t.shape(), &data)
+        }
+        _ => t.clone(),
+    }
+}
+
+/// `[1, A, B, C]` to `[1, B, A, C]`, in f32.
 pub(super) fn swapped(t: &Tensor) -> Tensor {
     let &[one, a, b, c] = t.shape() else {
         return t.clone();
     };
+    let t = widened(t);
     let data = t.as_slice::<f32>();
     let rows = (0..b).flat_map(|j| (0..a).map(move |i| (i * b + j) * c));
     let out: Vec<f32> = rows.flat_map(|at| &data[at..at + c]).copied().collect();

@@ -138,6 +138,7 @@ fn request(bench: &Bench<'_>, file: &str, mode: Mode, folder: &Path) -> Result<R
     let clips = bench.number(&format!("/{file}/clips"))?;
     recorded(bench, clips)?;
     Ok(Request {
+        placement: None,
         image: bench.set.input(PICTURE),
         audio: bench.set.input(&first("/audio", "file")?),
         prompt: first("/prompts", "text")?,

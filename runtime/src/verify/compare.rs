@@ -17,6 +17,8 @@ pub struct Difference {
     /// `max_abs` over the largest `|want|`.
     pub max_rel: f64,
     pub cosine: f64,
+    /// Root mean square of `got - want` over that of `want`.
+    pub rel_rms: f64,
     /// Where the tolerance is used most, and the values there.
     pub worst: Vec<usize>,
     pub got: f64,
@@ -62,12 +64,14 @@ pub(super) fn compare(
         max_abs: 0.0,
         max_rel: 0.0,
         cosine: 1.0,
+        rel_rms: 0.0,
         worst: Vec::new(),
         got: 0.0,
         want: 0.0,
         used: 0.0,
     };
     let (mut dot, mut got_square, mut want_square, mut largest) = (0.0, 0.0, 0.0, 0f64);
+    let mut off_square = 0.0;
     let mut worst = (-1.0, -1.0, 0);
     for i in 0..count {
         let (g, w) = (got_at(i), want_at(i));
@@ -83,11 +87,19 @@ pub(super) fn compare(
             worst = (used, distance, i);
         }
         largest = largest.max(w.abs());
+        off_square += distance * distance;
         (dot, got_square, want_square) = (dot + g * w, got_square + g * g, want_square + w * w);
     }
     if count > 0 {
         (out.got, out.want, out.used) = (got_at(worst.2), want_at(worst.2), worst.0);
         out.worst = place(worst.2, want.shape());
+    }
+    out.rel_rms = match off_square {
+        0.0 => 0.0,
+        off => (off / want_square).sqrt(),
+    };
+    if let Tolerance::RelativeRms(limit) = tolerance {
+        out.used = out.rel_rms / limit;
     }
     out.max_rel = if out.max_abs == 0.0 {
         0.0
@@ -191,6 +203,20 @@ mod tests {
                 "{got:?} {tolerance:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_root_mean_square_is_of_the_whole_tensor() {
+        let want = row(&[3.0, 4.0, 0.0, 0.0]);
+        let off = |by: f32| row(&[3.0, 4.0, by, 0.0]);
+        for (by, passes) in [(0.4, true), (0.6, false), (f32::NAN, false)] {
+            let d = compare(&off(by), &want, Tolerance::RelativeRms(0.1)).unwrap();
+            assert_eq!(d.passes(), passes, "{d:?}");
+        }
+        let d = compare(&off(0.5), &want, CLOSE).unwrap();
+        assert!((d.rel_rms - 0.1).abs() < 1e-9, "{d:?}");
+        let zeros = compare(&row(&[1.0]), &row(&[0.0]), Tolerance::RelativeRms(0.1)).unwrap();
+        assert!(!zeros.passes());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use engines::backend::Perturb;
 use engines::components::{dit, speech, text, vae};
 use engines::contract::DType;
 use engines::manifest::{ComponentEntry, Models, WeightEntry};
+use engines::recipe::Recipe;
 
 use super::set::Set;
 use super::sheet::{Focus, Results, Row};
@@ -11,8 +12,13 @@ use crate::error::Error;
 use crate::events::{Cancel, Event, Observer, Silent};
 use crate::generate::Engine;
 
-/// What is added to every element of the weight.
-const AMOUNT: f32 = 0.01;
+/// What is added to every element of the weight. In bf16 more, since rounding alone moves a prediction by half of what 0.01 does.
+fn amount(recipe: Recipe) -> f32 {
+    match recipe {
+        Recipe::Fp32 => 0.01,
+        _ => 0.05,
+    }
+}
 
 /// One deliberate fault and what became of it.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -40,6 +46,7 @@ pub(super) fn run(
     cancel: &Cancel,
 ) -> Result<Vec<Fault>, Error> {
     observer.event(&Event::Phase("putting a fault into each component"));
+    let amount = amount(engine.models.recipe());
     let mut faults = Vec::new();
     for component in &engine.models.manifest().components {
         let Some(weight) = chosen(engine.models, component) else {
@@ -59,7 +66,7 @@ pub(super) fn run(
             if name == component.name {
                 options.perturb = Some(Perturb {
                     weight: weight.name.clone(),
-                    amount: AMOUNT,
+                    amount,
                 });
             }
             options
@@ -67,13 +74,17 @@ pub(super) fn run(
         let looked = looked_at(set, &component.contract, focus);
         let focus = |file: &str, name: &str| looked.iter().any(|(f, n)| f == file && n == name);
         let (results, _) = super::pass(engine, &options, set, &focus, true, &Silent, cancel)?;
-        faults.push(judge(&component.name, &weight.name, results.rows, sound));
+        faults.push(judge(
+            (&component.name, &weight.name, amount),
+            results.rows,
+            sound,
+        ));
     }
     Ok(faults)
 }
 
 /// A fault counts as caught by a value that was made, is wrong, and was right without it.
-fn judge(component: &str, weight: &str, rows: Vec<Row>, sound: &Results) -> Fault {
+fn judge((component, weight, amount): (&str, &str, f32), rows: Vec<Row>, sound: &Results) -> Fault {
     let was_right = |row: &Row| {
         let same =
             |r: &&Row| r.file == row.file && r.tensor == row.tensor && r.component == row.component;
@@ -87,14 +98,14 @@ fn judge(component: &str, weight: &str, rows: Vec<Row>, sound: &Results) -> Faul
     Fault {
         component: component.to_owned(),
         weight: weight.to_owned(),
-        amount: AMOUNT,
+        amount,
         checks,
         failing: failing.len(),
         caught_by: failing.into_iter().next(),
     }
 }
 
-/// The largest f32 weight of a component, the first of equals. Where convolutions stand before norms over channels, which take away what is
+/// The largest weight of floats of a component, the first of equals. Where convolutions stand before norms over channels, which take away what is
 /// added to all outputs alike, the linear layer after them: such a fault in a convolution there changes no value at all.
 fn chosen<'m>(models: &'m Models, component: &ComponentEntry) -> Option<&'m WeightEntry> {
     let data = models
@@ -111,7 +122,8 @@ fn chosen<'m>(models: &'m Models, component: &ComponentEntry) -> Option<&'m Weig
     let own = data
         .weights
         .iter()
-        .filter(|w| w.dtype == DType::F32 && component.weights.values().any(|n| *n == w.name));
+        .filter(|w| matches!(w.dtype, DType::F32 | DType::BF16))
+        .filter(|w| component.weights.values().any(|n| *n == w.name));
     own.filter(telling)
         .fold(None, |most: Option<&WeightEntry>, w| {
             if most.is_none_or(|m| w.length > m.length) {
@@ -228,8 +240,7 @@ mod tests {
         };
         let sound = rows([Some(2.0), Some(1.0), Some(1.0), Some(1.0)]);
         let fault = judge(
-            "c",
-            "w",
+            ("c", "w", 0.01),
             rows([Some(3.0), None, Some(1.5), Some(1.0)]).rows,
             &sound,
         );
@@ -242,8 +253,7 @@ mod tests {
             (Some("f.moved".to_owned()), 1, 4)
         );
         let missed = judge(
-            "c",
-            "w",
+            ("c", "w", 0.01),
             rows([Some(3.0), None, Some(1.0), Some(1.0)]).rows,
             &sound,
         );

@@ -11,8 +11,9 @@ use engines::recipe::Recipe;
 use engines::tensor::{Tensor, View};
 use serde_json::Value;
 
-use super::bench::{Bench, Problem, lacks, lane, last, number_in, swapped};
+use super::bench::{Bench, Problem, lacks, lane, last, number_in, swapped, widened};
 use super::host::tokens;
+use super::precision::BF16;
 use super::record::Recorder;
 use crate::call::{Anchor, BlockAudio, Call, Lane, Prefill, SinkFlow, Tables};
 use crate::condition::{AudioAdapter, embed_text, everywhere};
@@ -29,10 +30,11 @@ const PACKER: &str = "frame_packer";
 /// Tap of all frames of the global audio token.
 const ADAPTER_GLOBAL: &str = "casual_audio_encoder.encoder.global";
 /// Files whose tensors come out of one run over several blocks.
-const BLOCK_FILES: [&str; 3] = ["dit_blocks", "dit_kv", "dit_layers"];
+const BLOCK_FILES: [&str; 4] = ["dit_blocks", "dit_kv", "dit_layers", BF16];
 const WITHOUT_LORA: &str = "block0.noise_pred_without_lora";
 
 pub(super) fn check(bench: &Bench<'_>) {
+    not_applicable(bench);
     bench.part(
         dit::EMBED.name,
         "time",
@@ -69,30 +71,34 @@ pub(super) fn check(bench: &Bench<'_>) {
         |n| ["framepack.tokens", "block0.input"].contains(&n),
         |_| sink_embed(bench),
     );
-    let sink = |n: &str| n.contains(".cond_") || n == "last_block.output";
-    bench.part(dit::SINK_LAYER.name, "dit_sink", sink, |_| {
+    let sink = |_: &str, n: &str| n.contains(".cond_") || n == "last_block.output";
+    bench.parts(dit::SINK_LAYER.name, &["dit_sink", BF16], sink, |_| {
         sink_layers(bench)
     });
     let plain = |file: &str, name: &str| {
+        if file == BF16 {
+            return ["layer0.input", "noise_pred"].contains(&name);
+        }
         let inner = file == "dit_layers" && !name.ends_with(".after_injection");
         name.starts_with("block") && name != WITHOUT_LORA && !inner
     };
     bench.parts(dit::LAYER.name, &BLOCK_FILES, plain, |names| {
         blocks(bench, names, &[])
     });
-    bench.part(
-        dit::LAYER.name,
-        "dit_layers",
-        |n| n.starts_with("block"),
-        |names| inner_values(bench, names),
-    );
+    for (file, prefix) in [("dit_layers", "block"), (BF16, "layer")] {
+        bench.part(
+            dit::LAYER.name,
+            file,
+            |n| n.starts_with(prefix),
+            |names| inner_values(bench, file, names),
+        );
+    }
     bench.part(
         dit::LAYER.name,
         "dit_two",
         |n| n.starts_with("block") || n == "mask",
         |names| two_actors(bench, names),
     );
-    not_applicable(bench);
 }
 
 /// Tensors of computations that an export does not hold.
@@ -102,12 +108,12 @@ fn not_applicable(bench: &Bench<'_>) {
     bench.sheet.not_checked("dit_blocks", WITHOUT_LORA, merged);
     for name in bench
         .sheet
-        .open("dit_bf16")
+        .open(BF16)
         .iter()
         .filter(|_| manifest.recipe == Recipe::Fp32)
     {
         bench.sheet.not_checked(
-            "dit_bf16",
+            BF16,
             name,
             "the reference's own bf16 casts, which an export of recipe fp32 does not make",
         );
@@ -343,6 +349,7 @@ fn text_head(bench: &Bench<'_>) -> Result<(), Problem> {
     let (text, rows) = text(bench)?;
     let (total, width) = (text.shape()[1], text.shape()[2]);
     let kept = (rows + 1).min(total);
+    let text = widened(&text);
     let head = Tensor::from_slice(&[1, kept, width], &text.as_slice::<f32>()[..kept * width]);
     bench.sheet.check(
         dit::TEXT_EMBED.name,
@@ -408,10 +415,10 @@ fn sink_layers(bench: &Bench<'_>) -> Result<(), Problem> {
     for (i, layer) in prefill.layers.iter().enumerate() {
         let layer = &layer.condition;
         for (what, values) in [("k", &layer.sink_k), ("v", &layer.sink_v)] {
-            let name = format!("layer{i}.cond_{what}");
-            bench
-                .sheet
-                .check(dit::SINK_LAYER.name, "dit_sink", &name, &swapped(values));
+            let (name, values) = (format!("layer{i}.cond_{what}"), swapped(values));
+            for file in ["dit_sink", BF16] {
+                check_open(bench, dit::SINK_LAYER.name, file, &name, &values);
+            }
         }
     }
     Ok(())
@@ -523,6 +530,7 @@ fn step_at(bench: &Bench<'_>, timesteps: &[f32]) -> Result<usize, Problem> {
 
 /// An inner value of a layer: the tensor that it is compared with, and where it is tapped.
 struct Tapped {
+    file: &'static str,
     name: String,
     block: usize,
     component: String,
@@ -544,7 +552,7 @@ fn blocks(
     };
     let blocks = names
         .iter()
-        .filter_map(|(_, n)| of_block(n))
+        .filter_map(|(file, n)| if *file == BF16 { Some(0) } else { of_block(n) })
         .max()
         .map_or(0, |b| b + 1);
     let scene = Scene::new(bench)?;
@@ -630,6 +638,13 @@ fn plain_values(
         bench
             .sheet
             .check(dit::EMBED.name, "dit_blocks", &name("tokens_in"), &tokens);
+        if index == 0 {
+            check_open(bench, dit::EMBED.name, BF16, "layer0.input", &tokens);
+        }
+    }
+    if let (Some(output), 0) = (&call.output, index) {
+        let prediction = &output.noise_pred;
+        check_open(bench, dit::HEAD.name, BF16, "noise_pred", prediction);
     }
     if let Some(head) = hidden(&dit::layer_name(scene.model.layers - 1)) {
         bench
@@ -668,11 +683,18 @@ fn tapped_values(bench: &Bench<'_>, taps: &[Tapped], index: usize, call: &Call) 
             .taps
             .get(&format!("{}/{}", tapped.component, tapped.tap))
         {
-            let value = as_golden(bench, "dit_layers", &tapped.name, value.clone());
+            let value = as_golden(bench, tapped.file, &tapped.name, value.clone());
             bench
                 .sheet
-                .check(dit::LAYER.name, "dit_layers", &tapped.name, &value);
+                .check(dit::LAYER.name, tapped.file, &tapped.name, &value);
         }
+    }
+}
+
+/// Compares a value with a tensor that may not concern this export.
+fn check_open(bench: &Bench<'_>, component: &str, file: &str, name: &str, value: &Tensor) {
+    if bench.sheet.is_open(file, name) {
+        bench.sheet.check(component, file, name, value);
     }
 }
 
@@ -693,18 +715,18 @@ fn elements(t: &Tensor) -> usize {
     t.shape().iter().product()
 }
 
-fn inner_values(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
+fn inner_values(bench: &Bench<'_>, file: &'static str, names: &[String]) -> Result<(), Problem> {
     let (mut taps, mut wanted) = (Vec::new(), Vec::new());
     for name in names {
-        let Some(tapped) = tap_of(bench, name) else {
+        let Some(tapped) = tap_of(bench, file, name) else {
             continue;
         };
         if has_tap(bench, &tapped.component, &tapped.tap) {
-            wanted.push(("dit_layers", name.clone()));
+            wanted.push((file, name.clone()));
             taps.push(tapped);
         } else {
             bench.sheet.not_checked(
-                "dit_layers",
+                file,
                 name,
                 format!(
                     "{} of the export has no tap {}",
@@ -720,9 +742,12 @@ fn inner_values(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
     }
 }
 
-/// `block5.layer0.sa` and the like: a layer, or an injector by its own count.
-fn tap_of(bench: &Bench<'_>, name: &str) -> Option<Tapped> {
-    let (block, rest) = name.strip_prefix("block")?.split_once('.')?;
+/// `block5.layer0.sa` and the like: a layer, or an injector by its own count. In the bf16 file, block 0's by longer words.
+fn tap_of(bench: &Bench<'_>, file: &'static str, name: &str) -> Option<Tapped> {
+    let (block, rest) = match file {
+        BF16 => ("0", name),
+        _ => name.strip_prefix("block")?.split_once('.')?,
+    };
     let injector = |at: usize, path: &str| {
         Some((
             *bench.dit().audio_inject_layers.get(at)?,
@@ -737,15 +762,16 @@ fn tap_of(bench: &Bench<'_>, name: &str) -> Option<Tapped> {
         let (layer, what) = rest.strip_prefix("layer")?.split_once('.')?;
         let layer: usize = layer.parse().ok()?;
         let module = match what {
-            "out" => "",
-            "sa" => ".self_attn",
-            "ca" => ".cross_attn",
+            "out" | "output" => "",
+            "sa" | "self_attn" => ".self_attn",
+            "ca" | "cross_attn" => ".cross_attn",
             "ffn" => ".ffn",
             _ => return None,
         };
         (layer, format!("blocks.{layer}{module}"))
     };
     Some(Tapped {
+        file,
         name: name.to_owned(),
         block: block.parse().ok()?,
         component: dit::layer_name(layer),

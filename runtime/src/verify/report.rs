@@ -5,9 +5,11 @@ use std::fmt;
 
 use engines::components::{ALL, dit};
 use engines::manifest::Models;
+use engines::recipe::Recipe;
 use serde::Serialize;
 
 use super::control::Fault;
+use super::precision::{BF16, stated};
 use super::set::{Set, Tolerance};
 use super::sheet::{Focus, Left, Results, Row};
 use super::{Timings, VerifyError};
@@ -45,6 +47,8 @@ pub struct Report {
     pub targets: Vec<Target>,
     /// How it was shown that the sink's keys and values are the same for every step.
     pub sink: Vec<String>,
+    /// For an export in bf16: how near its prediction is to the reference's, and how near the reference's own bf16 is.
+    pub precision: Vec<String>,
     pub faults: Vec<Fault>,
     timings: Timings,
     pub seconds: f64,
@@ -67,6 +71,7 @@ impl Report {
             components: components(&results.rows),
             targets: targets(&results.rows),
             sink: sink(&results.rows),
+            precision: precision(set, models.recipe(), &results.rows),
             results,
             faults,
             timings,
@@ -170,6 +175,11 @@ fn is_resampled(row: &Row) -> bool {
 }
 
 fn targets(rows: &[Row]) -> Vec<Target> {
+    // These are of f32 arithmetic.
+    let rows: Vec<&Row> = rows
+        .iter()
+        .filter(|r| !matches!(r.rule, Tolerance::RelativeRms(_)))
+        .collect();
     let exported = |r: &Row| ALL.iter().any(|c| c.name.starts_with(r.component.as_str()));
     let prediction = |r: &Row| r.tensor.ends_with("noise_pred");
     let whole = |r: &Row| r.file.starts_with("e2e_");
@@ -183,6 +193,7 @@ fn targets(rows: &[Row]) -> Vec<Target> {
                    shown: &dyn Fn(&Row) -> String| {
         let most = rows
             .iter()
+            .copied()
             .filter(|r| of(r))
             .reduce(|a, b| if measure(b) > measure(a) { b } else { a });
         out.extend(most.map(|r| Target {
@@ -328,6 +339,35 @@ fn sink(rows: &[Row]) -> Vec<String> {
         &steps,
     );
     out
+}
+
+/// The predictions of block 0, in relative root mean squares.
+fn precision(set: &Set, recipe: Recipe, rows: &[Row]) -> Vec<String> {
+    if recipe == Recipe::Fp32 {
+        return Vec::new();
+    }
+    let off = |file: &str, tensor: &str| {
+        let row = rows
+            .iter()
+            .find(|r| r.file == file && r.tensor == tensor && r.made)?;
+        Some(row.rel_rms)
+    };
+    let lines = [
+        (
+            "the reference's bf16 prediction from its f32 one, by its own account",
+            stated(set),
+        ),
+        (
+            "ours from the reference's f32 one",
+            off("dit_blocks", "block0.noise_pred"),
+        ),
+        (
+            "ours from the reference's bf16 one",
+            off(BF16, "noise_pred"),
+        ),
+    ];
+    let line = |(what, x): (&str, Option<f64>)| Some(format!("{what}: {}", short(x?)));
+    lines.into_iter().filter_map(line).collect()
 }
 
 /// Three digits, or a word.
@@ -497,6 +537,12 @@ impl Report {
             ]));
         }
         columns(f, &table)?;
+        if !self.precision.is_empty() {
+            writeln!(f, "\nhow far off, in relative root mean squares")?;
+        }
+        for line in &self.precision {
+            writeln!(f, "  {line}")?;
+        }
         writeln!(f, "\nthe sink's keys and values do not depend on the step")?;
         self.sink
             .iter()

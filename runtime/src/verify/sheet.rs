@@ -4,10 +4,12 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use engines::recipe::Recipe;
 use engines::tensor::Tensor;
 use serde::{Serialize, Serializer};
 
 use super::compare::{Difference, compare};
+use super::precision::Precision;
 use super::set::{Entry, Set, Tolerance};
 
 /// One comparison.
@@ -24,6 +26,9 @@ pub struct Row {
     pub max_rel: f64,
     #[serde(serialize_with = "number")]
     pub cosine: f64,
+    /// Root mean square of the difference over that of the reference.
+    #[serde(serialize_with = "number")]
+    pub rel_rms: f64,
     pub worst_index: Vec<usize>,
     #[serde(serialize_with = "number")]
     pub got: f64,
@@ -91,6 +96,7 @@ impl Row {
             max_abs: d.max_abs,
             max_rel: d.max_rel,
             cosine: d.cosine,
+            rel_rms: d.rel_rms,
             worst_index: d.worst,
             got: d.got,
             want: d.want,
@@ -113,6 +119,7 @@ fn nothing(count: usize) -> Difference {
         max_abs: inf,
         max_rel: inf,
         cosine: nan,
+        rel_rms: inf,
         worst: Vec::new(),
         got: nan,
         want: nan,
@@ -133,6 +140,7 @@ enum Fate {
 /// The sheet of one pass over a set.
 pub(super) struct Sheet<'a> {
     set: &'a Set,
+    precision: Precision,
     fates: RefCell<BTreeMap<(String, String), Fate>>,
     rows: RefCell<Vec<Row>>,
 }
@@ -155,8 +163,17 @@ impl<'a> Sheet<'a> {
             .collect();
         Self {
             set,
+            precision: Precision::of(set, Recipe::Fp32),
             fates: RefCell::new(fates),
             rows: RefCell::default(),
+        }
+    }
+
+    /// The same sheet for what an export of `recipe` makes.
+    pub(super) fn of_recipe(self, recipe: Recipe) -> Self {
+        Self {
+            precision: Precision::of(self.set, recipe),
+            ..self
         }
     }
 
@@ -248,6 +265,10 @@ impl<'a> Sheet<'a> {
                 name,
                 format!("tolerance is not understood: {}", entry.rule),
             );
+        };
+        let rule = match self.precision.rule(component, (file, name), rule) {
+            Ok(rule) => rule,
+            Err(reason) => return self.not_checked(file, name, reason),
         };
         let want = match self.set.tensor(file, name) {
             Ok(Some(want)) => want,

@@ -19,6 +19,10 @@ pub(super) static COPIED_STATE: AtomicBool = AtomicBool::new(false);
 pub(super) enum Kind {
     Cpu,
     /// With the CUDA provider; it runs graphs on the CPU as well.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "one list of libraries for every build")
+    )]
     Cuda,
 }
 

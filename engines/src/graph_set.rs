@@ -1,0 +1,135 @@
+//! A folder of graphs without weights, as `avatar-export graphs` writes it: what they are graphs of, and which file holds which. Not here:
+//! exports with weights, which [`crate::manifest`] describes.
+use crate::backend::ort::GraphFile;
+use crate::components::{dit, probe};
+use crate::contract::{Contract, Sizes};
+use crate::exit::Exit;
+use crate::manifest::ModelConfig;
+use crate::recipe::Recipe;
+use std::path::{Path, PathBuf};
+
+/// File that describes the folder.
+pub const FILE: &str = "graphs.json";
+/// Format that this version writes and reads.
+const FORMAT: &str = "liveavatar-graphs/1";
+
+/// What a folder of graphs holds.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GraphSet {
+    format: String,
+    pub recipe: Recipe,
+    pub config: ModelConfig,
+}
+
+/// Why a folder of graphs cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum GraphSetError {
+    #[error("{}: cannot read: {source}; `avatar-export graphs` makes this folder", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{}: {source}; make the folder again with `avatar-export graphs`", path.display())]
+    Parse {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error("{}: format wants {FORMAT}, got {found}; make the folder again with `avatar-export graphs`", path.display())]
+    Format { path: PathBuf, found: String },
+}
+
+impl GraphSetError {
+    /// Always the graphs' fault.
+    pub fn exit(&self) -> Exit {
+        Exit::Model
+    }
+}
+
+impl GraphSet {
+    /// A set of this version's format.
+    pub fn new(recipe: Recipe, config: ModelConfig) -> Self {
+        Self {
+            format: FORMAT.to_owned(),
+            recipe,
+            config,
+        }
+    }
+
+    /// Reads a folder's description.
+    ///
+    /// # Errors
+    /// A file that is missing, malformed or of another format.
+    pub fn open(folder: &Path) -> Result<Self, GraphSetError> {
+        let path = folder.join(FILE);
+        let text = std::fs::read(&path).map_err(|source| GraphSetError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let set: Self = serde_json::from_slice(&text).map_err(|source| GraphSetError::Parse {
+            path: path.clone(),
+            source,
+        })?;
+        if set.format == FORMAT {
+            return Ok(set);
+        }
+        Err(GraphSetError::Format {
+            path,
+            found: set.format,
+        })
+    }
+
+    /// The file of a component of the transformer, or of the probe. Any layer's graph stands for all of its kind.
+    pub fn file(&self, folder: &Path, contract: &'static Contract) -> GraphFile {
+        let inject = &self.config.dit.audio_inject_layers;
+        let plain = (0..self.config.dit.layers).find(|l| !inject.contains(l));
+        let name = match contract.name {
+            n if n == dit::LAYER.name => dit::layer_name(plain.unwrap_or(0)),
+            n if n == dit::LAYER_AUDIO.name => {
+                dit::layer_name(inject.first().copied().unwrap_or(0))
+            }
+            n => n.to_owned(),
+        };
+        let sized = contract.name != probe::MATMUL.name;
+        GraphFile {
+            path: folder.join(format!("{name}.onnx")),
+            contract,
+            recipe: self.recipe,
+            bindings: match sized {
+                true => self.config.dit.bindings(),
+                false => crate::dim::Bindings::new(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::components::preset::Preset;
+
+    #[test]
+    fn a_set_reads_as_it_was_written_and_another_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = GraphSet::new(Recipe::Bf16, Preset::Full.config());
+        let write = |set: &GraphSet| {
+            std::fs::write(dir.path().join(FILE), serde_json::to_vec(set).unwrap()).unwrap();
+        };
+        write(&set);
+        let found = GraphSet::open(dir.path()).unwrap();
+        assert_eq!(found, set);
+        let file = found.file(dir.path(), &dit::LAYER);
+        assert!(file.path.ends_with("dit_layer.01.onnx"), "{file:?}");
+        write(&GraphSet {
+            format: "liveavatar-graphs/0".to_owned(),
+            ..set
+        });
+        let error = GraphSet::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("got liveavatar-graphs/0"), "{error}");
+        let error = GraphSet::open(&dir.path().join("none")).unwrap_err();
+        assert!(
+            error.to_string().contains("`avatar-export graphs`"),
+            "{error}"
+        );
+    }
+}

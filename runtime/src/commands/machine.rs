@@ -1,0 +1,131 @@
+//! The devices that a video is made on, opened: those of a profile, real or virtual, or what flags ask for.
+
+use engines::backend::ort::{OrtCpu, Runtime};
+use engines::manifest::Models;
+use engines::memory::HostMemory;
+use engines::profile::{Kind, Profile};
+
+use crate::cli::Generate;
+use crate::device;
+use crate::error::Error;
+use crate::events::{Event, Observer};
+use crate::generate::{Clips, Request};
+use crate::picture::Picture;
+use crate::plan::Plan;
+use crate::planner::found::Machine;
+use crate::planner::{self, Ask, Planned, PlannerError};
+
+/// Backends by device number, at least one, and the placement where a profile gave it.
+pub(super) struct Placed {
+    pub(super) backends: Vec<OrtCpu>,
+    pub(super) plan: Option<Plan>,
+}
+
+/// One CPU, or virtual devices with a budget.
+///
+/// # Errors
+/// A folder that cannot be used, a placement that does not cover the model.
+pub(super) fn as_told(
+    args: &Generate,
+    request: &Request,
+    observer: &dyn Observer,
+) -> Result<Placed, Error> {
+    observer.event(&Event::Phase("opening the models"));
+    let backend = super::open(&args.models, args.threads)?;
+    let Some(budget) = request.virtual_budget() else {
+        return Ok(Placed {
+            backends: vec![backend],
+            plan: None,
+        });
+    };
+    let plan = request.plan(&backend.models().config().dit)?;
+    let last = plan.device_ids().into_iter().max().unwrap_or(0);
+    let budgets = vec![budget; last + 1];
+    Ok(Placed {
+        backends: virtual_devices(&backend, &budgets),
+        plan: None,
+    })
+}
+
+/// The devices of a profile, after a check that the video fits them.
+///
+/// # Errors
+/// As [`planner::plan`]; devices or free memory that the machine lacks.
+pub(super) fn placed(
+    args: &Generate,
+    request: &Request,
+    observer: &dyn Observer,
+) -> Result<Placed, Error> {
+    observer.event(&Event::Phase("opening the models"));
+    let models = Models::open(&args.models)?;
+    let planned = planned(args, request, &models, observer)?;
+    let dit = &models.config().dit;
+    let mut plan = planned.placement.plan(dit.layers, request.steps)?;
+    let gpu = planned.profile.each_device().any(|d| d.kind == Kind::Gpu);
+    let threads = device::threads(args.threads);
+    let backends = if !gpu {
+        vec![OrtCpu::with(models, Runtime::cpu(threads)?)]
+    } else if args.virtual_devices {
+        let budgets: Vec<u64> = planned.devices.iter().map(|d| d.usable).collect();
+        let backend = OrtCpu::with(models, Runtime::cpu(threads)?);
+        virtual_devices(&backend, &budgets)
+    } else {
+        Machine::look().check(&planned)?;
+        plan.kind = "cuda";
+        let device = |(i, d): (usize, &planner::memory::Budget)| {
+            let runtime = device::cuda_at_most(i as u32, d.usable, threads)?;
+            Ok(OrtCpu::with(models.clone(), runtime))
+        };
+        let all = planned.devices.iter().enumerate().map(device);
+        all.collect::<Result<_, Error>>()?
+    };
+    Ok(Placed {
+        backends,
+        plan: Some(plan),
+    })
+}
+
+/// The plan of the profile for this export's own precision.
+fn planned(
+    args: &Generate,
+    request: &Request,
+    models: &Models,
+    observer: &dyn Observer,
+) -> Result<Planned, Error> {
+    let picture = Picture::open(&request.image)?;
+    let ask = Ask {
+        size: request.size.effective(request.size_mode, picture.size())?,
+        steps: request.steps,
+        infer_frames: request.infer_frames,
+        clips: match request.clips {
+            Clips::Auto => None,
+            Clips::AtMost(n) => Some(n),
+        },
+    };
+    let name = args.profile.as_deref().unwrap_or("auto");
+    let mut profile = match name {
+        "auto" => Machine::look().plan(models.config(), &ask)?.profile,
+        _ => Profile::open(name).map_err(PlannerError::from)?,
+    };
+    if profile.recipe != models.recipe() {
+        let text = format!(
+            "profile {} plans recipe {}, these models are {}; planning for {}",
+            profile.name,
+            profile.recipe,
+            models.recipe(),
+            models.recipe()
+        );
+        observer.event(&Event::Notice(text));
+        profile = profile
+            .with_recipe(models.recipe())
+            .map_err(PlannerError::from)?;
+    }
+    Ok(planner::plan(&profile, models.config(), &ask)?)
+}
+
+/// A device of its own budget for every number.
+fn virtual_devices(backend: &OrtCpu, budgets: &[u64]) -> Vec<OrtCpu> {
+    let device =
+        |(i, budget): (usize, &u64)| backend.on(HostMemory::new(format!("cpu:{i}"), *budget));
+    budgets.iter().enumerate().map(device).collect()
+}

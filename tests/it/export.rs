@@ -1,0 +1,342 @@
+//! Exports that are killed, stopped, crowded or cut: what is kept, what is begun anew, and that no byte differs in the end. Memory is what the
+//! system counts, of the real binary.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use engines::exit::Exit;
+use engines::manifest::{Manifest, Models};
+use exporter::synth::{Preset, SynthOptions, synth};
+use tempfile::TempDir;
+use tests::files::listing;
+use tests::program::{Finished, Program};
+
+/// A random checkpoint, removed with the value.
+struct Checkpoint {
+    dir: TempDir,
+}
+
+impl Checkpoint {
+    fn new(layers: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = SynthOptions {
+            layers: Some(layers),
+            seed: 5,
+        };
+        synth(Preset::Tiny, &options, &dir.path().join("ckpt")).unwrap();
+        Self { dir }
+    }
+
+    /// `avatar-export onnx` of it to `out`.
+    fn command(&self, out: &Path, flags: &[&str]) -> Command {
+        let ckpt = self.dir.path().join("ckpt");
+        let mut command = Program::Export.command();
+        command.arg("onnx").arg("--ckpt_dir");
+        command.arg(ckpt.join("Wan2.2-S2V-14B")).arg("--lora");
+        command.arg(ckpt.join("LiveAvatar/liveavatar.safetensors"));
+        command.arg("--out").arg(out).args(flags);
+        command
+    }
+
+    fn export(&self, out: &Path, flags: &[&str]) -> Finished {
+        Finished::from(self.command(out, flags).output().unwrap())
+    }
+}
+
+/// Deep enough for several blocks of the largest data file, and its export that nothing interrupted: hashes by name.
+fn deep() -> &'static (Checkpoint, BTreeMap<PathBuf, String>) {
+    static MADE: OnceLock<(Checkpoint, BTreeMap<PathBuf, String>)> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let checkpoint = Checkpoint::new(16);
+        let out = checkpoint.dir.path().join("whole");
+        checkpoint.export(&out, &[]).ok();
+        let files = hashes(&out);
+        fs::remove_dir_all(out).unwrap();
+        (checkpoint, files)
+    })
+}
+
+fn hashes(folder: &Path) -> BTreeMap<PathBuf, String> {
+    let hash = |f: PathBuf| {
+        let hash = engines::manifest::hash_file(&folder.join(&f)).unwrap();
+        (f, hash)
+    };
+    listing(folder).into_iter().map(hash).collect()
+}
+
+/// Runs `command` until `ready`, then kills it as the system would, unless it has ended.
+fn killed(mut command: Command, mut ready: impl FnMut() -> bool) -> bool {
+    let mut child: Child = command.spawn().unwrap();
+    let give_up = Instant::now() + Duration::from_secs(120);
+    while child.try_wait().unwrap().is_none() && !ready() {
+        assert!(Instant::now() < give_up, "never got there");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    !child.wait().unwrap().success()
+}
+
+fn journal(out: &Path) -> PathBuf {
+    out.with_file_name(".models.partial/export.journal")
+}
+
+/// Blocks that the journal of an unfinished export lists.
+fn blocks(out: &Path) -> Option<usize> {
+    let text = fs::read_to_string(journal(out)).ok()?;
+    Some(text.lines().count().saturating_sub(1))
+}
+
+#[test]
+fn a_killed_export_continues_and_ends_with_the_same_bytes() {
+    let (checkpoint, whole) = deep();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("models");
+    // As soon as anything exists, after the first block, after some, after all; and wherever chance has it.
+    let mut kills = 0;
+    for wanted in [0, 1, 3, 5] {
+        kills += usize::from(killed(checkpoint.command(&out, &[]), || {
+            blocks(&out).is_some_and(|n| n >= wanted) || out.exists()
+        }));
+        assert!(out.exists() || blocks(&out).is_some_and(|n| n >= wanted));
+    }
+    let seed = u64::from(std::process::id());
+    for i in 1..=4 {
+        let wait = Duration::from_millis(seed.wrapping_mul(2_654_435_761 * i) % 600);
+        let start = Instant::now();
+        kills += usize::from(killed(checkpoint.command(&out, &[]), || {
+            start.elapsed() >= wait
+        }));
+    }
+    assert!(kills >= 4, "only {kills} runs were killed");
+    checkpoint.export(&out, &[]).ok();
+    assert_eq!(hashes(&out), *whole);
+    assert_eq!(listing(dir.path()).len(), whole.len(), "something is left");
+}
+
+#[test]
+fn what_an_unfinished_export_left_is_looked_through_not_trusted() {
+    let (checkpoint, whole) = deep();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("models");
+    killed(checkpoint.command(&out, &[]), || {
+        blocks(&out).is_some_and(|n| n >= 3)
+    });
+    // A bit of a listed block is turned, and a line of the journal is torn.
+    let text = fs::read_to_string(journal(&out)).unwrap();
+    let mut data = File::options()
+        .read(true)
+        .write(true)
+        .open(
+            out.with_file_name(".models.partial")
+                .join(first_file(&text)),
+        )
+        .unwrap();
+    let mut byte = [0];
+    data.seek(SeekFrom::Start(1000)).unwrap();
+    data.read_exact(&mut byte).unwrap();
+    data.seek(SeekFrom::Start(1000)).unwrap();
+    data.write_all(&[byte[0] ^ 1]).unwrap();
+    fs::write(journal(&out), &text[..text.len() - 7]).unwrap();
+    let said = checkpoint.export(&out, &[]).ok().stdout;
+    assert!(
+        said.contains("bytes were kept from an unfinished run"),
+        "{said}"
+    );
+    assert_eq!(hashes(&out), *whole);
+}
+
+/// The data file that the first line of a journal names, whose first block it is.
+fn first_file(journal: &str) -> String {
+    let line = journal.lines().skip(1).find(|l| l.contains(" 0 "));
+    line.and_then(|l| l.split(' ').next()).unwrap().to_owned()
+}
+
+#[test]
+fn an_unfinished_export_of_another_request_is_thrown_away_with_a_notice() {
+    let (checkpoint, whole) = deep();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("models");
+    let leave = |flags: &[&str]| {
+        killed(checkpoint.command(&out, flags), || {
+            blocks(&out).is_some_and(|n| n >= 2)
+        })
+    };
+    assert!(leave(&["--lora-scale", "0.25"]));
+    let finished = checkpoint.export(&out, &[]).ok();
+    let notice = "an unfinished export of another LoRA strength is thrown away";
+    assert!(finished.stderr.contains(notice), "{}", finished.stderr);
+    assert!(!finished.stdout.contains("kept"), "{}", finished.stdout);
+    assert_eq!(hashes(&out), *whole);
+    // The same one is thrown away where that is asked for.
+    assert!(leave(&[]));
+    let finished = checkpoint.export(&out, &["--restart"]).ok();
+    assert!(!finished.stdout.contains("kept"), "{}", finished.stdout);
+    assert_eq!(hashes(&out), *whole);
+}
+
+#[test]
+fn a_run_killed_while_it_published_is_finished_by_the_next() {
+    let (checkpoint, whole) = deep();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("models");
+    killed(checkpoint.command(&out, &[]), || {
+        blocks(&out).is_some_and(|n| n >= 1)
+    });
+    let kept = fs::read(journal(&out)).unwrap();
+    checkpoint.export(&out, &[]).ok();
+    // As it lies between taking the name and removing the journal, with the replaced export still there.
+    fs::write(out.join("export.journal"), kept).unwrap();
+    let old = out.with_file_name(".models.partial");
+    fs::create_dir(&old).unwrap();
+    fs::write(old.join("manifest.json"), "{}").unwrap();
+    checkpoint.export(&out, &[]).ok();
+    assert_eq!(hashes(&out), *whole);
+    assert_eq!(listing(dir.path()).len(), whole.len(), "something is left");
+}
+
+#[test]
+fn a_signal_stops_an_export_and_says_how_to_go_on() {
+    let (checkpoint, whole) = deep();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("models");
+    let child = checkpoint.command(&out, &[]).spawn().unwrap();
+    let give_up = Instant::now() + Duration::from_secs(120);
+    while blocks(&out).is_none_or(|n| n < 1) && Instant::now() < give_up {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    let finished = Finished::from(child.wait_with_output().unwrap());
+    let message = finished.error(Exit::Interrupted);
+    assert!(
+        message.starts_with("stopped by a signal; ")
+            && message.ends_with("the same command continues, --restart begins anew"),
+        "{message}"
+    );
+    checkpoint.export(&out, &[]).ok();
+    assert_eq!(hashes(&out), *whole);
+}
+
+#[test]
+fn one_process_at_a_time_writes_an_export() {
+    let (checkpoint, _) = deep();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("models");
+    fs::create_dir(journal(&out).parent().unwrap()).unwrap();
+    let held = File::create(journal(&out)).unwrap();
+    held.lock().unwrap();
+    let message = checkpoint.export(&out, &[]).error(Exit::Resources);
+    assert!(
+        message.contains("another export is writing here"),
+        "{message}"
+    );
+    assert_eq!(fs::read(journal(&out)).unwrap(), b"");
+    // A folder of that name which is no export is somebody else's.
+    drop(held);
+    fs::remove_file(journal(&out)).unwrap();
+    fs::write(journal(&out).with_file_name("thesis.txt"), "years of work").unwrap();
+    let message = checkpoint.export(&out, &[]).error(Exit::Usage);
+    assert!(message.contains(".models.partial"), "{message}");
+    assert_eq!(
+        listing(dir.path()),
+        [PathBuf::from(".models.partial/thesis.txt")]
+    );
+}
+
+/// Peak memory that a run printed, file pages apart, in MB.
+fn peak(said: &str) -> u64 {
+    let (_, rest) = said.split_once("peak memory ").unwrap();
+    rest.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn memory_does_not_grow_with_the_model() {
+    let (deep, _) = deep();
+    let flat = Checkpoint::new(2);
+    let dir = tempfile::tempdir().unwrap();
+    let run = |checkpoint: &Checkpoint, name: &str| {
+        let out = dir.path().join(name);
+        let peak = peak(&checkpoint.export(&out, &[]).ok().stdout);
+        let bytes: u64 = Models::open(&out)
+            .unwrap()
+            .manifest()
+            .data
+            .iter()
+            .map(|d| d.file.bytes / 1_000_000)
+            .sum();
+        (peak, bytes)
+    };
+    let (less, few) = run(&flat, "flat");
+    let (more, many) = run(deep, "deep");
+    assert!(many >= few + 40, "{few} {many}");
+    // Blocks of two workers and graphs: the weights of the added layers are not among it.
+    assert!(
+        more < 2_000 && more <= less + (many - few) / 2,
+        "{less} {more}"
+    );
+}
+
+#[test]
+fn an_export_can_be_cut_to_its_first_layers() {
+    let (checkpoint, _) = deep();
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
+    checkpoint.export(&whole, &[]).ok();
+    let whole = Models::open(&whole).unwrap();
+    let all = whole.manifest();
+    // The last layer with sound is among those that go.
+    let inject = |m: &Manifest| m.config.dit.audio_inject_layers.clone();
+    let layers = *inject(all).last().unwrap();
+    checkpoint
+        .export(&cut, &["--layers", &layers.to_string()])
+        .ok();
+    let cut = Models::open(&cut).unwrap();
+    let few = cut.manifest();
+    assert_eq!((all.layers_of, few.layers_of), (None, Some(16)));
+    assert_eq!(few.config.dit.layers, layers);
+    assert_eq!(inject(few), inject(all)[..inject(all).len() - 1]);
+    let targets = |m: &Manifest| m.lora.as_ref().unwrap().targets;
+    assert!(targets(few) < targets(all));
+    // What is left has the bytes that it has in the whole.
+    for component in &few.components {
+        let (mine, other) = (
+            cut.weights(&component.name).unwrap(),
+            whole.weights(&component.name).unwrap(),
+        );
+        assert_eq!(mine.slab_bytes(), other.slab_bytes(), "{}", component.name);
+    }
+    let bytes = |m: &Models, name: &str| {
+        let (file, w) = m
+            .manifest()
+            .data
+            .iter()
+            .find_map(|d| Some((&d.file.file, d.weights.iter().find(|w| w.name == name)?)))
+            .unwrap();
+        let data = fs::read(m.dir().join(file)).unwrap();
+        data[w.offset as usize..(w.offset + w.length) as usize].to_vec()
+    };
+    let last = format!("blocks.{}.ffn.2.weight", layers - 1);
+    for key in [last.as_str(), "blocks.0.self_attn.q.weight"] {
+        let data = few.data.iter().flat_map(|d| &d.weights);
+        let name = &data.clone().find(|w| w.key == key).unwrap().name;
+        assert_eq!(bytes(&cut, name), bytes(&whole, name), "{key}");
+    }
+    for layers in ["0", "17"] {
+        let out = dir.path().join("none");
+        let message = checkpoint
+            .export(&out, &["--layers", layers])
+            .error(Exit::Usage);
+        assert!(
+            message.ends_with("wanted 1 to 16, which the checkpoint has"),
+            "{message}"
+        );
+        assert!(!out.exists());
+    }
+}
