@@ -27,7 +27,6 @@ fn models() -> &'static (TempDir, Models) {
             layers: None,
             ckpt_dir: ckpt.join("Wan2.2-S2V-14B"),
             lora: None,
-            layers: None,
             recipe: Recipe::Fp32,
             out: dir.path().join("models"),
         };
