@@ -98,7 +98,7 @@ def self_check():
 def metadata(file, rules):
     if file:
         return json.loads(Path(file).read_text(encoding="utf-8"))
-    command = ["cargo", "metadata", "--format-version", "1", "--locked"]
+    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--all-features"]
     for target in rules["graph"]["targets"]:
         command += ["--filter-platform", target]
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)

@@ -24,7 +24,7 @@ fn help_of_every_command() {
         (
             Program::Export,
             "export",
-            &["inspect", "synth", "onnx", "graphs"][..],
+            &["inspect", "synth", "onnx", "graphs", "build"][..],
         ),
         (
             Program::Run,

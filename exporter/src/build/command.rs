@@ -25,6 +25,13 @@ pub enum BackendName {
     OrtCuda,
 }
 
+/// What this binary has.
+const DEFAULT_BACKEND: &str = if cfg!(feature = "tensorrt") {
+    "tensorrt"
+} else {
+    "tensorrt-rtx"
+};
+
 #[derive(Debug, clap::Args)]
 pub struct BuildArgs {
     /// Kind of machine, by name or as a file
@@ -34,7 +41,7 @@ pub struct BuildArgs {
     #[arg(long)]
     models: Option<PathBuf>,
     /// What builds and runs the engines
-    #[arg(long, value_enum, default_value = "tensorrt-rtx")]
+    #[arg(long, value_enum, default_value = DEFAULT_BACKEND)]
     backend: BackendName,
     /// Folder of the engines
     #[arg(long)]
@@ -139,7 +146,7 @@ impl BuildArgs {
         };
         let models = Models::open(dir)?;
         match models.recipe() {
-            got if got == profile.recipe => Ok(Source::Models(models)),
+            got if got == profile.recipe => Ok(Source::Models(Box::new(models))),
             got => Err(BuildError::Recipe {
                 want: profile.recipe,
                 got,

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 pub enum Source {
     /// An export, weights and all.
-    Models(Models),
+    Models(Box<Models>),
     /// Sizes alone: engines whose weights are bound can be built, the others can only be planned.
     Preset(Preset, Recipe),
 }

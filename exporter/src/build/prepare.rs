@@ -241,3 +241,84 @@ fn bytes_of(onnx_type: i32) -> u64 {
         _ => 1,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{AttentionOptions, Builder, write};
+    use engines::contract::{DType, Port};
+
+    /// One attention over ports of a type and shape, as bytes.
+    fn attention(dtype: DType, shape: &'static str) -> Vec<u8> {
+        let source: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        let b = Builder::new("t", &source);
+        let [q, k, v] = ["q", "k", "v"].map(|name| b.input(&Port::new(name, dtype, shape)));
+        let o = q.attention(k, v, AttentionOptions::default());
+        b.output(&Port::new("o", dtype, shape), o);
+        let graph = b.finish().unwrap();
+        let model = write::to_model(&graph, write::WeightPlacement::AsInputs).unwrap();
+        model.encode_to_vec()
+    }
+
+    fn sizes(list: &[(&str, [i64; 3])]) -> Sizes {
+        let range = |[min, opt, max]: [i64; 3]| Range { min, opt, max };
+        list.iter()
+            .map(|(k, r)| ((*k).to_owned(), range(*r)))
+            .collect()
+    }
+
+    #[test]
+    fn only_attention_without_a_fused_kernel_may_be_spelt_out() {
+        let one = sizes(&[("L", [8, 8, 8])]);
+        for (dtype, shape, spelt) in [
+            (DType::F32, "1 4 L 64", true),
+            (DType::BF16, "1 4 L 64", false),
+            (DType::BF16, "1 40 L 128", false),
+            (DType::BF16, "1 1 L 384", true),
+            (DType::BF16, "1 3 L 28", true),
+        ] {
+            let onnx = prepare(&attention(dtype, shape), &one).unwrap().onnx;
+            let graph = ModelProto::decode(&onnx[..]).unwrap().graph.unwrap();
+            let attributes = graph.node.iter().flat_map(|n| &n.attribute);
+            let found = attributes.filter(|a| a.name.as_deref() == Some("TRT_decomposable"));
+            assert_eq!(found.count(), usize::from(spelt), "{dtype} {shape}");
+        }
+    }
+
+    #[test]
+    fn fixed_sizes_are_written_and_varying_ones_become_ranges() {
+        let onnx = attention(DType::BF16, "B 2 3*h*w 64");
+        let given = sizes(&[
+            ("B", [1, 2, 4]),
+            ("h", [2; 3]),
+            ("w", [5; 3]),
+            ("S", [9; 3]),
+        ]);
+        let p = prepare(&onnx, &given).unwrap();
+        let q = &p.varying[0];
+        assert_eq!((q.name.as_str(), &q.min[..]), ("q", &[1, 2, 30, 64][..]));
+        assert_eq!(
+            (&q.opt[..], &q.max[..]),
+            (&[2, 2, 30, 64][..], &[4, 2, 30, 64][..])
+        );
+        // Three inputs of two bytes an element, at their largest.
+        assert_eq!(p.inputs, 3 * 2 * 4 * 2 * 30 * 64);
+        let used: Vec<&str> = p.symbols.iter().map(String::as_str).collect();
+        assert_eq!(
+            used,
+            ["B", "h", "w"],
+            "what the graph does not use changes no key"
+        );
+    }
+
+    #[test]
+    fn a_symbol_without_a_value_and_bytes_that_are_no_graph_are_named() {
+        let onnx = attention(DType::BF16, "B 2 L 64");
+        let error = prepare(&onnx, &sizes(&[("B", [1, 1, 1])])).unwrap_err();
+        assert!(error.to_string().contains("input q: size \"L\""), "{error}");
+        assert!(matches!(
+            prepare(b"not a graph", &Sizes::new()),
+            Err(PrepareError::Decode(_))
+        ));
+    }
+}

@@ -38,7 +38,7 @@ fn models() -> &'static (TempDir, Models) {
 
 fn request(out: &Path) -> Request {
     Request {
-        source: Source::Models(models().1.clone()),
+        source: Source::Models(Box::new(models().1.clone())),
         limits: Limits {
             width: 256,
             height: 256,
@@ -226,7 +226,7 @@ fn engines_that_do_not_fit_are_refused_with_the_command_that_rebuilds() {
         }),
         ("size: wanted", "--sm 89", |out, _| {
             edit(out, |s| {
-                fs::write(out.join(&s.engines[0].file.file), "").unwrap()
+                fs::write(out.join(&s.engines[0].file.file), "").unwrap();
             });
         }),
         ("no engine of text_encoder", "--sm 89", |out, _| {
