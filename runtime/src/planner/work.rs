@@ -232,7 +232,7 @@ impl Work {
         let feed_forward = self.block * d * 4 + 2 * hidden + inner;
         let scores = match kind {
             Kind::Gpu => 0,
-            Kind::Cpu => 2 * bytes(self.config.dit.heads) * self.block * keys * 4,
+            Kind::Cpu => bytes(self.config.dit.heads) * self.block * keys * 4,
         };
         rim + (attention + scores).max(feed_forward)
     }
@@ -413,12 +413,16 @@ impl Work {
         contract.state.iter().map(elements).sum::<u64>() * self.compute()
     }
 
-    /// Most bytes of inner values at once in a VAE's graph, where pixels are whole: a residual block's input, its normed and padded copies
-    /// and its output, in the width of the full resolution.
-    pub fn vae_activations(&self) -> u64 {
+    /// Most bytes of inner values at once in a VAE's graph, where pixels are whole and `full` is a tensor of the base width. Fused: a residual
+    /// block's input, its norm, the product with the gain, the join with two cached frames (half as much again) and its output. On a CPU as
+    /// measured at two sizes: its kernels hold unrolled copies, and the operators of the norm one tensor each.
+    pub fn vae_activations(&self, kind: Kind) -> u64 {
         let full = bytes(self.config.vae.dim * TEMPORAL_STRIDE) * 64 * self.latent_pixels();
-        // Input, norm, its product with the gain, joined with two cached frames (half as much again), output.
-        full * self.compute() * 11 / 2
+        let quarters = match kind {
+            Kind::Gpu => 22,
+            Kind::Cpu => 55,
+        };
+        full * self.compute() * quarters / 4
     }
 }
 
