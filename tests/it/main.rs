@@ -2,4 +2,5 @@
 mod cli;
 mod graphs;
 mod parity;
+mod plans;
 mod stream;
