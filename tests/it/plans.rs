@@ -15,7 +15,7 @@ fn changed(dir: &std::path::Path, from: &str, to: &str) -> String {
 #[test]
 fn help_of_plan_and_simulate() {
     for command in ["plan", "simulate"] {
-        let out = Program::Run.run(&[command, "--help"]).ok();
+        let out = Program::Run.run([command, "--help"]).ok();
         insta::assert_snapshot!(format!("help_run_{command}"), out.stdout);
     }
 }
@@ -37,7 +37,7 @@ fn bad_plans() {
     ] {
         let profile = changed(dir.path(), from, to);
         let message = Program::Run
-            .run(&["plan", "--profile", &profile])
+            .run(["plan", "--profile", &profile])
             .error(Exit::Usage);
         assert_eq!(message.lines().count(), 1, "{message}");
         t.add(to, Exit::Usage, &message);
@@ -101,7 +101,7 @@ fn a_plan_and_a_timeline_are_json_and_a_picture() {
         "--json",
     ];
     let plan: serde_json::Value =
-        serde_json::from_str(&Program::Run.run(&line).ok().stdout).unwrap();
+        serde_json::from_str(&Program::Run.run(line).ok().stdout).unwrap();
     assert_eq!(plan["placement"]["stages"].as_array().unwrap().len(), 4);
     let sum: u64 = [
         "weights",
@@ -129,9 +129,9 @@ fn a_plan_and_a_timeline_are_json_and_a_picture() {
         &svg,
         "--json",
     ];
-    let t: serde_json::Value = serde_json::from_str(&Program::Run.run(&line).ok().stdout).unwrap();
+    let t: serde_json::Value = serde_json::from_str(&Program::Run.run(line).ok().stdout).unwrap();
     assert_eq!(t["decoded"].as_array().unwrap().len(), 5);
     assert!(std::fs::read_to_string(&svg).unwrap().ends_with("</svg>\n"));
     let line = ["simulate", "--profile", "2x24g", "--svg", "/nowhere/t.svg"];
-    Program::Run.run(&line).error(Exit::Input);
+    Program::Run.run(line).error(Exit::Input);
 }
