@@ -377,3 +377,6 @@ impl Planned {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,4 +4,5 @@ mod export;
 mod graphs;
 mod parity;
 mod placement;
+mod plans;
 mod stream;

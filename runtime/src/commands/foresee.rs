@@ -81,8 +81,9 @@ fn summary(
     let first = timeline.decoded.first().copied().unwrap_or(0.0);
     let frames = planned.work.config().dit.block_frames * crate::ring::FRAMES_PER_LATENT;
     let mut text = format!(
-        "{title}\nfirst frame after {first:.2} s, all after {last:.2} s; {:.1} frames a second once steady\n",
-        frames as f64 / timeline.seconds_a_block(planned.ask.steps, None)
+        "{title}\nfirst frame after {first:.2} s, all {} after {last:.2} s; {:.1} frames a second in a long video\n",
+        frames * timeline.decoded.len(),
+        planned.speed.fps
     );
     for (d, name) in names.iter().enumerate() {
         let busy = timeline.utilisation(d, first, last);

@@ -52,6 +52,7 @@ const TOLD: usize = 4;
 pub fn nearest(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Way> {
     let fits = |c: &Change| draw(&c.profile, config, &c.ask).is_ok_and(|d| d.lack().is_none());
     let mut changes = settings(profile, config, ask);
+    changes.extend(lighter_beside_vae(profile, config, ask));
     changes.extend(smaller(profile, config, ask));
     changes.extend(others(profile, ask));
     changes.sort_by_key(|c| c.cost);
@@ -256,6 +257,34 @@ pub fn levers(planned: &Planned) -> Vec<Lever> {
         }
     }
     found
+}
+
+/// Fewer layers on the device that has the VAE as well.
+fn lighter_beside_vae(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
+    let Ok(drawn) = draw(profile, config, ask) else {
+        return Vec::new();
+    };
+    let stages = &drawn.placement.stages;
+    let vae = stages.iter().position(|s| s.device == drawn.placement.vae);
+    let (Some(vae), 1, 2..) = (vae, profile.layout.steps, stages.len()) else {
+        return Vec::new();
+    };
+    let lighter = |moved: usize| {
+        let mut shares: Vec<usize> = stages.iter().map(|s| s.layers.len() + moved).collect();
+        shares[vae] = stages[vae]
+            .layers
+            .len()
+            .checked_sub(moved * (stages.len() - 1))?;
+        let mut p = profile.clone();
+        p.layout.layers = Parts::Shares(shares.clone());
+        Some(Change {
+            what: format!("layout.layers = {shares:?} (fewer beside the VAE)"),
+            cost: 4 + moved as u32,
+            profile: p,
+            ask: ask.clone(),
+        })
+    };
+    (1..=3).filter_map(lighter).collect()
 }
 
 /// Layers taken off the device that has the VAE as well, in the proportion that evens out what each computes.

@@ -160,7 +160,7 @@ impl Machine {
             let all = Profile::built_in().unwrap_or_default();
             let names: Vec<String> = all
                 .into_iter()
-                .filter(|p| self.suits(p))
+                .filter(|p| p.name != profile.name && self.suits(p))
                 .map(|p| p.name)
                 .collect();
             if names.is_empty() {
@@ -286,4 +286,119 @@ fn meminfo(text: &str) -> f64 {
     let total = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
     let kib = total.and_then(|t| t.trim().trim_end_matches(" kB").parse::<f64>().ok());
     kib.unwrap_or(0.0) * 1024.0 / GIB
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::size::Size;
+    use engines::components::preset::Preset;
+    use engines::exit::Exit;
+
+    fn machine(lines: &[&str]) -> Machine {
+        Machine {
+            cards: lines.iter().filter_map(|l| card(l)).collect(),
+            cores: 16,
+            memory_gib: 128.0,
+            no_cards: lines.is_empty().then(|| "as planned".to_owned()),
+        }
+    }
+
+    fn ask() -> Ask {
+        Ask {
+            size: Size {
+                width: 704,
+                height: 384,
+            },
+            steps: 4,
+            infer_frames: 48,
+            clips: None,
+        }
+    }
+
+    const R4090: &str = "NVIDIA GeForce RTX 4090, 24564, 24111, 8.9, 4, 16";
+    const H200: &str = "NVIDIA H200, 143771, 143000, 9.0, 5, 16";
+
+    #[test]
+    fn a_line_of_nvidia_smi_is_read_and_a_field_that_is_not_known_is_left_out() {
+        let read = card(R4090).unwrap();
+        assert_eq!(
+            (read.name.as_str(), read.sm),
+            ("NVIDIA GeForce RTX 4090", 89)
+        );
+        assert!((read.memory_gib - 23.99).abs() < 0.01 && read.host_link_gbs == 24.0);
+        let odd = card("NVIDIA GB10, 122570, [N/A], 12.1, [N/A], [N/A]").unwrap();
+        assert_eq!((odd.sm, odd.host_link_gbs), (121, 0.0));
+        assert_eq!(odd.free_gib, odd.memory_gib);
+        for line in [
+            "",
+            "No devices were found",
+            "a, b, c, d, e, f",
+            "x, 1, 1, nine, 4, 16",
+        ] {
+            assert_eq!(card(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn auto_takes_the_fastest_profile_that_the_cards_carry() {
+        let config = Preset::Full.config();
+        for (cards, want) in [
+            (&[R4090][..], "1x24g-offload"),
+            (&[R4090; 2], "2x24g-offload"),
+            (&[R4090; 4], "4x24g"),
+            (&[H200], "1x141g"),
+            (&[H200; 5], "5x80g"),
+        ] {
+            let planned = machine(cards).plan(&config, &ask()).unwrap();
+            assert_eq!(planned.profile.name, want, "{cards:?}");
+            assert_eq!(planned.profile.devices[0].sm, machine(cards).cards[0].sm);
+        }
+        let small = Ask {
+            size: Size {
+                width: 256,
+                height: 256,
+            },
+            ..ask()
+        };
+        let planned = machine(&[]).plan(&Preset::Small.config(), &small).unwrap();
+        assert_eq!(
+            (
+                planned.profile.name.as_str(),
+                planned.profile.devices[0].cores
+            ),
+            ("cpu", 16)
+        );
+    }
+
+    #[test]
+    fn more_devices_than_there_are_and_memory_that_is_taken_are_refused() {
+        let config = Preset::Full.config();
+        let profile = Profile::open("4x24g").unwrap();
+        let planned = plan(&profile, &config, &ask()).unwrap();
+        let error = machine(&[R4090; 2]).check(&planned).unwrap_err();
+        assert_eq!(error.exit(), Exit::Resources);
+        assert_eq!(
+            error.to_string(),
+            "profile 4x24g is for 4 devices of 24 GiB, this machine has 2 (NVIDIA GeForce RTX 4090 24 GiB, NVIDIA GeForce RTX 4090 24 GiB); \
+             profiles for it: 2x24g-offload, 1x24g-offload, 1x16g-offload"
+        );
+        let error = machine(&[]).check(&planned).unwrap_err().to_string();
+        assert!(error.contains("this machine has no NVIDIA device (as planned); 16 cores, 128 GiB; profiles for it: cpu"), "{error}");
+        let busy = R4090.replace("24111", "8000");
+        let mut cards = [R4090; 4].to_vec();
+        cards[2] = &busy;
+        let error = machine(&cards).check(&planned).unwrap_err().to_string();
+        assert!(error.starts_with("cuda:2 (NVIDIA GeForce RTX 4090) has 7.8 GiB free, profile 4x24g plans 18.4; end what else uses it"), "{error}");
+        assert!(machine(&[R4090; 4]).check(&planned).is_ok());
+    }
+
+    #[test]
+    fn memory_of_the_host_is_read() {
+        assert_eq!(
+            meminfo("MemTotal:       16777216 kB\nMemFree: 3 kB\n"),
+            16.0
+        );
+        assert_eq!(meminfo("nonsense"), 0.0);
+    }
 }

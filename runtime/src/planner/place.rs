@@ -209,46 +209,56 @@ fn roomiest(profile: &Profile, work: &Work, ask: &Ask, placement: &Placement) ->
         .map_or(0, |(device, _)| device)
 }
 
-/// Decides what stays on each stage's device.
+/// Decides what stays on each stage's device: rings first (a layer's weights cross once a call, its rings once for each lane), then as many
+/// layers' weights as there is room for.
 fn settle(profile: &Profile, work: &Work, ask: &Ask, placement: &mut Placement) {
     let policy = profile.residency;
+    let rings = match policy.rings {
+        Keep::Device => &[false][..],
+        Keep::Host => &[true],
+        Keep::Fit => &[false, true],
+    };
     for i in 0..placement.stages.len() {
         let layers = placement.stages[i].layers.len();
-        let candidates = |rings_on_host: bool, resident_layers: usize| StageResidency {
-            resident_layers,
-            rings_on_host,
-            slots: policy.slots,
+        let (least, most) = match policy.weights {
+            Keep::Device => (layers, layers),
+            Keep::Host => (0, 0),
+            Keep::Fit => (0, layers),
         };
-        let rings = match policy.rings {
-            Keep::Device => &[false][..],
-            Keep::Host => &[true],
-            Keep::Fit => &[false, true],
-        };
-        let weights: Vec<usize> = match policy.weights {
-            Keep::Device => vec![layers],
-            Keep::Host => vec![0],
-            Keep::Fit => (0..=layers).rev().collect(),
-        };
-        // Rings first: a layer's weights cross once a wave, its rings once for each lane.
-        let all = rings
-            .iter()
-            .flat_map(|&r| weights.iter().map(move |&w| (r, w)));
-        let mut last = None;
-        for (rings_on_host, resident) in all {
-            let residency = candidates(rings_on_host, resident);
-            placement.stages[i].residency = residency;
-            last = Some(residency);
+        let mut fits = |resident_layers, rings_on_host| {
+            placement.stages[i].residency = StageResidency {
+                resident_layers,
+                rings_on_host,
+                slots: policy.slots,
+            };
             let device = placement.stages[i].device;
-            let fits = |b: &Budget| b.run() <= b.usable;
-            if budgets(profile, work, ask, placement)
-                .get(device)
-                .is_some_and(fits)
-            {
+            let all = budgets(profile, work, ask, placement);
+            all.get(device).is_some_and(|b| b.run() <= b.usable)
+        };
+        for &on_host in rings {
+            // All resident needs no slot, so it is asked for apart; below it memory grows with every layer that stays.
+            if fits(most, on_host) {
+                break;
+            }
+            if fits(least, on_host) {
+                let count = largest(least, most, |n| fits(n, on_host));
+                fits(count, on_host);
                 break;
             }
         }
-        if let Some(residency) = last {
-            placement.stages[i].residency = residency;
+    }
+}
+
+/// The largest number from `least`, which fits, up to but without `most` that fits.
+fn largest(least: usize, most: usize, mut fits: impl FnMut(usize) -> bool) -> usize {
+    let (mut low, mut high) = (least, most);
+    while high - low > 1 {
+        let middle = usize::midpoint(low, high);
+        if fits(middle) {
+            low = middle;
+        } else {
+            high = middle;
         }
     }
+    low
 }

@@ -21,8 +21,11 @@ fn span(r: &std::ops::Range<usize>) -> String {
     }
 }
 
+/// A row of a table: its name, and its figure of one device.
+type Row<T, N> = (&'static str, fn(&T) -> N);
+
 /// The rows of the memory table, in the order of the ledger's classes.
-const ROWS: [(&str, fn(&Budget) -> u64); 8] = [
+const ROWS: [Row<Budget, u64>; 8] = [
     ("weights", |b| b.weights),
     ("rings", |b| b.rings),
     ("condition K/V", |b| b.condition),
@@ -187,7 +190,7 @@ fn host(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
 fn waves(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     let waves = &p.waves[..p.placement.devices()];
     line(f, "ms a wave", (0..waves.len()).map(|d| name(p, d)))?;
-    let rows: [(&str, fn(&super::Wave) -> f64); 6] = [
+    let rows: [Row<super::Wave, f64>; 6] = [
         ("arithmetic", |w| w.compute_ms),
         ("host link", |w| w.host_link_ms),
         ("  of it hidden", |w| w.hidden_ms),

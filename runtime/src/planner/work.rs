@@ -19,6 +19,9 @@ pub struct Work {
     block: u64,
     sink: u64,
     ring: u64,
+    /// Elements of the VAE's feature caches.
+    decoder_caches: u64,
+    encoder_caches: u64,
 }
 
 /// One convolution of the VAE.
@@ -64,6 +67,8 @@ impl Work {
             block,
             sink: bytes(config.dit.sink_tokens(h, w)),
             ring: block * bytes(ring_blocks),
+            decoder_caches: caches(config, size, &DECODER_NEXT),
+            encoder_caches: caches(config, size, &ENCODER_NEXT),
             config: config.clone(),
         }
     }
@@ -232,7 +237,7 @@ impl Work {
         let feed_forward = self.block * d * 4 + 2 * hidden + inner;
         let scores = match kind {
             Kind::Gpu => 0,
-            Kind::Cpu => 2 * bytes(self.config.dit.heads) * self.block * keys * 4,
+            Kind::Cpu => bytes(self.config.dit.heads) * self.block * keys * 4,
         };
         rim + (attention + scores).max(feed_forward)
     }
@@ -393,33 +398,38 @@ impl Work {
 
     /// Feature caches of the decoder, once.
     pub fn decoder_caches(&self) -> u64 {
-        self.caches(&DECODER_NEXT)
+        self.decoder_caches * self.compute()
     }
 
     pub fn encoder_caches(&self) -> u64 {
-        self.caches(&ENCODER_NEXT)
+        self.encoder_caches * self.compute()
     }
 
-    fn caches(&self, contract: &Contract) -> u64 {
-        let (h, w) = self.size.latent();
-        let mut sizes = self.config.vae.bindings();
-        sizes.extend([("H".to_owned(), h as i64), ("W".to_owned(), w as i64)]);
-        let elements = |port: &engines::contract::Port| -> u64 {
-            let dims = port.dims();
-            dims.iter()
-                .map(|d| d.eval(&sizes).unwrap_or_default().unsigned_abs())
-                .product()
-        };
-        contract.state.iter().map(elements).sum::<u64>() * self.compute()
-    }
-
-    /// Most bytes of inner values at once in a VAE's graph, where pixels are whole: a residual block's input, its normed and padded copies
-    /// and its output, in the width of the full resolution.
-    pub fn vae_activations(&self) -> u64 {
+    /// Most bytes of inner values at once in a VAE's graph, where pixels are whole and `full` is a tensor of the base width. Fused: a residual
+    /// block's input, its norm, the product with the gain, the join with two cached frames (half as much again) and its output. On a CPU as
+    /// measured at two sizes: its kernels hold unrolled copies, and the operators of the norm one tensor each.
+    pub fn vae_activations(&self, kind: Kind) -> u64 {
         let full = bytes(self.config.vae.dim * TEMPORAL_STRIDE) * 64 * self.latent_pixels();
-        // Input, norm, its product with the gain, joined with two cached frames (half as much again), output.
-        full * self.compute() * 11 / 2
+        let quarters = match kind {
+            Kind::Gpu => 22,
+            Kind::Cpu => 55,
+        };
+        full * self.compute() * quarters / 4
     }
+}
+
+/// Elements of a component's state.
+fn caches(config: &ModelConfig, size: Size, contract: &Contract) -> u64 {
+    let (h, w) = size.latent();
+    let mut sizes = config.vae.bindings();
+    sizes.extend([("H".to_owned(), h as i64), ("W".to_owned(), w as i64)]);
+    let elements = |port: &engines::contract::Port| -> u64 {
+        let dims = port.dims();
+        dims.iter()
+            .map(|d| d.eval(&sizes).unwrap_or_default().unsigned_abs())
+            .product()
+    };
+    contract.state.iter().map(elements).sum()
 }
 
 fn conv_weights(convs: &[Conv]) -> u64 {

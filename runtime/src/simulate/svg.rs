@@ -21,7 +21,7 @@ const LINK_ROW: f64 = 12.0;
 const GAP: f64 = 12.0;
 const TOP: f64 = 84.0;
 /// A label needs this much room, in pixels.
-const LABEL: f64 = 26.0;
+const LABEL: f64 = 12.0;
 
 /// One row of the picture.
 struct Row {
@@ -192,7 +192,7 @@ fn piece(out: &mut String, span: &Span, y: f64, x: &impl Fn(f64) -> f64) {
             y + i as f64 * height
         );
     }
-    if width >= LABEL.max(8.0 * label.len() as f64) {
+    if width >= LABEL.max(7.0 * label.chars().count() as f64 + 4.0) {
         let _ = write!(
             out,
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#ffffff\" font-size=\"11\">{label}</text>",
