@@ -10,6 +10,7 @@ use engines::manifest::ManifestError;
 use crate::audio_file::AudioError;
 use crate::contact_sheet::ContactSheetError;
 use crate::mp4::Mp4Error;
+use crate::parity::Differs;
 use crate::picture::PictureError;
 use crate::plan::PlanError;
 use crate::probe::ProbeError;
@@ -54,6 +55,8 @@ pub enum Error {
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Graphs(#[from] GraphSetError),
+    #[error(transparent)]
+    Differs(#[from] Differs),
     #[error(transparent)]
     Engine(Box<EngineError>),
     #[error("stage {stage}: {source}")]
@@ -118,6 +121,7 @@ impl Error {
             Self::Replay(e) => e.exit(),
             Self::Manifest(e) => e.exit(),
             Self::Graphs(e) => e.exit(),
+            Self::Differs(e) => e.exit(),
             Self::Engine(e) | Self::Stage { source: e, .. } => e.exit(),
             Self::Verify(e) => e.exit(),
             Self::SpeechStates { .. } => Exit::Model,

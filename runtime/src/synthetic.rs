@@ -504,8 +504,8 @@ fn weight(port: &WeightPort, seed: u64) -> Tensor {
     filled(port.dtype, &port.shape, |i| scale * chunk[i % chunk.len()])
 }
 
-/// Made up on the host.
-fn host(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
+/// Numbers of variance 1, the same for the same seed, on the host.
+pub(crate) fn host(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     let chunk = chunk(seed);
     filled(dtype, shape, |i| chunk[i % chunk.len()])
 }
