@@ -120,10 +120,10 @@ pub fn run(
         };
         for (output, want) in &wanted {
             let mut difference = difference(&found[output], want);
-            if let Some(ring) = output.strip_suffix(NEXT).filter(|_| inputs.in_place) {
-                if !untouched(&inputs.ring(ring), &found[output], &written(&sizes)) {
-                    difference = f64::INFINITY;
-                }
+            let ring = output.strip_suffix(NEXT).filter(|_| inputs.in_place);
+            let kept = |ring| untouched(&inputs.ring(ring), &found[output], &written(&sizes));
+            if ring.is_some_and(|ring| !kept(ring)) {
+                difference = f64::INFINITY;
             }
             rows.push(Row {
                 component: component.clone(),

@@ -90,7 +90,14 @@ fn a_gpu_that_is_not_there_is_one_clear_line() {
         &["verify", "--models", models, "--golden", golden],
         &["bench", "--models", models],
         &[
-            "exec", "dit_head", "--models", models, "--inputs", "i", "--outputs", "o",
+            "exec",
+            "dit_head",
+            "--models",
+            models,
+            "--inputs",
+            "i",
+            "--outputs",
+            "o",
         ],
     ] {
         let line = line.iter().chain(&["--device", "cuda:0"]);
