@@ -40,6 +40,8 @@ pub enum Command {
     Verify(verify::Args),
     /// Time every component of an export at a given size.
     Bench(Bench),
+    /// Compare every component of an export on a device with the CPU.
+    Parity(Parity),
     /// Print size, rate, lengths and sound of a video file.
     Probe(Probe),
     /// Say what a machine can do, before anything is loaded: memory of every device, times, and what limits them.
@@ -239,6 +241,22 @@ pub struct Bench {
     #[command(flatten)]
     pub on: DeviceArgs,
     /// Print JSON: one object, or one for each number of lanes.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `parity`.
+#[derive(Debug, Args)]
+pub struct Parity {
+    /// Folder that `avatar-export onnx` made.
+    #[arg(long)]
+    pub models: PathBuf,
+    /// Width and height of the video.
+    #[arg(long, value_name = "W*H", default_value = "128*64")]
+    pub size: Size,
+    #[command(flatten)]
+    pub on: DeviceArgs,
+    /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
 }

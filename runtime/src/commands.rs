@@ -8,17 +8,19 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engines::backend::ort::OrtCpu;
+use engines::backend::Backend;
+use engines::backend::ort::{OrtCpu, Runtime};
 use engines::manifest::Models;
 
 use crate::bench;
-use crate::cli::{Bench, Cli, Command, Exec, Generate, Probe};
+use crate::cli::{Bench, Cli, Command, Exec, Generate, Parity, Probe};
 use crate::device;
 use crate::devices::Devices;
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer};
 use crate::exec;
 use crate::generate::{Engine, Request, generate};
+use crate::parity;
 use crate::probe::probe;
 use crate::progress::{Screen, Style};
 use crate::size::{Size, SizeMode};
@@ -47,6 +49,7 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
             verify::command(v, &mut std::io::stdout(), &Screen::new(style), cancel)
         }
         Command::Bench(b) => run_bench(b),
+        Command::Parity(p) => run_parity(p),
         Command::Probe(p) => run_probe(p),
         Command::Plan(p) => foresee::plan(p),
         Command::Simulate(s) => foresee::simulate(s),
@@ -140,6 +143,16 @@ fn show(report: &(impl serde::Serialize + std::fmt::Display), json: bool) -> Res
         true => print(&serde_json::to_string(report).unwrap_or_default()),
         false => print(report.to_string().trim_end()),
     }
+}
+
+fn run_parity(args: &Parity) -> Result<(), Error> {
+    let size = args.size.effective(SizeMode::Exact, args.size)?;
+    // The device's library serves the CPU as well, not the other way round.
+    let device = args.on.open(&args.models)?;
+    let host = Runtime::cpu(args.on.threads())?;
+    let report = parity::run(&device, &host, Models::open(&args.models)?, size)?;
+    show(&report, args.json)?;
+    Ok(report.verdict()?)
 }
 
 fn run_probe(args: &Probe) -> Result<(), Error> {

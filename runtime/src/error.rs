@@ -11,6 +11,7 @@ use crate::audio_file::AudioError;
 use crate::contact_sheet::ContactSheetError;
 use crate::footprint::TooSmall;
 use crate::mp4::Mp4Error;
+use crate::parity::Differs;
 use crate::picture::PictureError;
 use crate::plan::PlanError;
 use crate::planner::PlannerError;
@@ -60,6 +61,8 @@ pub enum Error {
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Graphs(#[from] GraphSetError),
+    #[error(transparent)]
+    Differs(#[from] Differs),
     #[error(transparent)]
     Engine(Box<EngineError>),
     #[error("stage {stage}: {source}")]
@@ -132,6 +135,7 @@ impl Error {
             Self::Replay(e) => e.exit(),
             Self::Manifest(e) => e.exit(),
             Self::Graphs(e) => e.exit(),
+            Self::Differs(e) => e.exit(),
             Self::Engine(e) | Self::Stage { source: e, .. } => e.exit(),
             Self::Verify(e) => e.exit(),
             Self::SpeechStates { .. } => Exit::Model,

@@ -34,6 +34,7 @@ pub mod latents;
 pub mod mp4;
 mod offload;
 mod output;
+pub mod parity;
 pub mod picture;
 pub mod pipeline;
 pub mod plan;

@@ -292,8 +292,9 @@ impl<'a> Bench<'a> {
         let layer = self.backend.layer_bytes();
         let slots = MIN_SLOTS as u64 * (layer + self.ring_bytes());
         let inside = of(Class::Weights).saturating_sub(layer * self.model.layers as u64);
-        let rest = [Class::Condition, Class::Activations, Class::Workspace].map(of);
-        let fixed = rest.iter().sum::<u64>() + slots + inside + HEADROOM.min(budget / 32);
+        let stays = [Class::Weights, Class::Rings, Class::Condition].map(of);
+        let passes = resident.peak.saturating_sub(stays.iter().sum());
+        let fixed = of(Class::Condition) + passes + slots + inside + HEADROOM.min(budget / 32);
         let room = budget.checked_sub(fixed).ok_or(MemoryError::Short {
             device: self.request.device.to_string(),
             wanted: fixed,
@@ -504,8 +505,8 @@ fn weight(port: &WeightPort, seed: u64) -> Tensor {
     filled(port.dtype, &port.shape, |i| scale * chunk[i % chunk.len()])
 }
 
-/// Made up on the host.
-fn host(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
+/// Numbers of variance 1, the same for the same seed, on the host.
+pub(crate) fn host(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     let chunk = chunk(seed);
     filled(dtype, shape, |i| chunk[i % chunk.len()])
 }

@@ -29,7 +29,7 @@ fn help_of_every_command() {
         (
             Program::Run,
             "run",
-            &["generate", "exec", "verify", "bench", "probe"],
+            &["generate", "exec", "verify", "bench", "parity", "probe"],
         ),
     ];
     for (program, name, subcommands) in commands {

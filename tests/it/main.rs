@@ -1,5 +1,6 @@
 //! The one integration binary: graphs as text, numbers against the reference, whole videos, and what the commands say.
 mod cli;
+mod device;
 mod export;
 mod graphs;
 mod parity;

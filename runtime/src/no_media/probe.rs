@@ -1,6 +1,5 @@
 //! Facts of a video in a build without FFmpeg (feature `media`): none.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -24,11 +23,11 @@ impl ProbeError {
 
 /// The facts of a video: there are none.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Probe(Infallible);
+pub enum Probe {}
 
 impl fmt::Display for Probe {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {}
+        match *self {}
     }
 }
 

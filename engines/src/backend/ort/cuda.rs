@@ -4,6 +4,7 @@ use super::super::{Elsewhere, EngineError};
 use super::library::{CUDA_PROVIDER, LIBRARY};
 use crate::memory::cuda::{CudaDevice, CudaMemory};
 use crate::memory::{Block, Class, Memory, MemoryError, Place, loader_words};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use ort::AsPointer;
 use ort::environment::Environment;
 use ort::ep::cuda::ConvAlgorithmSearch;
@@ -11,7 +12,8 @@ use ort::ep::{ArenaExtendStrategy, ExecutionProvider, ExecutionProviderDispatch}
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -164,13 +166,47 @@ pub(super) fn preload(library: &Path) -> Result<(), EngineError> {
         }
     }
     let folders = library_folders(folder);
-    LIBRARIES.iter().try_for_each(|&(name, package)| {
-        open(name, &folders).map_err(|reason| EngineError::CudaLibrary {
+    let mut first = None;
+    for (name, package) in LIBRARIES {
+        let library = open(name, &folders).map_err(|reason| EngineError::CudaLibrary {
             library: name,
             reason,
             package,
-        })
-    })
+        })?;
+        first.get_or_insert(library);
+    }
+    // A driver too old for the libraries is an error here; inside ONNX Runtime it ends the process.
+    first.map_or(Ok(()), |runtime| works(&runtime))
+}
+
+/// Asks the CUDA runtime for its devices.
+#[expect(unsafe_code, reason = "calls of a C library")]
+fn works(runtime: &Library) -> Result<(), EngineError> {
+    type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
+    type Words = unsafe extern "C" fn(c_int) -> *const c_char;
+    let broken = |reason: String| EngineError::CudaLibrary {
+        library: LIBRARIES[0].0,
+        reason,
+        package: LIBRARIES[0].1,
+    };
+    // SAFETY: both functions have these types in every CUDA runtime.
+    let (count, words) = unsafe {
+        let count = runtime.get::<Count>(c"cudaGetDeviceCount");
+        let words = runtime.get::<Words>(c"cudaGetErrorString");
+        let missing = |e: libloading::Error| broken(loader_words(&e));
+        (*count.map_err(missing)?, *words.map_err(missing)?)
+    };
+    let mut devices = 0;
+    // SAFETY: writes one integer.
+    let code = unsafe { count(&raw mut devices) };
+    if code == 0 {
+        return Ok(());
+    }
+    // SAFETY: a constant string, for any code.
+    let words = unsafe { CStr::from_ptr(words(code)) }.to_string_lossy();
+    Err(broken(format!(
+        "the driver refuses the CUDA 13 runtime: {words} ({code}); CUDA 13 wants the NVIDIA driver 580 or later"
+    )))
 }
 
 /// Where pip, a CUDA installation and this project put such libraries; the system's own search comes first.
@@ -198,15 +234,14 @@ fn children(folder: &Path) -> Vec<PathBuf> {
 
 /// Loads a library for good, by its name and then in each folder. The error is the system's for the name.
 #[expect(unsafe_code, reason = "C libraries are loaded")]
-fn open(name: &str, folders: &[PathBuf]) -> Result<(), String> {
-    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+fn open(name: &str, folders: &[PathBuf]) -> Result<ManuallyDrop<Library>, String> {
     let load = |path: &Path| {
         // SAFETY: NVIDIA's libraries have no requirement on being loaded.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
-        library.map(std::mem::forget).map_err(|e| loader_words(&e))
+        library.map(ManuallyDrop::new).map_err(|e| loader_words(&e))
     };
     let first = match load(Path::new(name)) {
-        Ok(()) => return Ok(()),
+        Ok(library) => return Ok(library),
         Err(e) => e,
     };
     let found = folders.iter().map(|f| f.join(name)).find(|p| p.is_file());
