@@ -8,7 +8,6 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engines::backend::Backend;
 use engines::backend::ort::{OrtCpu, Runtime};
 use engines::manifest::Models;
 
