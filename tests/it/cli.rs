@@ -1014,9 +1014,9 @@ fn graphs_are_written_without_weights() {
     bench.assert_nothing_left("--size=704");
     assert_eq!(
         t.named(&graphs("704*384").ok().stdout),
-        "wrote 40 graphs without weights to DIR/out/graphs\n"
+        "wrote 41 graphs without weights to DIR/out/graphs\n"
     );
-    assert_eq!(listing(&out).len(), 40);
+    assert_eq!(listing(&out).len(), 42);
     insta::assert_snapshot!("bad_graphs", t.text());
 }
 

@@ -258,8 +258,7 @@ fn peak(said: &str) -> u64 {
 
 #[test]
 fn memory_does_not_grow_with_the_model() {
-    let (deep, _) = deep();
-    let flat = Checkpoint::new(2);
+    let (deep, flat) = (Checkpoint::new(64), Checkpoint::new(2));
     let dir = tempfile::tempdir().unwrap();
     let run = |checkpoint: &Checkpoint, name: &str| {
         let out = dir.path().join(name);
@@ -274,13 +273,11 @@ fn memory_does_not_grow_with_the_model() {
         (peak, bytes)
     };
     let (less, few) = run(&flat, "flat");
-    let (more, many) = run(deep, "deep");
-    assert!(many >= few + 40, "{few} {many}");
-    // Blocks of two workers and graphs: the weights of the added layers are not among it.
-    assert!(
-        more < 2_000 && more <= less + (many - few) / 2,
-        "{less} {more}"
-    );
+    let (more, many) = run(&deep, "deep");
+    // Blocks of 16 MiB that workers hold, and graphs, may differ; the weights of the added layers are not among it.
+    let room = 64;
+    assert!(many >= few + 2 * room, "{few} {many}");
+    assert!(more < 2_000 && more <= less + room, "{less} {more}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use engines::tensor::Tensor;
@@ -178,8 +179,11 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Result<Self, Problem> {
-        let path =
-            std::env::temp_dir().join(format!("liveavatar-verify-{}-{name}", std::process::id()));
+        // Two verifications may run in one process.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let unique = format!("liveavatar-verify-{}-{count}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(unique);
         std::fs::create_dir_all(&path).map_err(|source| crate::error::Error::Write {
             path: path.clone(),
             source,
