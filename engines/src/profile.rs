@@ -51,7 +51,6 @@ pub struct Profile {
     pub layout: Layout,
     pub residency: Residency,
     pub sizes: Sizes,
-    pub segments: Segments,
     pub builder: Builder,
 }
 
@@ -222,23 +221,16 @@ pub struct Extent {
     pub height: usize,
 }
 
-/// How the transformer is cut into engines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Segments {
-    /// Layers of one engine.
-    pub layers: usize,
-}
-
 /// How engines are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Builder {
-    /// Scratch of an engine, at most.
+    /// What an engine's library takes beside tensors, as planned on every device.
     pub workspace_mib: usize,
+    /// Most that one TensorRT engine may take for kernels and inner tensors; of the plan's activations and workspace, or of the VAE's.
+    pub scratch_mib: usize,
     /// 0 to 5.
     pub optimization_level: usize,
-    pub timing_cache: bool,
 }
 
 /// Why a profile cannot be used.
@@ -390,13 +382,12 @@ impl Profile {
         check.positive("host.disk_gbs", h.disk_gbs)?;
         self.check_layout(&check)?;
         self.check_sizes(&check)?;
-        check.count("segments.layers", self.segments.layers, 1, 1000)?;
-        check.count(
-            "builder.workspace_mib",
-            self.builder.workspace_mib,
-            1,
-            1 << 20,
-        )?;
+        for (name, mib) in [
+            ("builder.workspace_mib", self.builder.workspace_mib),
+            ("builder.scratch_mib", self.builder.scratch_mib),
+        ] {
+            check.count(name, mib, 1, 1 << 20)?;
+        }
         check.count(
             "builder.optimization_level",
             self.builder.optimization_level,
@@ -834,7 +825,7 @@ mod tests {
                 "my.toml: field reciep is not known; did you mean `recipe`?",
             ),
             (
-                "timing_cache",
+                "optimization_level",
                 "zzz",
                 "my.toml: field builder.zzz is not known",
             ),

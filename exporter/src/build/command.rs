@@ -100,10 +100,7 @@ impl BuildArgs {
             source,
             flavour,
             sm: self.sm(&profile, flavour)?,
-            workspace: self
-                .workspace
-                .map_or(builder.workspace_mib as u64, u64::from)
-                << 20,
+            workspace: self.workspace.map_or(builder.scratch_mib as u64, u64::from) << 20,
             level: builder.optimization_level as i32,
             weights: match (self.stream_weights, flavour) {
                 (false, _) => InsideWeights::Resident,

@@ -119,7 +119,7 @@ fn short_of_scratch(error: TensorRtError, workspace: Option<u64>) -> TensorRtErr
     match (error, workspace) {
         (TensorRtError::Build { path, reason }, Some(bytes)) if reason.contains("OutOfMemory") => {
             let reason = format!(
-                "{reason}; its scratch was limited to {} MiB: raise --workspace, or builder.workspace_mib of the profile",
+                "{reason}; its scratch was limited to {} MiB: raise --workspace, or builder.scratch_mib of the profile",
                 bytes >> 20
             );
             TensorRtError::Build { path, reason }
