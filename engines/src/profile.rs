@@ -959,7 +959,7 @@ mod tests {
                 "lanes wants \"wave\" or a number of 1 or more, got \"all\"",
             ),
             (
-                "layers = 4",
+                "layers = [11, 7, 11, 11]",
                 "layers = [10, 0]",
                 "layers wants a number of parts of 1 or more",
             ),

@@ -389,7 +389,7 @@ mod tests {
         let mut cards = [R4090; 4].to_vec();
         cards[2] = &busy;
         let error = machine(&cards).check(&planned).unwrap_err().to_string();
-        assert!(error.starts_with("cuda:2 (NVIDIA GeForce RTX 4090) has 7.8 GiB free, profile 4x24g plans 18.4; end what else uses it"), "{error}");
+        assert!(error.starts_with("cuda:2 (NVIDIA GeForce RTX 4090) has 7.8 GiB free, profile 4x24g plans 20.1; end what else uses it"), "{error}");
         assert!(machine(&[R4090; 4]).check(&planned).is_ok());
     }
 
