@@ -29,6 +29,22 @@ pub enum State<'a> {
     Replace(&'a mut FeatureCache),
 }
 
+impl State<'_> {
+    /// Type and shape of what is bound to a state port.
+    fn fact(&self, port: &Port) -> Option<(DType, Vec<usize>)> {
+        match self {
+            Self::None => None,
+            Self::InPlace(views) => {
+                let found = views.iter().find(|(n, _)| *n == port.name);
+                found.map(|(_, v)| (v.dtype, v.shape.clone()))
+            }
+            Self::Replace(cache) => cache
+                .get(port.name)
+                .map(|t| (t.dtype(), t.shape().to_vec())),
+        }
+    }
+}
+
 /// Outputs of one call, by name.
 #[derive(Debug)]
 pub struct Outputs(pub(crate) BTreeMap<String, Tensor>);
@@ -228,6 +244,50 @@ impl EngineError {
             Self::Bind { .. } => Exit::Input,
             Self::Tap { .. } => Exit::Usage,
             _ => Exit::Model,
+        }
+    }
+}
+
+/// What a call of one loaded graph must bind: the same whatever runs it.
+struct Rim<'a> {
+    component: &'a str,
+    contract: &'static Contract,
+    recipe: Recipe,
+    /// Sizes that the export fixes.
+    bindings: &'a Bindings,
+}
+
+impl Rim<'_> {
+    fn error(&self, port: &str, want: impl Into<String>, got: impl Into<String>) -> EngineError {
+        EngineError::Bind {
+            component: self.component.to_owned(),
+            port: port.to_owned(),
+            want: want.into(),
+            got: got.into(),
+        }
+    }
+
+    /// Checks every binding of a call and returns what they fix.
+    fn check(&self, inputs: &[(&Port, View<'_>)], state: &State<'_>) -> Result<Facts, EngineError> {
+        let mut facts = Facts::new(self.recipe, self.bindings.clone());
+        for port in self.contract.graph_inputs() {
+            let fact = match inputs.iter().find(|(p, _)| p.name == port.name) {
+                Some((_, v)) => Some((v.dtype, v.shape.clone())),
+                None => state.fact(port),
+            };
+            let (dtype, shape) =
+                fact.ok_or_else(|| self.error(port.name, port.fact(self.recipe), "nothing"))?;
+            facts
+                .learn(port, dtype, &shape)
+                .map_err(|(w, g)| self.error(port.name, w, g))?;
+        }
+        let known = |p: &Port| self.contract.inputs.iter().any(|q| q.name == p.name);
+        match inputs.iter().find(|(p, _)| !known(p)) {
+            None => Ok(facts),
+            Some((p, v)) => {
+                let got = format!("{} {:?}", v.dtype, v.shape);
+                Err(self.error(p.name, "no such port", got))
+            }
         }
     }
 }

@@ -4,9 +4,7 @@
 mod cuda;
 mod library;
 
-use super::{
-    Backend, Elsewhere, EngineError, Facts, LoadOptions, Outputs, Perturb, Session, State,
-};
+use super::{Backend, Elsewhere, EngineError, LoadOptions, Outputs, Perturb, Rim, Session, State};
 use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 use crate::manifest::{ComponentEntry, ManifestError, Models};
@@ -630,62 +628,22 @@ impl OrtSession {
         }
     }
 
+    fn rim(&self) -> Rim<'_> {
+        Rim {
+            component: &self.component,
+            contract: self.contract,
+            recipe: self.recipe,
+            bindings: &self.bindings,
+        }
+    }
+
     fn bind_error(
         &self,
         port: &str,
         want: impl Into<String>,
         got: impl Into<String>,
     ) -> EngineError {
-        EngineError::Bind {
-            component: self.component.clone(),
-            port: port.to_owned(),
-            want: want.into(),
-            got: got.into(),
-        }
-    }
-
-    /// Checks every binding and returns what they fix.
-    fn check(&self, inputs: &[(&Port, View<'_>)], state: &State<'_>) -> Result<Facts, EngineError> {
-        let mut facts = Facts::new(self.recipe, self.bindings.clone());
-        for port in self.contract.inputs {
-            let Some((_, view)) = inputs.iter().find(|(p, _)| p.name == port.name) else {
-                return Err(self.bind_error(port.name, port.fact(self.recipe), "nothing"));
-            };
-            facts
-                .learn(port, view.dtype, &view.shape)
-                .map_err(|(w, g)| self.bind_error(port.name, w, g))?;
-        }
-        if let Some((p, v)) = inputs
-            .iter()
-            .find(|(p, _)| !self.contract.inputs.iter().any(|q| q.name == p.name))
-        {
-            return Err(self.bind_error(
-                p.name,
-                "no such port",
-                format!("{} {:?}", v.dtype, v.shape),
-            ));
-        }
-        if self.contract.state_kind == StateKind::Produce {
-            return Ok(facts);
-        }
-        for port in self.contract.state {
-            let fact = match state {
-                State::None => None,
-                State::InPlace(views) => views
-                    .iter()
-                    .find(|(n, _)| *n == port.name)
-                    .map(|(_, v)| (v.dtype, v.shape.clone())),
-                State::Replace(cache) => cache
-                    .get(port.name)
-                    .map(|t| (t.dtype(), t.shape().to_vec())),
-            };
-            let (dtype, shape) =
-                fact.ok_or_else(|| self.bind_error(port.name, port.fact(self.recipe), "nothing"))?;
-            facts
-                .learn(port, dtype, &shape)
-                .map_err(|(w, g)| self.bind_error(port.name, w, g))?;
-        }
-        Ok(facts)
+        self.rim().error(port, want, got)
     }
 
     /// Binds an input where it lies, or a copy where it should: that is kept in `moved` for the call.
@@ -808,7 +766,7 @@ impl Session for OrtSession {
         inputs: &[(&Port, View<'_>)],
         mut state: State<'_>,
     ) -> Result<Outputs, EngineError> {
-        let facts = self.check(inputs, &state)?;
+        let facts = self.rim().check(inputs, &state)?;
         let in_place = self.contract.state_kind == StateKind::InPlace;
         let mut owned: BTreeMap<String, Tensor> = BTreeMap::new();
         let mut unknown: BTreeSet<String> = self.taps.values().cloned().collect();

@@ -3,7 +3,7 @@
 use super::TensorRtError;
 use super::library::{self, Library};
 use super::set::{Engines, Here, engine_name};
-use crate::backend::{Backend, EngineError, Facts, LoadOptions, Outputs, Session, State};
+use crate::backend::{Backend, EngineError, Facts, LoadOptions, Outputs, Rim, Session, State};
 use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 use crate::manifest::{ComponentEntry, Models};
@@ -353,44 +353,22 @@ impl TensorRtSession {
         }
     }
 
+    fn rim(&self) -> Rim<'_> {
+        Rim {
+            component: &self.component,
+            contract: self.contract,
+            recipe: self.recipe,
+            bindings: &self.bindings,
+        }
+    }
+
     fn bind_error(
         &self,
         port: &str,
         want: impl Into<String>,
         got: impl Into<String>,
     ) -> EngineError {
-        EngineError::Bind {
-            component: self.component.clone(),
-            port: port.to_owned(),
-            want: want.into(),
-            got: got.into(),
-        }
-    }
-
-    /// Checks every binding and returns what they fix.
-    fn check(&self, inputs: &[(&Port, View<'_>)], state: &State<'_>) -> Result<Facts, EngineError> {
-        let mut facts = Facts::new(self.recipe, self.bindings.clone());
-        for port in self.contract.graph_inputs() {
-            let fact = match inputs.iter().find(|(p, _)| p.name == port.name) {
-                Some((_, v)) => Some((v.dtype, v.shape.clone())),
-                None => state_fact(state, port),
-            };
-            let (dtype, shape) =
-                fact.ok_or_else(|| self.bind_error(port.name, port.fact(self.recipe), "nothing"))?;
-            facts
-                .learn(port, dtype, &shape)
-                .map_err(|(w, g)| self.bind_error(port.name, w, g))?;
-        }
-        let unknown = inputs
-            .iter()
-            .find(|(p, _)| !self.contract.inputs.iter().any(|q| q.name == p.name));
-        match unknown {
-            None => Ok(facts),
-            Some((p, v)) => {
-                let got = format!("{} {:?}", v.dtype, v.shape);
-                Err(self.bind_error(p.name, "no such port", got))
-            }
-        }
+        self.rim().error(port, want, got)
     }
 
     /// Where the elements of an input are to be read: where they lie, or a copy that `moved` keeps for the call.
@@ -546,19 +524,6 @@ impl TensorRtSession {
     }
 }
 
-fn state_fact(state: &State<'_>, port: &Port) -> Option<(DType, Vec<usize>)> {
-    match state {
-        State::None => None,
-        State::InPlace(views) => views
-            .iter()
-            .find(|(n, _)| *n == port.name)
-            .map(|(_, v)| (v.dtype, v.shape.clone())),
-        State::Replace(cache) => cache
-            .get(port.name)
-            .map(|t| (t.dtype(), t.shape().to_vec())),
-    }
-}
-
 impl Session for TensorRtSession {
     fn contract(&self) -> &'static Contract {
         self.contract
@@ -577,7 +542,7 @@ impl Session for TensorRtSession {
         inputs: &[(&Port, View<'_>)],
         state: State<'_>,
     ) -> Result<Outputs, EngineError> {
-        let facts = self.check(inputs, &state)?;
+        let facts = self.rim().check(inputs, &state)?;
         let mut moved = Vec::new();
         for (port, view) in inputs {
             self.place(port.name, view, &mut moved)?;
