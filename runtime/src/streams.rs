@@ -57,3 +57,53 @@ impl Streams {
         self.ready.as_ref()?.refused.as_ref()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use engines::backend::{Backend, LoadOptions};
+    use engines::memory::HostMemory;
+
+    use super::*;
+    use crate::fake::Fake;
+    use crate::plan::{Lanes, Residency};
+    use crate::ring::tests::{config, small_geometry};
+    use crate::stage::plain;
+
+    const LAYERS: usize = 4;
+
+    fn plan(stages: &str, resident_layers: usize) -> Plan {
+        let plan = Plan::new(&stages.parse().unwrap(), Lanes::Auto, LAYERS, 2).unwrap();
+        let residency = Residency {
+            resident_layers,
+            ..Residency::default()
+        };
+        plan.with_residency(residency).unwrap()
+    }
+
+    #[test]
+    fn layers_that_stream_anywhere_are_made_ready_and_no_others() {
+        let fake = Fake::new(config(LAYERS), small_geometry(12));
+        let apart = [0, 1].map(|i| fake.on(HostMemory::new(format!("cpu:{i}"), u64::MAX)));
+        let devices = Devices::each(apart.iter().map(|b| b as &dyn Backend).collect());
+        let alone = |name: &str| LoadOptions {
+            alone: name == "dit_layer.03",
+            ..LoadOptions::default()
+        };
+        let cases: [(&str, usize, Options<'_>, &[usize]); 5] = [
+            ("1x2", 1, &plain, &[1, 2, 3]),
+            ("2x1", 1, &plain, &[1, 3]),
+            ("2x1", 0, &alone, &[0, 1, 2]),
+            ("1", 4, &plain, &[]),
+            ("1", usize::MAX, &plain, &[]),
+        ];
+        for (stages, resident, options, want) in cases {
+            let made = Streams::new(&plan(stages, resident), &devices, options).unwrap();
+            let ready: Vec<usize> = (0..LAYERS).filter(|l| made.of(*l).is_some()).collect();
+            assert_eq!(ready, want, "{stages} {resident}");
+            assert!(made.refused().is_none());
+        }
+        let own = Streams::new(&plan("1", 0), &Devices::one(&fake), &plain).unwrap();
+        assert!(own.of(0).is_none(), "nothing streams to the process's own");
+        assert_eq!(devices.host().counts().peak, 0);
+    }
+}
