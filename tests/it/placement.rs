@@ -164,6 +164,14 @@ fn a_shorter_ring_gives_the_same_bits_everywhere_and_another_video() {
     assert!(has("block2.latents") && has("block5.latents"), "{differ:?}");
     assert!(!has("block1.latents"), "{differ:?}");
     let dir = tempfile::tempdir().unwrap();
+    let profile = include_str!("../../engines/profiles/2x24g.toml");
+    let profile = profile.replace("ring_blocks = 4", "ring_blocks = 2");
+    let file = dir.path().join("short.toml");
+    std::fs::write(&file, profile).unwrap();
+    let file = file.to_str().unwrap();
+    let planned = ["--infer_frames", "36", "--virtual", "--profile", file];
+    let planned = traced(&model.models(), &planned);
+    assert_eq!(differing(&planned, &short), Vec::<String>::new());
     let message = command(&model.models(), dir.path(), &["--ring-blocks", "3"]).error(Exit::Usage);
     assert!(
         message.contains("ring_blocks") && message.contains("got 3"),
