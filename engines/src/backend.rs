@@ -193,7 +193,7 @@ pub enum EngineError {
         device: String,
         nodes: String,
     },
-    #[error("{}: component {component}: {source}", path.display())]
+    #[error("{}: component {component}: {}", path.display(), brief(source))]
     Load {
         path: PathBuf,
         component: String,
@@ -222,7 +222,7 @@ pub enum EngineError {
     },
     #[error("component {component}: weight {weight:?} does not exist")]
     Weight { component: String, weight: String },
-    #[error("component {component}: {source}")]
+    #[error("component {component}: {}", brief(source))]
     Run {
         component: String,
         source: ::ort::Error,
@@ -231,6 +231,20 @@ pub enum EngineError {
     Memory { component: String, reason: String },
     #[error("component {component}: {message}")]
     Aliasing { component: String, message: String },
+}
+
+/// Most characters of a library's message that are shown.
+const BRIEF: usize = 300;
+
+/// The first line of a library's message, of so many characters: some print a page, such as cuDNN a graph in JSON.
+fn brief(source: &impl fmt::Display) -> String {
+    let text = source.to_string();
+    let mut lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
+    let line = lines.next().unwrap_or_default();
+    match line.char_indices().nth(BRIEF) {
+        Some((at, _)) => format!("{} ...", &line[..at]),
+        None => line.to_owned(),
+    }
 }
 
 impl EngineError {
@@ -368,6 +382,23 @@ impl Facts {
 mod tests {
     use super::*;
     use crate::components::dit;
+
+    #[test]
+    fn a_page_that_a_library_prints_is_shown_as_its_first_line() {
+        let long = "x".repeat(400);
+        for (text, want) in [
+            ("one line", "one line".to_owned()),
+            (
+                "\n  cudnn failed: {\n\"graph\": 1\n}",
+                "cudnn failed: {".to_owned(),
+            ),
+            (&long, format!("{} ...", "x".repeat(BRIEF))),
+            (&"é".repeat(BRIEF), "é".repeat(BRIEF)),
+            ("", String::new()),
+        ] {
+            assert_eq!(brief(&text), want);
+        }
+    }
 
     #[test]
     fn bindings_are_learned_and_then_held() {

@@ -5,9 +5,11 @@ pub mod cuda;
 #[cfg(feature = "cuda")]
 mod driver;
 
+use memmap2::Mmap;
 use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -510,6 +512,43 @@ pub trait Memory: Send + Sync + fmt::Debug {
         class: Class,
     ) -> Result<Block, MemoryError> {
         HostMemory::counted_in(host).alloc(bytes, class)
+    }
+
+    /// Locks pages of a mapped file for as long as the guard lives, so that copies from them to any device of this kind run at the link's
+    /// rate. `None` where copies gain nothing by it.
+    ///
+    /// # Errors
+    /// The system refuses: pages of a file are not what every machine can lock. Copies then work as before, only slower.
+    fn lock_pages(&self, _pages: Arc<Pages>) -> Result<Option<Locked>, MemoryError> {
+        Ok(None)
+    }
+}
+
+/// Keeps pages locked.
+pub type Locked = Box<dyn Any + Send + Sync>;
+
+/// A stretch of a mapped file.
+#[derive(Clone, Debug)]
+pub struct Pages {
+    map: Arc<Mmap>,
+    range: Range<usize>,
+}
+
+impl Pages {
+    /// Panics past the end of the map.
+    pub fn new(map: Arc<Mmap>, range: Range<usize>) -> Self {
+        assert!(
+            range.start <= range.end && range.end <= map.len(),
+            "{range:?} of {} mapped bytes",
+            map.len()
+        );
+        Self { map, range }
+    }
+}
+
+impl AsRef<[u8]> for Pages {
+    fn as_ref(&self) -> &[u8] {
+        &self.map[self.range.clone()]
     }
 }
 

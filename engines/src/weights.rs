@@ -1,8 +1,11 @@
 //! The weights of one component: mapped on the host, and as a set of tensors that a graph with bound weights takes, wherever they lie.
 use crate::manifest::WeightEntry;
-use crate::memory::{Block, Class, HostMemory, Ledger, Memory, MemoryError, Span};
+use crate::memory::{
+    Block, Charge, Class, HostMemory, Ledger, Locked, Memory, MemoryError, Pages, Span,
+};
 use crate::tensor::Tensor;
 use memmap2::Mmap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Offsets in a slab are multiples of this, as in the data files.
@@ -22,14 +25,18 @@ pub struct HostWeights {
 #[derive(Clone)]
 enum Source {
     File(Arc<Mmap>),
-    Block(Arc<Block>),
+    /// The file's bytes from `start` on.
+    Block {
+        block: Arc<Block>,
+        start: usize,
+    },
 }
 
 impl Source {
-    fn span(&self) -> Span<'_> {
+    fn span(&self, run: Run) -> Span<'_> {
         match self {
-            Self::File(map) => Span::host(map),
-            Self::Block(block) => block.span(0, block.len()),
+            Self::File(map) => Span::host(map).part(run.file, run.len),
+            Self::Block { block, start } => block.span(run.file - start, run.len),
         }
     }
 
@@ -37,7 +44,9 @@ impl Source {
         let at = size(w.offset);
         match self {
             Self::File(map) => Tensor::mapped(Arc::clone(map), at, w.dtype, &w.shape),
-            Self::Block(block) => Tensor::in_block(Arc::clone(block), at, w.dtype, &w.shape),
+            Self::Block { block, start } => {
+                Tensor::in_block(Arc::clone(block), at - start, w.dtype, &w.shape)
+            }
         }
     }
 }
@@ -87,7 +96,11 @@ impl HostWeights {
             let to = block.span_mut(size(w.offset), size(w.length));
             memory.copy(t.view().span(), to)?;
         }
-        Ok(Self::at(Some(Source::Block(Arc::new(block))), named))
+        let source = Source::Block {
+            block: Arc::new(block),
+            start: 0,
+        };
+        Ok(Self::at(Some(source), named))
     }
 
     /// The same weights in host memory that streams to `memory` at the link's rate, counted in `host`.
@@ -98,14 +111,16 @@ impl HostWeights {
         let Some(source) = &self.source else {
             return Ok(self.clone());
         };
-        let end = self.named.iter().map(|(_, w)| size(w.offset + w.length));
-        let mut block = memory.host_alloc(host, end.max().unwrap_or(0), Class::Weights)?;
+        // A stretch may hold gaps that are nobody's, up to the size of the file; weights of a component lie together.
+        let start = self.runs.first().map_or(0, |r| r.file);
+        let end = self.runs.last().map_or(0, |r| r.file + r.len);
+        let mut block = memory.host_alloc(host, end - start, Class::Weights)?;
         for r in &self.runs {
-            let from = source.span().part(r.file, r.len);
-            memory.copy(from, block.span_mut(r.file, r.len))?;
+            memory.copy(source.span(*r), block.span_mut(r.file - start, r.len))?;
         }
+        let block = Arc::new(block);
         Ok(Self {
-            source: Some(Source::Block(Arc::new(block))),
+            source: Some(Source::Block { block, start }),
             ..self.clone()
         })
     }
@@ -160,8 +175,7 @@ impl HostWeights {
             return Ok(());
         };
         for r in &self.runs {
-            let from = source.span().part(r.file, r.len);
-            memory.copy(from, slab.span_mut(r.slab, r.len))?;
+            memory.copy(source.span(*r), slab.span_mut(r.slab, r.len))?;
         }
         Ok(())
     }
@@ -197,6 +211,81 @@ impl HostWeights {
         self.upload(memory, &mut slab)?;
         Ok(self.in_slab(&Arc::new(slab)))
     }
+}
+
+/// Weights that stream, made ready for it once, however many stages stream them.
+pub struct Streaming {
+    /// As they were given, in the same order.
+    pub weights: Vec<HostWeights>,
+    /// Why they are as slow to copy as any memory.
+    pub refused: Option<MemoryError>,
+    _guards: Vec<(Locked, Charge)>,
+}
+
+impl Streaming {
+    /// Locks the pages of the files that `weights` lie in, each page once; where the system cannot, copies them to memory that is locked;
+    /// where it cannot do that either, leaves them. What is locked is counted in `host`. Nothing is done where `memory` gains nothing by it.
+    pub fn new(weights: Vec<HostWeights>, memory: &dyn Memory, host: &Arc<Ledger>) -> Self {
+        let (weights, refused, guards) = match lock_files(&weights, memory, host) {
+            Ok(guards) => (weights, None, guards),
+            Err(_) => {
+                let copies = weights.iter().map(|w| w.locked_for(memory, host));
+                match copies.collect::<Result<Vec<_>, _>>() {
+                    Ok(copies) => (copies, None, Vec::new()),
+                    Err(refused) => (weights, Some(refused), Vec::new()),
+                }
+            }
+        };
+        Self {
+            weights,
+            refused,
+            _guards: guards,
+        }
+    }
+}
+
+fn lock_files(
+    weights: &[HostWeights],
+    memory: &dyn Memory,
+    host: &Arc<Ledger>,
+) -> Result<Vec<(Locked, Charge)>, MemoryError> {
+    let mut guards = Vec::new();
+    for (map, range) in pages(weights) {
+        let bytes = range.len() as u64;
+        if let Some(guard) = memory.lock_pages(Arc::new(Pages::new(map, range)))? {
+            guards.push((guard, host.charge(bytes, Class::Weights)?));
+        }
+    }
+    Ok(guards)
+}
+
+/// The largest page of the hosts that CUDA runs on. A page must not be locked twice, so stretches that share one are one.
+const PAGE: usize = 1 << 16;
+
+/// The stretches of files that hold `weights`, in whole pages, none touching another.
+fn pages(weights: &[HostWeights]) -> Vec<(Arc<Mmap>, Range<usize>)> {
+    let mut all: Vec<(&Arc<Mmap>, Range<usize>)> = Vec::new();
+    for w in weights {
+        let Some(Source::File(map)) = &w.source else {
+            continue;
+        };
+        let stretch = |r: &Run| {
+            let end = (r.file + r.len).next_multiple_of(PAGE).min(map.len());
+            (map, r.file / PAGE * PAGE..end)
+        };
+        all.extend(w.runs.iter().map(stretch));
+    }
+    all.sort_by_key(|(map, range)| (map.as_ptr().addr(), range.start));
+    let mut merged: Vec<(Arc<Mmap>, Range<usize>)> = Vec::new();
+    for (map, range) in all {
+        match merged.last_mut() {
+            Some((last, held)) if Arc::ptr_eq(last, map) && range.start <= held.end => {
+                held.end = held.end.max(range.end);
+            }
+            _ => merged.push((Arc::clone(map), range)),
+        }
+    }
+    merged
 }
 
 fn slab_end(runs: &[Run]) -> usize {
@@ -259,6 +348,47 @@ mod tests {
             memory.ledger().counts().of(Class::Weights),
             host.slab_bytes() as u64
         );
+    }
+
+    #[test]
+    fn weights_in_one_file_are_locked_as_one_stretch_and_far_ones_apart() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(10 * PAGE as u64 + 100).unwrap();
+        let map = Arc::new(map(file.path()));
+        let at = |offset: usize, length: usize| {
+            let entry = WeightEntry {
+                name: "w".to_owned(),
+                key: "w".to_owned(),
+                dtype: crate::contract::DType::F32,
+                shape: vec![length / 4],
+                offset: offset as u64,
+                length: length as u64,
+                transposed: false,
+            };
+            HostWeights::new(Some(Arc::clone(&map)), vec![("w".to_owned(), entry)])
+        };
+        // Two that share a page, one of them given twice; a gap; the last page, which the file does not fill.
+        let near = [at(0, PAGE + 4), at(PAGE + 256, PAGE), at(0, PAGE + 4)];
+        let far = [at(9 * PAGE, 400), at(10 * PAGE, 100)];
+        let all = [&near[..], &far[..]].concat();
+        let ranges: Vec<_> = pages(&all).into_iter().map(|(_, r)| r).collect();
+        assert_eq!(ranges, [0..3 * PAGE, 9 * PAGE..10 * PAGE + 100]);
+        let memory = HostMemory::new("cpu:1", 0);
+        let host = Ledger::new("host", u64::MAX);
+        let same = Streaming::new(all, &*memory, &host);
+        assert!(same.refused.is_none() && host.counts().total() == 0);
+        assert!(
+            same.weights
+                .iter()
+                .all(|w| matches!(w.source, Some(Source::File(_))))
+        );
+    }
+
+    #[expect(unsafe_code, reason = "a mapped file")]
+    fn map(path: &std::path::Path) -> Mmap {
+        let file = std::fs::File::open(path).unwrap();
+        // SAFETY: a file of this test's own.
+        unsafe { Mmap::map(&file) }.unwrap()
     }
 
     #[test]

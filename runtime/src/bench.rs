@@ -11,7 +11,8 @@ use engines::components::{dit, speech, text, vae};
 use engines::contract::{Contract, DType, Port, Sizes, StateKind};
 use engines::dim::Bindings;
 use engines::recipe::Recipe;
-use engines::tensor::Tensor;
+use engines::tensor::{Element, Tensor};
+use half::{bf16, f16};
 
 use crate::size::Size;
 
@@ -257,26 +258,35 @@ fn filled(port: &Port, recipe: Recipe, sizes: &Bindings) -> Tensor {
         .collect();
     let mut t = Tensor::zeros(port.dtype(recipe), &shape);
     match port.dtype(recipe) {
+        DType::F32 => fill(&mut t, noise()),
+        DType::BF16 => fill(&mut t, noise().map(bf16::from_f32)),
+        DType::F16 => fill(&mut t, noise().map(f16::from_f32)),
         DType::I64 => {
             let value = match port.name {
                 n if n == dit::KV_LEN.name => sizes["C"] + sizes["S"],
                 n if n == dit::SLOT.name => 0,
                 _ => 3,
             };
-            t.as_mut_slice::<i64>().fill(value);
+            fill(&mut t, std::iter::repeat(value));
         }
-        _ => {
-            let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-            for x in t.as_mut_slice::<f32>() {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                // Uniform with variance 1.
-                *x = ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 12f32.sqrt();
-            }
-        }
+        DType::U8 | DType::Bool => {}
     }
     t
+}
+
+fn fill<E: Element>(t: &mut Tensor, values: impl Iterator<Item = E>) {
+    let all = t.as_mut_slice::<E>().iter_mut().zip(values);
+    all.for_each(|(x, v)| *x = v);
+}
+
+/// Uniform with variance 1, always the same.
+fn noise() -> impl Iterator<Item = f32> {
+    let next = |state: &u64| {
+        let state = state.wrapping_mul(6_364_136_223_846_793_005);
+        Some(state.wrapping_add(1_442_695_040_888_963_407))
+    };
+    let states = std::iter::successors(Some(0x9e37_79b9_7f4a_7c15_u64), next).skip(1);
+    states.map(|s| ((s >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 12f32.sqrt())
 }
 
 impl fmt::Display for Report {
@@ -297,5 +307,36 @@ impl fmt::Display for Report {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_every_recipe_are_filled_with_the_same_noise() {
+        let sizes: Bindings = [
+            ("B", 2),
+            ("h", 4),
+            ("w", 4),
+            ("F", 3),
+            ("D", 8),
+            ("C", 40),
+            ("S", 96),
+        ]
+        .map(|(k, v)| (k.to_owned(), v))
+        .into();
+        let made = |recipe| filled(&dit::HIDDEN, recipe, &sizes);
+        let (single, half) = (made(Recipe::Fp32), made(Recipe::Bf16));
+        assert_eq!((single.dtype(), half.dtype()), (DType::F32, DType::BF16));
+        assert_eq!(single.shape(), half.shape());
+        let values = single.as_slice::<f32>();
+        let power = values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32;
+        assert!((power - 1.0).abs() < 0.2, "{power} of {}", values.len());
+        let rounded = values.iter().map(|&v| bf16::from_f32(v));
+        assert!(rounded.eq(half.as_slice::<bf16>().iter().copied()));
+        let keys = filled(&dit::KV_LEN, Recipe::Bf16, &sizes);
+        assert_eq!(keys.as_slice::<i64>(), [136, 136]);
     }
 }

@@ -84,6 +84,9 @@ pub struct Generate {
     /// Video frames of a clip, a multiple of 12.
     #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
     infer_frames: usize,
+    /// Blocks of 12 frames that attention sees back; the model's own is a clip's. Fewer save memory and time and change the picture.
+    #[arg(long = "ring-blocks", value_name = "N", value_parser = count)]
+    ring_blocks: Option<usize>,
     /// Seed of the noise; negative for a random one.
     #[arg(
         long = "base-seed",
@@ -114,7 +117,7 @@ pub struct Generate {
     #[arg(long = "enable-online-decode")]
     enable_online_decode: bool,
     /// Place the work as this kind of machine does: a built-in name such as 4x24g, a file of your own, or auto for the machine at hand.
-    #[arg(long, value_name = "NAME|FILE|auto", conflicts_with_all = ["stages", "num_gpus_dit", "lanes", "resident_layers", "offload_model", "host_rings", "slots", "device_memory", "vae_device"])]
+    #[arg(long, value_name = "NAME|FILE|auto", conflicts_with_all = ["stages", "num_gpus_dit", "lanes", "resident_layers", "offload_model", "host_rings", "slots", "device_memory", "vae_device", "ring_blocks"])]
     pub profile: Option<String>,
     /// The profile's devices are threads on this CPU, each with the memory that is planned for it: to try a placement without the machine.
     #[arg(long = "virtual", requires = "profile")]
@@ -434,6 +437,7 @@ impl Generate {
             clips: self.num_clip,
             steps: self.sample_steps,
             infer_frames: self.infer_frames,
+            ring_blocks: self.ring_blocks,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
             mode,
             placement: None,

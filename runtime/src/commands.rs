@@ -78,6 +78,7 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
     };
     let request = Request {
         placement: placed.plan,
+        ring_blocks: placed.ring_blocks,
         ..request
     };
     let backends = placed.backends.iter().map(|b| &**b);

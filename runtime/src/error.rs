@@ -17,7 +17,7 @@ use crate::plan::PlanError;
 use crate::planner::PlannerError;
 use crate::probe::ProbeError;
 use crate::prompt::PromptError;
-use crate::ring::ClipLengthError;
+use crate::ring::{ClipLengthError, RingLengthError};
 use crate::schedule::ScheduleError;
 use crate::size::SizeError;
 use crate::tensor_file::TensorFileError;
@@ -41,6 +41,8 @@ pub enum Error {
     Schedule(#[from] ScheduleError),
     #[error(transparent)]
     ClipLength(#[from] ClipLengthError),
+    #[error(transparent)]
+    RingLength(#[from] RingLengthError),
     #[error(transparent)]
     Prompt(#[from] PromptError),
     #[error(transparent)]
@@ -125,6 +127,7 @@ impl Error {
             Self::TooSmall(e) => e.exit(),
             Self::Schedule(e) => e.exit(),
             Self::ClipLength(e) => e.exit(),
+            Self::RingLength(e) => e.exit(),
             Self::Prompt(e) => e.exit(),
             Self::Picture(e) => e.exit(),
             Self::Audio(e) => e.exit(),

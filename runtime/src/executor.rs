@@ -20,6 +20,7 @@ use crate::events::{Cancel, Event, Observer};
 use crate::latents;
 use crate::plan::{Plan, StageSpec};
 use crate::stage::Options;
+use crate::streams::Streams;
 use crate::trace::Distances;
 use crate::wavefront::{Grid, Group, Item, Wavefront};
 use worker::{LastWord, PREFILLS, Packet, Report, prepare, spawn_chain};
@@ -114,6 +115,12 @@ pub fn run(
     finished: SyncSender<Finished>,
     inbox: Inbox,
 ) -> Result<(), Error> {
+    let streams = Streams::new(job.plan, job.devices, job.options)?;
+    if let Some(reason) = streams.refused() {
+        job.observer.event(&Event::Notice(format!(
+            "weights stream from memory that could not be locked, more slowly than the link could: {reason}"
+        )));
+    }
     thread::scope(|scope| {
         let Inbox { sender, receiver } = inbox;
         let heads = job
@@ -121,7 +128,7 @@ pub fn run(
             .chains
             .iter()
             .enumerate()
-            .map(|(index, chain)| spawn_chain(scope, job, index, chain, &sender))
+            .map(|(index, chain)| spawn_chain(scope, (job, &streams), index, chain, &sender))
             .collect();
         let (requests, wanted) = sync_channel(job.steps + 8);
         let reports = LastWord(sender);

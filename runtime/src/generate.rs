@@ -53,6 +53,8 @@ pub struct Request {
     pub clips: Clips,
     pub steps: usize,
     pub infer_frames: usize,
+    /// Blocks that attention sees back, this one among them; a clip's without.
+    pub ring_blocks: Option<usize>,
     pub seed: u64,
     pub mode: Mode,
     /// A finished placement, from a profile; the fields below do not matter then.
@@ -167,6 +169,10 @@ fn prepare(
     let picture = Picture::open(&request.image)?;
     let effective = request.size.effective(request.size_mode, picture.size())?;
     let geometry = Geometry::new(config, effective, request.infer_frames)?;
+    let geometry = match request.ring_blocks {
+        Some(blocks) => geometry.with_ring(blocks)?,
+        None => geometry,
+    };
     let tables = Tables::new(geometry.clone(), request.steps)?;
     let plan = request.plan(config)?;
     let prompt = Prompter::open(&engine.models.tokenizer())?.encode(&request.prompt)?;
@@ -193,6 +199,7 @@ fn prepare(
         picture.size(),
         clips,
     );
+    shorter_ring(&geometry, observer);
     notices(request, &settings, &prompt, &speech, observer);
     Ok(Inputs {
         geometry,
@@ -204,6 +211,15 @@ fn prepare(
         replay,
         settings,
     })
+}
+
+fn shorter_ring(geometry: &Geometry, observer: &dyn Observer) {
+    let (ring, clip) = (geometry.ring_blocks, geometry.clip_blocks);
+    if ring < clip {
+        observer.event(&Event::Notice(format!(
+            "ring_blocks {ring}: attention sees {ring} of the model's {clip} blocks back; the video differs from the reference's"
+        )));
+    }
 }
 
 /// Refuses a placement whose devices are too small before anything is loaded.

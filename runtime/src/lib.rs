@@ -51,6 +51,7 @@ pub mod simulate;
 pub mod size;
 pub mod speech;
 pub mod stage;
+pub mod streams;
 pub mod synthetic;
 pub mod tensor_file;
 pub mod trace;

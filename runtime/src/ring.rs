@@ -29,6 +29,23 @@ impl ClipLengthError {
     }
 }
 
+/// Why a ring cannot be so long.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "ring_blocks wants 1 to {most}, the blocks of a clip, got {got}; the model is made for {most}"
+)]
+pub struct RingLengthError {
+    pub got: usize,
+    pub most: usize,
+}
+
+impl RingLengthError {
+    /// Always a usage error.
+    pub fn exit(&self) -> Exit {
+        Exit::Usage
+    }
+}
+
 /// Video frames of one latent frame.
 pub const FRAMES_PER_LATENT: usize = engines::components::vae::TEMPORAL_STRIDE;
 
@@ -43,15 +60,16 @@ pub struct Geometry {
     pub latent_channels: usize,
     /// Latent frames of a block.
     pub block_frames: usize,
-    /// Blocks of a clip; the ring holds as many.
     pub clip_blocks: usize,
+    /// Blocks that the ring holds, the newest ones; a clip's unless told otherwise.
+    pub ring_blocks: usize,
     pub sink_tokens: usize,
     pub heads: usize,
     pub head_dim: usize,
 }
 
 impl Geometry {
-    /// Sizes of clips of `infer_frames` video frames at `size`.
+    /// Sizes of clips of `infer_frames` video frames at `size`, with a ring of as many blocks.
     ///
     /// # Errors
     /// `infer_frames` that is not a whole number of blocks.
@@ -75,9 +93,27 @@ impl Geometry {
             latent_channels: config.latent_channels,
             block_frames: config.block_frames,
             clip_blocks: infer_frames / unit,
+            ring_blocks: infer_frames / unit,
             sink_tokens: config.sink_tokens(tokens.0, tokens.1),
             heads: config.heads,
             head_dim: config.head_dim(),
+        })
+    }
+
+    /// The same with a ring of `blocks`: attention sees no older ones, so the video is another than the model's own.
+    ///
+    /// # Errors
+    /// No block, or more than a clip has.
+    pub fn with_ring(self, blocks: usize) -> Result<Self, RingLengthError> {
+        if blocks == 0 || blocks > self.clip_blocks {
+            return Err(RingLengthError {
+                got: blocks,
+                most: self.clip_blocks,
+            });
+        }
+        Ok(Self {
+            ring_blocks: blocks,
+            ..self
         })
     }
 
@@ -98,7 +134,7 @@ impl Geometry {
 
     /// Tokens of the ring, `S`.
     pub fn ring_tokens(&self) -> usize {
-        self.clip_blocks * self.block_tokens()
+        self.ring_blocks * self.block_tokens()
     }
 
     /// First global latent frame of a block.
@@ -108,12 +144,12 @@ impl Geometry {
 
     /// First ring token that `block` writes. Blocks divide the ring, so a write never wraps.
     pub fn slot(&self, block: usize) -> usize {
-        (block % self.clip_blocks) * self.block_tokens()
+        (block % self.ring_blocks) * self.block_tokens()
     }
 
     /// Ring tokens that are filled once `block` is written: one contiguous prefix.
     pub fn filled(&self, block: usize) -> usize {
-        (block + 1).min(self.clip_blocks) * self.block_tokens()
+        (block + 1).min(self.ring_blocks) * self.block_tokens()
     }
 
     /// `[1, Z, frames, H/8, W/8]`.
@@ -303,14 +339,28 @@ pub(crate) mod tests {
         }
     }
 
+    #[test]
+    fn a_ring_has_a_block_and_no_more_than_a_clip() {
+        for (blocks, fits) in [(0, false), (1, true), (4, true), (5, false)] {
+            let got = geometry(48).with_ring(blocks);
+            let want = if fits { Ok(blocks) } else { Err((blocks, 4)) };
+            assert_eq!(
+                got.map(|g| g.ring_blocks).map_err(|e| (e.got, e.most)),
+                want
+            );
+        }
+    }
+
     proptest! {
         #[test]
-        fn a_ring_always_holds_the_newest_blocks_and_nothing_else(blocks in 1usize..6, last in 0usize..40) {
-            let g = geometry(12 * blocks);
+        fn a_ring_always_holds_the_newest_blocks_and_nothing_else(clip in 1usize..6, blocks in 1usize..6, last in 0usize..40) {
+            let blocks = blocks.min(clip);
+            let g = geometry(12 * clip).with_ring(blocks).unwrap();
             let mut ring = vec![None; g.ring_tokens()];
             for b in 0..=last {
                 let slot = g.slot(b);
                 prop_assert!(slot + g.block_tokens() <= ring.len());
+                prop_assert!(slot + g.block_tokens() <= g.filled(b));
                 ring[slot..slot + g.block_tokens()].fill(Some(b));
             }
             let mut seen: Vec<usize> = ring[..g.filled(last)].iter().map(|t| t.expect("filled")).collect();

@@ -20,6 +20,7 @@ use crate::devices::here;
 use crate::offload::{Filled, Load, Slot, SlotSize, Stream, Window, locked, streamed};
 use crate::plan::{Rings, StageSpec};
 use crate::ring::{Geometry, KvRing};
+use crate::streams::Streams;
 
 /// What to load a component with: taps and faults.
 pub type Options<'a> = &'a (dyn Fn(&str) -> LoadOptions + Sync);
@@ -41,6 +42,8 @@ pub struct Site<'a> {
     /// Most lanes of a call.
     pub lanes: usize,
     pub options: Options<'a>,
+    /// Layers whose weights were made ready to stream.
+    pub streaming: Option<&'a Streams>,
 }
 
 impl<'a> Site<'a> {
@@ -60,6 +63,7 @@ impl<'a> Site<'a> {
             geometry,
             lanes,
             options,
+            streaming: None,
         }
     }
 
@@ -409,6 +413,11 @@ fn load_layer(
             }
         }
         (false, true) => Weights::Streamed,
+    };
+    let ready = site.streaming.and_then(|s| s.of(index));
+    let host = match (&weights, ready) {
+        (Weights::Streamed, Some(ready)) => ready.clone(),
+        _ => host,
     };
     let dtype = site.backend.recipe().compute();
     let ring = KvRing::new(site.geometry, spec.steps.len(), dtype, |bytes| {

@@ -148,6 +148,37 @@ fn every_kind_of_machine_computes_the_same_bits_at_small() {
     assert_same(Preset::Small, &kinds);
 }
 
+/// Two clips of three blocks on rings of two, on one device and with a layer on each of four.
+#[test]
+fn a_shorter_ring_gives_the_same_bits_everywhere_and_another_video() {
+    let model = Model::new(Preset::Tiny);
+    let of = |ring: &str, more: &[&str]| {
+        let ring = ["--infer_frames", "36", "--ring-blocks", ring];
+        traced(&model.models(), &[&ring[..], more].concat())
+    };
+    let short = of("2", &[]);
+    let stages = ["--stages", "4x1", "--lanes", "4", "--device-memory", "4GB"];
+    assert_eq!(differing(&of("2", &stages), &short), Vec::<String>::new());
+    let differ = differing(&of("3", &[]), &short);
+    let has = |name: &str| differ.iter().any(|d| d == name);
+    assert!(has("block2.latents") && has("block5.latents"), "{differ:?}");
+    assert!(!has("block1.latents"), "{differ:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let profile = include_str!("../../engines/profiles/2x24g.toml");
+    let profile = profile.replace("ring_blocks = 4", "ring_blocks = 2");
+    let file = dir.path().join("short.toml");
+    std::fs::write(&file, profile).unwrap();
+    let file = file.to_str().unwrap();
+    let planned = ["--infer_frames", "36", "--virtual", "--profile", file];
+    let planned = traced(&model.models(), &planned);
+    assert_eq!(differing(&planned, &short), Vec::<String>::new());
+    let message = command(&model.models(), dir.path(), &["--ring-blocks", "3"]).error(Exit::Usage);
+    assert!(
+        message.contains("ring_blocks") && message.contains("got 3"),
+        "{message}"
+    );
+}
+
 /// What the ledgers of both devices hold when a phase begins: device 0 has the encoders and the transformer, device 1 the VAE decoder.
 #[derive(Default)]
 struct Watch {

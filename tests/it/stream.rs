@@ -60,6 +60,7 @@ impl Run {
             clips: Clips::Auto,
             steps: 4,
             infer_frames: 48,
+            ring_blocks: None,
             seed: 420,
             mode: Mode::Tpp,
             stages: Stages::default(),

@@ -5,7 +5,9 @@ use super::driver::{
     Address, CAPABILITY, Copy2d, Device, Handle, KIND_DEVICE, KIND_HOST, OUT_OF_MEMORY,
     PINNED_PORTABLE, PINNED_READ_ONLY, READ_ONLY_REGISTER, Refusal, STREAM_NON_BLOCKING, Table,
 };
-use super::{Block, Charge, Class, Ledger, Memory, MemoryError, Place, Rows, Span, SpanMut};
+use super::{
+    Block, Charge, Class, Ledger, Locked, Memory, MemoryError, Pages, Place, Rows, Span, SpanMut,
+};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
@@ -693,6 +695,11 @@ impl Memory for CudaMemory {
                 table.check("cuMemcpy2DAsync", code)
             })
             .map_err(|e| self.copy_error(count * bytes, &e.to_string()))
+    }
+
+    fn lock_pages(&self, pages: Arc<Pages>) -> Result<Option<Locked>, MemoryError> {
+        let guard = self.device.pin(pages)?;
+        Ok(Some(Box::new(guard)))
     }
 
     /// Page-locked, so that copies run at the link's rate and beside everything else.

@@ -21,6 +21,8 @@ pub(super) struct Placed {
     pub(super) models: Models,
     pub(super) backends: Vec<Box<dyn Backend>>,
     pub(super) plan: Option<Plan>,
+    /// Blocks of the KV rings, from the profile or as told.
+    pub(super) ring_blocks: Option<usize>,
 }
 
 /// One CPU, or virtual devices with a budget.
@@ -40,6 +42,7 @@ pub(super) fn as_told(
             models,
             backends: vec![Box::new(backend)],
             plan: None,
+            ring_blocks: request.ring_blocks,
         });
     };
     let plan = request.plan(&backend.models().config().dit)?;
@@ -49,6 +52,7 @@ pub(super) fn as_told(
         models,
         backends: virtual_devices(&backend, &budgets),
         plan: None,
+        ring_blocks: request.ring_blocks,
     })
 }
 
@@ -92,6 +96,7 @@ pub(super) fn placed(
         models,
         backends,
         plan: Some(plan),
+        ring_blocks: Some(planned.placement.ring_blocks),
     })
 }
 

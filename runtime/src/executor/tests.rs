@@ -253,8 +253,9 @@ proptest! {
     #[test]
     fn every_placement_computes_what_one_block_after_the_other_does(
         blocks in 1usize..8, steps in 1usize..5, l in 1usize..5, s in 1usize..5, lanes in 0usize..5, clip in 1usize..4, swap in 0usize..3,
+        ring in 1usize..4,
     ) {
-        let g = geometry(12 * clip);
+        let g = geometry(12 * clip).with_ring(ring.min(clip)).unwrap();
         let swap = [Swap::Never, Swap::FirstLatent, Swap::Fed][swap];
         let stages = Stages::Grid { layers: l, steps: s.min(steps) };
         let lanes = if lanes == 0 { Lanes::Auto } else { Lanes::AtMost(lanes.min(steps)) };
@@ -286,9 +287,9 @@ proptest! {
     #[test]
     fn devices_with_memory_of_their_own_compute_the_same_resident_or_streamed(
         blocks in 1usize..10, steps in 1usize..5, l in 1usize..5, s in 1usize..5, lanes in 1usize..5, clip in 1usize..4, swap in 0usize..3,
-        residency in residency(),
+        ring in 1usize..4, residency in residency(),
     ) {
-        let g = geometry(12 * clip);
+        let g = geometry(12 * clip).with_ring(ring.min(clip)).unwrap();
         let swap = [Swap::Never, Swap::FirstLatent, Swap::Fed][swap];
         let stages = Stages::Grid { layers: l, steps: s.min(steps) };
         let lanes = Lanes::AtMost(lanes.min(steps));
@@ -379,6 +380,29 @@ fn a_budget_is_met_to_the_byte() {
         );
         assert_eq!(error.exit(), engines::exit::Exit::Resources);
     }
+}
+
+#[test]
+fn a_shorter_ring_computes_another_video_the_same_on_one_device_and_on_four() {
+    let full = geometry(48);
+    let short = full.clone().with_ring(2).unwrap();
+    let case = |stages: &str| Case {
+        stages: stages.parse().unwrap(),
+        lanes: Lanes::AtMost(4),
+        budget: Some(u64::MAX),
+        ..Case::new(12, 4, Swap::FirstLatent)
+    };
+    let made = |stages: &str, g: &Geometry| {
+        let (result, finished, _) = execute(&case(stages), g);
+        result.unwrap();
+        finished
+    };
+    let one = made("1", &short);
+    assert_eq!(one, made("4x1", &short));
+    // Until the ring is full there is nothing that it lacks.
+    let own = made("1", &full);
+    assert_eq!(one[..2], own[..2]);
+    assert!(one[2..].iter().zip(&own[2..]).all(|(a, b)| a != b));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::condition::{BlockInput, Source};
 use crate::error::Error;
 use crate::plan::{Chain, StageSpec};
 use crate::stage::{Site, Stage, anchor_of};
+use crate::streams::Streams;
 use crate::wavefront::Group;
 
 /// Packets that may wait at the head of a chain beside its calls: the prefills.
@@ -73,7 +74,7 @@ pub(super) fn prepare(source: &mut dyn Source, wanted: &Receiver<usize>, reports
 /// Starts a chain's workers, last first, and returns the way into it.
 pub(super) fn spawn_chain<'scope, 'env>(
     scope: &'scope Scope<'scope, 'env>,
-    job: &'env Job<'env>,
+    (job, streams): (&'env Job<'env>, &'env Streams),
     index: usize,
     chain: &'env Chain,
     reports: &SyncSender<Report>,
@@ -89,6 +90,7 @@ pub(super) fn spawn_chain<'scope, 'env>(
         let (sender, receiver) = sync_channel(room);
         let worker = Worker {
             job,
+            streams,
             index,
             chain,
             spec,
@@ -102,6 +104,7 @@ pub(super) fn spawn_chain<'scope, 'env>(
 
 struct Worker<'a> {
     job: &'a Job<'a>,
+    streams: &'a Streams,
     index: usize,
     chain: &'a Chain,
     spec: &'a StageSpec,
@@ -143,6 +146,7 @@ impl Worker<'_> {
             geometry: job.tables.geometry(),
             lanes: self.chain.lanes,
             options: job.options,
+            streaming: Some(self.streams),
         };
         let mut stage = Stage::load(site, self.spec)?;
         for mut packet in packets {

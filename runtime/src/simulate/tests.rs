@@ -54,8 +54,8 @@ fn pause(ms: f64) {
     sleep(Duration::from_secs_f64(ms / 1e3));
 }
 
-/// Seconds that graphs were to take, and took: a machine that is busy elsewhere wakes sleepers late.
-type Taken = Arc<Mutex<(f64, f64)>>;
+/// Seconds that each graph was to take, and took: a machine that is busy elsewhere wakes sleepers late.
+type Taken = Arc<Mutex<Vec<(f64, f64)>>>;
 
 /// The fake backend, its sessions asleep as long as [`Known`] says.
 struct Slow {
@@ -123,9 +123,8 @@ impl Session for SlowSession {
         };
         // What the fake itself computes is part of the time.
         sleep(Duration::from_secs_f64(ms / 1e3).saturating_sub(start.elapsed()));
-        let mut taken = self.taken.lock().unwrap();
-        taken.0 += ms / 1e3;
-        taken.1 += start.elapsed().as_secs_f64();
+        let took = start.elapsed().as_secs_f64();
+        self.taken.lock().unwrap().push((ms / 1e3, took));
         out
     }
 }
@@ -162,8 +161,10 @@ impl Observer for Watch {
 struct Measured {
     items: Vec<(f64, (usize, usize))>,
     decoded: Vec<f64>,
-    /// How much longer than told the graphs took.
+    /// How much longer than told the graphs took, all together.
     late: f64,
+    /// How much more than that one in ten was late.
+    unevenly: f64,
 }
 
 fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
@@ -215,9 +216,15 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
         executor::run(&job, &mut Slept(&g, known), sender, inbox).unwrap();
         decoder.join().unwrap()
     });
-    let (told, took) = *backend.taken.lock().unwrap();
+    let taken = backend.taken.lock().unwrap();
+    let (told, took) = taken.iter().fold((0.0, 0.0), |a, t| (a.0 + t.0, a.1 + t.1));
+    // Of layers only: what a moment makes of embedding and head says nothing.
+    let layers = taken.iter().filter(|t| t.0 * 1e3 > 2.0 * known.rim);
+    let mut each: Vec<f64> = layers.map(|t| t.1 / t.0).collect();
+    each.sort_by(f64::total_cmp);
     Measured {
         late: took / told,
+        unevenly: (each[each.len() * 9 / 10] - took / told).max(0.0),
         items: watch.1.into_inner().unwrap(),
         decoded,
     }
@@ -293,10 +300,17 @@ fn simulated(plan: &Plan, blocks: usize, known: Known) -> Timeline {
 }
 
 /// What differs by more than timers do; `None` when nothing does.
+///
+/// The simulation is told how late the graphs were on average. Stages that wait for each other go with the latest of them, so on a machine
+/// that is busy with other things a run takes longer than that by up to how unevenly late they were, and threads that are to go on wait for
+/// a core. That much is allowed, but never so much that work which should overlap could take turns: a decoder that waits for its turn
+/// costs 15 % on the first case, anything else more.
 fn difference(real: &Measured, sim: &Timeline) -> Option<String> {
+    let busy = (2.0 * real.unevenly + 0.5 * (real.late - 1.0)).min(0.09);
     let off = |what: &str, real: f64, sim: f64| {
         let share = (real / sim - 1.0).abs();
-        (share > 0.03).then(|| format!("{what}: {real:.3} s ran, {sim:.3} s simulated"))
+        (share > 0.03 + busy)
+            .then(|| format!("{what}: {real:.3} s ran, {sim:.3} s simulated, {busy:.3} allowed"))
     };
     let last = |d: &[f64]| d.last().copied().unwrap();
     let at: BTreeMap<(usize, usize), f64> = sim
@@ -306,7 +320,7 @@ fn difference(real: &Measured, sim: &Timeline) -> Option<String> {
         .collect();
     assert_eq!(at.len(), real.items.len());
     // What comes back within this time may come in any order.
-    let near = 0.02;
+    let near = 0.02 + 0.25 * busy;
     let swapped = real
         .items
         .windows(2)
@@ -342,7 +356,7 @@ fn the_executor_takes_as_long_as_simulated_and_in_the_same_order() {
                         Plan::new(&stages_read, Lanes::AtMost(lanes), LAYERS, STEPS).unwrap();
                     // The simulation gets the times that the graphs really took, which on a machine with nothing else to do are those told.
                     // A run in which other work came between them proves nothing, and another is taken.
-                    let tries = (0..5).map(|_| {
+                    let tries = (0..8).map(|_| {
                         let real = execute(&plan, blocks, known);
                         difference(&real, &simulated(&plan, blocks, known.scaled(real.late)))
                     });

@@ -149,6 +149,7 @@ fn request(bench: &Bench<'_>, file: &str, mode: Mode, folder: &Path) -> Result<R
         clips: Clips::AtMost(clips),
         steps: bench.config("steps")?,
         infer_frames: bench.config("infer_frames")?,
+        ring_blocks: None,
         seed: 0,
         mode,
         stages: Stages::default(),

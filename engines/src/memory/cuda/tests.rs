@@ -5,7 +5,9 @@
 )]
 use super::*;
 use crate::contract::DType;
+use crate::manifest::WeightEntry;
 use crate::tensor::Tensor;
+use crate::weights::{HostWeights, Streaming};
 use std::alloc::Layout;
 use std::cell::RefCell;
 
@@ -18,6 +20,8 @@ struct Fake {
     allocs: usize,
     pinned: Vec<(usize, usize, u32)>,
     peers: Vec<(usize, usize)>,
+    /// Whether read-only pages can be pinned.
+    pins_files: bool,
 }
 
 thread_local! {
@@ -31,6 +35,7 @@ thread_local! {
             allocs: 0,
             pinned: Vec::new(),
             peers: Vec::new(),
+            pins_files: true,
         })
     };
 }
@@ -90,7 +95,8 @@ unsafe extern "C" fn device_name(name: *mut c_char, _: c_int, _: Device) -> c_in
     0
 }
 unsafe extern "C" fn device_attribute(value: *mut c_int, which: c_int, _: Device) -> c_int {
-    unsafe { *value = if which == CAPABILITY[1] { 0 } else { 9 } };
+    let none = which == CAPABILITY[1] || which == READ_ONLY_REGISTER && !fake(|f| f.pins_files);
+    unsafe { *value = if none { 0 } else { 9 } };
     0
 }
 unsafe extern "C" fn context_retain(context: *mut Handle, device: Device) -> c_int {
@@ -437,6 +443,63 @@ fn pinned_memory_is_counted_and_pinned_pages_are_let_go() {
     );
     drop(guard);
     assert!(fake(|f| f.pinned.is_empty()));
+}
+
+/// Two layers in one mapped file.
+fn mapped_layers(path: &std::path::Path) -> Vec<HostWeights> {
+    let values: Vec<u8> = (0..200u32).flat_map(|v| (v as f32).to_le_bytes()).collect();
+    std::fs::write(path, values).unwrap();
+    let file = std::fs::File::open(path).unwrap();
+    // SAFETY: a file of this test's own.
+    let map = Arc::new(unsafe { memmap2::Mmap::map(&file) }.unwrap());
+    let layer = |offset: u64| {
+        let entry = WeightEntry {
+            name: "w".to_owned(),
+            key: "w".to_owned(),
+            dtype: DType::F32,
+            shape: vec![10],
+            offset,
+            length: 40,
+            transposed: false,
+        };
+        HostWeights::new(Some(Arc::clone(&map)), vec![("w".to_owned(), entry)])
+    };
+    vec![layer(0), layer(256)]
+}
+
+#[test]
+fn layers_that_stream_are_pinned_once_or_copied_or_left_and_the_same_in_any_case() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = memory(1 << 20);
+    let layers = mapped_layers(&dir.path().join("data"));
+    let starts = |weights: &[HostWeights]| -> Vec<f32> {
+        let first = |w: &HostWeights| {
+            let set = w.resident(&*memory).unwrap();
+            let (_, t) = set.iter().next().unwrap();
+            t.clone().into_host(&*memory).unwrap().as_slice::<f32>()[0]
+        };
+        weights.iter().map(first).collect()
+    };
+    // Bytes of the host's budget; whether files can be pinned; registrations, bytes counted, and whether there is a refusal.
+    for (budget, pins_files, want) in [
+        (10_000, true, (1, 800, false)),
+        (10_000, false, (0, 80, false)),
+        (79, false, (0, 0, true)),
+        (200, true, (0, 80, false)),
+    ] {
+        fake(|f| f.pins_files = pins_files);
+        let host = Ledger::new("host", budget);
+        let made = Streaming::new(layers.clone(), &*memory, &host);
+        let counted = host.counts().total();
+        assert_eq!(
+            (fake(|f| f.pinned.len()), counted, made.refused.is_some()),
+            want,
+            "{budget} {pins_files}"
+        );
+        assert_eq!(starts(&made.weights), [0.0, 64.0]);
+        drop(made);
+        assert_eq!((fake(|f| f.pinned.len()), host.counts().total()), (0, 0));
+    }
 }
 
 #[test]
