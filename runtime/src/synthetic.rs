@@ -14,7 +14,9 @@ use engines::components::dit::{self, DitConfig};
 use engines::components::probe;
 use engines::contract::{Contract, DType};
 use engines::graph_set::GraphSet;
+use engines::manifest::ModelConfig;
 use engines::memory::{Class, Counts, Ledger, Memory, MemoryError};
+use engines::profile::Kind;
 use engines::recipe::Recipe;
 use engines::tensor::Tensor;
 use engines::weights::{HostWeights, WeightSet};
@@ -24,6 +26,8 @@ use crate::call::{Anchor, BlockAudio, Lane, LayerCondition, Placed, Tables};
 use crate::device::Device;
 use crate::error::Error;
 use crate::plan::{MIN_SLOTS, Residency, Rings, StageSpec};
+use crate::planner::memory::transformer_bytes;
+use crate::planner::work::Work;
 use crate::ring::Geometry;
 use crate::size::Size;
 use crate::stage::{Site, Stage, plain};
@@ -80,6 +84,8 @@ pub struct MemoryUse {
     pub by_class: BTreeMap<String, u64>,
     pub counted: u64,
     pub peak: u64,
+    /// What the planner counts for the same, where it does.
+    pub planned: Option<u64>,
     pub smi_before: Option<u64>,
     pub smi: Option<u64>,
 }
@@ -185,6 +191,8 @@ fn product(runtime: &Runtime, set: &GraphSet, request: &Request) -> Result<Produ
 struct Bench<'a> {
     backend: Synthetic<'a>,
     model: &'a DitConfig,
+    /// The set's sizes with this model's.
+    config: ModelConfig,
     geometry: &'a Geometry,
     request: &'a Request,
     host: Arc<Ledger>,
@@ -202,6 +210,10 @@ impl<'a> Bench<'a> {
         Ok(Self {
             backend: Synthetic::new(runtime, set, model, request, &host)?,
             model,
+            config: ModelConfig {
+                dit: model.clone(),
+                ..set.config.clone()
+            },
             geometry,
             request,
             host,
@@ -231,10 +243,20 @@ impl<'a> Bench<'a> {
     fn resident(&self, product: &Product) -> Result<(Vec<Row>, MemoryUse), Error> {
         let mut stage = self.stage(Residency::default())?;
         let anchor = self.anchor()?;
+        let work = Work::new(
+            &self.config,
+            self.backend.recipe(),
+            self.request.size,
+            self.geometry.ring_blocks,
+        );
+        let kind = match self.request.device {
+            Device::Cpu => Kind::Cpu,
+            Device::Cuda(_) => Kind::Gpu,
+        };
         let mut rows = Vec::new();
         for &lanes in &self.request.lanes {
             let (median_ms, min_ms) = self.time(&mut stage, &anchor, lanes)?;
-            let tflop = tflop(self.model, self.geometry, lanes);
+            let tflop = work.call_operations().total() / 1e12 * lanes as f64;
             let tflop_per_s = tflop / median_ms * 1e3;
             rows.push(Row {
                 lanes,
@@ -245,7 +267,15 @@ impl<'a> Bench<'a> {
                 share: tflop_per_s / product.tflop_per_s,
             });
         }
-        Ok((rows, self.used()))
+        let steps = self.most_lanes();
+        let planned = Some(transformer_bytes(&work, steps, steps, kind));
+        Ok((
+            rows,
+            MemoryUse {
+                planned,
+                ..self.used()
+            },
+        ))
     }
 
     /// Under a cap: as many layers resident as fit beside the slots, the rings on the host.
@@ -382,6 +412,7 @@ impl<'a> Bench<'a> {
             by_class: by_class.into_iter().collect(),
             counted: counts.total(),
             peak: counts.peak,
+            planned: None,
             smi_before: None,
             smi: smi(self.request.device),
         }
@@ -557,24 +588,6 @@ fn middle(mut times: Vec<f64>) -> (f64, f64) {
     (times[times.len() / 2], times[0])
 }
 
-/// Arithmetic of a call, in 10^12: two operations a multiply-add of every matrix product, attention included.
-pub fn tflop(c: &DitConfig, g: &Geometry, lanes: usize) -> f64 {
-    let (tokens, d) = (g.block_tokens() as f64, c.dim as f64);
-    let keys = (g.sink_tokens + g.ring_tokens()) as f64;
-    let linear = 12.0 * tokens * d * d + 4.0 * tokens * d * c.ffn_dim as f64;
-    let attention = 4.0 * tokens * (keys + c.text_len as f64) * d;
-    let heard = (c.block_frames * c.audio.tokens) as f64;
-    let audio = 4.0 * tokens * d * d
-        + 4.0 * heard * d * d
-        + 4.0 * tokens * c.audio.tokens as f64 * d
-        + 4.0 * c.block_frames as f64 * d * d;
-    let patch = 4.0 * c.latent_channels as f64;
-    let rim = 2.0 * tokens * patch * d * 3.0;
-    let layers = c.layers as f64 * (linear + attention);
-    let injected = c.audio_inject_layers.len() as f64 * audio;
-    lanes as f64 * (layers + injected + rim) / 1e12
-}
-
 /// Bytes in use on the device by `nvidia-smi`, where there is one.
 fn smi(device: Device) -> Option<u64> {
     let Device::Cuda(ordinal) = device else {
@@ -654,6 +667,9 @@ impl fmt::Display for MemoryUse {
         let parts = self.by_class.iter().filter(|(_, b)| **b > 0);
         let parts: Vec<String> = parts.map(|(c, b)| format!("{c} {:.3}", gb(*b))).collect();
         write!(f, "{})", parts.join(", "))?;
+        if let Some(planned) = self.planned {
+            write!(f, "; planned {:.3}", gb(planned))?;
+        }
         match (self.smi_before, self.smi) {
             (Some(before), Some(now)) => {
                 write!(f, "; nvidia-smi {:.3}, {:.3} before", gb(now), gb(before))
@@ -666,20 +682,6 @@ impl fmt::Display for MemoryUse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engines::components::preset::Preset;
-
-    fn geometry(config: &DitConfig, size: &str) -> Geometry {
-        Geometry::new(config, size.parse().unwrap(), INFER_FRAMES).unwrap()
-    }
-
-    #[test]
-    fn the_published_model_takes_123_tflop_a_call() {
-        let config = Preset::Full.config().dit;
-        let g = geometry(&config, "704*384");
-        let one = tflop(&config, &g, 1);
-        assert!((one / 123.0 - 1.0).abs() < 0.02, "{one}");
-        assert!((tflop(&config, &g, 4) / one - 4.0).abs() < 1e-9);
-    }
 
     #[test]
     fn weights_are_finite_small_and_norms_are_one() {

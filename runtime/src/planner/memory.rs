@@ -148,6 +148,15 @@ fn stage_budget(
     }
 }
 
+/// Bytes of the transformer alone on one device, everything resident: `steps` rings and one anchor, calls of `lanes`.
+pub fn transformer_bytes(work: &Work, steps: usize, lanes: usize, kind: Kind) -> u64 {
+    let (layers, steps, lanes) = (work.config().dit.layers, steps as u64, lanes as u64);
+    let weights: u64 = (0..layers).map(|l| work.layer_weights(l)).sum();
+    let kept = steps * work.ring_bytes() + work.sink_bytes() + work.text_bytes();
+    let call = lanes * (work.layer_activations(kind) + work.hidden_bytes());
+    weights + work.embed_weights() + work.head_weights() + layers as u64 * kept + call
+}
+
 /// The largest layer that streams: its weights unless all stay, and the rings of a call's lanes unless they stay.
 fn slot_bytes(work: &Work, stage: &PlacedStage, lanes: u64) -> u64 {
     let r = stage.residency;
