@@ -30,7 +30,7 @@ fn bad_plans() {
         ("memory_gib = 24", "memory_gib = nan"),
         ("reserve_gib = 1.25", "reserve_gib = 30"),
         ("lanes = 1", "lanes = 5"),
-        ("layers = 4", "layers = [1, 1, 1, 100]"),
+        ("layers = [11, 7, 11, 11]", "layers = [1, 1, 1, 100]"),
         ("count = 4", "count = 3"),
         ("recipe = \"bf16\"", "recipe = \"int4\""),
         ("[host]", "[host"),
