@@ -65,7 +65,8 @@ pub enum PlannerError {
     #[error("{0}")]
     DoesNotFit(Box<Refusal>),
     #[error(
-        "profile {profile} is for {wanted} devices of {memory_gib} GiB, this machine has {found}; profiles for it: {instead}"
+        "profile {profile} is for {wanted} device{} of {memory_gib} GiB, this machine has {found}; profiles for it: {instead}",
+        if *wanted == 1 { "" } else { "s" }
     )]
     Devices {
         profile: String,
