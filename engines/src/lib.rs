@@ -8,6 +8,7 @@ pub mod backend;
 pub mod components;
 pub mod contract;
 pub mod dim;
+pub mod dtype;
 pub mod exit;
 pub mod graph_set;
 pub mod manifest;

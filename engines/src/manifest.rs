@@ -4,7 +4,6 @@ use crate::components::{dit::DitConfig, speech::SpeechConfig, text::TextConfig, 
 use crate::contract::{Contract, DType};
 use crate::exit::Exit;
 use crate::recipe::Recipe;
-use crate::weights::HostWeights;
 use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -167,10 +166,10 @@ impl ManifestError {
 /// An opened and checked export.
 #[derive(Clone, Debug)]
 pub struct Models {
-    dir: PathBuf,
-    manifest: Manifest,
+    pub(crate) dir: PathBuf,
+    pub(crate) manifest: Manifest,
     /// One per data file, in the manifest's order.
-    maps: Vec<Arc<Mmap>>,
+    pub(crate) maps: Vec<Arc<Mmap>>,
 }
 
 impl Models {
@@ -229,39 +228,6 @@ impl Models {
     /// Precision of the export.
     pub fn recipe(&self) -> Recipe {
         self.manifest.recipe
-    }
-
-    /// The mapped weights of one component, by their names in its graph. Nothing is copied.
-    ///
-    /// # Errors
-    /// A component that is not there, or that names a weight that is not there.
-    pub fn weights(&self, component: &str) -> Result<HostWeights, ManifestError> {
-        let (entry, _) = self.component(component)?;
-        let at = self
-            .manifest
-            .data
-            .iter()
-            .position(|d| d.file.file == entry.data);
-        let named = entry.weights.iter().map(|(input, name)| {
-            let weight = at.and_then(|at| {
-                self.manifest.data[at]
-                    .weights
-                    .iter()
-                    .find(|w| w.name == *name)
-            });
-            weight
-                .map(|w| (input.clone(), w.clone()))
-                .ok_or_else(|| ManifestError::Weight {
-                    path: self.dir.join(FILE),
-                    component: component.to_owned(),
-                    weight: name.clone(),
-                })
-        });
-        let named = named.collect::<Result<Vec<_>, _>>()?;
-        Ok(HostWeights::new(
-            at.map(|at| Arc::clone(&self.maps[at])),
-            named,
-        ))
     }
 
     pub fn dir(&self) -> &Path {

@@ -1,6 +1,6 @@
 //! Precision of an export: which type weights are stored in, activations flow in and rings are kept in. What stays f32 in every recipe
 //! (norms, softmax, modulation, time, rotation, the residual inside a block) is the models' own business.
-use crate::contract::DType;
+use crate::dtype::DType;
 use std::fmt;
 use std::str::FromStr;
 

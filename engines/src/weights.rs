@@ -1,5 +1,5 @@
 //! The weights of one component: mapped on the host, and as a set of tensors that a graph with bound weights takes, wherever they lie.
-use crate::manifest::WeightEntry;
+use crate::manifest::{self, ManifestError, Models, WeightEntry};
 use crate::memory::{
     Block, Charge, Class, HostMemory, Ledger, Locked, Memory, MemoryError, Pages, Span,
 };
@@ -295,6 +295,41 @@ fn slab_end(runs: &[Run]) -> usize {
 
 fn size(bytes: u64) -> usize {
     usize::try_from(bytes).expect("a mapped file fits the address space")
+}
+
+impl Models {
+    /// The mapped weights of one component, by their names in its graph. Nothing is copied.
+    ///
+    /// # Errors
+    /// A component that is not there, or that names a weight that is not there.
+    pub fn weights(&self, component: &str) -> Result<HostWeights, ManifestError> {
+        let (entry, _) = self.component(component)?;
+        let at = self
+            .manifest
+            .data
+            .iter()
+            .position(|d| d.file.file == entry.data);
+        let named = entry.weights.iter().map(|(input, name)| {
+            let weight = at.and_then(|at| {
+                self.manifest.data[at]
+                    .weights
+                    .iter()
+                    .find(|w| w.name == *name)
+            });
+            weight
+                .map(|w| (input.clone(), w.clone()))
+                .ok_or_else(|| ManifestError::Weight {
+                    path: self.dir.join(manifest::FILE),
+                    component: component.to_owned(),
+                    weight: name.clone(),
+                })
+        });
+        let named = named.collect::<Result<Vec<_>, _>>()?;
+        Ok(HostWeights::new(
+            at.map(|at| Arc::clone(&self.maps[at])),
+            named,
+        ))
+    }
 }
 
 /// Weights of one component, by their names in its graph, ready to be bound.
