@@ -5,7 +5,7 @@ pub mod tensorrt;
 
 use crate::contract::{Contract, DType, Port};
 use crate::dim::{Bindings, Dim};
-use crate::exit::Exit;
+use crate::error_kind::ErrorKind;
 use crate::manifest::ManifestError;
 use crate::memory::{Memory, MemoryError};
 use crate::recipe::Recipe;
@@ -15,6 +15,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Says how to load each component: with which taps and faults.
+pub type Loading<'a> = &'a (dyn Fn(&str) -> LoadOptions + Sync);
+
+/// Loads a component without taps and without faults.
+pub fn plain(_component: &str) -> LoadOptions {
+    LoadOptions::default()
+}
 
 /// Caches that a graph replaces whole at each call, by port name.
 pub type FeatureCache = BTreeMap<&'static str, Tensor>;
@@ -231,6 +239,12 @@ pub enum EngineError {
     Memory { component: String, reason: String },
     #[error("component {component}: {message}")]
     Aliasing { component: String, message: String },
+    #[error("{wanted}: this program was built without {missing}; build it with {build}")]
+    NotBuilt {
+        wanted: String,
+        missing: &'static str,
+        build: &'static str,
+    },
 }
 
 /// Most characters of a library's message that are shown.
@@ -248,16 +262,16 @@ fn brief(source: &impl fmt::Display) -> String {
 }
 
 impl EngineError {
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::TensorRt(e) => e.exit(),
+            Self::TensorRt(e) => e.kind(),
             Self::Library { .. }
             | Self::CudaLibrary { .. }
             | Self::Memory { .. }
-            | Self::DeviceMemory(_) => Exit::Resources,
-            Self::Bind { .. } => Exit::Input,
-            Self::Tap { .. } => Exit::Usage,
-            _ => Exit::Model,
+            | Self::DeviceMemory(_) => ErrorKind::Resources,
+            Self::Bind { .. } => ErrorKind::Input,
+            Self::Tap { .. } | Self::NotBuilt { .. } => ErrorKind::Usage,
+            _ => ErrorKind::Model,
         }
     }
 }

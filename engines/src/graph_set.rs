@@ -3,7 +3,7 @@
 use crate::backend::ort::GraphFile;
 use crate::components::{dit, probe};
 use crate::contract::{Contract, Sizes};
-use crate::exit::Exit;
+use crate::error_kind::ErrorKind;
 use crate::manifest::ModelConfig;
 use crate::recipe::Recipe;
 use std::path::{Path, PathBuf};
@@ -41,8 +41,8 @@ pub enum GraphSetError {
 
 impl GraphSetError {
     /// Always the graphs' fault.
-    pub fn exit(&self) -> Exit {
-        Exit::Model
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Model
     }
 }
 

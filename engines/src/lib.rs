@@ -7,13 +7,15 @@
 pub mod backend;
 pub mod components;
 pub mod contract;
+pub mod device;
 pub mod dim;
 pub mod dtype;
-pub mod exit;
+pub mod error_kind;
 pub mod graph_set;
 pub mod manifest;
 pub mod memory;
 pub mod profile;
 pub mod recipe;
 pub mod tensor;
+pub mod tensor_file;
 pub mod weights;

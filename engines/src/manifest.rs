@@ -2,7 +2,7 @@
 use crate::components;
 use crate::components::{dit::DitConfig, speech::SpeechConfig, text::TextConfig, vae::VaeConfig};
 use crate::contract::{Contract, DType};
-use crate::exit::Exit;
+use crate::error_kind::ErrorKind;
 use crate::recipe::Recipe;
 use memmap2::Mmap;
 use std::collections::BTreeMap;
@@ -158,8 +158,8 @@ pub enum ManifestError {
 }
 
 impl ManifestError {
-    pub fn exit(&self) -> Exit {
-        Exit::Model
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Model
     }
 }
 

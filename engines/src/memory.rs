@@ -468,7 +468,7 @@ pub trait Memory: Send + Sync + fmt::Debug {
 
     /// Whether what a session of this device takes must be brought here first. Only the process's own memory is not apart: its sessions
     /// read and write wherever the process does.
-    fn apart(&self) -> bool {
+    fn is_separate(&self) -> bool {
         true
     }
 
@@ -596,7 +596,7 @@ impl Memory for HostMemory {
         &self.ledger
     }
 
-    fn apart(&self) -> bool {
+    fn is_separate(&self) -> bool {
         self.apart
     }
 

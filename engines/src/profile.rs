@@ -1,6 +1,6 @@
 //! Hardware profiles: what one kind of machine is, and how the project is laid out on it. Data in TOML, checked for numbers that cannot
 //! be; not here: what fits and how fast it is (the runtime's planner), and what is there (its look at the devices).
-use crate::exit::Exit;
+use crate::error_kind::ErrorKind;
 use crate::recipe::Recipe;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -274,8 +274,8 @@ fn did_you_mean(hint: &Option<String>) -> String {
 
 impl ProfileError {
     /// Always a usage error.
-    pub fn exit(&self) -> Exit {
-        Exit::Usage
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Usage
     }
 }
 
@@ -837,7 +837,7 @@ mod tests {
         ] {
             let error = changed(from, to).unwrap_err();
             assert_eq!(error.to_string(), want);
-            assert_eq!(error.exit(), Exit::Usage);
+            assert_eq!(error.kind(), ErrorKind::Usage);
         }
     }
 

@@ -147,7 +147,7 @@ impl Tensor {
     /// # Errors
     /// The device refuses.
     pub fn into_host(self, memory: &dyn Memory) -> Result<Self, MemoryError> {
-        if !memory.apart() {
+        if !memory.is_separate() {
             return Ok(self);
         }
         let mut copy = Self::zeros(self.dtype, &self.shape);

@@ -13,7 +13,7 @@ pub use memory::{Peak, available};
 
 use engines::backend::tensorrt::set::{self, EngineEntry, EngineSet};
 use engines::backend::tensorrt::{Flavour, TensorRtError};
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::manifest::{FileEntry, ManifestError, hash_file};
 use engines::recipe::Recipe;
 use std::collections::BTreeSet;
@@ -105,20 +105,20 @@ pub enum BuildError {
 }
 
 impl BuildError {
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Manifest(e) => e.exit(),
-            Self::Graphs(e) => e.exit(),
-            Self::Write(e) => e.exit(),
-            Self::TensorRt(e) => e.exit(),
-            Self::Memory { .. } => Exit::Resources,
+            Self::Manifest(e) => e.kind(),
+            Self::Graphs(e) => e.kind(),
+            Self::Write(e) => e.kind(),
+            Self::TensorRt(e) => e.kind(),
+            Self::Memory { .. } => ErrorKind::Resources,
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                Exit::Resources
+                ErrorKind::Resources
             }
-            Self::Io { .. } => Exit::Input,
-            Self::Prepare { .. } => Exit::Model,
-            Self::Profile(e) => e.exit(),
-            Self::Recipe { .. } | Self::Skip { .. } | Self::Unfit(_) => Exit::Usage,
+            Self::Io { .. } => ErrorKind::Input,
+            Self::Prepare { .. } => ErrorKind::Model,
+            Self::Profile(e) => e.kind(),
+            Self::Recipe { .. } | Self::Skip { .. } | Self::Unfit(_) => ErrorKind::Usage,
         }
     }
 }

@@ -749,7 +749,7 @@ mod tests {
         ] {
             let error = Checkpoint::open(&path).unwrap_err();
             assert!(error.to_string().ends_with(want), "{error} has no {want:?}");
-            assert_eq!(error.exit(), engines::exit::Exit::Model);
+            assert_eq!(error.kind(), engines::error_kind::ErrorKind::Model);
         }
     }
 

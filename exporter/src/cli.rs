@@ -8,7 +8,7 @@ use crate::inspect::{self, InspectError};
 use crate::progress::Screen;
 use crate::synth::{self, Preset, SynthError, SynthOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -22,7 +22,7 @@ pub struct Cli {
     command: Task,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, 6 interrupted, 7 verification failed";
+const EXIT_CODES: &str = "ErrorKind codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, 6 interrupted, 7 verification failed";
 
 #[derive(Debug, Subcommand)]
 enum Task {
@@ -189,14 +189,14 @@ pub enum CliError {
 }
 
 impl CliError {
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Inspect(e) => e.exit(),
-            Self::Synth(e) => e.exit(),
-            Self::Export(e) => e.exit(),
-            Self::Graphs(e) => e.exit(),
-            Self::Build(e) => e.exit(),
-            Self::Runtime { .. } | Self::Signal { .. } => Exit::Resources,
+            Self::Inspect(e) => e.kind(),
+            Self::Synth(e) => e.kind(),
+            Self::Export(e) => e.kind(),
+            Self::Graphs(e) => e.kind(),
+            Self::Build(e) => e.kind(),
+            Self::Runtime { .. } | Self::Signal { .. } => ErrorKind::Resources,
         }
     }
 }
@@ -226,7 +226,7 @@ fn inspect(a: &InspectArgs) -> Result<ExitCode, CliError> {
     Ok(if found.is_sound() {
         ExitCode::SUCCESS
     } else {
-        ExitCode::from(Exit::Model.code())
+        ExitCode::from(ErrorKind::Model.code())
     })
 }
 
@@ -294,7 +294,7 @@ fn stop_on_signal() -> Result<&'static AtomicBool, CliError> {
     static STOP: AtomicBool = AtomicBool::new(false);
     let handler = || {
         if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(Exit::Interrupted.code()));
+            std::process::exit(i32::from(ErrorKind::Interrupted.code()));
         }
         eprintln!("stopping after the blocks at hand; press Ctrl-C again to stop at once");
     };
@@ -358,7 +358,7 @@ fn verify(a: &VerifyArgs) -> Result<ExitCode, CliError> {
     // Stopped by a signal: as an interrupted run.
     Ok(status
         .code()
-        .map_or(ExitCode::from(Exit::Interrupted.code()), |c| {
+        .map_or(ExitCode::from(ErrorKind::Interrupted.code()), |c| {
             ExitCode::from(u8::try_from(c).unwrap_or(1))
         }))
 }

@@ -5,7 +5,7 @@ use engines::components::dit::{AudioConfig, DitConfig};
 use engines::components::speech::SpeechConfig;
 use engines::components::text::TextConfig;
 use engines::components::vae::VaeConfig;
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -37,8 +37,8 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub fn exit(&self) -> Exit {
-        Exit::Model
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Model
     }
 }
 

@@ -20,7 +20,7 @@ use crate::graph::{Builder, Fault, Graph, GraphError, GraphErrors, WeightSource}
 use crate::models::{umt5, wan_s2v, wan_vae, wav2vec2};
 use engines::components::{dit, speech, text, vae};
 use engines::contract::{Contract, DType, Sizes, Weights};
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::manifest::{
     self, ComponentEntry, DataEntry, FORMAT, FileEntry, LoraEntry, Manifest, ModelConfig,
     WeightEntry,
@@ -148,19 +148,19 @@ pub enum ExportError {
 }
 
 impl ExportError {
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Occupied { .. } | Self::Layers { .. } | Self::Recipe { .. } => Exit::Usage,
-            Self::Busy { .. } | Self::NoSpace { .. } => Exit::Resources,
-            Self::Stopped => Exit::Interrupted,
-            Self::Unfinished { source, .. } => source.exit(),
-            Self::Checkpoint(e) => e.exit(),
-            Self::Write(e) => e.exit(),
+            Self::Occupied { .. } | Self::Layers { .. } | Self::Recipe { .. } => ErrorKind::Usage,
+            Self::Busy { .. } | Self::NoSpace { .. } => ErrorKind::Resources,
+            Self::Stopped => ErrorKind::Interrupted,
+            Self::Unfinished { source, .. } => source.kind(),
+            Self::Checkpoint(e) => e.kind(),
+            Self::Write(e) => e.kind(),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                Exit::Resources
+                ErrorKind::Resources
             }
-            Self::Io { .. } => Exit::Input,
-            _ => Exit::Model,
+            Self::Io { .. } => ErrorKind::Input,
+            _ => ErrorKind::Model,
         }
     }
 }

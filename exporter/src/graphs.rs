@@ -6,7 +6,7 @@ use crate::graph::{Builder, Graph};
 use crate::synth::{self, Preset};
 use engines::components::probe;
 use engines::dim::Bindings;
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::graph_set::{self, GraphSet};
 use engines::recipe::Recipe;
 use std::collections::BTreeMap;
@@ -28,11 +28,11 @@ pub enum GraphsError {
 }
 
 impl GraphsError {
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Build(e) => e.exit(),
-            Self::Write(e) => e.exit(),
-            Self::Io { .. } => Exit::Input,
+            Self::Build(e) => e.kind(),
+            Self::Write(e) => e.kind(),
+            Self::Io { .. } => ErrorKind::Input,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -30,8 +30,8 @@ pub enum InspectError {
 
 impl InspectError {
     /// The exit status of a command that fails with this error.
-    pub fn exit(&self) -> Exit {
-        Exit::Model
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Model
     }
 }
 

@@ -7,7 +7,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::from(error.exit().code())
+            ExitCode::from(error.kind().code())
         }
     }
 }

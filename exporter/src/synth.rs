@@ -14,7 +14,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use serde_json::{Map, Value, json};
 
 pub use preset::Preset;
@@ -88,19 +88,19 @@ pub enum SynthError {
 
 impl SynthError {
     /// The exit status of a command that fails with this error.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Layers { .. } => Exit::Usage,
-            Self::NoSpace { .. } => Exit::Resources,
+            Self::Layers { .. } => ErrorKind::Usage,
+            Self::NoSpace { .. } => ErrorKind::Resources,
             Self::Io { source, .. }
                 if matches!(
                     source.kind(),
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
                 ) =>
             {
-                Exit::Resources
+                ErrorKind::Resources
             }
-            Self::Occupied { .. } | Self::Io { .. } => Exit::Input,
+            Self::Occupied { .. } | Self::Io { .. } => ErrorKind::Input,
         }
     }
 }
@@ -584,26 +584,26 @@ mod tests {
                 &one,
                 dir.path(),
                 "wanted a new or empty folder, found files in it",
-                Exit::Input,
+                ErrorKind::Input,
             ),
             (
                 &one,
                 file.as_path(),
                 "wanted a new or empty folder, found a file",
-                Exit::Input,
+                ErrorKind::Input,
             ),
             (
                 &none,
                 Path::new("x"),
                 "layers is 0, wanted 1 to 1000",
-                Exit::Usage,
+                ErrorKind::Usage,
             ),
         ] {
             let error = synth(Preset::Tiny, options, out).unwrap_err();
             assert!(error.to_string().ends_with(want), "{error}");
-            assert_eq!(error.exit(), exit);
+            assert_eq!(error.kind(), exit);
         }
         let error = room(dir.path(), u64::MAX).unwrap_err();
-        assert_eq!(error.exit(), Exit::Resources);
+        assert_eq!(error.kind(), ErrorKind::Resources);
     }
 }

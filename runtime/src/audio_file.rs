@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use ffmpeg_next::format::Sample;
 use ffmpeg_next::format::context::Input;
 use ffmpeg_next::format::sample::Type;
@@ -66,10 +66,10 @@ pub enum AudioError {
 
 impl AudioError {
     /// The input's fault, unless FFmpeg lacks its resampler.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Resample { .. } => Exit::Resources,
-            _ => Exit::Input,
+            Self::Resample { .. } => ErrorKind::Resources,
+            _ => ErrorKind::Input,
         }
     }
 }

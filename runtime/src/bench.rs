@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 
-use engines::backend::ort::OrtCpu;
+use engines::backend::ort::Ort;
 use engines::backend::{Backend, EngineError, FeatureCache, LoadOptions, Session, State};
 use engines::components::{dit, speech, text, vae};
 use engines::contract::{Contract, DType, Port, Sizes, StateKind};
@@ -53,7 +53,7 @@ const PROMPTS: [i64; 2] = [100, 512];
 ///
 /// # Errors
 /// A component that does not load or fails.
-pub fn run(backend: &OrtCpu, threads: usize, request: &Request) -> Result<Report, EngineError> {
+pub fn run(backend: &Ort, threads: usize, request: &Request) -> Result<Report, EngineError> {
     let bench = Bench::new(backend, request);
     let mut rows = Vec::new();
     for tokens in PROMPTS {
@@ -116,14 +116,14 @@ pub fn run(backend: &OrtCpu, threads: usize, request: &Request) -> Result<Report
 }
 
 struct Bench<'a> {
-    backend: &'a OrtCpu,
+    backend: &'a Ort,
     config: &'a engines::manifest::ModelConfig,
     sizes: Bindings,
     runs: usize,
 }
 
 impl<'a> Bench<'a> {
-    fn new(backend: &'a OrtCpu, request: &Request) -> Self {
+    fn new(backend: &'a Ort, request: &Request) -> Self {
         let config = backend.models().config();
         let (h, w) = request.size.tokens();
         let (latent_h, latent_w) = request.size.latent();

@@ -540,7 +540,7 @@ mod tests {
     fn request(more: &[&str]) -> Result<(Request, Vec<String>), String> {
         read(more)?
             .request(|| 7)
-            .map_err(|e| format!("{e} (exit {})", e.exit().code()))
+            .map_err(|e| format!("{e} (exit {})", e.kind().code()))
     }
 
     #[test]

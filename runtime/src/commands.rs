@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engines::backend::ort::{OrtCpu, Runtime};
+use engines::backend::ort::{Ort, Runtime};
 use engines::manifest::Models;
 
 use crate::bench;
@@ -59,11 +59,8 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
 ///
 /// # Errors
 /// A folder that is missing, damaged or of another version; a runtime library that is missing.
-pub fn open(models: &Path, threads: Option<NonZeroUsize>) -> Result<OrtCpu, Error> {
-    Ok(OrtCpu::new(
-        Models::open(models)?,
-        device::threads(threads),
-    )?)
+pub fn open(models: &Path, threads: Option<NonZeroUsize>) -> Result<Ort, Error> {
+    Ok(Ort::new(Models::open(models)?, device::threads(threads))?)
 }
 
 fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {
@@ -83,7 +80,7 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
     };
     let backends = placed.backends.iter().map(|b| &**b);
     let devices = match placed.backends.as_slice() {
-        [one] if !one.memory().apart() => Devices::one(&**one),
+        [one] if !one.memory().is_separate() => Devices::one(&**one),
         _ => Devices::each(backends.collect()),
     };
     let engine = Engine::on(&placed.models, devices);
@@ -134,7 +131,7 @@ fn run_synthetic(args: &Bench, graphs: &Path, size: Size) -> Result<(), Error> {
         matmul: args.matmul.into(),
         offload: args.offload.map(|m| m.0),
     };
-    let report = synthetic::run(&request, &|budget| args.on.apart(budget))?;
+    let report = synthetic::run(&request, &|budget| args.on.separate(budget))?;
     show(&report, args.json)
 }
 

@@ -14,8 +14,8 @@ use crate::error::Error;
 use crate::ring::Geometry;
 use crate::rng;
 use crate::speech::{AudioFeatures, HIDDEN_LAYERS};
-use crate::stage::Options;
 use crate::trace::Replay;
+use engines::backend::Loading;
 
 /// Runs the text encoder: unpadded token ids to `[tokens, T]`.
 ///
@@ -23,7 +23,7 @@ use crate::trace::Replay;
 /// A component that does not load or fails.
 pub fn encode_text(
     backend: &dyn Backend,
-    options: Options<'_>,
+    options: Loading<'_>,
     ids: &[i64],
 ) -> Result<Tensor, EngineError> {
     let name = text::ENCODER.name;
@@ -43,7 +43,7 @@ pub fn encode_text(
 /// A component that does not load or fails, a context that is longer than the text length.
 pub fn embed_text(
     backend: &dyn Backend,
-    options: Options<'_>,
+    options: Loading<'_>,
     config: &DitConfig,
     context: &Tensor,
 ) -> Result<Tensor, EngineError> {
@@ -102,7 +102,7 @@ impl Default for Stretch {
 /// A component that does not load or fails, samples that give no frame.
 pub fn encode_speech(
     backend: &dyn Backend,
-    options: Options<'_>,
+    options: Loading<'_>,
     config: &SpeechConfig,
     input_values: &[f32],
     stretch: Stretch,
@@ -203,7 +203,7 @@ pub struct AudioAdapter {
 impl AudioAdapter {
     /// # Errors
     /// A component that does not load.
-    pub fn load(backend: &dyn Backend, options: Options<'_>) -> Result<Self, EngineError> {
+    pub fn load(backend: &dyn Backend, options: Loading<'_>) -> Result<Self, EngineError> {
         Ok(Self {
             session: HostSession::load(
                 backend,

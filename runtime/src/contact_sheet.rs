@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
@@ -32,12 +32,12 @@ pub enum ContactSheetError {
 
 impl ContactSheetError {
     /// The path's fault where a person can choose another, a full disk otherwise.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Write { source, .. } if source.kind() != std::io::ErrorKind::StorageFull => {
-                Exit::Input
+                ErrorKind::Input
             }
-            _ => Exit::Resources,
+            _ => ErrorKind::Resources,
         }
     }
 }
@@ -196,7 +196,7 @@ mod tests {
         let path = dir.path().join("none/sheet.png");
         sheet.write(&path).unwrap();
         sheet.push(&[0; 3 * 64 * 64]);
-        assert_eq!(sheet.write(&path).unwrap_err().exit(), Exit::Input);
+        assert_eq!(sheet.write(&path).unwrap_err().kind(), ErrorKind::Input);
         assert!(!path.exists());
     }
 }

@@ -1,55 +1,15 @@
-//! Which device a command runs on, and an export opened there. Not here: placements over several devices, which are plans.
+//! Parses `--device` and opens an export on that one device. Placements over several devices are plans.
 
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::str::FromStr;
 
-use engines::backend::ort::{OrtCpu, Runtime};
-use engines::backend::{Backend, EngineError};
+use engines::backend::ort::{Ort, Runtime};
+use engines::device::{Device, cuda};
 use engines::manifest::Models;
 use engines::memory::HostMemory;
 
 use crate::devices::MemorySize;
 use crate::error::Error;
-
-/// The CPU, or an NVIDIA device by ordinal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(into = "String")]
-pub enum Device {
-    #[default]
-    Cpu,
-    Cuda(u32),
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(n) => write!(f, "cuda:{n}"),
-        }
-    }
-}
-
-impl From<Device> for String {
-    fn from(device: Device) -> Self {
-        device.to_string()
-    }
-}
-
-impl FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let ordinal = |n: &str| n.parse().ok().map(Self::Cuda);
-        match text {
-            "cpu" | "cpu:0" => Some(Self::Cpu),
-            "cuda" => Some(Self::Cuda(0)),
-            _ => text.strip_prefix("cuda:").and_then(ordinal),
-        }
-        .ok_or_else(|| format!("device wants cpu or cuda:N, got `{text}`"))
-    }
-}
 
 /// Flags that choose a device.
 #[derive(Clone, Debug, clap::Args)]
@@ -93,7 +53,7 @@ impl DeviceArgs {
     ///
     /// # Errors
     /// As [`Self::runtime`].
-    pub fn apart(&self, budget: Option<u64>) -> Result<Runtime, Error> {
+    pub fn separate(&self, budget: Option<u64>) -> Result<Runtime, Error> {
         let budget = budget.or(self.device_memory.map(|m| m.0));
         match self.device {
             Device::Cpu => {
@@ -108,9 +68,9 @@ impl DeviceArgs {
     ///
     /// # Errors
     /// As [`Self::runtime`]; a folder that is missing, damaged or of another version.
-    pub fn open(&self, models: &Path) -> Result<OrtCpu, Error> {
+    pub fn open(&self, models: &Path) -> Result<Ort, Error> {
         let runtime = self.runtime()?;
-        Ok(OrtCpu::with(Models::open(models)?, runtime))
+        Ok(Ort::with(Models::open(models)?, runtime))
     }
 }
 
@@ -119,99 +79,4 @@ pub fn threads(wanted: Option<NonZeroUsize>) -> usize {
     wanted
         .or_else(|| std::thread::available_parallelism().ok())
         .map_or(1, NonZeroUsize::get)
-}
-
-#[cfg(feature = "cuda")]
-fn cuda(ordinal: u32, budget: Option<u64>, threads: usize) -> Result<Runtime, EngineError> {
-    let memory = engines::memory::cuda::CudaMemory::open(ordinal, budget)?;
-    Runtime::cuda(threads, memory)
-}
-
-/// A CUDA device with at most `most` bytes of what is free.
-///
-/// # Errors
-/// A driver, device or library that is missing.
-#[cfg(feature = "cuda")]
-pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, EngineError> {
-    let (free, _) = engines::memory::cuda::CudaDevice::open(ordinal)?.free_and_total()?;
-    cuda(ordinal, Some(most.min(free)), threads)
-}
-
-/// As the other, in a program without the feature.
-///
-/// # Errors
-/// Always.
-#[cfg(not(feature = "cuda"))]
-pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, EngineError> {
-    cuda(ordinal, Some(most), threads)
-}
-
-/// The TensorRT engines of `engines` on a CUDA device with at most `most` bytes of what is free.
-///
-/// # Errors
-/// A driver or library that is missing; engines that are missing, stale, damaged or for another GPU.
-#[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
-pub fn tensorrt(
-    models: &Models,
-    engines: &Path,
-    ordinal: u32,
-    most: u64,
-) -> Result<Box<dyn Backend>, Error> {
-    use ::engines::backend::tensorrt::session::{InsideBudget, TensorRt};
-    use ::engines::memory::cuda::{CudaDevice, CudaMemory};
-    let open = || {
-        let (free, _) = CudaDevice::open(ordinal)?.free_and_total()?;
-        let memory = CudaMemory::open(ordinal, Some(most.min(free)))?;
-        TensorRt::open(
-            models.clone(),
-            engines,
-            memory,
-            InsideBudget::Resident,
-            &|_| true,
-        )
-    };
-    let backend = open().map_err(Error::from)?;
-    Ok(Box::new(backend))
-}
-
-/// As the other, in a program without TensorRT.
-///
-/// # Errors
-/// Always.
-#[cfg(not(any(feature = "tensorrt-rtx", feature = "tensorrt")))]
-pub fn tensorrt(_: &Models, engines: &Path, _: u32, _: u64) -> Result<Box<dyn Backend>, Error> {
-    Err(Error::Usage(format!(
-        "--engines {}: this program was built without TensorRT; build it with `cargo build --release --features tensorrt-rtx` (RTX cards) or `tensorrt` (data-centre cards)",
-        engines.display()
-    )))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda(ordinal: u32, _: Option<u64>, _: usize) -> Result<Runtime, EngineError> {
-    Err(engines::memory::MemoryError::Driver {
-        device: format!("cuda:{ordinal}"),
-        reason: "this program was built without the feature `cuda`".to_owned(),
-    }
-    .into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn devices_read_as_they_print_and_others_are_named() {
-        for (text, device) in [
-            ("cpu", Device::Cpu),
-            ("cuda:0", Device::Cuda(0)),
-            ("cuda:7", Device::Cuda(7)),
-        ] {
-            assert_eq!(text.parse(), Ok(device));
-            assert_eq!(device.to_string(), text);
-        }
-        for bad in ["gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA:0", ""] {
-            let error = bad.parse::<Device>().unwrap_err();
-            assert_eq!(error, format!("device wants cpu or cuda:N, got `{bad}`"));
-        }
-    }
 }

@@ -137,7 +137,7 @@ pub(crate) fn here<'t>(
     memory: &dyn Memory,
     tensor: &'t Tensor,
 ) -> Result<Cow<'t, Tensor>, MemoryError> {
-    Ok(if memory.apart() {
+    Ok(if memory.is_separate() {
         Cow::Owned(tensor.copied_to(memory, Class::Activations)?)
     } else {
         Cow::Borrowed(tensor)
@@ -178,7 +178,7 @@ pub(crate) fn run_on_host(
     inputs: &[(&Port, View<'_>)],
     state: State<'_>,
 ) -> Result<Outputs, EngineError> {
-    if !memory.apart() {
+    if !memory.is_separate() {
         return session.run(inputs, state);
     }
     let copies = inputs
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!([0, 1, 2].map(|d| devices.home(d)), [0, 1, 0]);
         let missing = devices.get(3).err().unwrap();
         assert_eq!(missing, PlanError::Device { wanted: 3, have: 3 });
-        assert_eq!(missing.exit(), engines::exit::Exit::Resources);
+        assert_eq!(missing.kind(), engines::error_kind::ErrorKind::Resources);
         let one = Devices::one(&fake);
         assert_eq!((one.home(7), one.get(7).is_ok()), (0, true));
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use engines::backend::EngineError;
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::graph_set::GraphSetError;
 use engines::manifest::ManifestError;
 
@@ -20,9 +20,9 @@ use crate::prompt::PromptError;
 use crate::ring::{ClipLengthError, RingLengthError};
 use crate::schedule::ScheduleError;
 use crate::size::SizeError;
-use crate::tensor_file::TensorFileError;
 use crate::trace::ReplayError;
 use crate::verify::VerifyError;
+use engines::tensor_file::TensorFileError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -118,36 +118,36 @@ impl From<EngineError> for Error {
 
 impl Error {
     /// What a process that fails with this returns.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Usage(_) => Exit::Usage,
-            Self::Size(e) => e.exit(),
-            Self::Plan(e) => e.exit(),
-            Self::Planner(e) => e.exit(),
-            Self::TooSmall(e) => e.exit(),
-            Self::Schedule(e) => e.exit(),
-            Self::ClipLength(e) => e.exit(),
-            Self::RingLength(e) => e.exit(),
-            Self::Prompt(e) => e.exit(),
-            Self::Picture(e) => e.exit(),
-            Self::Audio(e) => e.exit(),
-            Self::Mp4(e) => e.exit(),
-            Self::ContactSheet(e) => e.exit(),
-            Self::Probe(e) => e.exit(),
-            Self::TensorFile(e) => e.exit(),
-            Self::Replay(e) => e.exit(),
-            Self::Manifest(e) => e.exit(),
-            Self::Graphs(e) => e.exit(),
-            Self::Differs(e) => e.exit(),
-            Self::Engine(e) | Self::Stage { source: e, .. } => e.exit(),
-            Self::Verify(e) => e.exit(),
-            Self::SpeechStates { .. } => Exit::Model,
-            Self::Signal { .. } | Self::Stopped => Exit::Resources,
+            Self::Usage(_) => ErrorKind::Usage,
+            Self::Size(e) => e.kind(),
+            Self::Plan(e) => e.kind(),
+            Self::Planner(e) => e.kind(),
+            Self::TooSmall(e) => e.kind(),
+            Self::Schedule(e) => e.kind(),
+            Self::ClipLength(e) => e.kind(),
+            Self::RingLength(e) => e.kind(),
+            Self::Prompt(e) => e.kind(),
+            Self::Picture(e) => e.kind(),
+            Self::Audio(e) => e.kind(),
+            Self::Mp4(e) => e.kind(),
+            Self::ContactSheet(e) => e.kind(),
+            Self::Probe(e) => e.kind(),
+            Self::TensorFile(e) => e.kind(),
+            Self::Replay(e) => e.kind(),
+            Self::Manifest(e) => e.kind(),
+            Self::Graphs(e) => e.kind(),
+            Self::Differs(e) => e.kind(),
+            Self::Engine(e) | Self::Stage { source: e, .. } => e.kind(),
+            Self::Verify(e) => e.kind(),
+            Self::SpeechStates { .. } => ErrorKind::Model,
+            Self::Signal { .. } | Self::Stopped => ErrorKind::Resources,
             Self::Write { source, .. } if source.kind() != std::io::ErrorKind::StorageFull => {
-                Exit::Input
+                ErrorKind::Input
             }
-            Self::Write { .. } => Exit::Resources,
-            Self::Interrupted { .. } => Exit::Interrupted,
+            Self::Write { .. } => ErrorKind::Resources,
+            Self::Interrupted { .. } => ErrorKind::Interrupted,
         }
     }
 }

@@ -8,7 +8,7 @@ use engines::memory::MemoryError;
 use engines::tensor::Tensor;
 
 use crate::error::Error;
-use crate::tensor_file::{self, Tensors};
+use engines::tensor_file::{self, Tensors};
 
 /// What to run.
 #[derive(Clone, Debug)]

@@ -19,10 +19,10 @@ use crate::error::Error;
 use crate::events::{Cancel, Event, Observer};
 use crate::latents;
 use crate::plan::{Plan, StageSpec};
-use crate::stage::Options;
 use crate::streams::Streams;
 use crate::trace::Distances;
 use crate::wavefront::{Grid, Group, Item, Wavefront};
+use engines::backend::Loading;
 use worker::{LastWord, PREFILLS, Packet, Report, prepare, spawn_chain};
 
 /// Where the second anchor comes from, if there is one.
@@ -47,7 +47,7 @@ pub struct AnchorInput {
 /// Everything that one run of the executor needs.
 pub struct Job<'a> {
     pub devices: &'a Devices<'a>,
-    pub options: Options<'a>,
+    pub options: Loading<'a>,
     pub plan: &'a Plan,
     pub tables: &'a Tables,
     pub model: &'a DitConfig,

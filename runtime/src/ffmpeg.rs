@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use ffmpeg_next::format::context::{Input, StreamIo};
 use ffmpeg_next::util::log;
 use ffmpeg_next::{Dictionary, Error, format};
@@ -28,8 +28,8 @@ pub enum OpenError {
 
 impl OpenError {
     /// Always the input's fault.
-    pub fn exit(&self) -> Exit {
-        Exit::Input
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Input
     }
 }
 

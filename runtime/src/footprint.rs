@@ -8,7 +8,7 @@ use std::fmt;
 use engines::components::{dit, speech, text, vae};
 use engines::contract::{Contract, Port, Sizes, StateKind};
 use engines::dim::Bindings;
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::manifest::ModelConfig;
 use engines::recipe::Recipe;
 
@@ -73,8 +73,8 @@ pub struct TooSmall {
 
 impl TooSmall {
     /// Always a matter of resources.
-    pub fn exit(&self) -> Exit {
-        Exit::Resources
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Resources
     }
 }
 
@@ -136,7 +136,7 @@ impl Footprints {
             }
         }
         all.devices
-            .retain(|&home, _| devices.get(home).is_ok_and(|b| b.memory().apart()));
+            .retain(|&home, _| devices.get(home).is_ok_and(|b| b.memory().is_separate()));
         Ok(all)
     }
 

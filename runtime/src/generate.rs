@@ -27,9 +27,9 @@ use crate::prompt::{Prompt, Prompter};
 use crate::ring::Geometry;
 use crate::size::{Size, SizeMode};
 use crate::speech::{AudioFeatures, Speech};
-use crate::stage::{Options, plain};
 use crate::trace::{Distances, Replay};
 use crate::vae::{Decoder, Encoder};
+use engines::backend::{Loading, plain};
 
 /// How many clips to make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,7 +106,7 @@ pub struct Engine<'a> {
     pub models: &'a Models,
     pub devices: Devices<'a>,
     /// Taps and faults per component; [`plain`] for none.
-    pub options: Options<'a>,
+    pub options: Loading<'a>,
 }
 
 impl<'a> Engine<'a> {

@@ -53,7 +53,6 @@ pub mod speech;
 pub mod stage;
 pub mod streams;
 pub mod synthetic;
-pub mod tensor_file;
 pub mod trace;
 pub mod vae;
 pub mod verify;

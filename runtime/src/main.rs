@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use runtime::cli::{Cli, complaint};
 use runtime::commands;
 use runtime::error::Error;
@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         Err(error) => match complaint(&error) {
             Some(text) => {
                 eprintln!("error: {text}");
-                return ExitCode::from(Exit::Usage.code());
+                return ExitCode::from(ErrorKind::Usage.code());
             }
             None => error.exit(),
         },
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             progress::failed(style, &error);
-            ExitCode::from(error.exit().code())
+            ExitCode::from(error.kind().code())
         }
     }
 }
@@ -37,7 +37,7 @@ fn listen(cancel: &Cancel) -> Result<(), Error> {
     let cancel = cancel.clone();
     ctrlc::set_handler(move || {
         if cancel.cancel() {
-            std::process::exit(i32::from(Exit::Interrupted.code()));
+            std::process::exit(i32::from(ErrorKind::Interrupted.code()));
         }
         eprintln!("stopping after the block at hand; press Ctrl-C again to stop at once");
     })

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use ffmpeg_next::codec::{self, Id};
 use ffmpeg_next::format::context::{Output, StreamIo};
 use ffmpeg_next::format::{self, Pixel, Sample, sample};
@@ -51,15 +51,15 @@ pub enum Mp4Error {
 
 impl Mp4Error {
     /// The path's fault where a person can choose another, a full disk or missing encoder otherwise.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Name { .. } => Exit::Usage,
-            Self::Folder { .. } => Exit::Input,
+            Self::Name { .. } => ErrorKind::Usage,
+            Self::Folder { .. } => ErrorKind::Input,
             Self::Create { source, .. } if source.kind() != io::ErrorKind::StorageFull => {
-                Exit::Input
+                ErrorKind::Input
             }
-            Self::Audio(error) => error.exit(),
-            _ => Exit::Resources,
+            Self::Audio(error) => error.kind(),
+            _ => ErrorKind::Resources,
         }
     }
 }
@@ -748,16 +748,16 @@ mod tests {
         std::fs::create_dir(&folder).unwrap();
         let nowhere = PathBuf::from("/proc/nowhere/v.mp4");
         for (out, exit, says) in [
-            (nowhere, Exit::Input, "No such file"),
-            (folder, Exit::Input, "got a folder"),
-            (dir.path().join("v.avi"), Exit::Usage, "ends in .mp4"),
-            (dir.path().join(".mp4"), Exit::Usage, "ends in .mp4"),
+            (nowhere, ErrorKind::Input, "No such file"),
+            (folder, ErrorKind::Input, "got a folder"),
+            (dir.path().join("v.avi"), ErrorKind::Usage, "ends in .mp4"),
+            (dir.path().join(".mp4"), ErrorKind::Usage, "ends in .mp4"),
         ] {
             let error = Writer::create(&out, SIZE, &Encoding::default(), None)
                 .err()
                 .expect(says);
             assert!(error.to_string().contains(says), "{error}");
-            assert_eq!(error.exit(), exit, "{error}");
+            assert_eq!(error.kind(), exit, "{error}");
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
@@ -774,7 +774,7 @@ mod tests {
             error.to_string().contains("No space left on device"),
             "{error}"
         );
-        assert_eq!(error.exit(), Exit::Resources);
+        assert_eq!(error.kind(), ErrorKind::Resources);
         assert!(writer.finish().is_err() && !out.exists());
     }
 

@@ -3,21 +3,21 @@
 
 use std::fmt;
 
-use engines::backend::ort::{OrtCpu, Runtime};
+use engines::backend::ort::{Ort, Runtime};
 use engines::backend::{
     Backend, Elsewhere, EngineError, FeatureCache, LoadOptions, Session, State,
 };
 use engines::components::{dit, speech, text, vae};
 use engines::contract::{DType, NEXT, Port, Sizes, StateKind};
 use engines::dim::Bindings;
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::manifest::{ModelConfig, Models};
 use engines::recipe::Recipe;
 use engines::tensor::Tensor;
 
 use crate::size::Size;
 use crate::synthetic::host;
-use crate::tensor_file::Tensors;
+use engines::tensor_file::Tensors;
 
 /// One output of one component.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -50,8 +50,8 @@ pub struct Differs {
 }
 
 impl Differs {
-    pub fn exit(&self) -> Exit {
-        Exit::Verification
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Verification
     }
 }
 
@@ -83,12 +83,12 @@ fn tolerance(recipe: Recipe) -> f64 {
 /// # Errors
 /// A component that does not load or run on either.
 pub fn run(
-    device: &OrtCpu,
+    device: &Ort,
     host: &Runtime,
     models: Models,
     size: Size,
 ) -> Result<Report, EngineError> {
-    let cpu = OrtCpu::with(models, host.clone());
+    let cpu = Ort::with(models, host.clone());
     let recipe = device.recipe();
     let tolerance = tolerance(recipe);
     let (mut rows, mut elsewhere) = (Vec::new(), Vec::new());
@@ -145,7 +145,7 @@ pub fn run(
     })
 }
 
-fn load(backend: &OrtCpu, component: &str) -> Result<Box<dyn Session>, EngineError> {
+fn load(backend: &Ort, component: &str) -> Result<Box<dyn Session>, EngineError> {
     backend.load(component, &LoadOptions::default())
 }
 
@@ -221,7 +221,7 @@ impl Inputs {
     }
 
     /// Outputs and next states, on the host.
-    fn run(&self, session: &mut dyn Session, backend: &OrtCpu) -> Result<Tensors, EngineError> {
+    fn run(&self, session: &mut dyn Session, backend: &Ort) -> Result<Tensors, EngineError> {
         let inputs: Vec<_> = self.inputs.iter().map(|(p, t)| (*p, t.view())).collect();
         let mut state: FeatureCache = self
             .state

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
 
@@ -57,8 +57,8 @@ pub enum PictureError {
 
 impl PictureError {
     /// Always the input's fault.
-    pub fn exit(&self) -> Exit {
-        Exit::Input
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Input
     }
 }
 
@@ -602,7 +602,7 @@ mod tests {
             let path = dir.path().join(name);
             File::create(&path).unwrap().write_all(bytes).unwrap();
             let error = Picture::open(&path).expect_err(name);
-            assert_eq!(error.exit(), Exit::Input);
+            assert_eq!(error.kind(), ErrorKind::Input);
             let text = error.to_string();
             assert!(
                 text.starts_with(path.to_str().unwrap()) && !text.contains('\n'),

@@ -278,7 +278,7 @@ mod tests {
     use crate::fake::Fake;
     use crate::plan::{Lanes, Plan, Stages};
     use crate::ring::tests::{config, small_geometry};
-    use crate::stage::plain;
+    use engines::backend::plain;
 
     /// Blocks as (index, frames, level of the first pixel), and anchors as (clip, reference, newest motion).
     #[derive(Default)]

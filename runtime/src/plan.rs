@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 
 /// Why a placement cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,10 +48,10 @@ pub enum PlanError {
 
 impl PlanError {
     /// A usage error, but for a machine that has fewer devices than the plan.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Device { .. } => Exit::Resources,
-            _ => Exit::Usage,
+            Self::Device { .. } => ErrorKind::Resources,
+            _ => ErrorKind::Usage,
         }
     }
 }

@@ -9,7 +9,7 @@ pub mod report;
 pub mod time;
 pub mod work;
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::manifest::ModelConfig;
 use engines::profile::{Profile, ProfileError};
 use engines::recipe::Recipe;
@@ -89,12 +89,14 @@ pub enum PlannerError {
 
 impl PlannerError {
     /// A profile that cannot be is a usage error; everything else lacks memory or devices.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Profile_(e) => e.exit(),
-            Self::Stages(e) => e.exit(),
-            Self::Profile { .. } => Exit::Usage,
-            Self::DoesNotFit(_) | Self::Devices { .. } | Self::Occupied { .. } => Exit::Resources,
+            Self::Profile_(e) => e.kind(),
+            Self::Stages(e) => e.kind(),
+            Self::Profile { .. } => ErrorKind::Usage,
+            Self::DoesNotFit(_) | Self::Devices { .. } | Self::Occupied { .. } => {
+                ErrorKind::Resources
+            }
         }
     }
 }

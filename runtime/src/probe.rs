@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use ffmpeg_next::format::context::Input;
 use ffmpeg_next::{Error, Packet, codec, media};
 
@@ -22,8 +22,8 @@ pub enum ProbeError {
 
 impl ProbeError {
     /// Always the input's fault.
-    pub fn exit(&self) -> Exit {
-        Exit::Input
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Input
     }
 }
 

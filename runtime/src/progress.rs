@@ -149,7 +149,7 @@ impl Observer for Screen {
 /// The failure of a command: one line for people, one object for programs.
 pub fn failed(style: Style, error: &crate::error::Error) {
     if style == Style::Json {
-        let object = serde_json::json!({"event": "error", "message": error.to_string(), "exit": error.exit().code()});
+        let object = serde_json::json!({"event": "error", "message": error.to_string(), "exit": error.kind().code()});
         to_stdout(&object.to_string());
     }
     to_stderr(&format!("error: {error}"));

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use tokenizers::Tokenizer;
 use unicode_normalization::UnicodeNormalization;
 
@@ -36,10 +36,10 @@ pub enum PromptError {
 
 impl PromptError {
     /// A bad tokenizer file is the model's fault, anything else the input's.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Tokenizer { .. } | Self::NoEos { .. } => Exit::Model,
-            Self::Encode { .. } => Exit::Input,
+            Self::Tokenizer { .. } | Self::NoEos { .. } => ErrorKind::Model,
+            Self::Encode { .. } => ErrorKind::Input,
         }
     }
 }
@@ -501,8 +501,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokenizer.json");
         assert_eq!(
-            Prompter::open(&path).err().map(|e| e.exit()),
-            Some(Exit::Model)
+            Prompter::open(&path).err().map(|e| e.kind()),
+            Some(ErrorKind::Model)
         );
         std::fs::write(&path, "{}").unwrap();
         let error = Prompter::open(&path).err().unwrap();

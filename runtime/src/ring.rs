@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use engines::components::dit::DitConfig;
 use engines::contract::DType;
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::memory::{Block, Memory, MemoryError, Rows};
 use engines::tensor::{Tensor, ViewMut};
 
@@ -24,8 +24,8 @@ pub struct ClipLengthError {
 
 impl ClipLengthError {
     /// Always a usage error.
-    pub fn exit(&self) -> Exit {
-        Exit::Usage
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Usage
     }
 }
 
@@ -41,8 +41,8 @@ pub struct RingLengthError {
 
 impl RingLengthError {
     /// Always a usage error.
-    pub fn exit(&self) -> Exit {
-        Exit::Usage
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Usage
     }
 }
 

@@ -1,7 +1,7 @@
 //! The denoising schedule: sigmas, timesteps and the timestep's sinusoid, as functions of numbers.
 //! The Euler update itself lives in the graph; this only says which sigmas it goes between.
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 
 /// Flow-matching shift, fixed in the reference whatever `--sample_shift` says.
 pub const SHIFT: f64 = 3.0;
@@ -21,8 +21,8 @@ pub enum ScheduleError {
 
 impl ScheduleError {
     /// Always a usage error.
-    pub fn exit(&self) -> Exit {
-        Exit::Usage
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Usage
     }
 }
 

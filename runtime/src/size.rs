@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 
 /// Pixels of one latent row or column (the VAE's spatial stride).
 pub const LATENT_STRIDE: usize = 8;
@@ -69,10 +69,10 @@ pub enum SizeError {
 
 impl SizeError {
     /// Always a usage error, except where the picture is what does not fit.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoFit { .. } => Exit::Input,
-            _ => Exit::Usage,
+            Self::NoFit { .. } => ErrorKind::Input,
+            _ => ErrorKind::Usage,
         }
     }
 }
@@ -314,7 +314,7 @@ mod tests {
         ] {
             let error = text.parse::<Size>().expect_err(text);
             assert_eq!(error.to_string(), message);
-            assert_eq!(error.exit(), Exit::Usage);
+            assert_eq!(error.kind(), ErrorKind::Usage);
         }
     }
 
@@ -360,7 +360,7 @@ mod tests {
         let error = size(64, 64)
             .effective(SizeMode::Area, size(3000, 10))
             .unwrap_err();
-        assert_eq!(error.exit(), Exit::Input);
+        assert_eq!(error.kind(), ErrorKind::Input);
     }
 
     #[test]

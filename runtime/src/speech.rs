@@ -229,7 +229,7 @@ impl AudioFeatures {
 mod tests {
     use std::path::PathBuf;
 
-    use engines::exit::Exit;
+    use engines::error_kind::ErrorKind;
     use hound::{SampleFormat, WavSpec, WavWriter};
 
     use super::*;
@@ -397,7 +397,7 @@ mod tests {
                     && !text.contains('\n'),
                 "{text}"
             );
-            assert_eq!(error.exit(), Exit::Input);
+            assert_eq!(error.kind(), ErrorKind::Input);
         };
         let file = |name: &str, bytes: &[u8]| {
             let path = dir.path().join(name);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use engines::backend::{Backend, EngineError, LoadOptions, Outputs, Session, State};
+use engines::backend::{Backend, EngineError, Loading, Outputs, Session, State};
 use engines::components::dit::{self, DitConfig};
 use engines::contract::Port;
 use engines::memory::{Block, Class, Ledger, Memory, MemoryError};
@@ -22,14 +22,6 @@ use crate::plan::{Rings, StageSpec};
 use crate::ring::{Geometry, KvRing};
 use crate::streams::Streams;
 
-/// What to load a component with: taps and faults.
-pub type Options<'a> = &'a (dyn Fn(&str) -> LoadOptions + Sync);
-
-/// No taps, no faults.
-pub fn plain(_component: &str) -> LoadOptions {
-    LoadOptions::default()
-}
-
 /// Where a stage runs, and what of.
 pub struct Site<'a> {
     pub backend: &'a dyn Backend,
@@ -41,7 +33,7 @@ pub struct Site<'a> {
     pub geometry: &'a Geometry,
     /// Most lanes of a call.
     pub lanes: usize,
-    pub options: Options<'a>,
+    pub options: Loading<'a>,
     /// Layers whose weights were made ready to stream.
     pub streaming: Option<&'a Streams>,
 }
@@ -53,7 +45,7 @@ impl<'a> Site<'a> {
         model: &'a DitConfig,
         geometry: &'a Geometry,
         lanes: usize,
-        options: Options<'a>,
+        options: Loading<'a>,
     ) -> Self {
         Self {
             backend,
@@ -397,7 +389,7 @@ fn load_layer(
     let own = graphs.load(site, index, &name)?;
     let host = site.backend.weights(&name)?;
     let stays = index - spec.layers.start < spec.residency.resident_layers;
-    let weights = match (own, memory.apart()) {
+    let weights = match (own, memory.is_separate()) {
         (true, _) => Weights::Inside,
         (false, false) => Weights::Resident {
             set: host.mapped(),
@@ -656,7 +648,7 @@ impl Sink<'_> {
         };
         keep_taps(memory, taps, &name, out)?;
         // Outputs count as activations; these stay.
-        Ok(if memory.apart() {
+        Ok(if memory.is_separate() {
             made.copied_to(memory)?
         } else {
             made
@@ -672,7 +664,7 @@ impl Sink<'_> {
         let (backend, memory) = (self.site.backend, self.site.memory());
         let host = backend.weights(name)?;
         let there = match (&layer.weights, filled) {
-            _ if !memory.apart() => Some(host.mapped()),
+            _ if !memory.is_separate() => Some(host.mapped()),
             (_, Some(filled)) => filled.weights_of(&host),
             (Weights::Resident { slab, .. }, _) => {
                 let slab = slab.as_ref();

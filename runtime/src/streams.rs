@@ -11,7 +11,7 @@ use engines::weights::{HostWeights, Streaming};
 use crate::devices::Devices;
 use crate::error::Error;
 use crate::plan::Plan;
-use crate::stage::Options;
+use engines::backend::Loading;
 
 /// Weights by layer, locked for as long as this lives.
 pub struct Streams {
@@ -24,12 +24,12 @@ impl Streams {
     ///
     /// # Errors
     /// A device that is not there, a component that is not there. Memory that cannot be locked is no error, see [`Self::refused`].
-    pub fn new(plan: &Plan, devices: &Devices<'_>, options: Options<'_>) -> Result<Self, Error> {
+    pub fn new(plan: &Plan, devices: &Devices<'_>, options: Loading<'_>) -> Result<Self, Error> {
         let mut found: BTreeMap<usize, HostWeights> = BTreeMap::new();
         let mut device = None;
         for spec in plan.chains.iter().flat_map(|c| &c.stages) {
             let backend = devices.get(spec.device)?;
-            if !backend.memory().apart() {
+            if !backend.memory().is_separate() {
                 continue;
             }
             for layer in spec.layers.clone().skip(spec.residency.resident_layers) {
@@ -67,7 +67,7 @@ mod tests {
     use crate::fake::Fake;
     use crate::plan::{Lanes, Residency};
     use crate::ring::tests::{config, small_geometry};
-    use crate::stage::plain;
+    use engines::backend::plain;
 
     const LAYERS: usize = 4;
 
@@ -89,7 +89,7 @@ mod tests {
             alone: name == "dit_layer.03",
             ..LoadOptions::default()
         };
-        let cases: [(&str, usize, Options<'_>, &[usize]); 5] = [
+        let cases: [(&str, usize, Loading<'_>, &[usize]); 5] = [
             ("1x2", 1, &plain, &[1, 2, 3]),
             ("2x1", 1, &plain, &[1, 3]),
             ("2x1", 0, &alone, &[0, 1, 2]),

@@ -23,15 +23,16 @@ use engines::weights::{HostWeights, WeightSet};
 use half::bf16;
 
 use crate::call::{Anchor, BlockAudio, Lane, LayerCondition, Placed, Tables};
-use crate::device::Device;
 use crate::error::Error;
 use crate::plan::{MIN_SLOTS, Residency, Rings, StageSpec};
 use crate::planner::memory::transformer_bytes;
 use crate::planner::work::Work;
 use crate::ring::Geometry;
 use crate::size::Size;
-use crate::stage::{Site, Stage, plain};
+use crate::stage::{Site, Stage};
 use crate::wavefront::Item;
+use engines::backend::plain;
+use engines::device::Device;
 
 /// Video frames of a clip: four blocks, the ring that the published model has.
 const INFER_FRAMES: usize = 48;

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use engines::contract::DType;
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::tensor::Tensor;
 
 use crate::ring::Geometry;
 use crate::rng;
-use crate::tensor_file::{self, TensorFileError, Tensors};
 use crate::wavefront::Item;
+use engines::tensor_file::{self, TensorFileError, Tensors};
 
 /// Key of the recorded reference distances.
 const RELATIVE_DIST: &str = "relative_dist";
@@ -30,8 +30,8 @@ pub enum ReplayError {
 
 impl ReplayError {
     /// Always the input's fault.
-    pub fn exit(&self) -> Exit {
-        Exit::Input
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Input
     }
 }
 
@@ -284,7 +284,7 @@ mod tests {
                 error.to_string(),
                 format!("{}: key {key}: wanted {want}, got {got}", path.display())
             );
-            assert_eq!(error.exit(), Exit::Input);
+            assert_eq!(error.kind(), ErrorKind::Input);
         }
     }
 

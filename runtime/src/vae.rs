@@ -11,7 +11,7 @@ use engines::tensor::{Tensor, View};
 
 use crate::devices::run_on_host;
 use crate::latents;
-use crate::stage::Options;
+use engines::backend::Loading;
 
 /// A component for the first frame and one for the following, over one feature cache.
 struct Stream {
@@ -26,7 +26,7 @@ struct Stream {
 impl Stream {
     fn load(
         backend: &dyn Backend,
-        options: Options<'_>,
+        options: Loading<'_>,
         first: &Contract,
         next: &Contract,
     ) -> Result<Self, EngineError> {
@@ -95,7 +95,7 @@ impl Encoder {
     /// A component that does not load.
     pub fn load(
         backend: &dyn Backend,
-        options: Options<'_>,
+        options: Loading<'_>,
         config: &VaeConfig,
     ) -> Result<Self, EngineError> {
         let stream = Stream::load(backend, options, &vae::ENCODER_FIRST, &vae::ENCODER_NEXT)?;
@@ -169,7 +169,7 @@ impl Decoder {
     /// A component that does not load.
     pub fn load(
         backend: &dyn Backend,
-        options: Options<'_>,
+        options: Loading<'_>,
         config: &VaeConfig,
     ) -> Result<Self, EngineError> {
         let stream = Stream::load(backend, options, &vae::DECODER_FIRST, &vae::DECODER_NEXT)?;

@@ -19,14 +19,14 @@ mod vae;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::manifest::Models;
 
 use crate::error::Error;
 use crate::events::{Cancel, Event, Observer};
 use crate::generate::Engine;
-use crate::stage::Options;
-use crate::tensor_file::TensorFileError;
+use engines::backend::Loading;
+use engines::tensor_file::TensorFileError;
 
 pub use compare::Difference;
 pub use control::Fault;
@@ -78,17 +78,17 @@ pub enum VerifyError {
 }
 
 impl VerifyError {
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::OtherModel { .. } => Exit::Model,
-            Self::NoSuchFile { .. } => Exit::Usage,
-            Self::Failed { .. } | Self::Caught { .. } => Exit::Verification,
-            Self::Missed { .. } => Exit::Unproven,
-            Self::Tensors(e) => e.exit(),
+            Self::OtherModel { .. } => ErrorKind::Model,
+            Self::NoSuchFile { .. } => ErrorKind::Usage,
+            Self::Failed { .. } | Self::Caught { .. } => ErrorKind::Verification,
+            Self::Missed { .. } => ErrorKind::Unproven,
+            Self::Tensors(e) => e.kind(),
             Self::Read { .. }
             | Self::Parse { .. }
             | Self::NoFiles { .. }
-            | Self::Nothing { .. } => Exit::Input,
+            | Self::Nothing { .. } => ErrorKind::Input,
         }
     }
 }
@@ -226,7 +226,7 @@ type Timings = Vec<(&'static str, f64)>;
 /// One pass of all checks over what `focus` wants.
 fn pass(
     engine: &Engine<'_>,
-    options: Options<'_>,
+    options: Loading<'_>,
     set: &Set,
     focus: Focus<'_>,
     skip_e2e: bool,
@@ -347,7 +347,7 @@ mod tests {
             error
                 .to_string()
                 .ends_with("file \"vae\" is not in the set; it has f")
-                && error.exit() == Exit::Usage,
+                && error.kind() == ErrorKind::Usage,
             "{error}"
         );
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use runtime::mp4::{Encoding, Writer};
 use runtime::plan::{Lanes, Plan, PlanError, Stages};
 use runtime::probe::probe;
@@ -75,7 +75,7 @@ fn plans_of_the_published_model() {
         ("0:0-39/3-0", "auto"),
     ] {
         let shown =
-            of(stages, lanes).unwrap_or_else(|e| format!("error: {e} (exit {})", e.exit().code()));
+            of(stages, lanes).unwrap_or_else(|e| format!("error: {e} (exit {})", e.kind().code()));
         text += &format!("--stages '{stages}' --lanes {lanes}\n    {shown}\n");
     }
     insta::assert_snapshot!("plans", text);
@@ -159,7 +159,7 @@ impl Bench {
         &self,
         transcript: &mut Transcript,
         case: &str,
-        exit: Exit,
+        exit: ErrorKind,
         replaced: &[(&str, &str)],
     ) {
         let message = self.run(replaced).error(exit);
@@ -221,7 +221,7 @@ fn bad_usage() {
             bench.refused(
                 &mut t,
                 &format!("{flag}={value}"),
-                Exit::Usage,
+                ErrorKind::Usage,
                 &[(flag, value)],
             );
         }
@@ -273,7 +273,7 @@ fn bad_pictures() {
         bench.refused(
             &mut t,
             name,
-            Exit::Input,
+            ErrorKind::Input,
             &[("--image", path.to_str().unwrap())],
         );
     }
@@ -284,7 +284,7 @@ fn bad_pictures() {
         bench.refused(
             &mut t,
             case,
-            Exit::Input,
+            ErrorKind::Input,
             &[("--image", path.to_str().unwrap())],
         );
     }
@@ -329,7 +329,7 @@ fn bad_speech() {
         bench.refused(
             &mut t,
             name,
-            Exit::Input,
+            ErrorKind::Input,
             &[("--audio", path.to_str().unwrap())],
         );
     }
@@ -343,7 +343,7 @@ fn bad_speech() {
         bench.refused(
             &mut t,
             case,
-            Exit::Input,
+            ErrorKind::Input,
             &[("--audio", path.to_str().unwrap())],
         );
     }
@@ -428,37 +428,47 @@ fn outputs_that_cannot_be_written() {
     let file = bench.file("a_file", b"");
     fs::create_dir(bench.path("folder.mp4")).unwrap();
     for (case, flag, path, exit) in [
-        ("under a file", "--out", file.join("video.mp4"), Exit::Input),
+        (
+            "under a file",
+            "--out",
+            file.join("video.mp4"),
+            ErrorKind::Input,
+        ),
         (
             "no such place",
             "--out",
             PathBuf::from("/proc/nowhere/video.mp4"),
-            Exit::Input,
+            ErrorKind::Input,
         ),
-        ("a folder", "--out", bench.path("folder.mp4"), Exit::Input),
+        (
+            "a folder",
+            "--out",
+            bench.path("folder.mp4"),
+            ErrorKind::Input,
+        ),
         (
             "trace under a file",
             "--trace",
             file.join("t.safetensors"),
-            Exit::Input,
+            ErrorKind::Input,
         ),
         (
             "contact sheet under a file",
             "--contact-sheet",
             file.join("t.png"),
-            Exit::Input,
+            ErrorKind::Input,
         ),
         (
             "replay missing",
             "--replay",
             bench.path("nothing.safetensors"),
-            Exit::Input,
+            ErrorKind::Input,
         ),
         (
             "replay of another size",
             "--replay",
             bench.golden.root.join("golden/e2e_tpp_steps.safetensors"),
-            Exit::Input,
+            ErrorKind::Input,
         ),
     ] {
         bench.refused(&mut t, case, exit, &[(flag, path.to_str().unwrap())]);
@@ -505,7 +515,7 @@ fn a_full_disk_ends_a_run_with_its_name_and_a_playable_part() {
     let Some(finished) = on_a_small_disk(bench.dir.path(), 512, script, &command) else {
         return;
     };
-    let message = finished.error(Exit::Resources);
+    let message = finished.error(ErrorKind::Resources);
     assert!(
         message.contains("No space left on device") && message.contains("video"),
         "{message}"
@@ -536,7 +546,7 @@ fn an_export_that_does_not_fit_is_refused_before_its_first_byte() {
     let Some(finished) = on_a_small_disk(bench.dir.path(), 1024, script, &command) else {
         return;
     };
-    let message = finished.error(Exit::Resources);
+    let message = finished.error(ErrorKind::Resources);
     assert!(
         message.contains("bytes are needed, ") && message.contains(" are free"),
         "{message}"
@@ -720,9 +730,9 @@ fn damaged_checkpoints() {
     for (case, damage) in cases {
         let ckpt = checkpoint(&bench);
         damage(&ckpt);
-        let message = bench.export(&ckpt).error(Exit::Model);
+        let message = bench.export(&ckpt).error(ErrorKind::Model);
         bench.assert_nothing_left(case);
-        t.add(case, Exit::Model, &message);
+        t.add(case, ErrorKind::Model, &message);
     }
     insta::assert_snapshot!("damaged_checkpoints", t.text());
 }
@@ -769,9 +779,9 @@ fn a_pickle_that_calls_something_is_refused_and_calls_nothing() {
     ] {
         let ckpt = checkpoint(&bench);
         fs::write(ckpt.join(VAE), torch_archive(&pickle)).unwrap();
-        let message = bench.export(&ckpt).error(Exit::Model);
+        let message = bench.export(&ckpt).error(ErrorKind::Model);
         bench.assert_nothing_left(case);
-        t.add(case, Exit::Model, &message);
+        t.add(case, ErrorKind::Model, &message);
     }
     assert!(!proof.exists(), "the pickle was executed");
     insta::assert_snapshot!("hostile_pickles", t.text());
@@ -787,8 +797,8 @@ fn faults_of_several_files_and_tensors_are_reported_together() {
     fs::remove_file(ckpt.join("Wan2.2-S2V-14B/models_t5_umt5-xxl-enc-bf16.pth")).unwrap();
     t.add(
         "files",
-        Exit::Model,
-        &bench.export(&ckpt).error(Exit::Model),
+        ErrorKind::Model,
+        &bench.export(&ckpt).error(ErrorKind::Model),
     );
     let ckpt = checkpoint(&bench);
     turn(&ckpt.join(FIRST_SHARD));
@@ -802,8 +812,8 @@ fn faults_of_several_files_and_tensors_are_reported_together() {
         .arg(bench.path("out/models"));
     t.add(
         "tensors",
-        Exit::Model,
-        &Finished::from(command.output().unwrap()).error(Exit::Model),
+        ErrorKind::Model,
+        &Finished::from(command.output().unwrap()).error(ErrorKind::Model),
     );
     bench.assert_nothing_left("several");
     insta::assert_snapshot!("several_faults", t.text());
@@ -839,7 +849,7 @@ fn an_export_does_not_replace_what_is_no_export() {
     let occupied = bench.path("out/models");
     fs::create_dir(&occupied).unwrap();
     fs::write(occupied.join("thesis.txt"), "years of work").unwrap();
-    let message = bench.export(&bench.golden.ckpt()).error(Exit::Usage);
+    let message = bench.export(&bench.golden.ckpt()).error(ErrorKind::Usage);
     assert!(
         message.ends_with("already exists and is not an export; choose another --out or remove it"),
         "{message}"
@@ -955,7 +965,7 @@ fn damaged_models() {
         bench.refused(
             &mut t,
             case,
-            Exit::Model,
+            ErrorKind::Model,
             &[("--models", broken.to_str().unwrap())],
         );
     }
@@ -985,8 +995,8 @@ fn inspect_tells_a_sound_checkpoint_from_a_broken_one() {
     let object: Value = serde_json::from_str(&json.stdout).unwrap();
     assert_eq!(object["components"].as_array().map(Vec::len), Some(5));
     for (dir, exit) in [
-        (bench.path("nothing"), Exit::Model),
-        (bench.path("out"), Exit::Model),
+        (bench.path("nothing"), ErrorKind::Model),
+        (bench.path("out"), ErrorKind::Model),
     ] {
         inspect(&dir, &[]).error(exit);
     }
@@ -1010,7 +1020,11 @@ fn graphs_are_written_without_weights() {
             out.to_str().unwrap(),
         ])
     };
-    t.add("--size=704", Exit::Usage, &graphs("704").error(Exit::Usage));
+    t.add(
+        "--size=704",
+        ErrorKind::Usage,
+        &graphs("704").error(ErrorKind::Usage),
+    );
     bench.assert_nothing_left("--size=704");
     assert_eq!(
         t.named(&graphs("704*384").ok().stdout),
@@ -1052,43 +1066,43 @@ fn exec_runs_one_component_and_names_what_does_not_fit() {
         json!([1, 3, 48])
     );
     fs::remove_file(bench.path("out/o.safetensors")).unwrap();
-    let mut refuse = |case: &str, exit: Exit, finished: Finished| {
+    let mut refuse = |case: &str, exit: ErrorKind, finished: Finished| {
         bench.assert_nothing_left(case);
         t.add(case, exit, &finished.error(exit));
     };
     refuse(
         "no such component",
-        Exit::Model,
+        ErrorKind::Model,
         exec("text_decoder", &good, &[]),
     );
     refuse(
         "no such tap",
-        Exit::Usage,
+        ErrorKind::Usage,
         exec("text_encoder", &good, &["--tap", "blocks.99"]),
     );
     refuse(
         "no such file",
-        Exit::Input,
+        ErrorKind::Input,
         exec("text_encoder", &bench.path("nothing"), &[]),
     );
     refuse(
         "another component's inputs",
-        Exit::Input,
+        ErrorKind::Input,
         exec("dit_text", &good, &[]),
     );
     refuse(
         "another type",
-        Exit::Input,
+        ErrorKind::Input,
         exec("text_encoder", &ids("F32", "[1,3]", 12), &[]),
     );
     refuse(
         "another shape",
-        Exit::Input,
+        ErrorKind::Input,
         exec("text_encoder", &ids("I64", "[3]", 24), &[]),
     );
     refuse(
         "no tensor file",
-        Exit::Input,
+        ErrorKind::Input,
         exec("text_encoder", &bench.file("i.safetensors", b"words"), &[]),
     );
     insta::assert_snapshot!("bad_exec", t.text());
@@ -1119,7 +1133,11 @@ fn probe_tells_what_is_in_a_file() {
         ("sound only", bench.golden.input("speech_16k_mono.wav")),
         ("a folder", bench.dir.path().to_owned()),
     ] {
-        t.add(case, Exit::Input, &probe(&path, &[]).error(Exit::Input));
+        t.add(
+            case,
+            ErrorKind::Input,
+            &probe(&path, &[]).error(ErrorKind::Input),
+        );
     }
     insta::assert_snapshot!("bad_probe", t.text());
 }

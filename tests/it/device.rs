@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use serde_json::Value;
 use tests::golden::models;
 use tests::program::Program;
@@ -60,11 +60,11 @@ fn what_no_slot_fits_is_refused_with_what_is_needed() {
     graphs(dir.path());
     let error = Program::Run
         .run(bench(dir.path(), &["--offload", "4MB"]))
-        .error(Exit::Resources);
+        .error(ErrorKind::Resources);
     assert!(error.contains("4000000 of 4000000 are free"), "{error}");
     let error = Program::Run
         .run(bench(&dir.path().join("none"), &[]))
-        .error(Exit::Model);
+        .error(ErrorKind::Model);
     assert!(error.contains("`avatar-export graphs`"), "{error}");
 }
 
@@ -101,7 +101,7 @@ fn a_gpu_that_is_not_there_is_one_clear_line() {
         ],
     ] {
         let line = line.iter().chain(&["--device", "cuda:0"]);
-        let error = Program::Run.run(line).error(Exit::Resources);
+        let error = Program::Run.run(line).error(ErrorKind::Resources);
         assert!(
             error.contains("libcuda.so.1") && error.contains("Debian: libcuda1"),
             "{error}"
@@ -109,6 +109,6 @@ fn a_gpu_that_is_not_there_is_one_clear_line() {
     }
     let error = Program::Run
         .run(["bench", "--models", models, "--device", "gpu"])
-        .error(Exit::Usage);
+        .error(ErrorKind::Usage);
     assert!(error.contains("cpu or cuda:N, got `gpu`"), "{error}");
 }

@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::manifest::{Manifest, Models};
 use exporter::synth::{Preset, SynthOptions, synth};
 use tempfile::TempDir;
@@ -214,7 +214,7 @@ fn a_signal_stops_an_export_and_says_how_to_go_on() {
         .status();
     assert!(kill.unwrap().success());
     let finished = Finished::from(child.wait_with_output().unwrap());
-    let message = finished.error(Exit::Interrupted);
+    let message = finished.error(ErrorKind::Interrupted);
     assert!(
         message.starts_with("stopped by a signal; ")
             && message.ends_with("the same command continues, --restart begins anew"),
@@ -232,7 +232,7 @@ fn one_process_at_a_time_writes_an_export() {
     fs::create_dir(journal(&out).parent().unwrap()).unwrap();
     let held = File::create(journal(&out)).unwrap();
     held.lock().unwrap();
-    let message = checkpoint.export(&out, &[]).error(Exit::Resources);
+    let message = checkpoint.export(&out, &[]).error(ErrorKind::Resources);
     assert!(
         message.contains("another export is writing here"),
         "{message}"
@@ -242,7 +242,7 @@ fn one_process_at_a_time_writes_an_export() {
     drop(held);
     fs::remove_file(journal(&out)).unwrap();
     fs::write(journal(&out).with_file_name("thesis.txt"), "years of work").unwrap();
-    let message = checkpoint.export(&out, &[]).error(Exit::Usage);
+    let message = checkpoint.export(&out, &[]).error(ErrorKind::Usage);
     assert!(message.contains(".models.partial"), "{message}");
     assert_eq!(
         listing(dir.path()),
@@ -329,7 +329,7 @@ fn an_export_can_be_cut_to_its_first_layers() {
         let out = dir.path().join("none");
         let message = checkpoint
             .export(&out, &["--layers", layers])
-            .error(Exit::Usage);
+            .error(ErrorKind::Usage);
         assert!(
             message.ends_with("wanted 1 to 16, which the checkpoint has"),
             "{message}"

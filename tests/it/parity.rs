@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use engines::exit::Exit;
+use engines::backend::plain;
+use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
 use runtime::condition::{Stretch, encode_speech};
 use runtime::events::{Cancel, Silent};
 use runtime::generate::Engine;
-use runtime::stage::plain;
 use runtime::verify::{Report, Request, Set, run};
 use tests::golden::{Golden, LORA_SCALE, bf16_models, models, open};
 use tests::program::{Finished, Program, Transcript};
@@ -193,7 +193,7 @@ fn other_weights_fail_by_name_and_exit_code() {
             .arg("--json")
             .arg(&json);
         let finished = Finished::from(command.output().unwrap());
-        let message = finished.error(Exit::Verification);
+        let message = finished.error(ErrorKind::Verification);
         assert!(message.contains("checks failed"), "{message}");
         let report: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
         let failed = |file: &str| {
@@ -237,14 +237,18 @@ fn what_cannot_be_verified_is_an_error() {
     for (case, exit, finished) in [
         (
             "no golden folder",
-            Exit::Input,
+            ErrorKind::Input,
             run(&dir.path().join("none"), models(), &[]),
         ),
-        ("no tensors in it", Exit::Input, run(&empty, models(), &[])),
-        ("no models", Exit::Model, run(&golden, dir.path(), &[])),
+        (
+            "no tensors in it",
+            ErrorKind::Input,
+            run(&empty, models(), &[]),
+        ),
+        ("no models", ErrorKind::Model, run(&golden, dir.path(), &[])),
         (
             "no such file of the set",
-            Exit::Usage,
+            ErrorKind::Usage,
             run(&golden, models(), &["--only", "dit_blocks,vea"]),
         ),
     ] {

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use engines::backend::Backend;
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::memory::{Class, HostMemory, Ledger, Memory};
 use engines::tensor::Tensor;
+use engines::tensor_file;
 use exporter::checkpoint::LoraScale;
 use exporter::export::{Request, export};
 use exporter::synth::{Preset, SynthOptions, synth};
@@ -20,7 +21,6 @@ use runtime::generate::{self, Engine, generate};
 use runtime::plan::{Lanes, Residency, Rings};
 use runtime::ring::Geometry;
 use runtime::speech::Speech;
-use runtime::tensor_file;
 use tempfile::TempDir;
 use tests::files::listing;
 use tests::golden::{Golden, LORA_SCALE, models, open};
@@ -172,7 +172,8 @@ fn a_shorter_ring_gives_the_same_bits_everywhere_and_another_video() {
     let planned = ["--infer_frames", "36", "--virtual", "--profile", file];
     let planned = traced(&model.models(), &planned);
     assert_eq!(differing(&planned, &short), Vec::<String>::new());
-    let message = command(&model.models(), dir.path(), &["--ring-blocks", "3"]).error(Exit::Usage);
+    let message =
+        command(&model.models(), dir.path(), &["--ring-blocks", "3"]).error(ErrorKind::Usage);
     assert!(
         message.contains("ring_blocks") && message.contains("got 3"),
         "{message}"
@@ -318,7 +319,7 @@ fn no_device_ever_holds_more_than_the_arithmetic_says() {
                 matches!(&error, Error::TooSmall(e) if e.device == format!("cpu:{short}")),
                 "{error}"
             );
-            assert_eq!(error.exit(), Exit::Resources);
+            assert_eq!(error.kind(), ErrorKind::Resources);
         }
     }
 }
@@ -344,7 +345,7 @@ fn a_device_that_is_too_small_is_refused_and_nothing_is_left_behind() {
         ],
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let message = command(models(), dir.path(), more).error(Exit::Resources);
+        let message = command(models(), dir.path(), more).error(ErrorKind::Resources);
         assert!(
             message.contains("cpu:0") && message.contains("900000"),
             "{message}"

@@ -1,6 +1,6 @@
 //! `avatar-run plan` and `simulate` as commands: help, refusals in one line, JSON that parses, a picture that is written.
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use tests::program::{Program, Transcript};
 
 /// A profile that differs from a built-in one in one place.
@@ -38,31 +38,31 @@ fn bad_plans() {
         let profile = changed(dir.path(), from, to);
         let message = Program::Run
             .run(["plan", "--profile", &profile])
-            .error(Exit::Usage);
+            .error(ErrorKind::Usage);
         assert_eq!(message.lines().count(), 1, "{message}");
-        t.add(to, Exit::Usage, &message);
+        t.add(to, ErrorKind::Usage, &message);
     }
     for (line, exit) in [
-        (&["plan", "--profile", "3x24g"][..], Exit::Usage),
+        (&["plan", "--profile", "3x24g"][..], ErrorKind::Usage),
         (
             &["plan", "--profile", "4x24g", "--size", "700*384"],
-            Exit::Usage,
+            ErrorKind::Usage,
         ),
         (
             &["plan", "--profile", "4x24g", "--infer_frames", "47"],
-            Exit::Usage,
+            ErrorKind::Usage,
         ),
         (
             &["plan", "--profile", "4x24g", "--sample_steps", "0"],
-            Exit::Usage,
+            ErrorKind::Usage,
         ),
         (
             &["simulate", "--profile", "4x24g", "--blocks", "0"],
-            Exit::Usage,
+            ErrorKind::Usage,
         ),
         (
             &["plan", "--profile", "4x24g", "--models", "/nowhere"],
-            Exit::Model,
+            ErrorKind::Model,
         ),
         (
             &[
@@ -74,11 +74,11 @@ fn bad_plans() {
                 "--sample_steps",
                 "6",
             ],
-            Exit::Resources,
+            ErrorKind::Resources,
         ),
         (
             &["plan", "--profile", "1x16g-offload", "--size", "1280*720"],
-            Exit::Resources,
+            ErrorKind::Resources,
         ),
     ] {
         let message = Program::Run.run(line).error(exit);
@@ -133,5 +133,5 @@ fn a_plan_and_a_timeline_are_json_and_a_picture() {
     assert_eq!(t["decoded"].as_array().unwrap().len(), 5);
     assert!(std::fs::read_to_string(&svg).unwrap().ends_with("</svg>\n"));
     let line = ["simulate", "--profile", "2x24g", "--svg", "/nowhere/t.svg"];
-    Program::Run.run(line).error(Exit::Input);
+    Program::Run.run(line).error(ErrorKind::Input);
 }

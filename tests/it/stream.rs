@@ -6,8 +6,9 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::tensor::Tensor;
+use engines::tensor_file;
 use runtime::events::{Cancel, Event, Observer, Silent, Summary};
 use runtime::generate::{Clips, Engine, Request, generate};
 use runtime::mp4::Encoding;
@@ -16,7 +17,6 @@ use runtime::pipeline::Mode;
 use runtime::plan::{Lanes, Residency, Stages};
 use runtime::probe::{Probe, probe};
 use runtime::size::SizeMode;
-use runtime::tensor_file;
 use tempfile::TempDir;
 use tests::close::Close;
 use tests::files::{Samples, listing, voice, wav};
@@ -532,7 +532,7 @@ fn interrupted(run: &Run, ready: impl Fn(&serde_json::Value) -> bool) -> Finishe
 fn an_interrupted_video_plays_and_has_no_final_name() {
     let run = Run::new();
     let finished = interrupted(&run, |e| e["event"] == "block" && e["block"] == 2);
-    let message = finished.error(Exit::Interrupted);
+    let message = finished.error(ErrorKind::Interrupted);
     let partial = run.dir.path().join("video.partial.mp4");
     let found = probe(&partial).unwrap();
     assert_eq!(
@@ -558,7 +558,7 @@ fn a_run_interrupted_before_its_first_frame_leaves_nothing() {
     let run = Run::new();
     let finished = interrupted(&run, |e| e["event"] == "started");
     assert_eq!(
-        finished.error(Exit::Interrupted),
+        finished.error(ErrorKind::Interrupted),
         "interrupted after 0 frames; nothing was written"
     );
     assert_eq!(listing(run.dir.path()), [PathBuf::from("speech.wav")]);
@@ -583,7 +583,7 @@ fn cancelling_in_the_library_is_the_same() {
         &cancel,
     )
     .unwrap_err();
-    assert_eq!(error.exit(), Exit::Interrupted);
+    assert_eq!(error.kind(), ErrorKind::Interrupted);
     let partial = probe(&run.dir.path().join("video.partial.mp4")).unwrap();
     assert_is_the_video(&partial, 21);
     assert!(!run.out().exists() && !run.trace().exists());

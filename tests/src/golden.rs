@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
-use engines::backend::ort::OrtCpu;
+use engines::backend::ort::Ort;
 use engines::recipe::Recipe;
 use exporter::checkpoint::LoraScale;
 use exporter::export::{Request, export};
@@ -134,6 +134,6 @@ fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
 }
 
 /// Opens an export on two threads.
-pub fn open(models: &Path) -> OrtCpu {
+pub fn open(models: &Path) -> Ort {
     runtime::commands::open(models, NonZeroUsize::new(2)).unwrap_or_else(|e| panic!("{e}"))
 }

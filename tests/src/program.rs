@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 
 /// Columns of a terminal: help is wrapped to it on every machine.
 const COLUMNS: &str = "100";
@@ -125,7 +125,7 @@ impl Finished {
 
     /// The message of a run that must have failed with `exit`: from its only `error:` on, without clap's pointer to --help.
     #[track_caller]
-    pub fn error(&self, exit: Exit) -> String {
+    pub fn error(&self, exit: ErrorKind) -> String {
         assert_eq!(
             self.code,
             Some(i32::from(exit.code())),
@@ -166,7 +166,7 @@ impl Transcript {
     }
 
     /// One case.
-    pub fn add(&mut self, case: &str, exit: Exit, message: &str) {
+    pub fn add(&mut self, case: &str, exit: ErrorKind, message: &str) {
         let message = self.named(message);
         writeln!(
             self.text,

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// ONNX Runtime over one opened export: its CPU provider, unless it was made for another device.
-pub struct OrtCpu {
+pub struct Ort {
     runtime: Runtime,
     models: Arc<Models>,
     bindings: Bindings,
@@ -266,7 +266,7 @@ fn weight_port(name: &str, dtype: &ValueType) -> Option<WeightPort> {
     })
 }
 
-impl OrtCpu {
+impl Ort {
     /// An export on the CPU, see [`Runtime::cpu`].
     ///
     /// # Errors
@@ -355,7 +355,7 @@ impl OrtCpu {
     ) -> Result<Option<Charge>, EngineError> {
         // A provider of a real device takes them from its memory, which counts them.
         let memory = &self.runtime.memory;
-        if contract.weights == Weights::Bound || !memory.apart() || !self.runtime.on_host() {
+        if contract.weights == Weights::Bound || !memory.is_separate() || !self.runtime.on_host() {
             return Ok(None);
         }
         let bytes = self.models.weights(&entry.name)?.slab_bytes() as u64;
@@ -441,7 +441,7 @@ impl OrtCpu {
     }
 }
 
-impl Backend for OrtCpu {
+impl Backend for Ort {
     fn memory(&self) -> &Arc<dyn Memory> {
         &self.runtime.memory
     }

@@ -18,7 +18,7 @@ compile_error!(
     "features `tensorrt-rtx` and `tensorrt` link different TensorRT headers: build each binary with one of them"
 );
 
-use crate::exit::Exit;
+use crate::error_kind::ErrorKind;
 use crate::memory::MemoryError;
 use std::fmt;
 use std::path::PathBuf;
@@ -169,11 +169,11 @@ pub enum TensorRtError {
 }
 
 impl TensorRtError {
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Library { .. } | Self::Version { .. } | Self::Driver(_) => Exit::Resources,
-            Self::NotBuilt { .. } | Self::Sm { .. } | Self::Unsupported { .. } => Exit::Usage,
-            _ => Exit::Model,
+            Self::Library { .. } | Self::Version { .. } | Self::Driver(_) => ErrorKind::Resources,
+            Self::NotBuilt { .. } | Self::Sm { .. } | Self::Unsupported { .. } => ErrorKind::Usage,
+            _ => ErrorKind::Model,
         }
     }
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::export;
 use crate::synth::{self, Preset, SynthOptions};
 use engines::backend::tensorrt::set::{Engines, Here};
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::manifest::Models;
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -256,8 +256,8 @@ fn engines_that_do_not_fit_are_refused_with_the_command_that_rebuilds() {
             "{text}"
         );
         assert_eq!(
-            (error.exit(), text.lines().count()),
-            (Exit::Model, 1),
+            (error.kind(), text.lines().count()),
+            (ErrorKind::Model, 1),
             "{text}"
         );
     }
@@ -274,7 +274,7 @@ fn only_the_engines_that_are_wanted_must_be_there() {
     Engines::open(out.path(), &models().1, &here(), &others).unwrap();
     request.skip = vec!["text_decoder".to_owned()];
     let error = items(&request, "1.7.1").unwrap_err();
-    assert_eq!(error.exit(), Exit::Usage);
+    assert_eq!(error.kind(), ErrorKind::Usage);
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn a_build_over_the_memory_limit_is_refused_before_it_begins() {
     let most = items.iter().map(|i| i.predicted.memory).max().unwrap();
     request.memory_limit = most - 1;
     let error = check(&request, &items).unwrap_err();
-    assert_eq!(error.exit(), Exit::Resources);
+    assert_eq!(error.kind(), ErrorKind::Resources);
     let name = &items
         .iter()
         .find(|i| i.predicted.memory == most)

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 
 use super::dtype::StoredDType;
 
@@ -90,7 +90,7 @@ pub enum CheckpointError {
 
 impl CheckpointError {
     /// The exit status of a command that fails with this error.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. }
                 if matches!(
@@ -98,9 +98,9 @@ impl CheckpointError {
                     io::ErrorKind::OutOfMemory | io::ErrorKind::StorageFull
                 ) =>
             {
-                Exit::Resources
+                ErrorKind::Resources
             }
-            _ => Exit::Model,
+            _ => ErrorKind::Model,
         }
     }
 }

@@ -206,7 +206,7 @@ mod tests {
     use super::*;
     use crate::graph::{Transform, Weight};
     use engines::contract::DType;
-    use engines::exit::Exit;
+    use engines::error_kind::ErrorKind;
     use engines::recipe::Recipe;
     use std::ops::Range;
 
@@ -315,7 +315,7 @@ mod tests {
     fn a_stop_keeps_what_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let (stopped, _) = run(dir.path(), &Ones::default(), true);
-        assert_eq!(stopped.unwrap_err().exit(), Exit::Interrupted);
+        assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Interrupted);
         let lost = Ones {
             lost: Some("c"),
             ..Ones::default()
@@ -333,7 +333,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/dev/full", dir.path().join("w.data")).unwrap();
         let error = run(dir.path(), &Ones::default(), false).0.unwrap_err();
-        assert_eq!(error.exit(), Exit::Resources);
+        assert_eq!(error.kind(), ErrorKind::Resources);
         assert!(error.to_string().contains("w.data"), "{error}");
         assert!(known(dir.path()).is_empty());
     }

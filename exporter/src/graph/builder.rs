@@ -9,7 +9,7 @@ use super::{
 };
 use engines::contract::{Contract, DType, Port};
 use engines::dim::{Bindings, Dim};
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -206,8 +206,8 @@ pub struct GraphErrors(pub Vec<GraphError>);
 
 impl GraphErrors {
     /// A graph that cannot be built is a checkpoint that does not fit the model.
-    pub fn exit(&self) -> Exit {
-        Exit::Model
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Model
     }
 }
 
@@ -1341,7 +1341,7 @@ mod tests {
             (errors.0[0].at.line(), errors.0[0].at.file()),
             (line, file!())
         );
-        assert_eq!(errors.exit(), Exit::Model);
+        assert_eq!(errors.kind(), ErrorKind::Model);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::proto::{
 use super::{Attribute, Constant, ConstantData, Fact, Graph, Node, Weight};
 use crate::graph::builder::is_unknown;
 use engines::contract::DType;
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 use prost::Message;
 use std::error::Error;
 use std::fs::{self, File};
@@ -80,15 +80,15 @@ pub enum WriteError {
 
 impl WriteError {
     /// The exit code it ends the process with.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull
                 | io::ErrorKind::QuotaExceeded
-                | io::ErrorKind::OutOfMemory => Exit::Resources,
-                _ => Exit::Input,
+                | io::ErrorKind::OutOfMemory => ErrorKind::Resources,
+                _ => ErrorKind::Input,
             },
-            _ => Exit::Model,
+            _ => ErrorKind::Model,
         }
     }
 }
@@ -363,7 +363,7 @@ mod tests {
         )
         .unwrap();
         let error = write_model(&dir.path().join("no/w.onnx"), &model).unwrap_err();
-        assert_eq!(error.exit(), Exit::Input);
+        assert_eq!(error.kind(), ErrorKind::Input);
         assert!(error.to_string().contains("w.onnx"), "{error}");
     }
 

@@ -1,7 +1,7 @@
 //! The devices that a video is made on, opened: those of a profile, real or virtual, or what flags ask for.
 
 use engines::backend::Backend;
-use engines::backend::ort::{OrtCpu, Runtime};
+use engines::backend::ort::{Ort, Runtime};
 use engines::manifest::Models;
 use engines::memory::HostMemory;
 use engines::profile::{Kind, Profile};
@@ -72,7 +72,7 @@ pub(super) fn placed(
     let mut plan = planned.placement.plan(dit.layers, request.steps)?;
     let gpu = planned.profile.each_device().any(|d| d.kind == Kind::Gpu);
     let cpu = || {
-        Ok::<_, Error>(OrtCpu::with(
+        Ok::<_, Error>(Ort::with(
             models.clone(),
             Runtime::cpu(device::threads(args.threads))?,
         ))
@@ -108,10 +108,10 @@ fn real_device(
     most: u64,
 ) -> Result<Box<dyn Backend>, Error> {
     if let Some(engines) = &args.engines {
-        return device::tensorrt(models, engines, ordinal, most);
+        return Ok(::engines::device::tensorrt(models, engines, ordinal, most)?);
     }
-    let runtime = device::cuda_at_most(ordinal, most, device::threads(args.threads))?;
-    Ok(Box::new(OrtCpu::with(models.clone(), runtime)))
+    let runtime = engines::device::cuda_at_most(ordinal, most, device::threads(args.threads))?;
+    Ok(Box::new(Ort::with(models.clone(), runtime)))
 }
 
 /// The plan of the profile for this export's own precision.
@@ -153,7 +153,7 @@ fn planned(
 }
 
 /// A device of its own budget for every number.
-fn virtual_devices(backend: &OrtCpu, budgets: &[u64]) -> Vec<Box<dyn Backend>> {
+fn virtual_devices(backend: &Ort, budgets: &[u64]) -> Vec<Box<dyn Backend>> {
     let device = |(i, budget): (usize, &u64)| -> Box<dyn Backend> {
         Box::new(backend.on(HostMemory::new(format!("cpu:{i}"), *budget)))
     };

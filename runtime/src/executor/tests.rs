@@ -8,8 +8,8 @@ use crate::plan::StageSpec;
 use crate::plan::{Lanes, Residency, Rings, Stages};
 use crate::ring::Geometry;
 use crate::ring::tests::{config, small_geometry as geometry};
-use crate::stage::plain;
 use crate::stage::{Site, Stage, anchor_of};
+use engines::backend::plain;
 use engines::backend::{Backend, EngineError};
 use engines::memory::{HostMemory, Memory, MemoryError};
 use proptest::prelude::*;
@@ -378,7 +378,7 @@ fn a_budget_is_met_to_the_byte() {
                 if matches!(**source, EngineError::DeviceMemory(MemoryError::Budget { budget, .. }) if budget == peak - 1)),
             "{error}"
         );
-        assert_eq!(error.exit(), engines::exit::Exit::Resources);
+        assert_eq!(error.kind(), engines::error_kind::ErrorKind::Resources);
     }
 }
 
@@ -453,7 +453,7 @@ fn the_first_error_comes_back_and_earlier_blocks_have_left() {
                 matches!(&error, Error::Stage { source, .. } if matches!(**source, EngineError::Memory { .. })),
                 "{error}"
             );
-            assert_eq!(error.exit(), engines::exit::Exit::Resources);
+            assert_eq!(error.kind(), engines::error_kind::ErrorKind::Resources);
             assert!(
                 !finished.is_empty() && finished.len() < 50,
                 "{stages}: {}",

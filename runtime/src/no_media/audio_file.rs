@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 
 /// Why a sound file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -22,10 +22,10 @@ pub enum AudioError {
 
 impl AudioError {
     /// The program's fault, or the input's.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoMedia { .. } => Exit::Resources,
-            Self::TooShort { .. } => Exit::Input,
+            Self::NoMedia { .. } => ErrorKind::Resources,
+            Self::TooShort { .. } => ErrorKind::Input,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 
 use crate::audio_file::AudioTrack;
 use crate::size::Size;
@@ -22,8 +22,8 @@ pub enum Mp4Error {
 
 impl Mp4Error {
     /// Always the program's fault.
-    pub fn exit(&self) -> Exit {
-        Exit::Resources
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Resources
     }
 }
 

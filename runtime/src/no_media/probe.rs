@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use engines::exit::Exit;
+use engines::error_kind::ErrorKind;
 
 /// Why a file cannot be probed.
 #[derive(Debug, thiserror::Error)]
@@ -16,8 +16,8 @@ pub enum ProbeError {
 
 impl ProbeError {
     /// Always the program's fault.
-    pub fn exit(&self) -> Exit {
-        Exit::Resources
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Resources
     }
 }
 

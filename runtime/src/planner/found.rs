@@ -293,7 +293,7 @@ mod tests {
     use super::*;
     use crate::size::Size;
     use engines::components::preset::Preset;
-    use engines::exit::Exit;
+    use engines::error_kind::ErrorKind;
 
     fn machine(lines: &[&str]) -> Machine {
         Machine {
@@ -377,7 +377,7 @@ mod tests {
         let profile = Profile::open("4x24g").unwrap();
         let planned = plan(&profile, &config, &ask()).unwrap();
         let error = machine(&[R4090; 2]).check(&planned).unwrap_err();
-        assert_eq!(error.exit(), Exit::Resources);
+        assert_eq!(error.kind(), ErrorKind::Resources);
         assert_eq!(
             error.to_string(),
             "profile 4x24g is for 4 devices of 24 GiB, this machine has 2 (NVIDIA GeForce RTX 4090 24 GiB, NVIDIA GeForce RTX 4090 24 GiB); \

@@ -160,7 +160,7 @@ fn what_does_not_fit_is_refused_with_settings_that_do() {
         let Some(error) = error else {
             panic!("{profile} {at} {steps} fits")
         };
-        assert_eq!(error.exit(), Exit::Resources);
+        assert_eq!(error.kind(), ErrorKind::Resources);
         let PlannerError::DoesNotFit(refusal) = &error else {
             panic!("{error}")
         };
@@ -191,11 +191,11 @@ fn a_profile_that_does_not_suit_the_run_is_named_with_the_field() {
         error.to_string(),
         "profile 1x80g: field layout.lanes: wanted at most the 3 steps of a wave, got 4"
     );
-    assert_eq!(error.exit(), Exit::Usage);
+    assert_eq!(error.kind(), ErrorKind::Usage);
     profile.layout.lanes = LanePolicy::Wave;
     profile.layout.layers = engines::profile::Parts::Shares(vec![100, 1]);
     let error = plan(&profile, &Preset::Tiny.config(), &ask("384*256", 3)).unwrap_err();
-    assert_eq!(error.exit(), Exit::Usage);
+    assert_eq!(error.kind(), ErrorKind::Usage);
     assert!(
         error.to_string().contains(
             "field layout.layers: wanted shares that give each part one of the model's 4 layers"

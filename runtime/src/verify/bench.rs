@@ -11,7 +11,7 @@ use super::sheet::Sheet;
 use crate::error::Error;
 use crate::events::Cancel;
 use crate::generate::Engine;
-use crate::stage::Options;
+use engines::backend::Loading;
 
 /// Why a check ended early.
 pub(super) enum Problem {
@@ -45,7 +45,7 @@ impl Bench<'_> {
         self.engine.devices.first()
     }
 
-    pub(super) fn options(&self) -> Options<'_> {
+    pub(super) fn options(&self) -> Loading<'_> {
         self.engine.options
     }
 

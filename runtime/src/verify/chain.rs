@@ -19,8 +19,8 @@ use crate::picture::Fit;
 use crate::pipeline::Mode;
 use crate::plan::{Lanes, Residency, Stages};
 use crate::size::SizeMode;
-use crate::tensor_file::{self, Tensors};
 use crate::wavefront::Item;
+use engines::tensor_file::{self, Tensors};
 
 /// File of the recorded noise and distances, the same for every pipeline.
 const REPLAY: &str = "e2e_tpp";

@@ -22,8 +22,9 @@ use crate::plan::StageSpec;
 use crate::ring::Geometry;
 use crate::schedule;
 use crate::size::Size;
-use crate::stage::{Options, Site, Stage, anchor_of};
+use crate::stage::{Site, Stage, anchor_of};
 use crate::wavefront::Item;
+use engines::backend::Loading;
 
 /// Tap of the packed motion tokens, before the condition mask.
 const PACKER: &str = "frame_packer";
@@ -458,7 +459,7 @@ impl Scene {
     fn stage<'s>(
         &'s self,
         backend: &'s dyn Backend,
-        options: Options<'s>,
+        options: Loading<'s>,
     ) -> Result<Stage<'s>, Problem> {
         let site = Site::alone(backend, &self.model, self.geometry(), 1, options);
         Ok(Stage::load(site, &self.spec)?)

@@ -11,7 +11,7 @@ use engines::tensor::Tensor;
 use serde_json::Value;
 
 use super::VerifyError;
-use crate::tensor_file::{self, Tensors};
+use engines::tensor_file::{self, Tensors};
 
 /// How far a value may be from the reference's.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -327,7 +327,7 @@ mod tests {
         let error = Set::open(dir.path()).err().unwrap();
         assert!(
             error.to_string().contains("golden/manifest.json")
-                && error.exit() == engines::exit::Exit::Input,
+                && error.kind() == engines::error_kind::ErrorKind::Input,
             "{error}"
         );
     }

@@ -342,7 +342,7 @@ pub(super) mod tests {
             .iter()
             .filter_map(|(name, t, _)| Some(((*name).to_owned(), t.clone()?)))
             .collect();
-        crate::tensor_file::write(&set.file("f"), &there).unwrap();
+        engines::tensor_file::write(&set.file("f"), &there).unwrap();
         set
     }
 

@@ -227,14 +227,14 @@ pub(super) fn said(fallback: &dyn std::fmt::Display) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::Exit;
+    use crate::error_kind::ErrorKind;
 
     #[test]
     fn a_missing_library_is_named_with_the_package_that_has_it() {
         let folder = tempfile::tempdir().unwrap();
         let named = find(Some(folder.path().to_owned()), &[]).unwrap_err();
         let text = named.to_string();
-        assert_eq!(named.exit(), Exit::Resources);
+        assert_eq!(named.kind(), ErrorKind::Resources);
         for want in [
             NAMES[0],
             "TENSORRT_DIR",
@@ -268,7 +268,7 @@ mod tests {
     fn a_missing_driver_is_an_error_and_never_the_end_of_the_process() {
         // Where there is a driver, there is nothing to refuse.
         let Err(error) = driver(0) else { return };
-        assert_eq!(error.exit(), Exit::Resources);
+        assert_eq!(error.kind(), ErrorKind::Resources);
         assert!(error.to_string().contains("NVIDIA driver"), "{error}");
     }
 }

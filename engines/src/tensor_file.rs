@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use engines::contract::DType;
-use engines::exit::Exit;
-use engines::tensor::Tensor;
+use crate::contract::DType;
+use crate::error_kind::ErrorKind;
+use crate::tensor::Tensor;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 
 /// Tensors by name.
@@ -45,12 +45,12 @@ pub enum TensorFileError {
 
 impl TensorFileError {
     /// The input's fault, a full disk apart.
-    pub fn exit(&self) -> Exit {
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                Exit::Resources
+                ErrorKind::Resources
             }
-            _ => Exit::Input,
+            _ => ErrorKind::Input,
         }
     }
 }
@@ -195,7 +195,7 @@ mod tests {
         let damaged = dir.path().join("damaged.safetensors");
         std::fs::write(&damaged, [255; 64]).unwrap();
         let error = read(&damaged).unwrap_err();
-        assert!(matches!(error, TensorFileError::Parse { .. }) && error.exit() == Exit::Input);
+        assert!(matches!(error, TensorFileError::Parse { .. }) && error.kind() == ErrorKind::Input);
         assert!(
             write(
                 &dir.path().join("no/such/folder.safetensors"),

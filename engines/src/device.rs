@@ -1,0 +1,160 @@
+//! Names a device and opens a backend on it. Only this crate knows the features `cuda` and `tensorrt`: without one, opening returns an
+//! error that says how to build the program with it.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use crate::backend::ort::Runtime;
+use crate::backend::{Backend, EngineError};
+use crate::manifest::Models;
+
+/// The CPU, or an NVIDIA device by its number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(into = "String")]
+pub enum Device {
+    /// The process's own processor and memory.
+    #[default]
+    Cpu,
+    /// CUDA device with this number.
+    Cuda(u32),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        device.to_string()
+    }
+}
+
+/// A text that names no device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("device wants cpu or cuda:N, got `{got}`")]
+pub struct DeviceNameError {
+    /// The text.
+    pub got: String,
+}
+
+impl FromStr for Device {
+    type Err = DeviceNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let ordinal = |n: &str| n.parse().ok().map(Self::Cuda);
+        match text {
+            "cpu" | "cpu:0" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            _ => text.strip_prefix("cuda:").and_then(ordinal),
+        }
+        .ok_or_else(|| DeviceNameError {
+            got: text.to_owned(),
+        })
+    }
+}
+
+/// Opens CUDA device `ordinal` for ONNX Runtime. `budget` limits its bytes; `None` takes what is free.
+///
+/// # Errors
+/// [`EngineError::DeviceMemory`] when the driver or the device is missing, or less than `budget` is free;
+/// [`EngineError::CudaLibrary`] when a library of NVIDIA's is missing.
+#[cfg(feature = "cuda")]
+pub fn cuda(ordinal: u32, budget: Option<u64>, threads: usize) -> Result<Runtime, EngineError> {
+    let memory = crate::memory::cuda::CudaMemory::open(ordinal, budget)?;
+    Runtime::cuda(threads, memory)
+}
+
+/// Returns an error: this build has no CUDA.
+///
+/// # Errors
+/// Always [`EngineError::DeviceMemory`].
+#[cfg(not(feature = "cuda"))]
+pub fn cuda(ordinal: u32, _: Option<u64>, _: usize) -> Result<Runtime, EngineError> {
+    Err(crate::memory::MemoryError::Driver {
+        device: format!("cuda:{ordinal}"),
+        reason: "this program was built without the feature `cuda`".to_owned(),
+    }
+    .into())
+}
+
+/// Opens CUDA device `ordinal` for ONNX Runtime, with at most `most` bytes of what is free.
+///
+/// # Errors
+/// As [`cuda`].
+pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, EngineError> {
+    #[cfg(feature = "cuda")]
+    let most = {
+        let (free, _) = crate::memory::cuda::CudaDevice::open(ordinal)?.free_and_total()?;
+        most.min(free)
+    };
+    cuda(ordinal, Some(most), threads)
+}
+
+/// Opens the TensorRT engines in `folder` on CUDA device `ordinal`, with at most `most` bytes of what is free.
+///
+/// # Errors
+/// A driver or library is missing; an engine is missing, stale, damaged or for another GPU;
+/// [`EngineError::NotBuilt`] when the program was built without TensorRT.
+#[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
+pub fn tensorrt(
+    models: &Models,
+    folder: &Path,
+    ordinal: u32,
+    most: u64,
+) -> Result<Box<dyn Backend>, EngineError> {
+    use crate::backend::tensorrt::session::{InsideBudget, TensorRt};
+    use crate::memory::cuda::{CudaDevice, CudaMemory};
+    let (free, _) = CudaDevice::open(ordinal)?.free_and_total()?;
+    let memory = CudaMemory::open(ordinal, Some(most.min(free)))?;
+    let resident = InsideBudget::Resident;
+    let backend = TensorRt::open(models.clone(), folder, memory, resident, &|_| true)?;
+    Ok(Box::new(backend))
+}
+
+/// Returns an error: this build has no TensorRT.
+///
+/// # Errors
+/// Always [`EngineError::NotBuilt`].
+#[cfg(not(any(feature = "tensorrt-rtx", feature = "tensorrt")))]
+pub fn tensorrt(
+    _: &Models,
+    folder: &Path,
+    _: u32,
+    _: u64,
+) -> Result<Box<dyn Backend>, EngineError> {
+    Err(EngineError::NotBuilt {
+        wanted: format!("--engines {}", folder.display()),
+        missing: "TensorRT",
+        build: "`cargo build --release --features tensorrt-rtx` (RTX cards) or `tensorrt` (data-centre cards)",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_read_as_they_print_and_others_are_named() {
+        for (text, device) in [
+            ("cpu", Device::Cpu),
+            ("cuda:0", Device::Cuda(0)),
+            ("cuda:7", Device::Cuda(7)),
+        ] {
+            assert_eq!(text.parse(), Ok(device));
+            assert_eq!(device.to_string(), text);
+        }
+        for bad in ["gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA:0", ""] {
+            let error = bad.parse::<Device>().unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("device wants cpu or cuda:N, got `{bad}`")
+            );
+        }
+    }
+}
