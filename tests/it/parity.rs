@@ -8,10 +8,10 @@ use std::path::Path;
 use engines::backend::plain;
 use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
-use runtime::condition::{Stretch, encode_speech};
-use runtime::events::{Cancel, Silent};
+use runtime::chain::{Cancel, Silent};
+use runtime::chain::{Stretch, encode_speech};
+use runtime::checks::{Report, Request, Set, run};
 use runtime::generate::Engine;
-use runtime::verify::{Report, Request, Set, run};
 use tests::golden::{Golden, LORA_SCALE, bf16_models, models, open};
 use tests::program::{Finished, Program, Transcript};
 

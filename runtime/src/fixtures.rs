@@ -1,0 +1,4 @@
+//! What unit tests share.
+
+pub(crate) mod fake;
+pub(crate) mod golden;

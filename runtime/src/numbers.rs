@@ -1,0 +1,9 @@
+//! Pure functions of numbers: sizes, times, schedules, positions and random numbers.
+
+pub(crate) mod latents;
+pub(crate) mod rng;
+pub(crate) mod rope;
+pub(crate) mod schedule;
+pub(crate) mod size;
+
+pub use size::{Size, SizeMode};
