@@ -749,6 +749,10 @@ impl Session for OrtSession {
         self.contract
     }
 
+    fn component(&self) -> &str {
+        &self.component
+    }
+
     fn recipe(&self) -> Recipe {
         self.recipe
     }

@@ -529,6 +529,10 @@ impl Session for TensorRtSession {
         self.contract
     }
 
+    fn component(&self) -> &str {
+        &self.component
+    }
+
     fn recipe(&self) -> Recipe {
         self.recipe
     }
