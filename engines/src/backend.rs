@@ -1,7 +1,12 @@
 //! Three nouns: a backend loads artefacts, a session runs one. A session binds by port, checks every binding against the contract before
 //! anything runs, and never falls back to another device.
+mod named;
 pub mod ort;
 pub mod tensorrt;
+#[cfg(test)]
+mod tiny;
+
+pub use named::{NamedCall, run_named};
 
 use crate::contract::{Contract, DType, Port};
 use crate::dim::{Bindings, Dim};
@@ -86,6 +91,11 @@ impl Outputs {
 /// One loaded graph.
 pub trait Session: Send {
     fn contract(&self) -> &'static Contract;
+
+    /// Name of the loaded component, as errors show it. One contract may serve many components.
+    fn component(&self) -> &str {
+        self.contract().name
+    }
 
     /// Precision of the export that the graph belongs to.
     fn recipe(&self) -> Recipe;

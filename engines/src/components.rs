@@ -1,18 +1,10 @@
 //! The contracts of every component, one file each: symbols, ports, sizes; no logic.
-//!
-//! | symbol | meaning |
-//! |---|---|
-//! | `B` | lanes of one call; `G` is 1 (shared by all lanes) or `B` |
-//! | `F` | latent frames of a block (3); `h`, `w` token rows and columns of a frame (latent rows and columns are `2*h`, `2*w`) |
-//! | `D`, `N`, `d`, `p` | width, heads, head size, rotary pairs `d/2` of the DiT |
-//! | `S`, `C`, `M` | tokens of the KV ring, of the sink (condition), of the text |
-//! | `A`, `K`, `Q`, `E` | actors, audio tokens per frame, speech hidden states, their width |
-//! | `s`, `t`, `r` | samples; tokens of a prompt or frames of speech; some of those frames |
-//! | `Z`, `H`, `W`, `c` | latent channels, latent rows and columns, base width of the VAE |
+//! [`symbols`] says what the letters in the shapes mean.
 pub mod dit;
 pub mod preset;
 pub mod probe;
 pub mod speech;
+pub mod symbols;
 pub mod text;
 pub mod vae;
 

@@ -1,7 +1,8 @@
 //! `manifest.json`: what an export holds, written once by the exporter and checked by everyone who opens the folder.
 use crate::components;
 use crate::components::{dit::DitConfig, speech::SpeechConfig, text::TextConfig, vae::VaeConfig};
-use crate::contract::{Contract, DType};
+use crate::contract::{Contract, DType, Sizes};
+use crate::dim::Bindings;
 use crate::error_kind::ErrorKind;
 use crate::recipe::Recipe;
 use memmap2::Mmap;
@@ -23,6 +24,17 @@ pub struct ModelConfig {
     pub vae: VaeConfig,
     pub text: TextConfig,
     pub speech: SpeechConfig,
+}
+
+impl Sizes for ModelConfig {
+    /// Every symbol that any component's configuration fixes.
+    fn bindings(&self) -> Bindings {
+        let mut all = self.dit.bindings();
+        all.extend(self.vae.bindings());
+        all.extend(self.text.bindings());
+        all.extend(self.speech.bindings());
+        all
+    }
 }
 
 /// One file of the export and its BLAKE3 hash.

@@ -277,15 +277,10 @@ impl Ort {
 
     /// An export on any device.
     pub fn with(models: Models, runtime: Runtime) -> Self {
-        let c = models.config();
-        let mut bindings = c.dit.bindings();
-        for more in [c.vae.bindings(), c.text.bindings(), c.speech.bindings()] {
-            bindings.extend(more);
-        }
         Self {
             runtime,
+            bindings: models.config().bindings(),
             models: Arc::new(models),
-            bindings,
         }
     }
 
@@ -747,6 +742,10 @@ impl OrtSession {
 impl Session for OrtSession {
     fn contract(&self) -> &'static Contract {
         self.contract
+    }
+
+    fn component(&self) -> &str {
+        &self.component
     }
 
     fn recipe(&self) -> Recipe {

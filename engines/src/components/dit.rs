@@ -1,6 +1,7 @@
 //! The causal speech-to-video transformer, cut where a stage may end: text embedding, sink prefill (embed, layer), denoising (embed,
 //! layer, head). One layer is one graph, so any contiguous range of layers can be placed anywhere.
 //! Mirrors `CausalWanModel_S2V`, liveavatar/models/wan/causal_model_s2v.py @ 9c2c38d.
+use super::symbols;
 use crate::contract::{Contract, DType::F32, DType::I64, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 
@@ -223,22 +224,19 @@ impl DitConfig {
 
 impl Sizes for DitConfig {
     fn bindings(&self) -> Bindings {
-        [
-            ("D", self.dim),
-            ("N", self.heads),
-            ("d", self.head_dim()),
-            ("p", self.head_dim() / 2),
-            ("F", self.block_frames),
-            ("M", self.text_len),
-            ("T", self.text_dim),
-            ("f", self.freq_dim),
-            ("Z", self.latent_channels),
-            ("K", self.audio.tokens),
-            ("Q", self.audio.states),
-            ("E", self.audio.dim),
-        ]
-        .into_iter()
-        .map(|(k, v)| (k.to_owned(), v as i64))
-        .collect()
+        symbols::bindings([
+            (symbols::MODEL_WIDTH, self.dim),
+            (symbols::HEADS, self.heads),
+            (symbols::HEAD_SIZE, self.head_dim()),
+            (symbols::ROTARY_PAIRS, self.head_dim() / 2),
+            (symbols::BLOCK_FRAMES, self.block_frames),
+            (symbols::TEXT_ROWS, self.text_len),
+            (symbols::TEXT_WIDTH, self.text_dim),
+            (symbols::SINUSOID_SIZE, self.freq_dim),
+            (symbols::LATENT_CHANNELS, self.latent_channels),
+            (symbols::AUDIO_TOKENS, self.audio.tokens),
+            (symbols::SPEECH_STATES, self.audio.states),
+            (symbols::SPEECH_WIDTH, self.audio.dim),
+        ])
     }
 }

@@ -1,4 +1,5 @@
 //! Speech: the wav2vec2 encoder and the causal audio encoder that turns its hidden states into tokens for one block.
+use super::symbols;
 use crate::contract::{Contract, DType::F32, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 
@@ -123,9 +124,9 @@ impl SpeechConfig {
 
 impl Sizes for SpeechConfig {
     fn bindings(&self) -> Bindings {
-        Bindings::from([
-            ("Q".to_owned(), self.layers as i64 + 1),
-            ("E".to_owned(), self.dim as i64),
+        symbols::bindings([
+            (symbols::SPEECH_STATES, self.layers + 1),
+            (symbols::SPEECH_WIDTH, self.dim),
         ])
     }
 }

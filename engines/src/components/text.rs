@@ -1,4 +1,5 @@
 //! The umT5 text encoder, run on unpadded token ids. Mirrors `T5Encoder`, liveavatar/models/wan/wan_2_2/modules/t5.py @ 9c2c38d.
+use super::symbols;
 use crate::contract::{Contract, DType::F32, DType::I64, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 
@@ -30,6 +31,6 @@ pub struct TextConfig {
 
 impl Sizes for TextConfig {
     fn bindings(&self) -> Bindings {
-        Bindings::from([("T".to_owned(), self.dim as i64)])
+        symbols::bindings([(symbols::TEXT_WIDTH, self.dim)])
     }
 }

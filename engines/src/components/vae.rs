@@ -1,6 +1,7 @@
 //! The Wan 2.1 video VAE as a stream: the first frame, then chunks of one latent frame (four pixel frames), with the feature cache of every
 //! causal convolution as a state port. A port is named by its convolution's checkpoint path and holds that convolution's last input frames.
 //! Mirrors `WanVAE_`, liveavatar/models/wan/wan_2_2/modules/vae2_1.py @ 9c2c38d.
+use super::symbols;
 use crate::contract::{Contract, DType::F32, DType::U8, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 
@@ -173,9 +174,9 @@ pub const LATENT_STD: [f32; 16] = [
 
 impl Sizes for VaeConfig {
     fn bindings(&self) -> Bindings {
-        Bindings::from([
-            ("c".to_owned(), self.dim as i64),
-            ("Z".to_owned(), self.latent_channels as i64),
+        symbols::bindings([
+            (symbols::VAE_WIDTH, self.dim),
+            (symbols::LATENT_CHANNELS, self.latent_channels),
         ])
     }
 }

@@ -86,19 +86,14 @@ impl TensorRt {
         };
         let engines = Engines::open(dir, &models, &here, wanted)?;
         let runtime = Runtime::new(library::logger()?).map_err(|e| run_error("runtime", &e))?;
-        let c = models.config();
-        let mut bindings = c.dit.bindings();
-        for more in [c.vae.bindings(), c.text.bindings(), c.speech.bindings()] {
-            bindings.extend(more);
-        }
         Ok(Self {
+            bindings: models.config().bindings(),
             models: Arc::new(models),
             #[cfg(feature = "tensorrt-rtx")]
             cache: cache::Kernels::beside(dir),
             engines,
             device,
             memory,
-            bindings,
             inside,
             scratch: Arc::default(),
             runtime: Arc::new(Shared(Mutex::new(runtime))),
@@ -527,6 +522,10 @@ impl TensorRtSession {
 impl Session for TensorRtSession {
     fn contract(&self) -> &'static Contract {
         self.contract
+    }
+
+    fn component(&self) -> &str {
+        &self.component
     }
 
     fn recipe(&self) -> Recipe {
