@@ -1,5 +1,6 @@
 //! The model running: encoders, the wavefront executor and decoders.
 
+pub(crate) mod source;
 pub(crate) mod call;
 pub(crate) mod decoders;
 pub(crate) mod encoders;
@@ -12,6 +13,5 @@ pub(crate) mod stage;
 pub(crate) mod vae;
 
 pub use decoders::Mode;
-pub use encoders::{Stretch, encode_speech};
+pub use encoders::encode_speech;
 pub use events::{Cancel, Event, Observer, Silent, Summary};
-pub use ring::Geometry;

@@ -19,14 +19,15 @@ use crate::chain::decoders::{ClipDecoder, DROPPED_FRAMES, Mode, PictureLatents, 
 use crate::chain::encoders::{self, AudioAdapter, ClipSource, Noise};
 use crate::chain::events::{Cancel, Event, Observer, Settings, Summary};
 use crate::chain::executor::{self, FINISHED_WAITING, Feedback, Finished, Job, Swap};
-use crate::chain::ring::Geometry;
+use crate::numbers::geometry::Geometry;
 use crate::chain::vae::{Decoder, Encoder};
 use crate::commands::error::Error;
 use crate::generate::output::Output;
-use crate::generate::trace::{Distances, Replay};
+use crate::inputs::replay::{Distances, Replay};
 use crate::inputs::prompt::{Prompt, Prompter};
 use crate::inputs::speech::{AudioFeatures, Speech};
-use crate::media::mp4::{Encoding, FPS};
+use crate::media::mp4::Encoding;
+use crate::numbers::timing::FPS;
 use crate::media::picture::{Fit, Picture};
 use crate::numbers::size::{Size, SizeMode};
 use crate::placement::devices::{Devices, MemorySize};
@@ -369,7 +370,7 @@ fn produce(
         options,
         &config.speech,
         &inputs.speech.input_values(),
-        encoders::Stretch::default(),
+        encoders::SpeechChunk::default(),
     )?)?;
     checked("encoding the picture")?;
     let latents = PictureLatents::encode(

@@ -15,8 +15,8 @@ use engines::manifest::ModelConfig;
 use engines::profile::{Profile, ProfileError};
 use engines::recipe::Recipe;
 
-use crate::chain::ring::FRAMES_PER_LATENT;
-use crate::media::mp4::FPS;
+use crate::numbers::timing::FRAMES_PER_LATENT;
+use crate::numbers::timing::FPS;
 use crate::numbers::size::Size;
 use crate::placement::plan::PlanError;
 use crate::planner::simulate::{Costs, Schedule, Spent, Timeline, simulate};

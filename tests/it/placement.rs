@@ -13,7 +13,7 @@ use engines::tensor_file;
 use exporter::checkpoint::LoraScale;
 use exporter::export::{Request, export};
 use exporter::synth::{Preset, SynthOptions, synth};
-use runtime::chain::Geometry;
+use runtime::numbers::Geometry;
 use runtime::chain::{Cancel, Event, Observer, Silent};
 use runtime::commands::Error;
 use runtime::generate::{self, Engine, generate};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use engines::contract::DType;
 use engines::tensor::Tensor;
 
-use crate::chain::ring::Geometry;
+use crate::numbers::geometry::Geometry;
 use crate::numbers::rope::{Rope, Table, ref_shift};
 use crate::numbers::schedule::{self, ScheduleError};
 use crate::placement::wavefront::Item;
@@ -245,7 +245,7 @@ fn tables(lanes: &[Table], tokens: usize, half: usize) -> (Tensor, Tensor) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::ring::tests::geometry;
+    use crate::fixtures::sizes::geometry;
 
     #[test]
     fn every_lane_has_its_own_step_slot_length_and_tables() {

@@ -16,15 +16,8 @@ use crate::chain::vae::{Decoder, Encoder, Frames};
 use crate::commands::error::Error;
 use crate::numbers::latents;
 
-/// Pixel frames of the motion history, `motion_frames` of the reference.
-pub const MOTION_PIXEL_FRAMES: usize = 73;
 /// Copies of the picture that the single-device pipeline encodes for one reference latent.
 pub const SINGLE_REPEATS: usize = 5;
-/// Motion latents that prime the streaming decoder; their frames are dropped.
-pub const PRIMING_LATENTS: usize = 7;
-/// Frames that the very first block drops.
-pub const DROPPED_FRAMES: usize = 3;
-
 /// Which of the reference's pipelines is followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
@@ -275,7 +268,7 @@ mod tests {
 
     use super::*;
     use crate::chain::executor;
-    use crate::chain::ring::tests::{config, small_geometry};
+    use crate::fixtures::sizes::{config, small_geometry};
     use crate::fixtures::fake::Fake;
     use crate::placement::plan::{Lanes, Plan, Stages};
     use engines::backend::plain;

@@ -9,9 +9,9 @@ use engines::contract::DType;
 use engines::tensor::{Tensor, View};
 
 use crate::chain::call::BlockAudio;
-use crate::chain::ring::Geometry;
+use crate::numbers::geometry::Geometry;
 use crate::commands::error::Error;
-use crate::generate::trace::Replay;
+use crate::inputs::replay::Replay;
 use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
 use crate::numbers::rng;
 use crate::placement::devices::HostSession;
@@ -64,37 +64,6 @@ pub fn embed_text(
     Ok(out.take(&dit::TEXT))
 }
 
-/// How much of a recording the speech encoder takes at a time. What it holds besides grows with the recording by its hidden states alone.
-#[derive(Clone, Copy, Debug)]
-pub struct Stretch {
-    /// Most bytes of attention scores in one call.
-    pub score_bytes: usize,
-    /// Frames of features made at a time.
-    pub feature_frames: usize,
-}
-
-impl Stretch {
-    /// Rows of a layer in one call, of a recording of `frames` frames.
-    pub fn rows(&self, heads: usize, frames: usize) -> usize {
-        let frames = frames.max(1);
-        (self.score_bytes / (size_of::<f32>() * heads * frames)).clamp(1, frames)
-    }
-
-    /// Most samples of one call.
-    pub fn samples(&self, config: &SpeechConfig) -> usize {
-        (self.feature_frames - 1) * config.hop() + config.min_samples()
-    }
-}
-
-impl Default for Stretch {
-    fn default() -> Self {
-        Self {
-            score_bytes: 256 << 20,
-            feature_frames: 1000,
-        }
-    }
-}
-
 /// Runs the speech encoder over normalised 16 kHz samples: hidden states `[Q, t, E]`, 50 rows a second. A long recording goes through each
 /// layer some rows at a time.
 ///
@@ -105,7 +74,7 @@ pub fn encode_speech(
     options: Loading<'_>,
     config: &SpeechConfig,
     input_values: &[f32],
-    stretch: Stretch,
+    stretch: SpeechChunk,
 ) -> Result<Tensor, EngineError> {
     let load = |name: &str| HostSession::load(backend, name, &options(name));
     let frames = config.frames(input_values.len()).unwrap_or(0);
@@ -235,91 +204,4 @@ impl AudioAdapter {
             mask,
         })
     }
-}
-
-/// What the denoiser starts a block with.
-pub struct BlockInput {
-    /// Noise, `[1, Z, F, H/8, W/8]`.
-    pub latents: Tensor,
-    pub audio: BlockAudio,
-}
-
-/// Gives blocks in ascending order.
-pub trait Source: Send {
-    /// # Errors
-    /// A graph that fails.
-    fn block(&mut self, block: usize) -> Result<BlockInput, Error>;
-}
-
-/// Where noise comes from.
-pub enum Noise<'a> {
-    /// torch's CPU generator seeded with this plus the clip.
-    Seed(u64),
-    Replay(&'a Replay),
-}
-
-/// Noise per clip, drawn when its first block is asked for and dropped with its last; audio tokens per block.
-pub struct ClipSource<'a> {
-    pub geometry: &'a Geometry,
-    pub noise: Noise<'a>,
-    pub features: &'a AudioFeatures,
-    pub adapter: AudioAdapter,
-    clip: Option<(usize, Tensor)>,
-}
-
-impl<'a> ClipSource<'a> {
-    pub fn new(
-        geometry: &'a Geometry,
-        noise: Noise<'a>,
-        features: &'a AudioFeatures,
-        adapter: AudioAdapter,
-    ) -> Self {
-        Self {
-            geometry,
-            noise,
-            features,
-            adapter,
-            clip: None,
-        }
-    }
-
-    fn noise(&mut self, block: usize) -> Tensor {
-        let g = self.geometry;
-        let clip = block / g.clip_blocks;
-        if self.clip.as_ref().is_none_or(|(at, _)| *at != clip) {
-            let frames = g.clip_blocks * g.block_frames;
-            let values = match self.noise {
-                Noise::Seed(seed) => rng::clip_noise(seed, clip, frames, g.latent),
-                Noise::Replay(replay) => replay.noise(clip).as_slice::<f32>().to_vec(),
-            };
-            self.clip = Some((clip, Tensor::from_slice(&g.latents_shape(frames), &values)));
-        }
-        let at = (block % g.clip_blocks) * g.block_frames;
-        let (_, noise) = self.clip.as_ref().expect("drawn above");
-        crate::numbers::latents::frames(noise, at..at + g.block_frames)
-    }
-}
-
-impl Source for ClipSource<'_> {
-    fn block(&mut self, block: usize) -> Result<BlockInput, Error> {
-        let g = self.geometry;
-        let frames = g.block_video_frames();
-        let features = self.features.block(block * frames..(block + 1) * frames);
-        let features =
-            Tensor::from_slice(&[1, HIDDEN_LAYERS, self.features.dim(), frames], &features);
-        let audio = self.adapter.tokens(&features, everywhere(g))?;
-        Ok(BlockInput {
-            latents: self.noise(block),
-            audio,
-        })
-    }
-}
-
-/// The mask of a single actor: heard in every token.
-pub fn everywhere(geometry: &Geometry) -> Tensor {
-    let tokens = geometry.tokens.0 * geometry.tokens.1;
-    Tensor::from_slice(
-        &[1, 1, geometry.block_frames, tokens],
-        &vec![1f32; geometry.block_frames * tokens],
-    )
 }

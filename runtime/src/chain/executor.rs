@@ -13,11 +13,11 @@ use engines::components::dit::DitConfig;
 use engines::tensor::Tensor;
 
 use crate::chain::call::{Anchor, BlockAudio, Call, Lane, Tables};
-use crate::chain::encoders::Source;
+use crate::chain::source::Source;
 use crate::chain::events::{Cancel, Event, Observer};
 use crate::chain::page_locks::Streams;
 use crate::commands::error::Error;
-use crate::generate::trace::Distances;
+use crate::inputs::replay::Distances;
 use crate::numbers::latents;
 use crate::placement::devices::Devices;
 use crate::placement::plan::{Plan, StageSpec};
@@ -91,9 +91,6 @@ pub struct Inbox {
     sender: SyncSender<Report>,
     receiver: Receiver<Report>,
 }
-
-/// Blocks that may wait for the decoder.
-pub const FINISHED_WAITING: usize = 1;
 
 /// The ways back, large enough that nobody who reports ever waits: every call, every prefill, every prepared block and one last word of
 /// every thread fit at once.

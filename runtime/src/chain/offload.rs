@@ -12,7 +12,8 @@ use engines::contract::DType;
 use engines::memory::{Block, Class, Memory, MemoryError};
 use engines::weights::{HostWeights, WeightSet};
 
-use crate::chain::ring::{Geometry, KvRing};
+use crate::numbers::geometry::Geometry;
+use crate::chain::ring::KvRing;
 
 /// Room for one layer on the device.
 pub(crate) struct Slot {
@@ -245,7 +246,7 @@ mod tests {
     use engines::tensor::Tensor;
 
     use super::*;
-    use crate::chain::ring::tests::small_geometry;
+    use crate::fixtures::sizes::small_geometry;
 
     /// Host memory whose copies take a while: so long for a byte.
     #[derive(Debug)]

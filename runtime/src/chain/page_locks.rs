@@ -64,7 +64,7 @@ mod tests {
     use engines::memory::HostMemory;
 
     use super::*;
-    use crate::chain::ring::tests::{config, small_geometry};
+    use crate::fixtures::sizes::{config, small_geometry};
     use crate::fixtures::fake::Fake;
     use crate::placement::plan::{Lanes, Residency};
     use engines::backend::plain;

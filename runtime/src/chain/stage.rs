@@ -18,7 +18,8 @@ use crate::chain::call::{
 };
 use crate::chain::offload::{Filled, Load, Slot, SlotSize, Stream, Window, locked, streamed};
 use crate::chain::page_locks::Streams;
-use crate::chain::ring::{Geometry, KvRing};
+use crate::numbers::geometry::Geometry;
+use crate::chain::ring::KvRing;
 use crate::placement::devices::here;
 use crate::placement::plan::{Rings, StageSpec};
 

@@ -23,7 +23,7 @@ use engines::weights::{HostWeights, WeightSet};
 use half::bf16;
 
 use crate::chain::call::{Anchor, BlockAudio, Lane, LayerCondition, Placed, Tables};
-use crate::chain::ring::Geometry;
+use crate::numbers::geometry::Geometry;
 use crate::chain::stage::{Site, Stage};
 use crate::commands::error::Error;
 use crate::numbers::size::Size;
@@ -308,7 +308,7 @@ impl<'a> Bench<'a> {
     /// Bytes of one layer's rings for a wave.
     fn ring_bytes(&self) -> u64 {
         let dtype = self.backend.recipe().compute();
-        (self.most_lanes() * crate::chain::ring::KvRing::lane_bytes(self.geometry, dtype)) as u64
+        (self.most_lanes() * self.geometry.ring_lane_bytes(dtype)) as u64
     }
 
     /// What is left of the budget after what the resident run needed besides weights and rings, in layers.

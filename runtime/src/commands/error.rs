@@ -7,10 +7,10 @@ use engines::error_kind::ErrorKind;
 use engines::graph_set::GraphSetError;
 use engines::manifest::ManifestError;
 
-use crate::chain::ring::{ClipLengthError, RingLengthError};
+use crate::numbers::geometry::{ClipLengthError, RingLengthError};
 use crate::checks::parity::Differs;
 use crate::checks::verify::VerifyError;
-use crate::generate::trace::ReplayError;
+use crate::inputs::replay::ReplayError;
 use crate::inputs::prompt::PromptError;
 use crate::media::audio_file::AudioError;
 use crate::media::contact_sheet::ContactSheetError;

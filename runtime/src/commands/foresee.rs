@@ -5,7 +5,7 @@ use engines::manifest::{ModelConfig, Models};
 use engines::profile::Profile;
 
 use super::print;
-use crate::chain::ring::Geometry;
+use crate::numbers::geometry::Geometry;
 use crate::commands::cli::{PlanArgs, PresetArg, SimulateArgs, Target};
 use crate::commands::error::Error;
 use crate::generate::Clips;
@@ -79,7 +79,7 @@ fn summary(
 ) -> String {
     let last = timeline.decoded.last().copied().unwrap_or(0.0);
     let first = timeline.decoded.first().copied().unwrap_or(0.0);
-    let frames = planned.work.config().dit.block_frames * crate::chain::ring::FRAMES_PER_LATENT;
+    let frames = planned.work.config().dit.block_frames * crate::numbers::timing::FRAMES_PER_LATENT;
     let mut text = format!(
         "{title}\nfirst frame after {first:.2} s, all {} after {last:.2} s; {:.1} frames a second in a long video\n",
         frames * timeline.decoded.len(),

@@ -8,13 +8,15 @@ use engines::tensor::Tensor;
 use crate::chain::decoders::{BlockSink, DROPPED_FRAMES, Mode, PictureLatents, VideoBlock};
 use crate::chain::events::{Cancel, Event, Observer, Settings, Summary};
 use crate::chain::executor::AnchorInput;
-use crate::chain::ring::Geometry;
+use crate::numbers::geometry::Geometry;
 use crate::commands::error::Error;
 use crate::generate::Request;
-use crate::generate::trace::{Distances, Trace};
+use crate::inputs::replay::Distances;
+use crate::generate::trace::Trace;
 use crate::media::audio_file::AudioTrack;
 use crate::media::contact_sheet::ContactSheet;
-use crate::media::mp4::{FPS, Writer};
+use crate::media::mp4::Writer;
+use crate::numbers::timing::FPS;
 
 /// Tiles of a contact sheet.
 const SHEET_TILES: usize = 16;

@@ -6,149 +6,13 @@ use engines::contract::DType;
 use engines::error_kind::ErrorKind;
 use engines::tensor::Tensor;
 
-use crate::chain::ring::Geometry;
+use crate::numbers::geometry::Geometry;
 use crate::numbers::rng;
 use crate::placement::wavefront::Item;
 use engines::tensor_file::{self, TensorFileError, Tensors};
 
 /// Key of the recorded reference distances.
 const RELATIVE_DIST: &str = "relative_dist";
-
-/// Why a recorded run cannot be replayed.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
-    #[error(transparent)]
-    File(#[from] TensorFileError),
-    #[error("{}: key {key}: wanted {want}, got {got}", path.display())]
-    Tensor {
-        path: PathBuf,
-        key: String,
-        want: String,
-        got: String,
-    },
-}
-
-impl ReplayError {
-    /// Always the input's fault.
-    pub fn kind(&self) -> ErrorKind {
-        ErrorKind::Input
-    }
-}
-
-/// Random numbers of a recorded run.
-#[derive(Debug)]
-pub struct Replay {
-    noise: Vec<Tensor>,
-    distances: Option<Tensor>,
-}
-
-impl Replay {
-    /// Reads `clip{r}.noise` `[Z, frames, H/8, W/8]` for every clip and, where there is one, `relative_dist` `[blocks, steps]`.
-    ///
-    /// # Errors
-    /// A file that cannot be read; a key that is missing or has another type or shape.
-    pub fn open(
-        path: &Path,
-        geometry: &Geometry,
-        clips: usize,
-        steps: usize,
-    ) -> Result<Self, ReplayError> {
-        let mut tensors = tensor_file::read(path)?;
-        let frames = geometry.clip_blocks * geometry.block_frames;
-        let shape = &geometry.latents_shape(frames)[1..];
-        let noise = (0..clips).map(|clip| {
-            let key = format!("clip{clip}.noise");
-            match tensors.remove(&key) {
-                Some(t) if t.dtype() == DType::F32 && t.shape() == shape => Ok(t),
-                found => Err(mismatch(
-                    path,
-                    &key,
-                    format!("f32 {shape:?}"),
-                    found.as_ref(),
-                )),
-            }
-        });
-        let noise = noise.collect::<Result<_, _>>()?;
-        let distances = tensors.remove(RELATIVE_DIST);
-        if let Some(d) = &distances {
-            check_distances(path, d, clips * geometry.clip_blocks, steps)?;
-        }
-        Ok(Self { noise, distances })
-    }
-
-    /// Noise of one clip, `[Z, frames, H/8, W/8]`. Panics beyond the clips it was opened for.
-    pub fn noise(&self, clip: usize) -> &Tensor {
-        &self.noise[clip]
-    }
-
-    /// The recorded distance of the reference token, if any was recorded.
-    pub fn relative_dist(&self, item: Item) -> Option<u32> {
-        let table = self.distances.as_ref()?;
-        let at = item.block * table.shape()[1] + item.step;
-        table
-            .as_slice::<i64>()
-            .get(at)
-            .and_then(|&d| u32::try_from(d).ok())
-    }
-}
-
-fn mismatch(path: &Path, key: &str, want: String, found: Option<&Tensor>) -> ReplayError {
-    let got = found.map_or_else(
-        || "nothing".to_owned(),
-        |t| format!("{} {:?}", t.dtype(), t.shape()),
-    );
-    ReplayError::Tensor {
-        path: path.to_owned(),
-        key: key.to_owned(),
-        want,
-        got,
-    }
-}
-
-fn check_distances(
-    path: &Path,
-    found: &Tensor,
-    blocks: usize,
-    steps: usize,
-) -> Result<(), ReplayError> {
-    let shape = found.shape();
-    if found.dtype() != DType::I64 || shape.len() != 2 || shape[0] < blocks || shape[1] != steps {
-        return Err(mismatch(
-            path,
-            RELATIVE_DIST,
-            format!("i64 [at least {blocks}, {steps}]"),
-            Some(found),
-        ));
-    }
-    match found
-        .as_slice::<i64>()
-        .iter()
-        .find(|d| !(0..=30).contains(*d))
-    {
-        None => Ok(()),
-        Some(bad) => Err(ReplayError::Tensor {
-            path: path.to_owned(),
-            key: RELATIVE_DIST.to_owned(),
-            want: "values within 0 and 30".to_owned(),
-            got: bad.to_string(),
-        }),
-    }
-}
-
-/// Distance of the reference token for every item: recorded, else drawn from a seed.
-pub struct Distances<'a> {
-    pub seed: u64,
-    pub replay: Option<&'a Replay>,
-}
-
-impl Distances<'_> {
-    pub fn of(&self, item: Item) -> u32 {
-        let drawn = || rng::relative_dist(self.seed, item.block as u64, item.step as u64);
-        self.replay
-            .and_then(|r| r.relative_dist(item))
-            .unwrap_or_else(drawn)
-    }
-}
 
 /// What a run computed, kept in memory until it is written: only made when it is asked for.
 #[derive(Default)]
@@ -201,7 +65,7 @@ impl Trace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::ring::tests::geometry;
+    use crate::fixtures::sizes::geometry;
 
     fn file(
         tensors: impl IntoIterator<Item = (&'static str, Tensor)>,

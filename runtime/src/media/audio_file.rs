@@ -14,7 +14,7 @@ use ffmpeg_next::{
 };
 
 use crate::media::ffmpeg::{self, OpenError};
-use crate::media::mp4::FPS;
+use crate::numbers::timing::FPS;
 
 /// Why a file gives no usable sound.
 #[derive(Debug, thiserror::Error)]

@@ -21,9 +21,6 @@ use crate::media::audio_file::{AudioError, AudioTrack};
 use crate::media::ffmpeg;
 use crate::numbers::size::Size;
 
-/// Frames a second of every video.
-pub const FPS: u32 = 25;
-
 /// Why a video cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Mp4Error {

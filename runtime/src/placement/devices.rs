@@ -197,7 +197,7 @@ pub(crate) fn run_on_host(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::ring::tests::{config, small_geometry};
+    use crate::fixtures::sizes::{config, small_geometry};
     use crate::fixtures::fake::Fake;
     use engines::memory::HostMemory;
 

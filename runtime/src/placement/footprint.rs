@@ -12,8 +12,9 @@ use engines::error_kind::ErrorKind;
 use engines::manifest::ModelConfig;
 use engines::recipe::Recipe;
 
-use crate::chain::encoders::Stretch;
-use crate::chain::ring::{Geometry, KvRing};
+use crate::placement::speech_chunk::SpeechChunk;
+use crate::numbers::geometry::Geometry;
+use crate::chain::ring::KvRing;
 use crate::commands::error::Error;
 use crate::placement::devices::Devices;
 use crate::placement::plan::{Chain, Plan, Rings, StageSpec};
@@ -211,8 +212,8 @@ impl Count<'_> {
             ("G", 1),
             ("A", 1),
             ("t", frames.max(config.dit.text_len)),
-            ("r", Stretch::default().rows(heads, frames)),
-            ("s", Stretch::default().samples(&config.speech)),
+            ("r", SpeechChunk::default().rows(heads, frames)),
+            ("s", SpeechChunk::default().samples(&config.speech)),
         ];
         sizes.extend(own.map(|(k, v)| (k.to_owned(), v as i64)));
         sizes
@@ -247,7 +248,7 @@ impl Count<'_> {
 
     fn ring_lane(&self, device: usize) -> Result<u64, Error> {
         let dtype = self.recipe(device)?.compute();
-        Ok(KvRing::lane_bytes(self.work.geometry, dtype) as u64)
+        Ok(self.work.geometry.ring_lane_bytes(dtype) as u64)
     }
 
     fn rings(&self, spec: &StageSpec) -> Result<u64, Error> {

@@ -6,7 +6,7 @@ pub(crate) mod svg;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use crate::chain::executor::FINISHED_WAITING;
+use crate::placement::queues::FINISHED_WAITING;
 use crate::placement::plan::Plan;
 use crate::placement::wavefront::{Grid, Group, Item, Wavefront};
 

@@ -7,7 +7,7 @@ use engines::recipe::Recipe;
 use super::Ask;
 use super::place::{PlacedStage, Placement};
 use super::work::{Operations, Work};
-use crate::chain::decoders::{MOTION_PIXEL_FRAMES, PRIMING_LATENTS};
+use crate::numbers::timing::{MOTION_PIXEL_FRAMES, PRIMING_LATENTS};
 use crate::planner::simulate::{Costs, Spent};
 
 /// Tokens of a prompt of some sentences.

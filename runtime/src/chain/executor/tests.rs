@@ -1,10 +1,10 @@
 //! The executor on fake graphs: every placement against one block after the other, and every way a run can end early.
 use super::*;
-use crate::chain::encoders::BlockInput;
-use crate::chain::encoders::everywhere;
+use crate::chain::source::BlockInput;
+use crate::chain::source::everywhere;
 use crate::chain::events::Silent;
-use crate::chain::ring::Geometry;
-use crate::chain::ring::tests::{config, small_geometry as geometry};
+use crate::numbers::geometry::Geometry;
+use crate::fixtures::sizes::{config, small_geometry as geometry};
 use crate::chain::stage::{Site, Stage, anchor_of};
 use crate::fixtures::fake::{Fake, Fault};
 use crate::placement::plan::StageSpec;

@@ -7,15 +7,12 @@ use std::thread::{self, Scope};
 
 use super::{AnchorInput, Job};
 use crate::chain::call::{Anchor, Call, Prefill};
-use crate::chain::encoders::{BlockInput, Source};
+use crate::chain::source::{BlockInput, Source};
 use crate::chain::page_locks::Streams;
 use crate::chain::stage::{Site, Stage, anchor_of};
 use crate::commands::error::Error;
 use crate::placement::plan::{Chain, StageSpec};
 use crate::placement::wavefront::Group;
-
-/// Packets that may wait at the head of a chain beside its calls: the prefills.
-pub(super) const PREFILLS: usize = 2;
 
 /// What travels down a chain.
 pub(super) enum Packet {

@@ -17,7 +17,7 @@ use super::precision::BF16;
 use super::record::Recorder;
 use crate::chain::call::{Anchor, BlockAudio, Call, Lane, Prefill, SinkFlow, Tables};
 use crate::chain::encoders::{AudioAdapter, embed_text, everywhere};
-use crate::chain::ring::Geometry;
+use crate::numbers::geometry::Geometry;
 use crate::chain::stage::{Site, Stage, anchor_of};
 use crate::numbers::latents;
 use crate::numbers::schedule;

@@ -148,7 +148,7 @@ fn recording(bench: &Bench<'_>, tag: &str, facts: &Value, names: &[String]) -> R
         bench.options(),
         &bench.engine.models.config().speech,
         &values,
-        encoders::Stretch::default(),
+        encoders::SpeechChunk::default(),
     )?;
     let states = hidden.shape()[0];
     bench

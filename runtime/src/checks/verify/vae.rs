@@ -5,7 +5,7 @@ use engines::tensor::Tensor;
 use serde_json::Value;
 
 use super::bench::{Bench, Problem, lacks, lane, number_in};
-use crate::chain::decoders::PRIMING_LATENTS;
+use crate::numbers::timing::PRIMING_LATENTS;
 use crate::chain::vae::{Decoder, Encoder};
 use crate::numbers::latents;
 

@@ -8,9 +8,6 @@ use engines::error_kind::ErrorKind;
 use crate::media::audio_file::AudioTrack;
 use crate::numbers::size::Size;
 
-/// Frames a second.
-pub const FPS: u32 = 25;
-
 /// Why a video cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Mp4Error {
