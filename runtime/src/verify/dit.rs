@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use engines::backend::{Backend, LoadOptions, State};
+use engines::backend::{Backend, LoadOptions, Recorder, State};
 use engines::components::dit::{self, DitConfig};
 use engines::components::speech;
 use engines::contract::DType;
@@ -14,7 +14,6 @@ use serde_json::Value;
 use super::bench::{Bench, Problem, lacks, lane, last, number_in, swapped, widened};
 use super::host::tokens;
 use super::precision::BF16;
-use super::record::Recorder;
 use crate::call::{Anchor, BlockAudio, Call, Lane, Prefill, SinkFlow, Tables};
 use crate::condition::{AudioAdapter, embed_text, everywhere};
 use crate::latents;
