@@ -2,11 +2,13 @@
 //! anything runs, and never falls back to another device.
 mod named;
 pub mod ort;
+mod recorder;
 pub mod tensorrt;
 #[cfg(test)]
 mod tiny;
 
 pub use named::{NamedCall, run_named};
+pub use recorder::Recorder;
 
 use crate::contract::{Contract, DType, Port};
 use crate::dim::{Bindings, Dim};

@@ -11,6 +11,7 @@ pub mod device;
 pub mod dim;
 pub mod dtype;
 pub mod error_kind;
+pub mod files;
 pub mod graph_set;
 pub mod manifest;
 pub mod memory;

@@ -2,6 +2,7 @@
 use crate::contract::DType;
 use crate::memory::{Block, Class, Memory, MemoryError, Place, Span, SpanMut};
 use memmap2::Mmap;
+use ndarray::{ArrayBase, ArrayViewD, ArrayViewMutD, Data, Dimension};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -235,6 +236,34 @@ impl Tensor {
         bytemuck::cast_slice_mut(self.bytes_mut())
     }
 
+    /// Borrows the elements of a host tensor as an array of the tensor's shape.
+    ///
+    /// ```
+    /// use engines::tensor::Tensor;
+    /// use ndarray::{Axis, arr1};
+    ///
+    /// let tensor = Tensor::from_slice(&[2, 3], &[1f32, 2., 3., 4., 5., 6.]);
+    /// let rows = tensor.array::<f32>();
+    /// assert_eq!(rows[[1, 2]], 6.);
+    /// let sums: Tensor = rows.sum_axis(Axis(0)).into();
+    /// assert_eq!(sums.array::<f32>(), arr1(&[5., 7., 9.]).into_dyn());
+    /// ```
+    ///
+    /// # Panics
+    /// If `T` is not the tensor's element type, or the elements do not lie on the host.
+    pub fn array<T: Element>(&self) -> ArrayViewD<'_, T> {
+        array(&self.shape, self.as_slice())
+    }
+
+    /// Borrows the elements of a host tensor for writing, as an array of the tensor's shape.
+    ///
+    /// # Panics
+    /// As [`Self::array`], and if the tensor is mapped from a file or shares its memory.
+    pub fn array_mut<T: Element>(&mut self) -> ArrayViewMutD<'_, T> {
+        let shape = self.shape.clone();
+        array_mut(&shape, self.as_mut_slice())
+    }
+
     /// The same elements under another shape. Panics when the counts differ.
     pub fn reshaped(mut self, shape: &[usize]) -> Self {
         assert_eq!(
@@ -312,6 +341,28 @@ impl Tensor {
     }
 }
 
+fn array<'a, T>(shape: &[usize], elements: &'a [T]) -> ArrayViewD<'a, T> {
+    ArrayViewD::from_shape(shape, elements).expect("a tensor has as many elements as its shape")
+}
+
+fn array_mut<'a, T>(shape: &[usize], elements: &'a mut [T]) -> ArrayViewMutD<'a, T> {
+    ArrayViewMutD::from_shape(shape, elements).expect("a tensor has as many elements as its shape")
+}
+
+impl<S, D> From<ArrayBase<S, D>> for Tensor
+where
+    S: Data,
+    S::Elem: Element,
+    D: Dimension,
+{
+    /// Copies an array, or a view of one, into row-major order.
+    fn from(array: ArrayBase<S, D>) -> Self {
+        let mut tensor = Self::zeros(S::Elem::DTYPE, array.shape());
+        tensor.array_mut().assign(&array);
+        tensor
+    }
+}
+
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{:?}", self.dtype, self.shape)
@@ -378,6 +429,14 @@ impl<'a> View<'a> {
         bytemuck::cast_slice(self.span.bytes())
     }
 
+    /// Borrows the elements as an array of the view's shape.
+    ///
+    /// # Panics
+    /// If `T` is not the view's element type, or the elements do not lie on the host.
+    pub fn array<T: Element>(&self) -> ArrayViewD<'a, T> {
+        array(&self.shape, self.as_slice())
+    }
+
     /// A copy in a device's memory, counted as `class`.
     ///
     /// # Errors
@@ -421,11 +480,21 @@ impl ViewMut<'_> {
         assert_eq!(T::DTYPE, self.dtype, "view holds {}", self.dtype);
         bytemuck::cast_slice_mut(self.span.bytes())
     }
+
+    /// Borrows the elements for writing, as an array of the view's shape.
+    ///
+    /// # Panics
+    /// If `T` is not the view's element type, or the elements do not lie on the host.
+    pub fn array_mut<T: Element>(&mut self) -> ArrayViewMutD<'_, T> {
+        let shape = self.shape.clone();
+        array_mut(&shape, self.as_mut_slice())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ndarray::{Array0, Array2};
 
     #[test]
     fn lanes_are_windows_of_the_leading_dimension() {
@@ -447,5 +516,33 @@ mod tests {
             (t.shape(), t.as_slice::<i64>())
         );
         assert_eq!(again.bytes().as_ptr() as usize % 64, 0);
+    }
+
+    #[test]
+    fn arrays_are_views_and_copies_of_them_are_row_major() {
+        let mut t = Tensor::from_slice(&[2, 3], &[0i64, 1, 2, 3, 4, 5]);
+        assert_eq!(t.array::<i64>().as_ptr().cast(), t.bytes().as_ptr());
+        t.array_mut::<i64>()[[1, 0]] = 30;
+        t.lanes_mut(0..1).array_mut::<i64>()[[0, 2]] = 20;
+        assert_eq!(t.as_slice::<i64>(), [0, 1, 20, 30, 4, 5]);
+        let turned = Tensor::from(t.array::<i64>().reversed_axes());
+        assert_eq!(turned.shape(), [3, 2]);
+        assert_eq!(turned.as_slice::<i64>(), [0, 30, 1, 4, 20, 5]);
+        assert_eq!(t.lanes(1..2).array::<i64>().shape(), [1, 3]);
+        assert_eq!(
+            Tensor::from(Array0::from_elem((), 7u8)).shape(),
+            [0usize; 0]
+        );
+        assert!(
+            Tensor::from(Array2::<f32>::zeros((0, 3)))
+                .bytes()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "tensor holds f32")]
+    fn an_array_of_another_type_is_a_bug() {
+        Tensor::zeros(DType::F32, &[2]).array::<i64>();
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::contract::DType;
 use crate::error_kind::ErrorKind;
+use crate::files::WholeFile;
 use crate::tensor::Tensor;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 
@@ -99,31 +100,25 @@ pub fn read(path: &Path) -> Result<Tensors, TensorFileError> {
 /// # Errors
 /// A path that cannot be written.
 pub fn write(path: &Path, tensors: &Tensors) -> Result<(), TensorFileError> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
+    let fail = |source| TensorFileError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let file = WholeFile::create(path).map_err(fail)?;
+    let permissions = file.file().metadata().map_err(fail)?.permissions();
     let views = tensors.iter().map(|(k, t)| (k.as_str(), Shown(t)));
-    let written =
-        safetensors::serialize_to_file(views, None, &temporary).map_err(|source| match source {
-            safetensors::SafeTensorError::IoError(source) => TensorFileError::Write {
-                path: path.to_owned(),
-                source,
-            },
+    safetensors::serialize_to_file(views, None, file.temporary_path()).map_err(|source| {
+        match source {
+            safetensors::SafeTensorError::IoError(source) => fail(source),
             source => TensorFileError::Serialize {
                 path: path.to_owned(),
                 source,
             },
-        });
-    let written = written.and_then(|()| {
-        std::fs::rename(&temporary, path).map_err(|source| TensorFileError::Write {
-            path: path.to_owned(),
-            source,
-        })
-    });
-    if written.is_err() {
-        drop(std::fs::remove_file(&temporary));
-    }
-    written
+        }
+    })?;
+    // safetensors has replaced the empty file by one that only its owner can read.
+    std::fs::set_permissions(file.temporary_path(), permissions).map_err(fail)?;
+    file.finish().map(drop).map_err(fail)
 }
 
 struct Shown<'a>(&'a Tensor);
@@ -180,6 +175,10 @@ mod tests {
             1,
             "no temporary file stays"
         );
+        let plain = dir.path().join("plain");
+        std::fs::write(&plain, b"").unwrap();
+        let permissions = |path: &Path| path.metadata().unwrap().permissions();
+        assert_eq!(permissions(&path), permissions(&plain));
     }
 
     #[test]

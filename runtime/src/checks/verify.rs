@@ -10,7 +10,6 @@ mod dit;
 mod host;
 mod media;
 mod precision;
-mod record;
 mod report;
 mod set;
 mod sheet;

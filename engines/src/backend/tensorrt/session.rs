@@ -639,13 +639,7 @@ mod cache {
                 return;
             };
             let Ok(bytes) = cache.serialize() else { return };
-            let name = format!(".{FILE}.partial-{}", std::process::id());
-            let partial = self.path.with_file_name(name);
-            if std::fs::write(&partial, &*bytes).is_err()
-                || std::fs::rename(&partial, &self.path).is_err()
-            {
-                let _ = std::fs::remove_file(&partial);
-            }
+            drop(crate::files::write_whole(&self.path, &bytes));
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use engines::backend::{Backend, LoadOptions, State};
+use engines::backend::{Backend, LoadOptions, Recorder, State};
 use engines::components::dit::{self, DitConfig};
 use engines::components::speech;
 use engines::contract::DType;
@@ -14,9 +14,9 @@ use serde_json::Value;
 use super::bench::{Bench, Problem, lacks, lane, last, number_in, swapped, widened};
 use super::host::tokens;
 use super::precision::BF16;
-use super::record::Recorder;
 use crate::chain::call::{Anchor, BlockAudio, Call, Lane, Prefill, SinkFlow, Tables};
-use crate::chain::encoders::{AudioAdapter, embed_text, everywhere};
+use crate::chain::encoders::{AudioAdapter, embed_text};
+use crate::chain::source::everywhere;
 use crate::numbers::geometry::Geometry;
 use crate::chain::stage::{Site, Stage, anchor_of};
 use crate::numbers::latents;
