@@ -1,5 +1,9 @@
 //! The model running: encoders, the wavefront executor and decoders.
 
+pub(crate) mod kept;
+pub(crate) mod host_session;
+pub(crate) mod job;
+pub(crate) mod error;
 pub(crate) mod source;
 pub(crate) mod call;
 pub(crate) mod decoders;
@@ -14,4 +18,5 @@ pub(crate) mod vae;
 
 pub use decoders::Mode;
 pub use encoders::encode_speech;
+pub use error::ChainError;
 pub use events::{Cancel, Event, Observer, Silent, Summary};

@@ -1,7 +1,9 @@
 //! Checks that an export computes the right thing, and measures how fast.
 
+pub(crate) mod error;
 pub(crate) mod bench;
 pub(crate) mod exec;
+pub(crate) mod made_up;
 pub(crate) mod parity;
 pub(crate) mod synthetic;
 pub(crate) mod verify;

@@ -15,23 +15,20 @@ pub use progress::{Style, failed};
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use engines::backend::ort::{Ort, Runtime};
+use engines::backend::ort::Runtime;
 use engines::manifest::Models;
 
-use crate::chain::events::{Cancel, Event, Observer};
-use crate::checks::bench;
-use crate::checks::exec;
-use crate::checks::parity;
-use crate::checks::synthetic;
-use crate::checks::verify;
-use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe};
+use crate::chain::events::{Cancel, Event, Observer, Phase};
+use crate::checks::error::CheckError;
+use crate::checks::{bench, exec, parity, synthetic, verify};
+use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe, Verify};
 use crate::commands::progress::Screen;
-use crate::generate::{Engine, Request, generate};
+use crate::generate::{Engine, Prepared};
 use crate::media::video_facts::probe;
-use crate::numbers::size::{Size, SizeMode};
-use crate::placement::devices::Devices;
+use crate::numbers::size::SizeMode;
 
 /// How this command shows what it does.
 pub fn style(cli: &Cli) -> Style {
@@ -51,9 +48,7 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
     match &cli.command {
         Command::Generate(g) => run_generate(g, style, cancel),
         Command::Exec(e) => run_exec(e),
-        Command::Verify(v) => {
-            verify::command(v, &mut std::io::stdout(), &Screen::new(style), cancel)
-        }
+        Command::Verify(v) => run_verify(v, style, cancel),
         Command::Bench(b) => run_bench(b),
         Command::Parity(p) => run_parity(p),
         Command::Probe(p) => run_probe(p),
@@ -62,39 +57,20 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
     }
 }
 
-/// Opens an export on ONNX Runtime's CPU provider.
-///
-/// # Errors
-/// A folder that is missing, damaged or of another version; a runtime library that is missing.
-pub fn open(models: &Path, threads: Option<NonZeroUsize>) -> Result<Ort, Error> {
-    Ok(Ort::new(
-        Models::open(models)?,
-        device_args::threads(threads),
-    )?)
-}
-
 fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {
+    let begun = Instant::now();
     let (request, notices) = args.request(random_seed)?;
     let screen = Screen::new(style);
     for notice in notices {
         screen.event(&Event::Notice(notice));
     }
-    let placed = match &args.profile {
-        Some(_) => machine::placed(args, &request, &screen)?,
-        None => machine::as_told(args, &request, &screen)?,
-    };
-    let request = Request {
-        placement: placed.plan,
-        ring_blocks: placed.ring_blocks,
-        ..request
-    };
-    let backends = placed.backends.iter().map(|b| &**b);
-    let devices = match placed.backends.as_slice() {
-        [one] if !one.memory().is_separate() => Devices::one(&**one),
-        _ => Devices::each(backends.collect()),
-    };
-    let engine = Engine::on(&placed.models, devices);
-    generate(&engine, &request, &screen, cancel).map(drop)
+    screen.event(&Event::Phase(Phase::OpeningModels));
+    let models = Models::open(&args.models)?;
+    let prepared = Prepared::open(request, &models, &screen)?;
+    let placed = machine::place(args, &prepared, &models, &screen)?;
+    let engine = Engine::new(models, placed.devices, placed.plan);
+    engine.generate_since(&prepared, &screen, cancel, begun)?;
+    Ok(())
 }
 
 fn run_exec(args: &Exec) -> Result<(), Error> {
@@ -111,16 +87,45 @@ fn run_exec(args: &Exec) -> Result<(), Error> {
     Ok(())
 }
 
+/// Checks an export against a golden folder, prints the table and writes the JSON file. A control
+/// run always ends in an error: [`verify::VerifyError::Caught`] when every fault was noticed.
+fn run_verify(args: &Verify, style: Style, cancel: &Cancel) -> Result<(), Error> {
+    let screen = Screen::new(style);
+    let set = verify::Set::open(&args.golden).map_err(CheckError::from)?;
+    screen.event(&Event::Phase(Phase::OpeningModels));
+    let backend = args.on.open(&args.models)?;
+    let subject = verify::Subject::new(backend.models().clone(), Arc::new(backend));
+    let request = verify::Request {
+        only: args.only.clone(),
+        control: args.control,
+        skip_e2e: args.skip_e2e,
+    };
+    let report = verify::run(&subject, &set, &request, &screen, cancel)?;
+    print(report.to_string().trim_end())?;
+    if let Some(path) = &args.json {
+        verify::write_report(path, &report).map_err(|source| Error::Write {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    report.verdict().map_err(CheckError::from)?;
+    if args.control {
+        let faults = report.faults.len();
+        return Err(CheckError::from(verify::VerifyError::Caught { faults }).into());
+    }
+    Ok(())
+}
+
 fn run_bench(args: &Bench) -> Result<(), Error> {
-    let size = args.size.effective(SizeMode::Exact, args.size)?;
     if let Some(graphs) = &args.graphs {
-        return run_synthetic(args, graphs, size);
+        return run_synthetic(args, graphs);
     }
     let models = args.models.as_deref().unwrap_or(Path::new("."));
     let backend = args.on.open(models)?;
+    let model = &backend.models().config().dit;
     for &lanes in &args.lanes {
         let request = bench::Request {
-            size,
+            geometry: args.run.geometry(model, args.size)?,
             lanes: lanes.into(),
             runs: args.runs.into(),
         };
@@ -130,11 +135,12 @@ fn run_bench(args: &Bench) -> Result<(), Error> {
     Ok(())
 }
 
-fn run_synthetic(args: &Bench, graphs: &Path, size: Size) -> Result<(), Error> {
+fn run_synthetic(args: &Bench, graphs: &Path) -> Result<(), Error> {
     let request = synthetic::Request {
+        geometry: &|model| args.run.geometry(model, args.size),
         graphs: graphs.to_owned(),
         device: args.on.device,
-        size,
+        size: args.size.effective(SizeMode::Exact, args.size)?,
         lanes: args.lanes.iter().map(|&l| l.into()).collect(),
         layers: args.layers.map(NonZeroUsize::get),
         runs: args.runs.into(),
@@ -145,31 +151,33 @@ fn run_synthetic(args: &Bench, graphs: &Path, size: Size) -> Result<(), Error> {
     show(&report, args.json)
 }
 
-fn show(report: &(impl serde::Serialize + std::fmt::Display), json: bool) -> Result<(), Error> {
-    match json {
-        true => print(&serde_json::to_string(report).unwrap_or_default()),
+fn show(report: &(impl serde::Serialize + std::fmt::Display), as_json: bool) -> Result<(), Error> {
+    match as_json {
+        true => print(&json(report)),
         false => print(report.to_string().trim_end()),
     }
 }
 
+/// Returns plain data as one line of JSON.
+fn json(data: &impl serde::Serialize) -> String {
+    serde_json::to_string(data).expect("plain data is JSON")
+}
+
 fn run_parity(args: &Parity) -> Result<(), Error> {
-    let size = args.size.effective(SizeMode::Exact, args.size)?;
     // The device's library serves the CPU as well, not the other way round.
     let device = args.on.open(&args.models)?;
     let host = Runtime::cpu(args.on.threads())?;
-    let report = parity::run(&device, &host, Models::open(&args.models)?, size)?;
+    let geometry = args.run.geometry(&device.models().config().dit, args.size)?;
+    let models = Models::open(&args.models)?;
+    let report = parity::run(&device, &host, models, &geometry)?;
     show(&report, args.json)?;
-    Ok(report.verdict()?)
+    report.verdict().map_err(CheckError::from)?;
+    Ok(())
 }
 
 fn run_probe(args: &Probe) -> Result<(), Error> {
     let facts = probe(&args.file)?;
-    let text = if args.json {
-        serde_json::to_string(&facts).unwrap_or_default()
-    } else {
-        facts.to_string()
-    };
-    print(&text)
+    show(&facts, args.json)
 }
 
 fn print(text: &str) -> Result<(), Error> {

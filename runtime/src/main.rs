@@ -25,8 +25,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            commands::failed(style, &error);
-            ExitCode::from(error.kind().code())
+            let code = error.kind().code();
+            commands::failed(style, &error, code);
+            ExitCode::from(code)
         }
     }
 }

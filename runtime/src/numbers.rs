@@ -1,5 +1,6 @@
 //! Pure functions of numbers: sizes, times, schedules, positions and random numbers.
 
+pub(crate) mod memory_size;
 pub(crate) mod timing;
 pub(crate) mod geometry;
 pub(crate) mod latents;

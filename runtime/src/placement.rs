@@ -1,5 +1,7 @@
 //! Decides who runs what where. Nothing is loaded here.
 
+pub(crate) mod told;
+pub(crate) mod error;
 pub(crate) mod speech_chunk;
 pub(crate) mod queues;
 pub(crate) mod devices;

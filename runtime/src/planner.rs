@@ -5,6 +5,7 @@ pub(crate) mod advice;
 pub(crate) mod found;
 pub(crate) mod memory;
 pub(crate) mod place;
+pub(crate) mod placement;
 pub(crate) mod report;
 pub(crate) mod simulate;
 pub(crate) mod time;
@@ -17,12 +18,15 @@ use engines::recipe::Recipe;
 
 use crate::numbers::timing::FRAMES_PER_LATENT;
 use crate::numbers::timing::FPS;
+use crate::numbers::geometry::{ClipLengthError, Geometry};
+use crate::numbers::schedule::{self, ScheduleError};
 use crate::numbers::size::Size;
 use crate::placement::plan::PlanError;
 use crate::planner::simulate::{Costs, Schedule, Spent, Timeline, simulate};
 use advice::{Lever, Way};
 use memory::{Budget, HostBudget, budgets, host_budget};
-use place::{Placement, place};
+use place::place;
+use placement::Placement;
 use time::Times;
 use work::Work;
 
@@ -38,9 +42,10 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// Blocks of a clip.
+    /// Returns the blocks of a clip. `infer_frames` is a whole number of blocks:
+    /// [`crate::numbers::geometry::Geometry::new`] refuses every other length.
     pub fn clip_blocks(&self, config: &ModelConfig) -> usize {
-        (self.infer_frames / (config.dit.block_frames * FRAMES_PER_LATENT)).max(1)
+        self.infer_frames / (config.dit.block_frames * FRAMES_PER_LATENT)
     }
 
     /// Latent frames of a block.
@@ -53,9 +58,13 @@ impl Ask {
 #[derive(Debug, thiserror::Error)]
 pub enum PlannerError {
     #[error(transparent)]
-    Profile_(#[from] ProfileError),
+    ProfileFile(#[from] ProfileError),
     #[error(transparent)]
     Stages(#[from] PlanError),
+    #[error(transparent)]
+    ClipLength(#[from] ClipLengthError),
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
     #[error("profile {profile}: field {field}: wanted {want}, got {got}")]
     Profile {
         profile: String,
@@ -92,8 +101,10 @@ impl PlannerError {
     /// A profile that cannot be is a usage error; everything else lacks memory or devices.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Profile_(e) => e.kind(),
+            Self::ProfileFile(e) => e.kind(),
             Self::Stages(e) => e.kind(),
+            Self::ClipLength(e) => e.kind(),
+            Self::Schedule(e) => e.kind(),
             Self::Profile { .. } => ErrorKind::Usage,
             Self::DoesNotFit(_) | Self::Devices { .. } | Self::Occupied { .. } => {
                 ErrorKind::Resources
@@ -181,6 +192,8 @@ pub struct Planned {
 /// # Errors
 /// [`PlannerError::DoesNotFit`] with the nearest settings that do; a profile that does not suit the model or the run.
 pub fn plan(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Result<Planned, PlannerError> {
+    Geometry::new(&config.dit, ask.size, ask.infer_frames)?;
+    schedule::sigmas(ask.steps)?;
     let drawn = draw(profile, config, ask)?;
     match drawn.lack() {
         None => drawn.timed(),

@@ -1,6 +1,9 @@
-//! From clean latents to frames, in order, on one thread: the streaming decoder of the multi-device pipeline and the clip decoder of the
-//! single-device one. Both hold one block of frames at a time.
-//! Mirrors liveavatar/models/wan/causal_s2v_pipeline_tpp.py and causal_s2v_pipeline.py @ 9c2c38d.
+//! From clean latents to frames, in order, on one thread. The multi-device pipeline decodes one
+//! stream; the single-device pipelines decode every clip from scratch. Both hold one block of frames
+//! at a time. Everything that depends on the pipeline is decided here.
+//!
+//! Source: `liveavatar/models/wan/causal_s2v_pipeline_tpp.py` and `causal_s2v_pipeline.py`
+//! @ 9c2c38d.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,28 +13,33 @@ use engines::backend::EngineError;
 use engines::components::dit::MOTION_FRAMES;
 use engines::tensor::Tensor;
 
+use crate::chain::error::ChainError;
 use crate::chain::events::Cancel;
-use crate::chain::executor::{AnchorInput, Feedback, Finished};
+use crate::chain::executor::Feedback;
+use crate::chain::job::{AnchorInput, Finished, Swap};
 use crate::chain::vae::{Decoder, Encoder, Frames};
-use crate::commands::error::Error;
 use crate::numbers::latents;
+use crate::numbers::timing::{DROPPED_FRAMES, MOTION_PIXEL_FRAMES, PRIMING_LATENTS};
 
 /// Copies of the picture that the single-device pipeline encodes for one reference latent.
-pub const SINGLE_REPEATS: usize = 5;
+const SINGLE_REPEATS: usize = 5;
+
 /// Which of the reference's pipelines is followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// The multi-GPU pipeline: streaming decode, the anchor swapped before the second clip.
+    /// The multi-GPU pipeline: one stream is decoded, and the anchor is swapped before the second
+    /// clip.
     #[default]
     Tpp,
-    /// The single-GPU pipeline: every clip decoded from scratch after the motion latents, no swap.
+    /// The single-GPU pipeline: every clip is decoded from scratch after the motion latents. The
+    /// anchor stays.
     Single,
     /// As [`Mode::Single`], but the first decoded clip becomes the second's reference and motion.
     SingleOnline,
 }
 
 impl Mode {
-    /// As the command line spells it.
+    /// Returns the name that users see.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tpp => "tpp",
@@ -39,49 +47,113 @@ impl Mode {
             Self::SingleOnline => "single, online decode",
         }
     }
+
+    /// Returns where the second anchor comes from.
+    pub fn swap(self) -> Swap {
+        match self {
+            Self::Tpp => Swap::FirstLatent,
+            Self::Single => Swap::Never,
+            Self::SingleOnline => Swap::Fed,
+        }
+    }
+
+    /// Returns whether the decoder encodes motion between clips, and so needs the VAE's encoder on
+    /// its device.
+    pub fn encodes_motion(self) -> bool {
+        match self {
+            Self::Tpp => false,
+            Self::Single | Self::SingleOnline => true,
+        }
+    }
+
+    /// Returns the name of a clip's motion latents in the golden end-to-end files, or `None` where
+    /// they do not have them.
+    pub fn motion_key(self, clip: usize) -> Option<String> {
+        match (self, clip) {
+            (Self::Tpp, 0) => Some("motion_latents".to_owned()),
+            (Self::Tpp, _) => None,
+            (Self::Single | Self::SingleOnline, 0) => Some("motion_latents_last19".to_owned()),
+            (Self::Single | Self::SingleOnline, _) => {
+                Some(format!("motion_latents.clip{clip}_last19"))
+            }
+        }
+    }
+
+    /// Returns how many copies of the picture are encoded, and which latent frame of them is the
+    /// reference. The encoder is causal, so the first latent frame differs from later ones.
+    fn picture_frames(self) -> (usize, usize) {
+        match self {
+            Self::Tpp => (MOTION_PIXEL_FRAMES, 0),
+            Self::Single | Self::SingleOnline => (SINGLE_REPEATS * MOTION_PIXEL_FRAMES, 1),
+        }
+    }
 }
 
 /// One block of the video.
 pub struct VideoBlock<'a> {
+    /// Number of the block in the video.
     pub index: usize,
-    /// `[1, Z, F, H/8, W/8]`.
+    /// Clean latents, `[1, Z, F, H/8, W/8]`.
     pub latents: &'a Tensor,
+    /// The block's frames. The first block has [`DROPPED_FRAMES`] frames fewer.
     pub frames: Frames,
 }
 
 /// Takes the video as it is made.
 pub trait BlockSink: Send {
-    /// # Errors
-    /// Whatever stops the video.
-    fn block(&mut self, block: VideoBlock<'_>) -> Result<(), Error>;
+    /// Why the sink cannot go on.
+    type Error;
 
-    /// The inputs of the anchor that `clip` is conditioned on, when it changes.
+    /// Takes the next block.
+    ///
+    /// # Errors
+    /// The sink cannot go on; the video ends.
+    fn block(&mut self, block: VideoBlock<'_>) -> Result<(), Self::Error>;
+
+    /// Takes the input of the anchor of `clip`, when the anchor changes.
     fn anchor(&mut self, _clip: usize, _input: &AnchorInput) {}
 }
 
-/// What the picture alone gives: the first anchor's input, and all motion latents.
+/// Why decoding stopped: the chain failed, or the sink did.
+#[derive(Debug)]
+pub enum Decoding<E> {
+    /// A graph failed, or the run was cancelled.
+    Chain(ChainError),
+    /// The sink could not go on.
+    Sink(E),
+}
+
+impl<E> From<ChainError> for Decoding<E> {
+    fn from(error: ChainError) -> Self {
+        Self::Chain(error)
+    }
+}
+
+impl<E> From<EngineError> for Decoding<E> {
+    fn from(error: EngineError) -> Self {
+        Self::Chain(error.into())
+    }
+}
+
+/// Latents that the picture alone gives.
 pub struct PictureLatents {
-    /// `[1, Z, 1, H/8, W/8]`.
+    /// Latents of the picture, `[1, Z, 1, H/8, W/8]`.
     pub ref_latents: Tensor,
-    /// `[1, Z, 19, ...]`, or 92 in the single-device pipelines.
+    /// Latents of the motion history, `[1, Z, 19, ...]`, or 92 in the single-device pipelines.
     pub motion_latents: Tensor,
 }
 
 impl PictureLatents {
-    /// Encodes the picture `[3, H, W]` as `mode` wants it. The encoder is causal, so the reference latent is one of the motion latents: the
-    /// first, or in the single-device pipelines the second.
+    /// Encodes the picture `[3, H, W]`, in [-1, 1], for `mode`.
     ///
     /// # Errors
-    /// A graph that fails.
+    /// A graph fails.
     pub fn encode(
         encoder: &mut Encoder,
         picture: &Tensor,
         mode: Mode,
     ) -> Result<Self, EngineError> {
-        let (count, at) = match mode {
-            Mode::Tpp => (MOTION_PIXEL_FRAMES, 0),
-            Mode::Single | Mode::SingleOnline => (SINGLE_REPEATS * MOTION_PIXEL_FRAMES, 1),
-        };
+        let (count, at) = mode.picture_frames();
         let motion_latents = encoder.encode(std::iter::repeat_n(picture, count))?;
         Ok(Self {
             ref_latents: latents::frames(&motion_latents, at..at + 1),
@@ -89,7 +161,7 @@ impl PictureLatents {
         })
     }
 
-    /// The first anchor's input.
+    /// Returns the first anchor's input.
     pub fn anchor(&self) -> AnchorInput {
         AnchorInput {
             ref_latents: self.ref_latents.clone(),
@@ -98,57 +170,114 @@ impl PictureLatents {
     }
 }
 
-/// The newest motion latents, as many as the sink packs.
+/// Returns the newest motion latents, as many as the sink packs.
 fn newest(motion: &Tensor) -> Tensor {
     let total = motion.shape()[2];
     latents::frames(motion, total - MOTION_FRAMES..total)
 }
 
-fn interrupted() -> Error {
-    Error::Interrupted {
-        frames: 0,
-        partial: None,
+/// The decoder of one video in any mode.
+pub enum VideoDecoder {
+    /// Decodes one stream.
+    Stream(StreamDecoder),
+    /// Decodes clip by clip.
+    Clips(ClipDecoder),
+}
+
+/// Sizes of the video that a decoder makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VideoLength {
+    /// Blocks of a clip.
+    pub clip_blocks: usize,
+    /// Clips of the video.
+    pub clips: usize,
+}
+
+impl VideoDecoder {
+    /// Makes the decoder that `mode` wants. `encoder` is there where the mode encodes motion, and
+    /// `picture` is `[3, H, W]`.
+    pub fn new(
+        mode: Mode,
+        decoder: Decoder,
+        encoder: Option<Encoder>,
+        picture: &Tensor,
+        latents: PictureLatents,
+        length: VideoLength,
+    ) -> Self {
+        match encoder {
+            None => Self::Stream(StreamDecoder {
+                decoder,
+                motion_latents: latents.motion_latents,
+                length,
+            }),
+            Some(encoder) => Self::Clips(ClipDecoder {
+                decoder,
+                encoder,
+                picture: picture.clone(),
+                motion_latents: latents.motion_latents,
+                length,
+                online: mode.swap() == Swap::Fed,
+            }),
+        }
+    }
+
+    /// Decodes until the denoiser has no more. `feedback` brings the second anchor's input where the
+    /// mode wants that.
+    ///
+    /// # Errors
+    /// A graph or the sink fails; [`ChainError::Cancelled`] after the block at hand.
+    pub fn run<S: BlockSink>(
+        self,
+        finished: &Receiver<Finished>,
+        feedback: &Feedback,
+        sink: &mut S,
+        cancel: &Cancel,
+    ) -> Result<(), Decoding<S::Error>> {
+        match self {
+            Self::Stream(stream) => stream.run(finished, sink, cancel),
+            Self::Clips(clips) => clips.run(finished, feedback, sink, cancel),
+        }
     }
 }
 
-/// The decoder of the multi-device pipeline: one stream for the whole video, primed with the oldest motion latents.
-pub struct StreamDecoder<'a> {
-    pub decoder: Decoder,
-    pub motion_latents: &'a Tensor,
-    /// Blocks of a clip; the second clip's anchor is reported to the sink.
-    pub clip_blocks: usize,
-    pub blocks: usize,
+fn unless_cancelled(cancel: &Cancel) -> Result<(), ChainError> {
+    if cancel.is_cancelled() {
+        return Err(ChainError::Cancelled);
+    }
+    Ok(())
 }
 
-impl StreamDecoder<'_> {
-    /// Decodes until the denoiser has no more.
-    ///
-    /// # Errors
-    /// A graph or the sink fails; [`Error::Interrupted`] after the block at hand when cancelled.
-    pub fn run(
+/// The decoder of the multi-device pipeline: one stream for the whole video, primed with the oldest motion latents.
+pub struct StreamDecoder {
+    decoder: Decoder,
+    motion_latents: Tensor,
+    /// The second clip's anchor is reported to the sink.
+    length: VideoLength,
+}
+
+impl StreamDecoder {
+    fn run<S: BlockSink>(
         mut self,
         finished: &Receiver<Finished>,
-        sink: &mut dyn BlockSink,
+        sink: &mut S,
         cancel: &Cancel,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Decoding<S::Error>> {
         self.decoder.reset();
         for i in 0..PRIMING_LATENTS {
             self.decoder
-                .decode_one(latents::frames(self.motion_latents, i..i + 1).view())?;
+                .decode_one(latents::frames(&self.motion_latents, i..i + 1).view())?;
         }
         for Finished { block, latents } in finished {
-            if cancel.is_cancelled() {
-                return Err(interrupted());
-            }
+            unless_cancelled(cancel)?;
             let dropped = if block == 0 { DROPPED_FRAMES } else { 0 };
             let frames = self.decoder.decode(&latents)?.skip(dropped);
-            if block == 0 && self.blocks > self.clip_blocks {
+            if block == 0 && self.length.clips > 1 {
                 let ref_latents = latents::frames(&latents, 0..1);
                 sink.anchor(
                     1,
                     &AnchorInput {
                         ref_latents,
-                        motion_latents: newest(self.motion_latents),
+                        motion_latents: newest(&self.motion_latents),
                     },
                 );
             }
@@ -156,7 +285,8 @@ impl StreamDecoder<'_> {
                 index: block,
                 latents: &latents,
                 frames,
-            })?;
+            })
+            .map_err(Decoding::Sink)?;
         }
         Ok(())
     }
@@ -164,39 +294,34 @@ impl StreamDecoder<'_> {
 
 /// The decoder of the single-device pipelines: every clip from scratch after all motion latents, which are encoded anew from the newest
 /// 365 frames after each clip.
-pub struct ClipDecoder<'a> {
-    pub decoder: Decoder,
-    pub encoder: Encoder,
+pub struct ClipDecoder {
+    decoder: Decoder,
+    encoder: Encoder,
     /// `[3, H, W]`.
-    pub picture: &'a Tensor,
+    picture: Tensor,
     /// All 92.
-    pub motion_latents: Tensor,
-    pub clip_blocks: usize,
-    pub clips: usize,
-    /// Whether the first decoded clip conditions the following ones.
-    pub online: bool,
+    motion_latents: Tensor,
+    length: VideoLength,
+    /// The first decoded clip conditions the following ones.
+    online: bool,
 }
 
-impl ClipDecoder<'_> {
-    /// As [`StreamDecoder::run`]; `feedback` brings the second anchor's input.
-    ///
-    /// # Errors
-    /// As [`StreamDecoder::run`].
-    pub fn run(
+impl ClipDecoder {
+    fn run<S: BlockSink>(
         mut self,
         finished: &Receiver<Finished>,
         feedback: &Feedback,
-        sink: &mut dyn BlockSink,
+        sink: &mut S,
         cancel: &Cancel,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Decoding<S::Error>> {
         let picture = Arc::new(self.picture.clone());
         let mut window: VecDeque<Arc<Tensor>> =
             std::iter::repeat_n(picture, SINGLE_REPEATS * MOTION_PIXEL_FRAMES).collect();
-        for clip in 0..self.clips {
+        for clip in 0..self.length.clips {
             let Some(first) = self.clip(&mut window, finished, sink, cancel)? else {
                 break;
             };
-            if clip + 1 == self.clips {
+            if clip + 1 == self.length.clips {
                 break;
             }
             self.motion_latents = self.encoder.encode(window.iter().map(Arc::as_ref))?;
@@ -212,30 +337,26 @@ impl ClipDecoder<'_> {
         Ok(())
     }
 
-    /// Decodes one clip; gives its first latent frame, or nothing when the denoiser ended.
-    fn clip(
+    /// Decodes one clip. Returns its first latent frame, or `None` when the denoiser has ended.
+    fn clip<S: BlockSink>(
         &mut self,
         window: &mut VecDeque<Arc<Tensor>>,
         finished: &Receiver<Finished>,
-        sink: &mut dyn BlockSink,
+        sink: &mut S,
         cancel: &Cancel,
-    ) -> Result<Option<Tensor>, Error> {
+    ) -> Result<Option<Tensor>, Decoding<S::Error>> {
         self.decoder.reset();
         for i in 0..self.motion_latents.shape()[2] {
-            if cancel.is_cancelled() {
-                return Err(interrupted());
-            }
+            unless_cancelled(cancel)?;
             self.decoder
                 .decode_one(latents::frames(&self.motion_latents, i..i + 1).view())?;
         }
         let mut first = None;
-        for _ in 0..self.clip_blocks {
+        for _ in 0..self.length.clip_blocks {
             let Ok(Finished { block, latents }) = finished.recv() else {
                 return Ok(None);
             };
-            if cancel.is_cancelled() {
-                return Err(interrupted());
-            }
+            unless_cancelled(cancel)?;
             let dropped = if block == 0 { DROPPED_FRAMES } else { 0 };
             let frames = self.decoder.decode(&latents)?.skip(dropped);
             remember(window, &frames.pixels);
@@ -244,7 +365,8 @@ impl ClipDecoder<'_> {
                 index: block,
                 latents: &latents,
                 frames,
-            })?;
+            })
+            .map_err(Decoding::Sink)?;
         }
         Ok(first)
     }
@@ -262,6 +384,7 @@ fn remember(window: &mut VecDeque<Arc<Tensor>>, pixels: &Tensor) {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
     use std::sync::mpsc::sync_channel;
 
     use engines::components::vae::VaeConfig;
@@ -282,7 +405,9 @@ mod tests {
     }
 
     impl BlockSink for Seen {
-        fn block(&mut self, block: VideoBlock<'_>) -> Result<(), Error> {
+        type Error = Infallible;
+
+        fn block(&mut self, block: VideoBlock<'_>) -> Result<(), Infallible> {
             assert_eq!(block.frames.pixels.shape()[2], block.frames.count());
             self.blocks.push((
                 block.index,
@@ -305,8 +430,10 @@ mod tests {
         }
     }
 
+    type Outcome = Result<(), Decoding<Infallible>>;
+
     /// Decodes `clips` clips of 4 blocks whose latents are `block / 10`; gives what was seen and what ran.
-    fn decode(mode: Mode, clips: usize, mut seen: Seen) -> (Result<(), Error>, Seen, Vec<String>) {
+    fn decode(mode: Mode, clips: usize, mut seen: Seen) -> (Outcome, Seen, Vec<String>) {
         let g = small_geometry(48);
         let backend = Fake::new(config(1), g.clone());
         let vae = VaeConfig {
@@ -329,32 +456,17 @@ mod tests {
             .map(|(_, c)| c.clone())
             .unwrap_or_default();
         let picture = Tensor::from_slice(&[3, 32, 32], &[-1f32; 3 * 32 * 32]);
-        let mut encoder = Encoder::load(&backend, &plain, &vae).unwrap();
+        let mut encoder = Encoder::load(&backend, &plain(), &vae).unwrap();
         let latents = PictureLatents::encode(&mut encoder, &picture, mode).unwrap();
-        let decoder = Decoder::load(&backend, &plain, &vae).unwrap();
-        let motion_latents = latents.motion_latents;
+        let decoder = Decoder::load(&backend, &plain(), &vae).unwrap();
         backend.log.lock().unwrap().clear();
-        let result = if mode == Mode::Tpp {
-            let stage = StreamDecoder {
-                decoder,
-                motion_latents: &motion_latents,
-                clip_blocks: 4,
-                blocks: 4 * clips,
-            };
-            stage.run(&finished, &mut seen, &cancel)
-        } else {
-            let online = mode == Mode::SingleOnline;
-            let stage = ClipDecoder {
-                decoder,
-                encoder,
-                picture: &picture,
-                motion_latents,
-                clip_blocks: 4,
-                clips,
-                online,
-            };
-            stage.run(&finished, &feedback, &mut seen, &cancel)
+        let encoder = mode.encodes_motion().then_some(encoder);
+        let length = VideoLength {
+            clip_blocks: 4,
+            clips,
         };
+        let decoder = VideoDecoder::new(mode, decoder, encoder, &picture, latents, length);
+        let result = decoder.run(&finished, &feedback, &mut seen, &cancel);
         let log = backend.log.lock().unwrap().clone();
         (result, seen, log)
     }
@@ -431,7 +543,7 @@ mod tests {
         let backend = Fake::new(config(1), g.clone());
         let mut encoder = Encoder::load(
             &backend,
-            &plain,
+            &plain(),
             &VaeConfig {
                 dim: 1,
                 latent_channels: 16,
@@ -464,7 +576,7 @@ mod tests {
                 ..Seen::default()
             };
             let (result, seen, _) = decode(mode, 3, seen);
-            assert!(matches!(result, Err(Error::Interrupted { .. })));
+            assert!(matches!(result, Err(Decoding::Chain(ChainError::Cancelled))));
             assert_eq!(seen.blocks.len(), 6, "{mode:?}");
         }
     }

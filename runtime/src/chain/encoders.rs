@@ -1,7 +1,9 @@
-//! What a video is conditioned on: the prompt's embedding, the speech encoder's states, and per block the audio tokens. Each encoder is
-//! loaded, run and freed before the next, so that only one of them is in memory at a time.
+//! The encoders of the prompt and of the speech. Each is loaded, run and freed before the next, so
+//! that only one of them is in memory at a time. The audio adapter stays: every block needs it.
 
-use engines::backend::{Backend, EngineError, State};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engines::backend::{Backend, EngineError, Loading, State};
 use engines::components::dit::{self, DitConfig};
 use engines::components::speech::{self, SpeechConfig};
 use engines::components::text;
@@ -9,13 +11,9 @@ use engines::contract::DType;
 use engines::tensor::{Tensor, View};
 
 use crate::chain::call::BlockAudio;
-use crate::numbers::geometry::Geometry;
-use crate::commands::error::Error;
-use crate::inputs::replay::Replay;
+use crate::chain::host_session::HostSession;
 use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
-use crate::numbers::rng;
-use crate::placement::devices::HostSession;
-use engines::backend::Loading;
+use crate::placement::speech_chunk::SpeechChunk;
 
 /// Runs the text encoder: unpadded token ids to `[tokens, T]`.
 ///
@@ -23,11 +21,11 @@ use engines::backend::Loading;
 /// A component that does not load or fails.
 pub fn encode_text(
     backend: &dyn Backend,
-    options: Loading<'_>,
+    loading: &Loading,
     ids: &[i64],
 ) -> Result<Tensor, EngineError> {
     let name = text::ENCODER.name;
-    let mut session = HostSession::load(backend, name, &options(name))?;
+    let mut session = HostSession::load(backend, name, &loading(name))?;
     let mut out = session.run(
         &[(&text::IDS, View::from_slice(&[1, ids.len()], ids))],
         State::None,
@@ -43,7 +41,7 @@ pub fn encode_text(
 /// A component that does not load or fails, a context that is longer than the text length.
 pub fn embed_text(
     backend: &dyn Backend,
-    options: Loading<'_>,
+    loading: &Loading,
     config: &DitConfig,
     context: &Tensor,
 ) -> Result<Tensor, EngineError> {
@@ -59,7 +57,7 @@ pub fn embed_text(
     let mut padded = Tensor::zeros(DType::F32, &[1, config.text_len, width]);
     padded.bytes_mut()[..context.bytes().len()].copy_from_slice(context.bytes());
     let name = dit::TEXT_EMBED.name;
-    let mut session = HostSession::load(backend, name, &options(name))?;
+    let mut session = HostSession::load(backend, name, &loading(name))?;
     let mut out = session.run(&[(&dit::CONTEXT, padded.view())], State::None)?;
     Ok(out.take(&dit::TEXT))
 }
@@ -71,19 +69,19 @@ pub fn embed_text(
 /// A component that does not load or fails, samples that give no frame.
 pub fn encode_speech(
     backend: &dyn Backend,
-    options: Loading<'_>,
+    loading: &Loading,
     config: &SpeechConfig,
     input_values: &[f32],
-    stretch: SpeechChunk,
+    chunk: SpeechChunk,
 ) -> Result<Tensor, EngineError> {
-    let load = |name: &str| HostSession::load(backend, name, &options(name));
+    let load = |name: &str| HostSession::load(backend, name, &loading(name));
     let frames = config.frames(input_values.len()).unwrap_or(0);
     let features = speech_features(
         load(speech::ENCODER_FEATURES.name)?,
         config,
         input_values,
         frames,
-        stretch.feature_frames,
+        chunk.feature_frames,
     )?;
     let mut out = load(speech::ENCODER_POSITIONS.name)?
         .run(&[(&speech::FEATURES, features.view())], State::None)?;
@@ -92,7 +90,7 @@ pub fn encode_speech(
         out.take(&speech::FIRST_KEYS_OUT),
         out.take(&speech::FIRST_VALUES_OUT),
     );
-    let at_once = stretch.rows(config.heads, frames);
+    let at_once = chunk.rows(config.heads, frames);
     let mut states = Tensor::zeros(DType::F32, &[config.layers + 1, frames, config.dim]);
     for layer in 0..config.layers {
         states.lanes_mut(layer..layer + 1).fill_from(&rows.view());
@@ -124,7 +122,7 @@ pub fn encode_speech(
     Ok(states)
 }
 
-/// Features of the whole recording, `[1, t, E]`, a stretch at a time.
+/// Features of the whole recording, `[1, t, E]`, a chunk at a time.
 fn speech_features(
     mut session: HostSession,
     config: &SpeechConfig,
@@ -150,35 +148,39 @@ fn speech_features(
     Ok(features.reshaped(&[1, frames, config.dim]))
 }
 
-/// The hidden states as features of video frames.
+/// Returns the hidden states as features of video frames.
 ///
 /// # Errors
-/// A model with another number of states than wav2vec2-large has.
-pub fn audio_features(hidden_states: &Tensor) -> Result<AudioFeatures, Error> {
+/// [`EngineError::Bind`] if the model has another number of states than wav2vec2-large has.
+pub fn audio_features(hidden_states: &Tensor) -> Result<AudioFeatures, EngineError> {
     let shape = hidden_states.shape();
-    let found = Error::SpeechStates {
-        wanted: HIDDEN_LAYERS,
-        found: shape[0],
-        dim: shape[2],
+    let wrong = EngineError::Bind {
+        component: speech::ENCODER_LAYER.name.to_owned(),
+        port: "hidden states".to_owned(),
+        want: format!("{HIDDEN_LAYERS} states"),
+        got: format!("{} of width {}", shape[0], shape[2]),
     };
-    AudioFeatures::new(hidden_states.as_slice::<f32>().to_vec(), shape[1], shape[2]).ok_or(found)
+    AudioFeatures::new(hidden_states.as_slice::<f32>().to_vec(), shape[1], shape[2]).ok_or(wrong)
 }
 
 /// The causal audio encoder: features of one block to its tokens, the same for every denoising step.
+///
+/// It keeps nothing between blocks, so clones share one session and take turns.
+#[derive(Clone)]
 pub struct AudioAdapter {
-    session: HostSession,
+    session: Arc<Mutex<HostSession>>,
 }
 
 impl AudioAdapter {
+    /// Loads the adapter.
+    ///
     /// # Errors
-    /// A component that does not load.
-    pub fn load(backend: &dyn Backend, options: Loading<'_>) -> Result<Self, EngineError> {
+    /// The component is missing or does not load.
+    pub fn load(backend: &dyn Backend, loading: &Loading) -> Result<Self, EngineError> {
+        let name = speech::ADAPTER.name;
+        let session = HostSession::load(backend, name, &loading(name))?;
         Ok(Self {
-            session: HostSession::load(
-                backend,
-                speech::ADAPTER.name,
-                &options(speech::ADAPTER.name),
-            )?,
+            session: Arc::new(Mutex::new(session)),
         })
     }
 
@@ -186,9 +188,10 @@ impl AudioAdapter {
     ///
     /// # Errors
     /// A graph that fails.
-    pub fn tokens(&mut self, features: &Tensor, mask: Tensor) -> Result<BlockAudio, EngineError> {
-        let mut out = self
-            .session
+    pub fn tokens(&self, features: &Tensor, mask: Tensor) -> Result<BlockAudio, EngineError> {
+        let session = self.session.lock();
+        let mut out = session
+            .unwrap_or_else(PoisonError::into_inner)
             .run(&[(&speech::AUDIO, features.view())], State::None)?;
         let lane = |t: Tensor| {
             let shape = [&[1], t.shape()].concat();

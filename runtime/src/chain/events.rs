@@ -14,8 +14,8 @@ use crate::placement::wavefront::Item;
 pub enum Event<'a> {
     /// Inputs are read and the settings are final.
     Started(&'a Settings),
-    /// A part of the preparation begins.
-    Phase(&'static str),
+    /// A part of the work begins.
+    Phase(Phase),
     /// Something the user should know and nothing has to be done about.
     Notice(String),
     /// An anchor's conditions are computed.
@@ -44,6 +44,40 @@ pub enum Event<'a> {
         frames: usize,
     },
     Finished(&'a Summary),
+}
+
+/// A part of the work, in the order of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// An export is opened and its files are hashed.
+    OpeningModels,
+    /// Picture, speech and prompt are read.
+    ReadingInputs,
+    /// The text encoder runs.
+    EncodingPrompt,
+    /// The speech encoder runs.
+    EncodingSpeech,
+    /// The VAE encodes the picture.
+    EncodingPicture,
+    /// Blocks are denoised, decoded and written.
+    Denoising,
+    /// A check runs; the text says which one.
+    Checking(&'static str),
+}
+
+impl Phase {
+    /// Returns the text that users see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OpeningModels => "opening the models",
+            Self::ReadingInputs => "reading inputs",
+            Self::EncodingPrompt => "encoding the prompt",
+            Self::EncodingSpeech => "encoding the speech",
+            Self::EncodingPicture => "encoding the picture",
+            Self::Denoising => "denoising",
+            Self::Checking(name) => name,
+        }
+    }
 }
 
 /// Receives events from several threads.

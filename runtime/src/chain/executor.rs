@@ -1,79 +1,160 @@
-//! The wavefront on threads: one worker a stage behind a bounded channel, one that prepares blocks, and the scheduler, which alone knows
-//! the order. A call travels down the stages of its chain and comes back; finished blocks leave in order. Nothing waits but for what it
-//! needs, and no arithmetic is done here.
+//! The wavefront on threads. The stages of a placement are loaded once, one thread each, behind
+//! bounded channels. A run has a scheduler, which alone knows its order, and a thread that prepares
+//! its blocks. A call travels down the stages of its chain and comes back; finished blocks leave in
+//! order. Nothing waits but for what it needs, and no arithmetic is done here.
 
 mod worker;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
+use engines::backend::Loading;
 use engines::components::dit::DitConfig;
 use engines::tensor::Tensor;
 
-use crate::chain::call::{Anchor, BlockAudio, Call, Lane, Tables};
+use crate::chain::call::{Anchor, BlockAudio, Call, Lane};
+use crate::chain::error::ChainError;
+use crate::chain::events::{Event, Observer};
+use crate::chain::job::{AnchorInput, Finished, Job, Swap};
+use crate::chain::page_locks::PageLocks;
 use crate::chain::source::Source;
-use crate::chain::events::{Cancel, Event, Observer};
-use crate::chain::page_locks::Streams;
-use crate::commands::error::Error;
-use crate::inputs::replay::Distances;
 use crate::numbers::latents;
 use crate::placement::devices::Devices;
 use crate::placement::plan::{Plan, StageSpec};
+use crate::placement::queues::PREFILLS;
 use crate::placement::wavefront::{Grid, Group, Item, Wavefront};
-use engines::backend::Loading;
-use worker::{LastWord, PREFILLS, Packet, Report, prepare, spawn_chain};
+use worker::{LastWord, Packet, Report, Run, Work, prepare, spawn_chain};
 
-/// Where the second anchor comes from, if there is one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Swap {
-    /// One anchor for the whole video.
-    Never,
-    /// The first latent frame of block 0, for the second clip and all after.
-    FirstLatent,
-    /// Whatever [`Feedback::anchor`] brings, for the second clip and all after.
-    Fed,
+/// The stages of a placement, loaded, on threads that live as long as this.
+///
+/// Weights are loaded once. Any number of runs may use the stages, one after the other or at a
+/// time; each has KV rings of its own. Dropping this ends the threads and frees the weights.
+pub struct Chains {
+    plan: Plan,
+    devices: Devices,
+    heads: Vec<SyncSender<Packet>>,
+    threads: Vec<JoinHandle<()>>,
+    /// Number of the next run.
+    next: AtomicU64,
+    /// A stage's thread has panicked.
+    broken: Arc<AtomicBool>,
 }
 
-/// What an anchor is made from.
-pub struct AnchorInput {
-    /// `[1, Z, 1, H/8, W/8]`.
-    pub ref_latents: Tensor,
-    /// `[1, Z, 19, H/8, W/8]`.
-    pub motion_latents: Tensor,
+impl Chains {
+    /// Loads every stage of `plan`, all at once, and waits until they are ready.
+    ///
+    /// # Errors
+    /// A device or a component is missing, a component does not load, or memory runs out. The first
+    /// failure is returned after every thread has ended.
+    ///
+    /// # Panics
+    /// If a stage's thread panics while it loads: that is an error in its code.
+    pub fn load(
+        plan: &Plan,
+        devices: &Devices,
+        model: &DitConfig,
+        loading: &Loading,
+        observer: &dyn Observer,
+    ) -> Result<Self, ChainError> {
+        let locks = Arc::new(PageLocks::new(plan, devices, loading)?);
+        if let Some(reason) = locks.refused() {
+            observer.event(&Event::Notice(format!(
+                "weights stream from memory that could not be locked, which is slower: {reason}"
+            )));
+        }
+        let mut chains = Self {
+            plan: plan.clone(),
+            devices: devices.clone(),
+            heads: Vec::new(),
+            threads: Vec::new(),
+            next: AtomicU64::new(0),
+            broken: Arc::default(),
+        };
+        let (loaded, results) = sync_channel(plan.stages().count());
+        for (index, chain) in plan.chains.iter().enumerate() {
+            let site = |spec: &StageSpec| {
+                Ok::<_, ChainError>(crate::chain::stage::Site {
+                    backend: Arc::clone(devices.get(spec.device)?),
+                    home: devices.home(spec.device),
+                    host: Arc::clone(devices.host()),
+                    model: model.clone(),
+                    lanes: chain.lanes,
+                    loading: Arc::clone(loading),
+                    page_locks: Some(Arc::clone(&locks)),
+                })
+            };
+            let sites = chain.stages.iter().map(site);
+            let sites = sites.collect::<Result<Vec<_>, _>>()?;
+            let name = |spec: &StageSpec| plan.stage_name(spec);
+            let (broken, threads) = (&chains.broken, &mut chains.threads);
+            let head = spawn_chain(index, chain, sites, name, &loaded, broken, threads);
+            chains.heads.push(head);
+        }
+        drop(loaded);
+        let results: Vec<Result<(), ChainError>> = results.into_iter().collect();
+        assert_eq!(results.len(), chains.threads.len(), "a stage's thread panicked");
+        results.into_iter().collect::<Result<(), _>>()?;
+        Ok(chains)
+    }
+
+    /// Runs every item of `job` and sends every block, in order, to `finished`. Returns when the
+    /// run's rings and conditions are freed on every device. The first error wins.
+    ///
+    /// # Errors
+    /// A stage or the source fails; [`ChainError::Stopped`] when the receiver of `finished` or the
+    /// feedback is gone; [`ChainError::Cancelled`] when the job was cancelled.
+    ///
+    /// # Panics
+    /// If a stage's thread has panicked: that is an error in the code of a stage.
+    pub fn run(
+        &self,
+        job: &Job<'_>,
+        source: &mut dyn Source,
+        finished: SyncSender<Finished>,
+        inbox: Inbox,
+    ) -> Result<(), ChainError> {
+        let Inbox { sender, receiver } = inbox;
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (run, ended) = Run::new(id, job, sender.clone());
+        let result = thread::scope(|scope| {
+            let (requests, wanted) = sync_channel(job.steps + 8);
+            let reports = LastWord(sender);
+            scope.spawn(move || prepare(source, &wanted, &reports));
+            let scheduler = Scheduler::new(self, job, Arc::clone(&run), requests, finished);
+            scheduler.run(&receiver)
+        });
+        run.end();
+        for head in &self.heads {
+            // A chain whose thread is gone has dropped the run already.
+            drop(head.send(Packet::new(&run, Work::End)));
+        }
+        drop((run, receiver));
+        // Every holder of the run is gone when the channel closes.
+        drop(ended.recv());
+        let broken = self.broken.load(Ordering::SeqCst);
+        assert!(!broken, "a stage's thread panicked");
+        result
+    }
 }
 
-/// Everything that one run of the executor needs.
-pub struct Job<'a> {
-    pub devices: &'a Devices<'a>,
-    pub options: Loading<'a>,
-    pub plan: &'a Plan,
-    pub tables: &'a Tables,
-    pub model: &'a DitConfig,
-    pub steps: usize,
-    pub blocks: usize,
-    pub swap: Swap,
-    pub distances: &'a Distances<'a>,
-    /// Embedded prompt, `[1, M, D]`.
-    pub text: Arc<Tensor>,
-    pub anchor: AnchorInput,
-    pub cancel: &'a Cancel,
-    pub observer: &'a dyn Observer,
+impl Drop for Chains {
+    fn drop(&mut self) {
+        self.heads.clear();
+        for thread in self.threads.drain(..) {
+            // A panic was shown when it happened, and `run` has passed it on.
+            drop(thread.join());
+        }
+    }
 }
 
-/// A block that left the last step.
-pub struct Finished {
-    pub block: usize,
-    /// `[1, Z, F, H/8, W/8]`.
-    pub latents: Tensor,
-}
-
-/// The way back into the scheduler for whoever decodes. Dropping it early stops the run.
+/// The decoder's way back to the scheduler. Dropping it early stops the run.
 pub struct Feedback(SyncSender<Report>);
 
 impl Feedback {
-    /// Hands over the second anchor's input ([`Swap::Fed`]).
+    /// Sends the input of the second anchor, for [`Swap::Fed`].
     pub fn anchor(&self, input: AnchorInput) {
         // A scheduler that is gone has its own error to show.
         drop(self.0.send(Report::Fed(Box::new(input))));
@@ -92,47 +173,14 @@ pub struct Inbox {
     receiver: Receiver<Report>,
 }
 
-/// The ways back, large enough that nobody who reports ever waits: every call, every prefill, every prepared block and one last word of
-/// every thread fit at once.
+/// Makes the ways back of one run of `steps` steps on `plan`. They are large enough that no report
+/// ever waits: every call, every prefill, every prepared block and the last word of every thread
+/// fit at once.
 pub fn inbox(plan: &Plan, steps: usize) -> (Feedback, Inbox) {
     let stages: usize = plan.chains.iter().map(|c| c.stages.len()).sum();
     let calls = stages + plan.chains.len();
-    let (sender, receiver) = sync_channel(calls + PREFILLS + 2 * steps + stages + 8);
+    let (sender, receiver) = sync_channel(calls + PREFILLS + 2 * steps + 2 * stages + 8);
     (Feedback(sender.clone()), Inbox { sender, receiver })
-}
-
-/// Runs every item and sends every block, in order, to `finished`. Returns when all threads have ended; the first error wins.
-///
-/// # Errors
-/// A stage or the source fails; [`Error::Stopped`] when the receiver of `finished` or the feedback is gone;
-/// [`Error::Interrupted`] when the run was cancelled.
-pub fn run(
-    job: &Job<'_>,
-    source: &mut dyn Source,
-    finished: SyncSender<Finished>,
-    inbox: Inbox,
-) -> Result<(), Error> {
-    let streams = Streams::new(job.plan, job.devices, job.options)?;
-    if let Some(reason) = streams.refused() {
-        job.observer.event(&Event::Notice(format!(
-            "weights stream from memory that could not be locked, more slowly than the link could: {reason}"
-        )));
-    }
-    thread::scope(|scope| {
-        let Inbox { sender, receiver } = inbox;
-        let heads = job
-            .plan
-            .chains
-            .iter()
-            .enumerate()
-            .map(|(index, chain)| spawn_chain(scope, (job, &streams), index, chain, &sender))
-            .collect();
-        let (requests, wanted) = sync_channel(job.steps + 8);
-        let reports = LastWord(sender);
-        scope.spawn(move || prepare(source, &wanted, &reports));
-        // The scheduler owns every way in and the way back closes with this scope: then every worker ends.
-        Scheduler::new(job, heads, requests, finished).run(&receiver)
-    })
 }
 
 /// A block between its first and its last step.
@@ -142,13 +190,14 @@ struct Open {
 }
 
 struct Scheduler<'a> {
+    chains: &'a Chains,
     job: &'a Job<'a>,
+    run: Arc<Run>,
     front: Wavefront,
     /// First block of the second anchor, if there will be one.
     swap_at: Option<usize>,
     open: BTreeMap<usize, Open>,
     anchors: [Option<Arc<Anchor>>; 2],
-    heads: Vec<SyncSender<Packet>>,
     requests: SyncSender<usize>,
     requested: usize,
     received: usize,
@@ -157,8 +206,9 @@ struct Scheduler<'a> {
 
 impl<'a> Scheduler<'a> {
     fn new(
+        chains: &'a Chains,
         job: &'a Job<'a>,
-        heads: Vec<SyncSender<Packet>>,
+        run: Arc<Run>,
         requests: SyncSender<usize>,
         finished: SyncSender<Finished>,
     ) -> Self {
@@ -170,41 +220,38 @@ impl<'a> Scheduler<'a> {
             swap_at,
         };
         Self {
-            front: Wavefront::new(grid, job.plan),
+            front: Wavefront::new(grid, &chains.plan),
             swap_at,
             open: BTreeMap::new(),
             anchors: [None, None],
-            heads,
             requests,
             requested: 0,
             received: 0,
             finished,
+            chains,
             job,
+            run,
         }
     }
 
-    fn run(mut self, reports: &Receiver<Report>) -> Result<(), Error> {
+    fn run(mut self, reports: &Receiver<Report>) -> Result<(), ChainError> {
         match self.work(reports) {
             // Whoever closed a channel on us said why before closing it.
-            Err(Error::Stopped) => Err(reason(reports).unwrap_or(Error::Stopped)),
+            Err(ChainError::Stopped) => Err(reason(reports).unwrap_or(ChainError::Stopped)),
             result => result,
         }
     }
 
-    fn work(&mut self, reports: &Receiver<Report>) -> Result<(), Error> {
-        let AnchorInput {
-            ref_latents,
-            motion_latents,
-        } = &self.job.anchor;
-        self.prefill(0, ref_latents.clone(), motion_latents.clone())?;
+    fn work(&mut self, reports: &Receiver<Report>) -> Result<(), ChainError> {
+        for chain in 0..self.chains.heads.len() {
+            self.send(chain, Work::Begin)?;
+        }
+        self.prefill(0, self.job.anchor.clone())?;
         while !self.front.is_complete() {
             self.issue()?;
-            let report = reports.recv().map_err(|_| Error::Stopped)?;
+            let report = reports.recv().map_err(|_| ChainError::Stopped)?;
             if self.job.cancel.is_cancelled() {
-                return Err(Error::Interrupted {
-                    frames: 0,
-                    partial: None,
-                });
+                return Err(ChainError::Cancelled);
             }
             self.take(report)?;
         }
@@ -212,18 +259,16 @@ impl<'a> Scheduler<'a> {
     }
 
     /// Starts everything that may start.
-    fn issue(&mut self) -> Result<(), Error> {
+    fn issue(&mut self) -> Result<(), ChainError> {
         while let Some(group) = self.front.issue() {
             let call = self.call(&group);
             let chain = group.chain;
-            self.heads[chain]
-                .send(Packet::Call(group, Box::new(call)))
-                .map_err(|_| Error::Stopped)?;
+            self.send(chain, Work::Call(group, Box::new(call)))?;
         }
         while self.requested < self.front.wanted() {
             self.requests
                 .send(self.requested)
-                .map_err(|_| Error::Stopped)?;
+                .map_err(|_| ChainError::Stopped)?;
             self.requested += 1;
         }
         Ok(())
@@ -232,7 +277,7 @@ impl<'a> Scheduler<'a> {
     fn call(&self, group: &Group) -> Call {
         let lane = |item: &Item| {
             let Open { latents, audio } = &self.open[&item.block];
-            let relative_dist = self.job.distances.of(*item);
+            let relative_dist = self.job.distances.of(item.block, item.step);
             Lane {
                 item: *item,
                 relative_dist,
@@ -249,17 +294,15 @@ impl<'a> Scheduler<'a> {
     }
 
     /// An anchor that is placed down to `chain` goes on to the next chain with a device that lacks it; then it is there.
-    fn anchored(&mut self, anchor: Box<Anchor>, chain: usize) -> Result<(), Error> {
+    fn anchored(&mut self, anchor: Box<Anchor>, chain: usize) -> Result<(), ChainError> {
         let lacks = |spec: &StageSpec| {
-            let home = self.job.devices.home(spec.device);
+            let home = self.chains.devices.home(spec.device);
             spec.layers.clone().any(|l| anchor.of(l, home).is_none())
         };
-        let chains = self.job.plan.chains.iter().enumerate().skip(chain + 1);
+        let chains = self.chains.plan.chains.iter().enumerate().skip(chain + 1);
         let mut next = chains.map(|(i, c)| (i, c.stages.iter().any(lacks)));
         if let Some((next, _)) = next.find(|(_, lacks)| *lacks) {
-            return self.heads[next]
-                .send(Packet::Place(anchor))
-                .map_err(|_| Error::Stopped);
+            return self.send(next, Work::Place(anchor));
         }
         let index = anchor.index;
         self.anchors[index] = Some(Arc::from(anchor));
@@ -268,23 +311,20 @@ impl<'a> Scheduler<'a> {
         Ok(())
     }
 
-    /// A prefill goes down the first chain; what it computes serves every chain.
-    fn prefill(
-        &mut self,
-        index: usize,
-        ref_latents: Tensor,
-        motion_latents: Tensor,
-    ) -> Result<(), Error> {
-        let prefill =
-            self.job
-                .tables
-                .prefill(index, ref_latents, motion_latents, self.job.text.clone());
-        self.heads[0]
-            .send(Packet::Prefill(Box::new(prefill)))
-            .map_err(|_| Error::Stopped)
+    /// Sends a prefill down the first chain. Its condition serves every chain.
+    fn prefill(&mut self, index: usize, input: AnchorInput) -> Result<(), ChainError> {
+        let (tables, text) = (&self.job.tables, Arc::clone(&self.job.text));
+        let prefill = tables.prefill(index, input.ref_latents, input.motion_latents, text);
+        self.send(0, Work::Prefill(Box::new(prefill)))
     }
 
-    fn take(&mut self, report: Report) -> Result<(), Error> {
+    fn send(&self, chain: usize, work: Work) -> Result<(), ChainError> {
+        let packet = Packet::new(&self.run, work);
+        let sent = self.chains.heads[chain].send(packet);
+        sent.map_err(|_| ChainError::Stopped)
+    }
+
+    fn take(&mut self, report: Report) -> Result<(), ChainError> {
         match report {
             Report::Prepared(input) => {
                 self.open.insert(
@@ -299,18 +339,15 @@ impl<'a> Scheduler<'a> {
                 Ok(())
             }
             Report::Anchored { anchor, chain } => self.anchored(anchor, chain),
-            Report::Fed(input) => self.prefill(1, input.ref_latents, input.motion_latents),
+            Report::Fed(input) => self.prefill(1, *input),
             Report::Done(group, call) => self.done(&group, *call),
             Report::Failed(error) => Err(error),
-            Report::Gone => Err(Error::Stopped),
+            Report::Gone => Err(ChainError::Stopped),
         }
     }
 
-    fn done(&mut self, group: &Group, call: Call) -> Result<(), Error> {
-        let output = call.output.ok_or(Error::Interrupted {
-            frames: 0,
-            partial: None,
-        })?;
+    fn done(&mut self, group: &Group, call: Call) -> Result<(), ChainError> {
+        let output = call.output.ok_or(ChainError::Cancelled)?;
         self.front.finished(group);
         for (lane, item) in group.items.iter().enumerate() {
             let one = lane..lane + 1;
@@ -337,11 +374,14 @@ impl<'a> Scheduler<'a> {
     }
 
     /// A block is clean: it may become the anchor, and goes to the decoder, which may make us wait.
-    fn leave(&mut self, block: usize, latents: Tensor) -> Result<(), Error> {
+    fn leave(&mut self, block: usize, latents: Tensor) -> Result<(), ChainError> {
         self.open.remove(&block);
         if block == 0 && self.job.swap == Swap::FirstLatent && self.swap_at.is_some() {
-            let motion_latents = self.job.anchor.motion_latents.clone();
-            self.prefill(1, latents::frames(&latents, 0..1), motion_latents)?;
+            let input = AnchorInput {
+                ref_latents: latents::frames(&latents, 0..1),
+                motion_latents: self.job.anchor.motion_latents.clone(),
+            };
+            self.prefill(1, input)?;
         }
         if self.swap_at == Some(block + 1) {
             self.anchors[0] = None;
@@ -352,14 +392,14 @@ impl<'a> Scheduler<'a> {
         });
         self.finished
             .send(Finished { block, latents })
-            .map_err(|_| Error::Stopped)?;
+            .map_err(|_| ChainError::Stopped)?;
         self.front.delivered();
         Ok(())
     }
 }
 
 /// The first failure among what was reported and not yet read.
-fn reason(reports: &Receiver<Report>) -> Option<Error> {
+fn reason(reports: &Receiver<Report>) -> Option<ChainError> {
     reports.try_iter().find_map(|report| match report {
         Report::Failed(error) => Some(error),
         _ => None,

@@ -8,23 +8,23 @@ use engines::components::dit;
 use engines::memory::{Ledger, MemoryError};
 use engines::weights::{HostWeights, Streaming};
 
-use crate::commands::error::Error;
+use crate::chain::error::ChainError;
 use crate::placement::devices::Devices;
 use crate::placement::plan::Plan;
 use engines::backend::Loading;
 
 /// Weights by layer, locked for as long as this lives.
-pub struct Streams {
+pub struct PageLocks {
     layers: Vec<usize>,
     ready: Option<Streaming>,
 }
 
-impl Streams {
+impl PageLocks {
     /// Finds and locks what streams in `plan`. A layer that streams on several devices is locked once: locked pages serve them all.
     ///
     /// # Errors
     /// A device that is not there, a component that is not there. Memory that cannot be locked is no error, see [`Self::refused`].
-    pub fn new(plan: &Plan, devices: &Devices<'_>, options: Loading<'_>) -> Result<Self, Error> {
+    pub fn new(plan: &Plan, devices: &Devices, loading: &Loading) -> Result<Self, ChainError> {
         let mut found: BTreeMap<usize, HostWeights> = BTreeMap::new();
         let mut device = None;
         for spec in plan.chains.iter().flat_map(|c| &c.stages) {
@@ -34,9 +34,9 @@ impl Streams {
             }
             for layer in spec.layers.clone().skip(spec.residency.resident_layers) {
                 let name = dit::layer_name(layer);
-                if !options(&name).is_particular() && !found.contains_key(&layer) {
+                if !loading(&name).is_particular() && !found.contains_key(&layer) {
                     found.insert(layer, backend.weights(&name)?);
-                    device.get_or_insert(backend);
+                    device.get_or_insert(Arc::clone(backend));
                 }
             }
         }
@@ -83,26 +83,29 @@ mod tests {
     #[test]
     fn layers_that_stream_anywhere_are_made_ready_and_no_others() {
         let fake = Fake::new(config(LAYERS), small_geometry(12));
-        let apart = [0, 1].map(|i| fake.on(HostMemory::new(format!("cpu:{i}"), u64::MAX)));
-        let devices = Devices::each(apart.iter().map(|b| b as &dyn Backend).collect());
-        let alone = |name: &str| LoadOptions {
+        let device = |i| -> Arc<dyn Backend> {
+            Arc::new(fake.on(HostMemory::new(format!("cpu:{i}"), u64::MAX)))
+        };
+        let devices = Devices::each([0, 1].map(device).to_vec());
+        let alone: Loading = Arc::new(|name| LoadOptions {
             alone: name == "dit_layer.03",
             ..LoadOptions::default()
-        };
-        let cases: [(&str, usize, Loading<'_>, &[usize]); 5] = [
+        });
+        let plain = plain();
+        let cases: [(&str, usize, &Loading, &[usize]); 5] = [
             ("1x2", 1, &plain, &[1, 2, 3]),
             ("2x1", 1, &plain, &[1, 3]),
             ("2x1", 0, &alone, &[0, 1, 2]),
             ("1", 4, &plain, &[]),
             ("1", usize::MAX, &plain, &[]),
         ];
-        for (stages, resident, options, want) in cases {
-            let made = Streams::new(&plan(stages, resident), &devices, options).unwrap();
+        for (stages, resident, loading, want) in cases {
+            let made = PageLocks::new(&plan(stages, resident), &devices, loading).unwrap();
             let ready: Vec<usize> = (0..LAYERS).filter(|l| made.of(*l).is_some()).collect();
             assert_eq!(ready, want, "{stages} {resident}");
             assert!(made.refused().is_none());
         }
-        let own = Streams::new(&plan("1", 0), &Devices::one(&fake), &plain).unwrap();
+        let own = PageLocks::new(&plan("1", 0), &Devices::one(Arc::new(fake)), &plain).unwrap();
         assert!(own.of(0).is_none(), "nothing streams to the process's own");
         assert_eq!(devices.host().counts().peak, 0);
     }

@@ -21,7 +21,7 @@ pub struct BlockInput {
 pub trait Source: Send {
     /// # Errors
     /// A graph that fails.
-    fn block(&mut self, block: usize) -> Result<BlockInput, Error>;
+    fn block(&mut self, block: usize) -> Result<BlockInput, EngineError>;
 }
 
 /// Where noise comes from.
@@ -69,12 +69,12 @@ impl<'a> ClipSource<'a> {
         }
         let at = (block % g.clip_blocks) * g.block_frames;
         let (_, noise) = self.clip.as_ref().expect("drawn above");
-        crate::numbers::latents::frames(noise, at..at + g.block_frames)
+        latents::frames(noise, at..at + g.block_frames)
     }
 }
 
 impl Source for ClipSource<'_> {
-    fn block(&mut self, block: usize) -> Result<BlockInput, Error> {
+    fn block(&mut self, block: usize) -> Result<BlockInput, EngineError> {
         let g = self.geometry;
         let frames = g.block_video_frames();
         let features = self.features.block(block * frames..(block + 1) * frames);

@@ -1,5 +1,5 @@
-//! One stage: a range of layers for a range of steps on one device, loaded, with their rings. It owns state and runs graphs; it knows no
-//! order, no thread of the executor and no other stage.
+//! One stage: a range of layers for a range of steps on one device. A stage is loaded once; each run
+//! on it has rings of its own. It knows no order, no thread of the executor and no other stage.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,46 +17,47 @@ use crate::chain::call::{
     Anchor, BlockAudio, Call, CallOutput, Flow, LayerCondition, Placed, Prefill, SinkFlow,
 };
 use crate::chain::offload::{Filled, Load, Slot, SlotSize, Stream, Window, locked, streamed};
-use crate::chain::page_locks::Streams;
+use crate::chain::page_locks::PageLocks;
 use crate::numbers::geometry::Geometry;
 use crate::chain::ring::KvRing;
-use crate::placement::devices::here;
+use crate::chain::host_session::here;
 use crate::placement::plan::{Rings, StageSpec};
 
-/// Where a stage runs, and what of.
-pub struct Site<'a> {
-    pub backend: &'a dyn Backend,
+/// Where a stage runs, and of which model it is.
+#[derive(Clone)]
+pub struct Site {
+    /// Loads and runs the graphs.
+    pub backend: Arc<dyn Backend>,
     /// See [`crate::placement::devices::Devices::home`].
     pub home: usize,
-    /// Counts what the stage keeps in host memory.
+    /// Counts the bytes that the stage keeps in host memory.
     pub host: Arc<Ledger>,
-    pub model: &'a DitConfig,
-    pub geometry: &'a Geometry,
+    /// Sizes of the model.
+    pub model: DitConfig,
     /// Most lanes of a call.
     pub lanes: usize,
-    pub options: Loading<'a>,
+    /// Taps and faults by component.
+    pub loading: Loading,
     /// Layers whose weights were made ready to stream.
-    pub streaming: Option<&'a Streams>,
+    pub page_locks: Option<Arc<PageLocks>>,
 }
 
-impl<'a> Site<'a> {
-    /// A device that is alone.
+impl Site {
+    /// Describes a stage that is alone on its device.
     pub fn alone(
-        backend: &'a dyn Backend,
-        model: &'a DitConfig,
-        geometry: &'a Geometry,
+        backend: Arc<dyn Backend>,
+        model: &DitConfig,
         lanes: usize,
-        options: Loading<'a>,
+        loading: Loading,
     ) -> Self {
         Self {
             backend,
             home: 0,
             host: Ledger::new("host", u64::MAX),
-            model,
-            geometry,
+            model: model.clone(),
             lanes,
-            options,
-            streaming: None,
+            loading,
+            page_locks: None,
         }
     }
 
@@ -67,7 +68,7 @@ impl<'a> Site<'a> {
     fn load(&self, name: &str) -> Result<Loaded, EngineError> {
         Ok(Loaded {
             name: name.to_owned(),
-            session: self.backend.load(name, &(self.options)(name))?,
+            session: self.backend.load(name, &(self.loading)(name))?,
         })
     }
 }
@@ -95,7 +96,6 @@ struct Layer {
     name: String,
     host: HostWeights,
     weights: Weights,
-    ring: Mutex<KvRing>,
 }
 
 /// Sessions of the layers: one for each graph, and those of layers that need their own.
@@ -108,13 +108,13 @@ struct Graphs {
 
 impl Graphs {
     /// Loads what layer `index` runs on; true when it has a session of its own.
-    fn load(&mut self, site: &Site<'_>, index: usize, name: &str) -> Result<bool, EngineError> {
-        let options = (site.options)(name);
+    fn load(&mut self, site: &Site, index: usize, name: &str) -> Result<bool, EngineError> {
+        let options = (site.loading)(name);
         if options.is_particular() {
             self.own.insert(index, site.backend.load(name, &options)?);
             return Ok(true);
         }
-        let shared = self.shared(site.model, index);
+        let shared = self.shared(&site.model, index);
         if shared.is_none() {
             *shared = Some(site.backend.load_unbound(name, &options)?);
         }
@@ -142,23 +142,43 @@ impl Graphs {
     }
 }
 
-/// A loaded stage.
-pub struct Stage<'a> {
-    site: Site<'a>,
+/// A loaded stage: weights and graphs, without the state of any run.
+///
+/// Several runs may share a stage. Each has a [`StageState`] of its own.
+pub struct Stage {
+    site: Site,
     spec: StageSpec,
     embed: Option<Loaded>,
     graphs: Graphs,
     layers: Vec<Layer>,
     head: Option<Loaded>,
-    pool: Vec<Slot>,
+    pool: Pool,
 }
 
-impl<'a> Stage<'a> {
-    /// Loads the layers of `spec`, the embedding with the first layer and the head with the last of the model. Rings start empty.
+/// The state of one run on one stage: the KV ring of each of the stage's layers.
+pub struct StageState {
+    geometry: Geometry,
+    /// First layer of the stage.
+    first: usize,
+    rings: Vec<Mutex<KvRing>>,
+}
+
+impl StageState {
+    /// Returns the ring of a layer, or `None` for a layer of another stage. A lane of the ring is a
+    /// step of the stage.
+    pub fn ring(&self, layer: usize) -> Option<MutexGuard<'_, KvRing>> {
+        let at = layer.checked_sub(self.first)?;
+        self.rings.get(at).map(locked)
+    }
+}
+
+impl Stage {
+    /// Loads the layers of `spec`, the embedding with the model's first layer, and the head with
+    /// its last.
     ///
     /// # Errors
-    /// A component that is missing or does not load; a device or a host with too little memory.
-    pub fn load(site: Site<'a>, spec: &StageSpec) -> Result<Self, EngineError> {
+    /// A component is missing or does not load; a device or the host has too little memory.
+    pub fn load(site: Site, spec: &StageSpec) -> Result<Self, EngineError> {
         let optional = |name: &str, wanted: bool| wanted.then(|| site.load(name)).transpose();
         let embed = optional(dit::EMBED.name, spec.layers.start == 0)?;
         let head = optional(dit::HEAD.name, spec.layers.end == site.model.layers)?;
@@ -166,33 +186,52 @@ impl<'a> Stage<'a> {
         for index in spec.layers.clone() {
             layers.push(load_layer(&site, spec, &mut graphs, index)?);
         }
-        let pool = slots(&site, spec, &layers)?;
         Ok(Self {
             spec: spec.clone(),
             embed,
             graphs,
             layers,
             head,
-            pool,
+            pool: Pool::default(),
             site,
         })
     }
 
-    pub fn spec(&self) -> &StageSpec {
-        &self.spec
-    }
-
-    /// The ring of one of this stage's layers; its lanes are the stage's steps.
-    pub fn ring(&self, layer: usize) -> Option<MutexGuard<'_, KvRing>> {
-        let at = layer.checked_sub(self.spec.layers.start)?;
-        self.layers.get(at).map(|l| locked(&l.ring))
+    /// Starts a run on this stage: its rings are empty, and its slots are there.
+    ///
+    /// # Errors
+    /// The device or the host has too little memory.
+    pub fn begin(&mut self, geometry: &Geometry) -> Result<StageState, EngineError> {
+        let (site, residency) = (&self.site, self.spec.residency);
+        let (memory, dtype) = (site.memory(), site.backend.recipe().compute());
+        let alloc = |bytes| match residency.rings {
+            Rings::OnDevice => memory.alloc(bytes, Class::Rings),
+            Rings::OnHost => memory.host_alloc(&site.host, bytes, Class::Rings),
+        };
+        let ring = |_: &Layer| {
+            let ring = KvRing::new(geometry, self.spec.steps.len(), dtype, alloc)?;
+            Ok(Mutex::new(ring))
+        };
+        let rings = self.layers.iter().map(ring);
+        let rings = rings.collect::<Result<_, MemoryError>>()?;
+        self.pool.fill(&self.site, &self.spec, &self.layers, geometry)?;
+        Ok(StageState {
+            geometry: geometry.clone(),
+            first: self.spec.layers.start,
+            rings,
+        })
     }
 
     /// Runs a call through this stage's layers. `stop` is asked before each; a call that was stopped comes back without output.
     ///
     /// # Errors
     /// A graph that fails. Panics when an earlier stage left its part undone: that is an order broken in code.
-    pub fn denoise(&mut self, call: &mut Call, stop: &dyn Fn() -> bool) -> Result<(), EngineError> {
+    pub fn denoise(
+        &mut self,
+        state: &mut StageState,
+        call: &mut Call,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), EngineError> {
         if stop() {
             return Ok(());
         }
@@ -205,19 +244,26 @@ impl<'a> Stage<'a> {
             (flow.hidden, flow.e, flow.e0) = (copy(&flow.hidden)?, copy(&flow.e)?, copy(&flow.e0)?);
             flow.home = self.site.home;
         }
-        self.run_layers(call, stop)?;
+        self.run_layers(state, call, stop)?;
         match &mut self.head {
             Some(head) if !stop() => run_head(&self.site, head, call),
             _ => Ok(()),
         }
     }
 
-    fn run_layers(&mut self, call: &mut Call, stop: &dyn Fn() -> bool) -> Result<(), EngineError> {
+    fn run_layers(
+        &mut self,
+        state: &mut StageState,
+        call: &mut Call,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), EngineError> {
+        self.pool
+            .fill(&self.site, &self.spec, &self.layers, &state.geometry)?;
         let (memory, rings) = (self.site.memory(), self.spec.residency.rings);
-        let windows = windows(&self.site, &self.spec, call);
+        let windows = windows(&state.geometry, &self.spec, call);
         let lanes = windows[0].step..windows[0].step + windows.len();
-        let loads = loads(&self.layers, rings);
-        let (model, home) = (self.site.model, self.site.home);
+        let loads = loads(&self.layers, rings, &state.rings);
+        let (model, home) = (&self.site.model, self.site.home);
         let (layers, graphs) = (&self.layers, &mut self.graphs);
         let (anchor, taps) = (Arc::clone(&call.anchor), &mut call.taps);
         let Flow { hidden, e0, .. } = call.flow.as_mut().expect("the first stage embeds");
@@ -230,7 +276,7 @@ impl<'a> Stage<'a> {
             audio: audio_here(memory, &call.audio)?,
         };
         let work = |stream: &Stream<'_>| {
-            for layer in layers {
+            for (layer, ring) in layers.iter().zip(&state.rings) {
                 if stop() {
                     return Ok(());
                 }
@@ -239,7 +285,7 @@ impl<'a> Stage<'a> {
                 let mut filled = layer.streams(rings).then(|| stream.next()).transpose()?;
                 let session = graphs.of(model, layer.index);
                 let inputs = shared.inputs(session, hidden, condition);
-                let mut out = layer.run(session, &inputs, filled.as_mut(), &lanes)?;
+                let mut out = layer.run(session, &inputs, filled.as_mut(), (ring, &lanes))?;
                 *hidden = out.take(&dit::HIDDEN_OUT);
                 keep_taps(memory, taps, &layer.name, out)?;
                 if let Some(filled) = filled {
@@ -248,22 +294,26 @@ impl<'a> Stage<'a> {
             }
             Ok(())
         };
-        through(memory, &mut self.pool, &loads, &windows, work)
+        through(memory, &mut self.pool.slots, &loads, &windows, work)
     }
 
-    /// Runs the sink prefill through this stage's layers. Its graphs are loaded here and dropped after: they run twice a video. `stop` is
-    /// asked before each layer; a prefill that was stopped lacks layers.
+    /// Runs the sink prefill through this stage's layers. `stop` is asked before each layer; a
+    /// prefill that was stopped lacks layers. The prefill's graphs are loaded here and dropped
+    /// after: they run once for each anchor, at most twice a video.
     ///
     /// # Errors
     /// A component that does not load or fails.
     pub fn prefill(
         &mut self,
+        state: &StageState,
         prefill: &mut Prefill,
         stop: &dyn Fn() -> bool,
     ) -> Result<(), EngineError> {
         if stop() {
             return Ok(());
         }
+        self.pool
+            .fill(&self.site, &self.spec, &self.layers, &state.geometry)?;
         let (site, memory) = (&self.site, self.site.memory());
         if self.spec.layers.start == 0 {
             embed_sink(site, prefill)?;
@@ -281,7 +331,7 @@ impl<'a> Stage<'a> {
             rope: pair(memory, &prefill.rope)?,
         };
         // A ring has nothing to do with the sink.
-        let (layers, loads) = (&self.layers, loads(&self.layers, Rings::OnDevice));
+        let (layers, loads) = (&self.layers, loads(&self.layers, Rings::OnDevice, &[]));
         let (done, taps) = (&mut prefill.layers, &mut prefill.taps);
         let work = |stream: &Stream<'_>| {
             for layer in layers {
@@ -301,7 +351,7 @@ impl<'a> Stage<'a> {
             }
             Ok(())
         };
-        through(memory, &mut self.pool, &loads, &[], work)
+        through(memory, &mut self.pool.slots, &loads, &[], work)
     }
 
     /// Copies what this stage's layers are conditioned on to its device, unless it is there.
@@ -347,41 +397,46 @@ impl Layer {
         session: &mut dyn Session,
         inputs: &[(&Port, View<'_>)],
         mut filled: Option<&mut Filled<'_>>,
-        lanes: &Range<usize>,
+        (ring, lanes): (&Mutex<KvRing>, &Range<usize>),
     ) -> Result<Outputs, EngineError> {
         match (&self.weights, filled.as_ref().and_then(|f| f.weights())) {
             (Weights::Resident { set, .. }, _) => session.bind(set.clone()),
             (Weights::Streamed, Some(set)) => session.bind(set),
             (Weights::Streamed | Weights::Inside, _) => {}
         }
-        let mut own = locked(&self.ring);
+        let mut own = locked(ring);
         let (ring, lanes) = match filled.as_mut().and_then(|f| f.ring()) {
             Some(ring) => (ring, 0..lanes.len()),
             None => (&mut *own, lanes.clone()),
         };
         let (keys, values) = ring.lanes_mut(lanes);
         let state = State::InPlace(vec![(dit::KEYS.name, keys), (dit::VALUES.name, values)]);
-        let out = session.run(inputs, state)?;
+        let out = session.run(inputs, state);
+        // A slot is free again when nothing refers to the weights in it, also after a failure.
         if matches!(self.weights, Weights::Streamed) {
             session.bind(WeightSet::default());
         }
-        Ok(out)
+        out
     }
 }
 
-fn loads(layers: &[Layer], rings: Rings) -> Vec<Load<'_>> {
-    let load = |layer: &'_ Layer| matches!(layer.weights, Weights::Streamed);
-    let streamed = layers.iter().filter(|l| l.streams(rings));
-    streamed
-        .map(|layer| Load {
-            weights: load(layer).then_some(&layer.host),
-            ring: (rings == Rings::OnHost).then_some(&layer.ring),
-        })
-        .collect()
+/// Returns the loads of a pass in the order of the layers. `host_rings` has the ring of every layer,
+/// or nothing where rings stay on the device.
+fn loads<'l>(
+    layers: &'l [Layer],
+    rings: Rings,
+    host_rings: &'l [Mutex<KvRing>],
+) -> Vec<Load<'l>> {
+    let load = |(at, layer): (usize, &'l Layer)| Load {
+        weights: matches!(layer.weights, Weights::Streamed).then_some(&layer.host),
+        ring: (rings == Rings::OnHost).then(|| &host_rings[at]),
+    };
+    let all = layers.iter().enumerate();
+    all.filter(|(_, l)| l.streams(rings)).map(load).collect()
 }
 
 fn load_layer(
-    site: &Site<'_>,
+    site: &Site,
     spec: &StageSpec,
     graphs: &mut Graphs,
     index: usize,
@@ -407,42 +462,59 @@ fn load_layer(
         }
         (false, true) => Weights::Streamed,
     };
-    let ready = site.streaming.and_then(|s| s.of(index));
+    let ready = site.page_locks.as_ref().and_then(|s| s.of(index));
     let host = match (&weights, ready) {
         (Weights::Streamed, Some(ready)) => ready.clone(),
         _ => host,
     };
-    let dtype = site.backend.recipe().compute();
-    let ring = KvRing::new(site.geometry, spec.steps.len(), dtype, |bytes| {
-        match spec.residency.rings {
-            Rings::OnDevice => memory.alloc(bytes, Class::Rings),
-            Rings::OnHost => memory.host_alloc(&site.host, bytes, Class::Rings),
-        }
-    })?;
     Ok(Layer {
         index,
         name,
         host,
         weights,
-        ring: Mutex::new(ring),
     })
 }
 
-fn slots(site: &Site<'_>, spec: &StageSpec, layers: &[Layer]) -> Result<Vec<Slot>, MemoryError> {
-    let rings = spec.residency.rings;
-    let streamed = layers.iter().filter(|l| l.streams(rings));
-    let count = streamed.clone().count().min(spec.residency.slots);
-    let weights = streamed
-        .filter(|l| matches!(l.weights, Weights::Streamed))
-        .map(|l| l.host.slab_bytes());
-    let size = SlotSize {
-        weights: weights.max().unwrap_or(0),
-        lanes: (rings == Rings::OnHost).then_some(site.lanes.min(spec.steps.len())),
-        dtype: site.backend.recipe().compute(),
-    };
-    (0..count)
-        .map(|_| size.alloc(site.memory(), site.geometry))
-        .collect()
+/// The slots of a stage. They fit one geometry where rings stream through them.
+#[derive(Default)]
+struct Pool {
+    slots: Vec<Slot>,
+    /// Size of each slot, and the geometry of its rings where it has one.
+    made: Option<(SlotSize, Option<Geometry>)>,
+}
+
+impl Pool {
+    /// Makes every slot that a pass over `layers` needs. Slots are made anew for another geometry,
+    /// and where a pass that failed or stopped lost one.
+    fn fill(
+        &mut self,
+        site: &Site,
+        spec: &StageSpec,
+        layers: &[Layer],
+        geometry: &Geometry,
+    ) -> Result<(), MemoryError> {
+        let rings = spec.residency.rings;
+        let streamed = layers.iter().filter(|l| l.streams(rings));
+        let count = streamed.clone().count().min(spec.residency.slots);
+        let weights = streamed
+            .filter(|l| matches!(l.weights, Weights::Streamed))
+            .map(|l| l.host.slab_bytes());
+        let on_host = rings == Rings::OnHost;
+        let size = SlotSize {
+            weights: weights.max().unwrap_or(0),
+            lanes: on_host.then_some(site.lanes.min(spec.steps.len())),
+            dtype: site.backend.recipe().compute(),
+        };
+        let wanted = Some((size.clone(), on_host.then(|| geometry.clone())));
+        if self.made != wanted {
+            self.slots.clear();
+            self.made = wanted;
+        }
+        while self.slots.len() < count {
+            self.slots.push(size.alloc(site.memory(), geometry)?);
+        }
+        Ok(())
+    }
 }
 
 /// Turns a prefill that has passed every layer into its anchor, placed where the layers ran.
@@ -466,8 +538,7 @@ impl LayerCondition {
 }
 
 /// What each lane of a call reads and writes of its ring.
-fn windows(site: &Site<'_>, spec: &StageSpec, call: &Call) -> Vec<Window> {
-    let g = site.geometry;
+fn windows(g: &Geometry, spec: &StageSpec, call: &Call) -> Vec<Window> {
     let window = |item: &crate::placement::wavefront::Item| {
         let slot = g.slot(item.block);
         Window {
@@ -541,7 +612,7 @@ fn audio_here<'t>(
     ])
 }
 
-fn embed_lanes(site: &Site<'_>, embed: &mut Loaded, call: &mut Call) -> Result<(), EngineError> {
+fn embed_lanes(site: &Site, embed: &mut Loaded, call: &mut Call) -> Result<(), EngineError> {
     let memory = site.memory();
     let (latents, pose_latents, sinusoid) = (
         here(memory, &call.latents)?,
@@ -563,7 +634,7 @@ fn embed_lanes(site: &Site<'_>, embed: &mut Loaded, call: &mut Call) -> Result<(
     keep_taps(memory, &mut call.taps, &embed.name, out)
 }
 
-fn run_head(site: &Site<'_>, head: &mut Loaded, call: &mut Call) -> Result<(), EngineError> {
+fn run_head(site: &Site, head: &mut Loaded, call: &mut Call) -> Result<(), EngineError> {
     let memory = site.memory();
     let flow = call.flow.take().expect("the first stage embeds");
     let (latents, sigmas) = (here(memory, &call.latents)?, here(memory, &call.sigmas)?);
@@ -581,7 +652,7 @@ fn run_head(site: &Site<'_>, head: &mut Loaded, call: &mut Call) -> Result<(), E
     keep_taps(memory, &mut call.taps, &head.name, out)
 }
 
-fn embed_sink(site: &Site<'_>, prefill: &mut Prefill) -> Result<(), EngineError> {
+fn embed_sink(site: &Site, prefill: &mut Prefill) -> Result<(), EngineError> {
     let memory = site.memory();
     let mut embed = site.load(dit::SINK_EMBED.name)?;
     let reference = here(memory, &prefill.ref_latents)?;
@@ -601,7 +672,7 @@ fn embed_sink(site: &Site<'_>, prefill: &mut Prefill) -> Result<(), EngineError>
 
 /// The sink's layers on one stage: one session for all of them, on weights that the stage's own layers have anyway.
 struct Sink<'p> {
-    site: &'p Site<'p>,
+    site: &'p Site,
     shared: Option<Box<dyn Session>>,
     text: Cow<'p, Tensor>,
     rope: [Cow<'p, Tensor>; 2],
@@ -615,9 +686,9 @@ impl Sink<'_> {
         flow: &mut SinkFlow,
         taps: &mut BTreeMap<String, Tensor>,
     ) -> Result<LayerCondition, EngineError> {
-        let (backend, memory) = (self.site.backend, self.site.memory());
+        let (backend, memory) = (&self.site.backend, self.site.memory());
         let name = dit::sink_layer_name(layer.index);
-        let options = (self.site.options)(&name);
+        let options = (self.site.loading)(&name);
         let mut own = None;
         let session = if options.is_particular() {
             own.insert(backend.load(&name, &options)?)
@@ -662,7 +733,7 @@ impl Sink<'_> {
         layer: &Layer,
         filled: Option<&Filled<'_>>,
     ) -> Result<WeightSet, EngineError> {
-        let (backend, memory) = (self.site.backend, self.site.memory());
+        let (backend, memory) = (&self.site.backend, self.site.memory());
         let host = backend.weights(name)?;
         let there = match (&layer.weights, filled) {
             _ if !memory.is_separate() => Some(host.mapped()),

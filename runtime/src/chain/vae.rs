@@ -1,82 +1,109 @@
-//! The VAE as two streams: pixels in, latents out, and back. A stream owns the feature caches of its convolutions and says when they start
-//! anew; one latent frame is one call, so memory does not grow with the video.
+//! The VAE over time: pixels in, latents out, and back. A session owns the feature caches of its
+//! convolutions and says when they start anew. One latent frame is one call, so memory does not grow
+//! with the video.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use engines::backend::{Backend, EngineError, FeatureCache, Outputs, Session, State};
+use engines::backend::{Backend, EngineError, FeatureCache, Loading, Outputs, Session, State};
+use engines::components::symbols;
 use engines::components::vae::{self, VaeConfig};
 use engines::contract::{Contract, Port, Sizes};
 use engines::memory::{Class, Memory};
 use engines::tensor::{Tensor, View};
 
+use crate::chain::host_session::run_on_host;
 use crate::numbers::latents;
-use crate::placement::devices::run_on_host;
-use engines::backend::Loading;
 
-/// A component for the first frame and one for the following, over one feature cache.
-struct Stream {
+/// Loaded graphs of one direction: one for the first frame, one for the following frames.
+struct Graphs {
     first: Box<dyn Session>,
     next: Box<dyn Session>,
+}
+
+/// The graphs of one direction with the feature caches of one video. Videos may share the graphs:
+/// they take turns.
+struct VaeSession {
+    graphs: Arc<Mutex<Graphs>>,
+    config: VaeConfig,
     cache: FeatureCache,
     started: bool,
-    /// Where the caches lie.
+    /// Memory of the caches.
     memory: Arc<dyn Memory>,
 }
 
-impl Stream {
+impl VaeSession {
     fn load(
         backend: &dyn Backend,
-        options: Loading<'_>,
-        first: &Contract,
-        next: &Contract,
+        loading: &Loading,
+        config: &VaeConfig,
+        (first, next): (&Contract, &Contract),
     ) -> Result<Self, EngineError> {
-        let load = |c: &Contract| backend.load(c.name, &options(c.name));
-        Ok(Self {
+        let load = |c: &Contract| backend.load(c.name, &loading(c.name));
+        let graphs = Graphs {
             first: load(first)?,
             next: load(next)?,
+        };
+        Ok(Self {
+            graphs: Arc::new(Mutex::new(graphs)),
+            config: config.clone(),
             cache: FeatureCache::new(),
             started: false,
             memory: Arc::clone(backend.memory()),
         })
     }
 
-    /// The next call, from a host tensor to host tensors; caches that the first frame never enters start at zeros. `latent` is the size of
-    /// a latent frame.
+    /// Returns a session of another video on the same graphs.
+    fn another(&self) -> Self {
+        Self {
+            graphs: Arc::clone(&self.graphs),
+            config: self.config.clone(),
+            cache: FeatureCache::new(),
+            started: false,
+            memory: Arc::clone(&self.memory),
+        }
+    }
+
+    /// Runs the next call, from a host tensor to host tensors. `latent` is the size of a latent
+    /// frame. Caches that the first frame does not fill start at zeros.
     fn run(
         &mut self,
-        config: &VaeConfig,
         latent: (usize, usize),
         port: &Port,
         input: View<'_>,
     ) -> Result<Outputs, EngineError> {
+        let graphs = Arc::clone(&self.graphs);
+        let mut graphs = graphs.lock().unwrap_or_else(PoisonError::into_inner);
         let session = if self.started {
-            self.zeros(config, latent)?;
-            &mut self.next
+            self.add_zeros(&*graphs.next, latent)?;
+            &mut graphs.next
         } else {
             self.cache.clear();
             self.started = true;
-            &mut self.first
+            &mut graphs.first
         };
         let state = State::Replace(&mut self.cache);
         run_on_host(session.as_mut(), &*self.memory, &[(port, input)], state)
     }
 
-    /// Fills in the caches that are not there yet.
-    fn zeros(&mut self, config: &VaeConfig, latent: (usize, usize)) -> Result<(), EngineError> {
-        let mut sizes = config.bindings();
-        sizes.extend([
-            ("H".to_owned(), latent.0 as i64),
-            ("W".to_owned(), latent.1 as i64),
-        ]);
-        let recipe = self.next.recipe();
-        for port in self.next.contract().state {
+    /// Adds the caches that are not there yet.
+    fn add_zeros(
+        &mut self,
+        next: &dyn Session,
+        latent: (usize, usize),
+    ) -> Result<(), EngineError> {
+        let mut sizes = self.config.bindings();
+        sizes.extend(symbols::bindings([
+            (symbols::LATENT_ROWS, latent.0),
+            (symbols::LATENT_COLUMNS, latent.1),
+        ]));
+        for port in next.contract().state {
             if self.cache.contains_key(port.name) {
                 continue;
             }
             let dims = port.dims();
             let dims = dims.iter().map(|d| d.eval(&sizes).unwrap_or_default());
             let dims: Vec<usize> = dims.map(|n| n as usize).collect();
-            let dtype = port.dtype(recipe);
+            let dtype = port.dtype(next.recipe());
             let zeros = Tensor::zeros_in(&*self.memory, Class::Activations, dtype, &dims)?;
             self.cache.insert(port.name, zeros);
         }
@@ -86,23 +113,30 @@ impl Stream {
 
 /// Pixels to latents: the first frame, then four at a time.
 pub struct Encoder {
-    stream: Stream,
-    config: VaeConfig,
+    session: VaeSession,
 }
 
 impl Encoder {
+    /// Loads the graphs.
+    ///
     /// # Errors
-    /// A component that does not load.
+    /// A component is missing or does not load.
     pub fn load(
         backend: &dyn Backend,
-        options: Loading<'_>,
+        loading: &Loading,
         config: &VaeConfig,
     ) -> Result<Self, EngineError> {
-        let stream = Stream::load(backend, options, &vae::ENCODER_FIRST, &vae::ENCODER_NEXT)?;
-        Ok(Self {
-            stream,
-            config: config.clone(),
-        })
+        let contracts = (&vae::ENCODER_FIRST, &vae::ENCODER_NEXT);
+        let session = VaeSession::load(backend, loading, config, contracts)?;
+        Ok(Self { session })
+    }
+
+    /// Returns one for another video, on the same graphs. The two take turns.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self {
+            session: self.session.another(),
+        }
     }
 
     /// Encodes a whole video from scratch: frames `[3, H, W]` in [-1, 1] to `[1, Z, 1 + (T-1)/4, H/8, W/8]`. Frames beyond the last
@@ -114,7 +148,7 @@ impl Encoder {
         &mut self,
         frames: impl IntoIterator<Item = &'f Tensor>,
     ) -> Result<Tensor, EngineError> {
-        self.stream.started = false;
+        self.session.started = false;
         let mut parts = Vec::new();
         let mut chunk: Vec<&Tensor> = Vec::new();
         for frame in frames {
@@ -145,7 +179,7 @@ impl Encoder {
         } else {
             &vae::PIXELS_NEXT
         };
-        let mut out = self.stream.run(&self.config, latent, port, pixels.view())?;
+        let mut out = self.session.run(latent, port, pixels.view())?;
         Ok(out.take(&vae::LATENTS_OUT))
     }
 }
@@ -160,33 +194,40 @@ pub struct Frames {
 
 /// Latents to frames.
 pub struct Decoder {
-    stream: Stream,
-    config: VaeConfig,
+    session: VaeSession,
 }
 
 impl Decoder {
+    /// Loads the graphs.
+    ///
     /// # Errors
-    /// A component that does not load.
+    /// A component is missing or does not load.
     pub fn load(
         backend: &dyn Backend,
-        options: Loading<'_>,
+        loading: &Loading,
         config: &VaeConfig,
     ) -> Result<Self, EngineError> {
-        let stream = Stream::load(backend, options, &vae::DECODER_FIRST, &vae::DECODER_NEXT)?;
-        Ok(Self {
-            stream,
-            config: config.clone(),
-        })
+        let contracts = (&vae::DECODER_FIRST, &vae::DECODER_NEXT);
+        let session = VaeSession::load(backend, loading, config, contracts)?;
+        Ok(Self { session })
+    }
+
+    /// Returns one for another video, on the same graphs. The two take turns.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self {
+            session: self.session.another(),
+        }
     }
 
     /// Forgets everything: the next latent frame is a first one.
     pub fn reset(&mut self) {
-        self.stream.started = false;
+        self.session.started = false;
     }
 
     /// Feature caches by port name, for comparison with a reference.
     pub fn cache(&self) -> &FeatureCache {
-        &self.stream.cache
+        &self.session.cache
     }
 
     /// Decodes one latent frame `[1, Z, 1, H/8, W/8]`.
@@ -195,7 +236,7 @@ impl Decoder {
     /// A graph that fails.
     pub fn decode_one(&mut self, latent: View<'_>) -> Result<Frames, EngineError> {
         let size = (latent.shape()[3], latent.shape()[4]);
-        let mut out = self.stream.run(&self.config, size, &vae::LATENTS, latent)?;
+        let mut out = self.session.run(size, &vae::LATENTS, latent)?;
         Ok(Frames {
             pixels: out.take(&vae::FRAMES_NEXT),
             rgb: out.take(&vae::FRAMES_U8_NEXT),

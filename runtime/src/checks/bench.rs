@@ -1,25 +1,24 @@
 //! Times of every component at given sizes, on random tensors: what one call costs, without inputs, order or files. Compare with
 //! `scripts/reference/bench_torch.py`, which times the same cuts of the same checkpoint in PyTorch.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 
 use engines::backend::ort::Ort;
-use engines::backend::{Backend, EngineError, FeatureCache, LoadOptions, Session, State};
-use engines::components::{dit, speech, text, vae};
-use engines::contract::{Contract, DType, Port, Sizes, StateKind};
+use engines::backend::{Backend, EngineError, LoadOptions, NamedCall, Session};
+use engines::components::{dit, speech, symbols, text, vae};
+use engines::contract::Port;
 use engines::dim::Bindings;
-use engines::recipe::Recipe;
-use engines::tensor::{Element, Tensor};
-use half::{bf16, f16};
 
+use crate::checks::made_up;
+use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
 
 /// What to time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Request {
-    pub size: Size,
+    /// Sizes of the run that is timed, with its ring.
+    pub geometry: Geometry,
     /// Lanes of a denoising call.
     pub lanes: usize,
     /// Timed runs after one that is not; the median is told.
@@ -57,7 +56,7 @@ pub fn run(backend: &Ort, threads: usize, request: &Request) -> Result<Report, E
     let bench = Bench::new(backend, request);
     let mut rows = Vec::new();
     for tokens in PROMPTS {
-        let sizes = [("t", tokens)];
+        let sizes = [(symbols::SEQUENCE, tokens)];
         rows.push(bench.time(
             format!("text encoder, {tokens} tokens"),
             &[text::ENCODER.name.to_owned()],
@@ -74,7 +73,7 @@ pub fn run(backend: &Ort, threads: usize, request: &Request) -> Result<Report, E
     rows.push(bench.time(
         "speech encoder, 5 s".to_owned(),
         &speech_encoder,
-        &[("t", frames), ("r", frames)],
+        &[(symbols::SEQUENCE, frames), (symbols::SEQUENCE_ROWS, frames)],
     )?);
     rows.push(bench.time(
         "audio adapter, 1 block".to_owned(),
@@ -99,7 +98,7 @@ pub fn run(backend: &Ort, threads: usize, request: &Request) -> Result<Report, E
     rows.push(bench.time(
         "DiT sink prefill".to_owned(),
         &sink.collect::<Vec<_>>(),
-        &[("B", 1)],
+        &[(symbols::LANES, 1)],
     )?);
     let denoise = [dit::EMBED.name.to_owned()]
         .into_iter()
@@ -108,7 +107,7 @@ pub fn run(backend: &Ort, threads: usize, request: &Request) -> Result<Report, E
     let what = format!("DiT call, {} lanes, full ring", request.lanes);
     rows.push(bench.time(what, &denoise.collect::<Vec<_>>(), &[])?);
     Ok(Report {
-        size: request.size,
+        size: request.geometry.size,
         lanes: request.lanes,
         threads,
         rows,
@@ -125,30 +124,8 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(backend: &'a Ort, request: &Request) -> Self {
         let config = backend.models().config();
-        let (h, w) = request.size.tokens();
-        let (latent_h, latent_w) = request.size.latent();
-        let ring = 4 * config.dit.block_frames * h * w;
-        let mut sizes = config.dit.bindings();
-        for more in [
-            config.vae.bindings(),
-            config.text.bindings(),
-            config.speech.bindings(),
-        ] {
-            sizes.extend(more);
-        }
-        let own = [
-            ("h", h),
-            ("w", w),
-            ("H", latent_h),
-            ("W", latent_w),
-            ("S", ring),
-            ("C", config.dit.sink_tokens(h, w)),
-            ("B", request.lanes),
-            ("G", 1),
-            ("A", 1),
-        ];
-        sizes.extend(own.map(|(k, v)| (k.to_owned(), v as i64)));
-        sizes.insert("s".to_owned(), SPEECH_SAMPLES as i64);
+        let mut sizes = request.geometry.bindings(config, request.lanes);
+        sizes.extend(symbols::bindings([(symbols::SAMPLES, SPEECH_SAMPLES)]));
         Self {
             backend,
             config,
@@ -168,10 +145,8 @@ impl<'a> Bench<'a> {
         all.extend(sizes.iter().map(|&(k, v)| (k.to_owned(), v)));
         let mut parts = Vec::new();
         for name in components {
-            parts.push(Part::new(
-                self.backend.load(name, &LoadOptions::default())?,
-                &all,
-            ));
+            let session = self.backend.load(name, &LoadOptions::default())?;
+            parts.push(Part::new(self.backend, session, &all)?);
         }
         let mut times = Vec::new();
         for _ in 0..=self.runs {
@@ -192,101 +167,34 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// One loaded component and tensors of the wanted sizes.
+/// One loaded component and a call of the wanted sizes.
 struct Part {
     session: Box<dyn Session>,
-    inputs: Vec<(&'static Port, Tensor)>,
-    state: BTreeMap<&'static str, Tensor>,
+    call: NamedCall,
 }
 
 impl Part {
-    fn new(session: Box<dyn Session>, sizes: &Bindings) -> Self {
-        let contract: &'static Contract = session.contract();
-        let recipe = session.recipe();
-        let state = if contract.state_kind == StateKind::Produce {
-            &[][..]
-        } else {
-            contract.state
-        };
-        Self {
-            inputs: contract
-                .inputs
-                .iter()
-                .map(|p| (p, filled(p, recipe, sizes)))
-                .collect(),
-            state: state
-                .iter()
-                .map(|p| (p.name, filled(p, recipe, sizes)))
-                .collect(),
-            session,
-        }
+    fn new(
+        backend: &Ort,
+        session: Box<dyn Session>,
+        sizes: &Bindings,
+    ) -> Result<Self, EngineError> {
+        let keys = sizes[symbols::SINK_TOKENS] + sizes[symbols::RING_TOKENS];
+        let (contract, recipe) = (session.contract(), session.recipe());
+        let ports = contract.graph_inputs();
+        let made = |p: &Port| (p.name.to_owned(), made_up::for_port(p, recipe, sizes, keys, 1));
+        let call = NamedCall::new(&*session, ports.map(made).collect())?;
+        let call = call.with_state_in(&**backend.memory())?;
+        Ok(Self { session, call })
     }
 
-    /// Milliseconds of one run.
+    /// Runs once and returns the milliseconds.
     fn run(&mut self) -> Result<f64, EngineError> {
-        let inputs: Vec<_> = self.inputs.iter().map(|(p, t)| (*p, t.view())).collect();
-        let mut cache = FeatureCache::new();
-        let state = match self.session.contract().state_kind {
-            StateKind::InPlace => State::InPlace(
-                self.state
-                    .iter_mut()
-                    .map(|(n, t)| (*n, t.view_mut()))
-                    .collect(),
-            ),
-            StateKind::Replace if !self.state.is_empty() => {
-                cache.extend(self.state.iter().map(|(n, t)| (*n, t.clone())));
-                State::Replace(&mut cache)
-            }
-            _ => State::None,
-        };
+        // State goes on from call to call, as in a video.
         let start = Instant::now();
-        self.session.run(&inputs, state)?;
+        self.call.run(&mut *self.session)?;
         Ok(start.elapsed().as_secs_f64() * 1e3)
     }
-}
-
-/// A tensor of the port's shape: floats of about unit variance from a fixed sequence, whole numbers that mean a full ring.
-fn filled(port: &Port, recipe: Recipe, sizes: &Bindings) -> Tensor {
-    let shape: Vec<usize> = port
-        .dims()
-        .iter()
-        .map(|d| {
-            d.eval(sizes)
-                .and_then(|n| usize::try_from(n).ok())
-                .unwrap_or(1)
-        })
-        .collect();
-    let mut t = Tensor::zeros(port.dtype(recipe), &shape);
-    match port.dtype(recipe) {
-        DType::F32 => fill(&mut t, noise()),
-        DType::BF16 => fill(&mut t, noise().map(bf16::from_f32)),
-        DType::F16 => fill(&mut t, noise().map(f16::from_f32)),
-        DType::I64 => {
-            let value = match port.name {
-                n if n == dit::KV_LEN.name => sizes["C"] + sizes["S"],
-                n if n == dit::SLOT.name => 0,
-                _ => 3,
-            };
-            fill(&mut t, std::iter::repeat(value));
-        }
-        DType::U8 | DType::Bool => {}
-    }
-    t
-}
-
-fn fill<E: Element>(t: &mut Tensor, values: impl Iterator<Item = E>) {
-    let all = t.as_mut_slice::<E>().iter_mut().zip(values);
-    all.for_each(|(x, v)| *x = v);
-}
-
-/// Uniform with variance 1, always the same.
-fn noise() -> impl Iterator<Item = f32> {
-    let next = |state: &u64| {
-        let state = state.wrapping_mul(6_364_136_223_846_793_005);
-        Some(state.wrapping_add(1_442_695_040_888_963_407))
-    };
-    let states = std::iter::successors(Some(0x9e37_79b9_7f4a_7c15_u64), next).skip(1);
-    states.map(|s| ((s >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 12f32.sqrt())
 }
 
 impl fmt::Display for Report {
@@ -307,36 +215,5 @@ impl fmt::Display for Report {
             )?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_of_every_recipe_are_filled_with_the_same_noise() {
-        let sizes: Bindings = [
-            ("B", 2),
-            ("h", 4),
-            ("w", 4),
-            ("F", 3),
-            ("D", 8),
-            ("C", 40),
-            ("S", 96),
-        ]
-        .map(|(k, v)| (k.to_owned(), v))
-        .into();
-        let made = |recipe| filled(&dit::HIDDEN, recipe, &sizes);
-        let (single, half) = (made(Recipe::Fp32), made(Recipe::Bf16));
-        assert_eq!((single.dtype(), half.dtype()), (DType::F32, DType::BF16));
-        assert_eq!(single.shape(), half.shape());
-        let values = single.as_slice::<f32>();
-        let power = values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32;
-        assert!((power - 1.0).abs() < 0.2, "{power} of {}", values.len());
-        let rounded = values.iter().map(|&v| bf16::from_f32(v));
-        assert!(rounded.eq(half.as_slice::<bf16>().iter().copied()));
-        let keys = filled(&dit::KV_LEN, Recipe::Bf16, &sizes);
-        assert_eq!(keys.as_slice::<i64>(), [136, 136]);
     }
 }

@@ -4,20 +4,18 @@
 use std::fmt;
 
 use engines::backend::ort::{Ort, Runtime};
-use engines::backend::{
-    Backend, Elsewhere, EngineError, FeatureCache, LoadOptions, Session, State,
-};
-use engines::components::{dit, speech, text, vae};
-use engines::contract::{DType, NEXT, Port, Sizes, StateKind};
+use engines::backend::{Backend, Elsewhere, EngineError, LoadOptions, Session, run_named};
+use engines::components::{dit, speech, symbols, text, vae};
+use engines::contract::{DType, NEXT, Port, StateKind};
 use engines::dim::Bindings;
 use engines::error_kind::ErrorKind;
 use engines::manifest::{ModelConfig, Models};
 use engines::recipe::Recipe;
 use engines::tensor::Tensor;
-
-use crate::checks::synthetic::host;
-use crate::numbers::size::Size;
 use engines::tensor_file::Tensors;
+
+use crate::checks::made_up;
+use crate::numbers::geometry::Geometry;
 
 /// One output of one component.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -86,18 +84,19 @@ pub fn run(
     device: &Ort,
     host: &Runtime,
     models: Models,
-    size: Size,
+    geometry: &Geometry,
 ) -> Result<Report, EngineError> {
     let cpu = Ort::with(models, host.clone());
     let recipe = device.recipe();
     let tolerance = tolerance(recipe);
     let (mut rows, mut elsewhere) = (Vec::new(), Vec::new());
-    for (component, sizes) in components(device.models().config(), size) {
+    for (component, sizes) in components(device.models().config(), geometry) {
         let mut theirs = load(&cpu, &component)?;
-        let inputs = Inputs::new(&*theirs, &sizes);
-        let wanted = inputs.run(&mut *theirs, &cpu)?;
+        let inputs = inputs(&*theirs, &sizes);
+        let in_place = theirs.contract().state_kind == StateKind::InPlace;
+        let wanted = run_named(&mut *theirs, &**cpu.memory(), inputs.clone())?;
         let ran = load(device, &component).and_then(|mut ours| {
-            let found = inputs.run(&mut *ours, device)?;
+            let found = run_named(&mut *ours, &**device.memory(), inputs.clone())?;
             Ok((found, ours.elsewhere().to_vec()))
         });
         // One component that the device cannot run hides none of the others.
@@ -120,8 +119,8 @@ pub fn run(
         };
         for (output, want) in &wanted {
             let mut difference = difference(&found[output], want);
-            let ring = output.strip_suffix(NEXT).filter(|_| inputs.in_place);
-            let kept = |ring| untouched(&inputs.ring(ring), &found[output], &written(&sizes));
+            let ring = output.strip_suffix(NEXT).filter(|_| in_place);
+            let kept = |ring: &str| untouched(&inputs[ring], &found[output], &written(&sizes));
             if ring.is_some_and(|ring| !kept(ring)) {
                 difference = f64::INFINITY;
             }
@@ -150,28 +149,13 @@ fn load(backend: &Ort, component: &str) -> Result<Box<dyn Session>, EngineError>
 }
 
 /// Every component once (of layers one of each kind), with sizes for its symbols.
-fn components(c: &ModelConfig, size: Size) -> Vec<(String, Bindings)> {
-    let (h, w) = size.tokens();
-    let (latent_h, latent_w) = size.latent();
-    let mut all = c.dit.bindings();
-    for more in [c.vae.bindings(), c.text.bindings(), c.speech.bindings()] {
-        all.extend(more);
-    }
-    let own = [
-        ("h", h),
-        ("w", w),
-        ("H", latent_h),
-        ("W", latent_w),
-        ("S", 4 * c.dit.block_frames * h * w),
-        ("C", c.dit.sink_tokens(h, w)),
-        ("B", 2),
-        ("G", 1),
-        ("A", 1),
-        ("s", 8_000),
-        ("t", 24),
-        ("r", 24),
-    ];
-    all.extend(own.map(|(k, v)| (k.to_owned(), v as i64)));
+fn components(c: &ModelConfig, geometry: &Geometry) -> Vec<(String, Bindings)> {
+    let mut all = geometry.bindings(c, 2);
+    all.extend(symbols::bindings([
+        (symbols::SAMPLES, 8_000),
+        (symbols::SEQUENCE, 24),
+        (symbols::SEQUENCE_ROWS, 24),
+    ]));
     let inject = &c.dit.audio_inject_layers;
     let mut layers: Vec<usize> = inject.first().copied().into_iter().collect();
     layers.extend((0..c.dit.layers).find(|l| !inject.contains(l)));
@@ -198,85 +182,29 @@ fn components(c: &ModelConfig, size: Size) -> Vec<(String, Bindings)> {
     names.map(|n| (n, all.clone())).collect()
 }
 
-/// Made-up inputs and state of one component.
-struct Inputs {
-    inputs: Vec<(&'static Port, Tensor)>,
-    state: Vec<(&'static Port, Tensor)>,
-    in_place: bool,
-}
-
-impl Inputs {
-    fn new(session: &dyn Session, sizes: &Bindings) -> Self {
-        let (contract, recipe) = (session.contract(), session.recipe());
-        let made = |(port, seed): (&'static Port, u64)| (port, made_up(port, recipe, sizes, seed));
-        let state = match contract.state_kind {
-            StateKind::Produce => &[][..],
-            _ => contract.state,
-        };
-        Self {
-            inputs: contract.inputs.iter().zip(1..).map(made).collect(),
-            state: state.iter().zip(100..).map(made).collect(),
-            in_place: contract.state_kind == StateKind::InPlace,
-        }
-    }
-
-    /// Outputs and next states, on the host.
-    fn run(&self, session: &mut dyn Session, backend: &Ort) -> Result<Tensors, EngineError> {
-        let inputs: Vec<_> = self.inputs.iter().map(|(p, t)| (*p, t.view())).collect();
-        let mut state: FeatureCache = self
-            .state
-            .iter()
-            .map(|(p, t)| (p.name, t.clone()))
-            .collect();
-        let bound = match session.contract().state_kind {
-            _ if session.contract().state.is_empty() => State::None,
-            StateKind::InPlace => {
-                let views = state.iter_mut().map(|(n, t)| (*n, t.view_mut()));
-                State::InPlace(views.collect())
-            }
-            StateKind::Replace | StateKind::Produce => State::Replace(&mut state),
-        };
-        let mut outputs = session.run(&inputs, bound)?.into_inner();
-        outputs.extend(state.into_iter().map(|(n, t)| (format!("{n}{NEXT}"), t)));
-        let here = |(name, t): (String, Tensor)| {
-            let t = match t.place() {
-                engines::memory::Place::Host => t,
-                _ => t.into_host(&**backend.memory())?,
-            };
-            Ok((name, t))
-        };
-        outputs.into_iter().map(here).collect()
-    }
-
-    fn ring(&self, name: &str) -> Tensor {
-        let found = self.state.iter().find(|(p, _)| p.name == name);
-        found.expect("a state of the contract").1.clone()
-    }
+/// Makes the inputs and the state of one call, by port. Attention sees two blocks, or one where the
+/// ring holds no more.
+fn inputs(session: &dyn Session, sizes: &Bindings) -> Tensors {
+    let (contract, recipe) = (session.contract(), session.recipe());
+    let block = written(sizes).end as i64;
+    let seen = (2 * block).min(sizes[symbols::RING_TOKENS]);
+    let keys = sizes[symbols::SINK_TOKENS] + seen;
+    let ports = contract.graph_inputs().zip(1..);
+    let made = |(p, seed): (&Port, u64)| {
+        (p.name.to_owned(), made_up::for_port(p, recipe, sizes, keys, seed))
+    };
+    ports.map(made).collect()
 }
 
 /// Rows of a head that the call writes.
 fn written(sizes: &Bindings) -> std::ops::Range<usize> {
-    let block = sizes["F"] * sizes["h"] * sizes["w"];
+    let factors = [
+        symbols::BLOCK_FRAMES,
+        symbols::TOKEN_ROWS,
+        symbols::TOKEN_COLUMNS,
+    ];
+    let block: i64 = factors.map(|s| sizes[s]).iter().product();
     0..usize::try_from(block).unwrap_or(0)
-}
-
-/// Floats of variance 1; whole numbers that mean the first slot of a ring with two blocks in it.
-fn made_up(port: &Port, recipe: Recipe, sizes: &Bindings, seed: u64) -> Tensor {
-    let dims = port.dims();
-    let size = |d: &engines::dim::Dim| d.eval(sizes).and_then(|n| usize::try_from(n).ok());
-    let shape: Vec<usize> = dims.iter().map(|d| size(d).unwrap_or(1)).collect();
-    let dtype = port.dtype(recipe);
-    if dtype != DType::I64 {
-        return host(dtype, &shape, seed);
-    }
-    let mut t = Tensor::zeros(dtype, &shape);
-    let value = match port.name {
-        n if n == dit::KV_LEN.name => sizes["C"] + 2 * sizes["F"] * sizes["h"] * sizes["w"],
-        n if n == dit::SLOT.name => 0,
-        _ => 3,
-    };
-    t.as_mut_slice::<i64>().fill(value);
-    t
 }
 
 fn floats(t: &Tensor) -> Vec<f64> {

@@ -24,8 +24,10 @@ use half::bf16;
 
 use crate::chain::call::{Anchor, BlockAudio, Lane, LayerCondition, Placed, Tables};
 use crate::numbers::geometry::Geometry;
-use crate::chain::stage::{Site, Stage};
-use crate::commands::error::Error;
+use crate::chain::stage::{Site, Stage, StageState};
+use crate::checks::made_up;
+use crate::checks::error::CheckError;
+use crate::generate::error::GenerateError;
 use crate::numbers::size::Size;
 use crate::placement::plan::{MIN_SLOTS, Residency, Rings, StageSpec};
 use crate::placement::wavefront::Item;
@@ -34,14 +36,13 @@ use crate::planner::work::Work;
 use engines::backend::plain;
 use engines::device::Device;
 
-/// Video frames of a clip: four blocks, the ring that the published model has.
-const INFER_FRAMES: usize = 48;
 /// Left free under a cap for what ONNX Runtime and the driver take beside the budget's own counts.
 const HEADROOM: u64 = 256 << 20;
 
 /// What to time.
-#[derive(Clone, Debug)]
-pub struct Request {
+pub struct Request<'a> {
+    /// Sizes of the run for a model.
+    pub geometry: &'a dyn Fn(&DitConfig) -> Result<Geometry, GenerateError>,
     /// Folder that `avatar-export graphs` made.
     pub graphs: PathBuf,
     pub device: Device,
@@ -119,32 +120,32 @@ pub struct Report {
 }
 
 /// Opens the device with a budget of so many bytes, or without one.
-pub type Opener<'a> = &'a dyn Fn(Option<u64>) -> Result<Runtime, Error>;
+pub type Opener<'a> = &'a dyn Fn(Option<u64>) -> Result<Runtime, EngineError>;
 
 /// Times the transformer on a device.
 ///
 /// # Errors
 /// Graphs or a device that cannot be used; less memory than needed; an offload cap that not even the streaming slots fit.
-pub fn run(request: &Request, open: Opener<'_>) -> Result<Report, Error> {
+pub fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, CheckError> {
     let before = smi(request.device);
     let set = GraphSet::open(&request.graphs)?;
     let mut model = set.config.dit.clone();
     model.layers = request.layers.unwrap_or(model.layers);
     model.audio_inject_layers.retain(|l| *l < model.layers);
-    let geometry = Geometry::new(&model, request.size, INFER_FRAMES)?;
+    let geometry = (request.geometry)(&model)?;
     let (product, rows, memory) = {
         let runtime = open(None)?;
         let product = product(&runtime, &set, request)?;
-        let bench = Bench::new(runtime, &set, &model, &geometry, request)?;
+        let bench = OnDevice::new(runtime, &set, &model, &geometry, request)?;
         let (rows, mut memory) = bench.resident(&product)?;
         memory.smi_before = before;
         (product, rows, memory)
     };
     let offload = request.offload.map(|budget| {
-        let bench = Bench::new(open(Some(budget))?, &set, &model, &geometry, request)?;
+        let bench = OnDevice::new(open(Some(budget))?, &set, &model, &geometry, request)?;
         let mut offload = bench.offload(budget, &rows, &memory)?;
         offload.memory.smi_before = before;
-        Ok::<_, Error>(offload)
+        Ok::<_, CheckError>(offload)
     });
     Ok(Report {
         device: request.device,
@@ -159,12 +160,12 @@ pub fn run(request: &Request, open: Opener<'_>) -> Result<Report, Error> {
 }
 
 /// One matrix product, timed.
-fn product(runtime: &Runtime, set: &GraphSet, request: &Request) -> Result<Product, EngineError> {
+fn product(runtime: &Runtime, set: &GraphSet, request: &Request<'_>) -> Result<Product, EngineError> {
     let side = request.matmul;
     let (mut session, _) = runtime.open(&set.file(&request.graphs, &probe::MATMUL))?;
     let memory = &**runtime.memory();
     let square = |seed| {
-        made_up(
+        made_up::on_device(
             memory,
             Class::Activations,
             set.recipe.compute(),
@@ -189,27 +190,27 @@ fn product(runtime: &Runtime, set: &GraphSet, request: &Request) -> Result<Produ
 }
 
 /// One opened device and the model that is timed on it.
-struct Bench<'a> {
-    backend: Synthetic<'a>,
+struct OnDevice<'a> {
+    backend: Arc<Synthetic>,
     model: &'a DitConfig,
     /// The set's sizes with this model's.
     config: ModelConfig,
     geometry: &'a Geometry,
-    request: &'a Request,
+    request: &'a Request<'a>,
     host: Arc<Ledger>,
 }
 
-impl<'a> Bench<'a> {
+impl<'a> OnDevice<'a> {
     fn new(
         runtime: Runtime,
         set: &'a GraphSet,
         model: &'a DitConfig,
         geometry: &'a Geometry,
-        request: &'a Request,
-    ) -> Result<Self, Error> {
+        request: &'a Request<'a>,
+    ) -> Result<Self, CheckError> {
         let host = Ledger::new("host", u64::MAX);
         Ok(Self {
-            backend: Synthetic::new(runtime, set, model, request, &host)?,
+            backend: Arc::new(Synthetic::new(runtime, set, model, request, &host)?),
             model,
             config: ModelConfig {
                 dit: model.clone(),
@@ -229,19 +230,23 @@ impl<'a> Bench<'a> {
         self.request.lanes.iter().copied().max().unwrap_or(1)
     }
 
-    fn stage(&self, residency: Residency) -> Result<Stage<'_>, Error> {
+    /// Loads the model as one stage, and begins a run on it.
+    fn stage(&self, residency: Residency) -> Result<(Stage, StageState), CheckError> {
         let steps = self.most_lanes();
         let spec = StageSpec {
             residency,
             ..StageSpec::whole(self.model.layers, steps)
         };
-        let mut site = Site::alone(&self.backend, self.model, self.geometry, steps, &plain);
+        let backend: Arc<dyn Backend> = Arc::<Synthetic>::clone(&self.backend);
+        let mut site = Site::alone(backend, self.model, steps, plain());
         site.host = Arc::clone(&self.host);
-        Ok(Stage::load(site, &spec)?)
+        let mut stage = Stage::load(site, &spec)?;
+        let state = stage.begin(self.geometry)?;
+        Ok((stage, state))
     }
 
     /// Everything on the device: a row for each number of lanes.
-    fn resident(&self, product: &Product) -> Result<(Vec<Row>, MemoryUse), Error> {
+    fn resident(&self, product: &Product) -> Result<(Vec<Row>, MemoryUse), CheckError> {
         let mut stage = self.stage(Residency::default())?;
         let anchor = self.anchor()?;
         let work = Work::new(
@@ -280,7 +285,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Under a cap: as many layers resident as fit beside the slots, the rings on the host.
-    fn offload(&self, budget: u64, rows: &[Row], resident: &MemoryUse) -> Result<Offload, Error> {
+    fn offload(&self, budget: u64, rows: &[Row], resident: &MemoryUse) -> Result<Offload, CheckError> {
         let lanes = self.most_lanes();
         let resident_layers = self.resident_layers(budget, resident)?;
         let residency = Residency {
@@ -312,7 +317,7 @@ impl<'a> Bench<'a> {
     }
 
     /// What is left of the budget after what the resident run needed besides weights and rings, in layers.
-    fn resident_layers(&self, budget: u64, resident: &MemoryUse) -> Result<usize, Error> {
+    fn resident_layers(&self, budget: u64, resident: &MemoryUse) -> Result<usize, CheckError> {
         let of = |class: Class| {
             resident
                 .by_class
@@ -341,13 +346,13 @@ impl<'a> Bench<'a> {
     /// Median and least milliseconds of a call of `lanes` lanes with a full ring.
     fn time(
         &self,
-        stage: &mut Stage<'_>,
+        (stage, state): &mut (Stage, StageState),
         anchor: &Arc<Anchor>,
         lanes: usize,
-    ) -> Result<(f64, f64), Error> {
+    ) -> Result<(f64, f64), CheckError> {
         let g = self.geometry;
         let tables = Tables::new(g.clone(), self.most_lanes())?;
-        let latents = host(DType::F32, &g.latents_shape(g.block_frames), 3);
+        let latents = made_up::tensor(DType::F32, &g.latents_shape(g.block_frames), 3);
         let audio = self.audio();
         // The newest block of a wave is the first step's; with the ring full before it.
         let lane = |step: usize| Lane {
@@ -365,7 +370,7 @@ impl<'a> Bench<'a> {
         for _ in 0..self.request.runs + 2 {
             let mut call = tables.call(&items, Arc::clone(anchor));
             let began = Instant::now();
-            stage.denoise(&mut call, &|| false)?;
+            stage.denoise(state, &mut call, &|| false)?;
             times.push(began.elapsed().as_secs_f64() * 1e3);
         }
         Ok(middle(times.split_off(2)))
@@ -375,18 +380,18 @@ impl<'a> Bench<'a> {
         let (c, (h, w)) = (self.model, self.geometry.tokens);
         let (frames, tokens) = (c.block_frames, c.audio.tokens);
         BlockAudio {
-            global: host(DType::F32, &[1, 1, frames, c.dim], 4),
-            local: host(DType::F32, &[1, 1, frames, tokens, c.dim], 5),
-            mask: host(DType::F32, &[1, 1, frames, h * w], 6),
+            global: made_up::tensor(DType::F32, &[1, 1, frames, c.dim], 4),
+            local: made_up::tensor(DType::F32, &[1, 1, frames, tokens, c.dim], 5),
+            mask: made_up::tensor(DType::F32, &[1, 1, frames, h * w], 6),
         }
     }
 
     /// Keys and values of the sink and of the text, each layer's its own.
-    fn anchor(&self) -> Result<Arc<Anchor>, Error> {
+    fn anchor(&self) -> Result<Arc<Anchor>, CheckError> {
         let (c, dtype) = (self.model, self.backend.recipe().compute());
         let made = |tokens: usize, seed: u64| {
             let shape = [1, c.heads, tokens, c.head_dim()];
-            made_up(self.memory(), Class::Condition, dtype, &shape, seed)
+            made_up::on_device(self.memory(), Class::Condition, dtype, &shape, seed)
         };
         let layer = |l: usize| {
             let (seed, sink) = (4 * l as u64, self.geometry.sink_tokens);
@@ -421,22 +426,23 @@ impl<'a> Bench<'a> {
 }
 
 /// A backend whose weights are made up: one host copy for each kind of layer stands for every layer of the kind.
-struct Synthetic<'a> {
+struct Synthetic {
     runtime: Runtime,
-    set: &'a GraphSet,
-    request: &'a Request,
-    model: &'a DitConfig,
+    set: GraphSet,
+    /// Folder of the graphs.
+    graphs: PathBuf,
+    model: DitConfig,
     layers: BTreeMap<&'static str, HostWeights>,
 }
 
-impl<'a> Synthetic<'a> {
+impl Synthetic {
     fn new(
         runtime: Runtime,
-        set: &'a GraphSet,
-        model: &'a DitConfig,
-        request: &'a Request,
+        set: &GraphSet,
+        model: &DitConfig,
+        request: &Request<'_>,
         ledger: &Arc<Ledger>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, CheckError> {
         let mut layers = BTreeMap::new();
         for contract in [&dit::LAYER, &dit::LAYER_AUDIO] {
             let hears = |l: usize| model.audio_inject_layers.contains(&l);
@@ -457,9 +463,9 @@ impl<'a> Synthetic<'a> {
         }
         Ok(Self {
             runtime,
-            set,
-            request,
-            model,
+            set: set.clone(),
+            graphs: request.graphs.clone(),
+            model: model.clone(),
             layers,
         })
     }
@@ -486,7 +492,7 @@ impl<'a> Synthetic<'a> {
     }
 }
 
-impl Backend for Synthetic<'_> {
+impl Backend for Synthetic {
     fn memory(&self) -> &Arc<dyn Memory> {
         self.runtime.memory()
     }
@@ -498,7 +504,7 @@ impl Backend for Synthetic<'_> {
     fn load(&self, component: &str, _: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
         let file = self
             .set
-            .file(&self.request.graphs, self.contract(component));
+            .file(&self.graphs, self.contract(component));
         let (mut session, ports) = self.runtime.open(&file)?;
         let memory = &**self.memory();
         let weights = ports.iter().zip(1..).map(|(p, seed)| {
@@ -516,7 +522,7 @@ impl Backend for Synthetic<'_> {
     ) -> Result<Box<dyn Session>, EngineError> {
         let file = self
             .set
-            .file(&self.request.graphs, self.contract(component));
+            .file(&self.graphs, self.contract(component));
         Ok(self.runtime.open(&file)?.0)
     }
 
@@ -529,58 +535,13 @@ impl Backend for Synthetic<'_> {
 /// A weight that keeps activations finite: norms are 1, matrices about 1 / sqrt(columns), the rest small.
 fn weight(port: &WeightPort, seed: u64) -> Tensor {
     if port.shape.len() == 1 && port.name.contains("norm") && port.name.ends_with("weight") {
-        return filled(port.dtype, &port.shape, |_| 1.0);
+        return made_up::filled(port.dtype, &port.shape, |_| 1.0);
     }
     let columns = port.shape.first().copied().unwrap_or(1).max(64);
     let scale = (columns as f32).sqrt().recip();
-    let chunk = chunk(seed);
-    filled(port.dtype, &port.shape, |i| scale * chunk[i % chunk.len()])
-}
-
-/// Numbers of variance 1, the same for the same seed, on the host.
-pub(crate) fn host(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
-    let chunk = chunk(seed);
-    filled(dtype, shape, |i| chunk[i % chunk.len()])
-}
-
-/// Made up, in a device's memory.
-fn made_up(
-    memory: &dyn Memory,
-    class: Class,
-    dtype: DType,
-    shape: &[usize],
-    seed: u64,
-) -> Result<Tensor, MemoryError> {
-    host(dtype, shape, seed).copied_to(memory, class)
-}
-
-fn filled(dtype: DType, shape: &[usize], value: impl Fn(usize) -> f32) -> Tensor {
-    let mut t = Tensor::zeros(dtype, shape);
-    match dtype {
-        DType::F32 => {
-            let data = t.as_mut_slice::<f32>().iter_mut().enumerate();
-            data.for_each(|(i, x)| *x = value(i));
-        }
-        DType::BF16 => {
-            let data = t.as_mut_slice::<bf16>().iter_mut().enumerate();
-            data.for_each(|(i, x)| *x = bf16::from_f32(value(i)));
-        }
-        _ => {}
-    }
-    t
-}
-
-/// Numbers of variance 1 from a fixed sequence; a prime count, so that rows of a matrix differ.
-fn chunk(seed: u64) -> Vec<f32> {
-    const COUNT: usize = 65_521;
-    let mut state = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 12f32.sqrt()
-    };
-    (0..COUNT).map(|_| next()).collect()
+    let numbers = made_up::numbers(seed);
+    let value = |i| scale * numbers[i % numbers.len()];
+    made_up::filled(port.dtype, &port.shape, value)
 }
 
 /// Median and least.

@@ -2,7 +2,7 @@
 //! compared under the folder's own tolerance. Nothing here knows a size; the folder's manifest says what there is. The control run puts one
 //! fault into each component and demands that a check notices.
 
-mod bench;
+mod checkup;
 mod chain;
 mod compare;
 mod control;
@@ -15,16 +15,16 @@ mod set;
 mod sheet;
 mod vae;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engines::error_kind::ErrorKind;
 use engines::manifest::Models;
 
-use crate::chain::events::{Cancel, Event, Observer};
-use crate::commands::error::Error;
-use crate::generate::Engine;
-use engines::backend::Loading;
+use crate::chain::error::ChainError;
+use crate::chain::events::{Cancel, Event, Observer, Phase};
+use crate::checks::error::CheckError;
+use engines::backend::{Backend, Loading, plain};
 use engines::tensor_file::TensorFileError;
 
 pub use compare::Difference;
@@ -33,7 +33,7 @@ pub use report::Report;
 pub use set::{Set, Tolerance};
 pub use sheet::{Left, Results, Row};
 
-use bench::Bench;
+use checkup::Checkup;
 use sheet::{Focus, Sheet};
 
 /// Why a set cannot be used, or what it found.
@@ -72,7 +72,7 @@ pub enum VerifyError {
     Failed { failed: usize, rows: usize },
     #[error("{missed} of {faults} faults were not caught: these checks cannot fail")]
     Missed { missed: usize, faults: usize },
-    #[error("every one of {faults} faults was caught: verification fails, as a control run must")]
+    #[error("control run passed: all {faults} planted faults were detected (exit code 7 is expected)")]
     Caught { faults: usize },
 }
 
@@ -92,31 +92,6 @@ impl VerifyError {
     }
 }
 
-/// Flags of `verify`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Args {
-    /// Folder that `avatar-export onnx` made.
-    #[arg(long)]
-    pub models: PathBuf,
-    /// Golden folder: golden/manifest.json, golden/*.safetensors, inputs/.
-    #[arg(long, value_name = "DIR")]
-    pub golden: PathBuf,
-    /// Write every row, what was not checked and why, and the control's faults.
-    #[arg(long, value_name = "F.json")]
-    pub json: Option<PathBuf>,
-    /// Check these files of the set only, such as dit_blocks.
-    #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
-    pub only: Vec<String>,
-    /// Put a fault into each component in turn; every one must be caught.
-    #[arg(long)]
-    pub control: bool,
-    /// Leave out the runs from files to frames.
-    #[arg(long = "skip-e2e")]
-    pub skip_e2e: bool,
-    #[command(flatten)]
-    pub on: crate::commands::device_args::DeviceArgs,
-}
-
 /// What is checked.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
@@ -126,74 +101,54 @@ pub struct Request {
     pub skip_e2e: bool,
 }
 
-/// Runs `verify`: opens both folders, checks, writes the table to `out` and the JSON file.
-///
-/// # Errors
-/// A folder or set that cannot be used; [`VerifyError::Failed`] when a check fails. A control run always ends in an error:
-/// [`VerifyError::Caught`] when every fault was noticed, as it must be, else [`VerifyError::Missed`].
-pub fn command(
-    args: &Args,
-    out: &mut dyn Write,
-    observer: &dyn Observer,
-    cancel: &Cancel,
-) -> Result<(), Error> {
-    let set = Set::open(&args.golden)?;
-    observer.event(&Event::Phase("opening the models"));
-    let backend = args.on.open(&args.models)?;
-    let request = Request {
-        only: args.only.clone(),
-        control: args.control,
-        skip_e2e: args.skip_e2e,
-    };
-    let engine = Engine::new(backend.models(), &backend);
-    let report = run(&engine, &set, &request, observer, cancel)?;
-    let written = out.write_all(report.to_string().as_bytes());
-    written.map_err(|source| Error::Write {
-        path: "standard output".into(),
-        source,
-    })?;
-    if let Some(path) = &args.json {
-        write_whole(path, &report).map_err(|source| Error::Write {
-            path: path.clone(),
-            source,
-        })?;
-    }
-    report.verdict()?;
-    match args.control {
-        true => Err(VerifyError::Caught {
-            faults: report.faults.len(),
+/// The export that is checked: opened, on one device.
+#[derive(Clone)]
+pub struct Subject {
+    /// The export.
+    pub models: Models,
+    /// Loads and runs its components.
+    pub backend: Arc<dyn Backend>,
+    /// Taps and faults by component.
+    loading: Loading,
+}
+
+impl Subject {
+    /// The export `models`, which `backend` runs.
+    pub fn new(models: Models, backend: Arc<dyn Backend>) -> Self {
+        Self {
+            models,
+            backend,
+            loading: plain(),
         }
-        .into()),
-        false => Ok(()),
     }
 }
 
-/// Under a temporary name first: the final one never holds half a report.
-fn write_whole(path: &Path, report: &Report) -> std::io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    std::fs::write(&temporary, serde_json::to_vec_pretty(report)?)?;
-    std::fs::rename(&temporary, path)
+/// Writes a report as JSON. The file never holds half a report.
+///
+/// # Errors
+/// The path cannot be written.
+pub fn write_report(path: &Path, report: &Report) -> std::io::Result<()> {
+    let json = serde_json::to_vec_pretty(report)?;
+    engines::files::write_whole(path, &json)
 }
 
 /// Checks everything that `request` wants.
 ///
 /// # Errors
-/// A set of another model or without the wanted files; [`Error::Interrupted`]. A check that fails is no error, see [`Report::verdict`].
+/// A set of another model or without the wanted files; [`ChainError::Cancelled`]. A check that fails is no error, see [`Report::verdict`].
 pub fn run(
-    engine: &Engine<'_>,
+    subject: &Subject,
     set: &Set,
     request: &Request,
     observer: &dyn Observer,
     cancel: &Cancel,
-) -> Result<Report, Error> {
-    same_model(set, engine.models)?;
+) -> Result<Report, CheckError> {
+    same_model(set, &subject.models)?;
     let only = only(set, &request.only)?;
     let focus = |file: &str, _: &str| only.is_empty() || only.iter().any(|f| f == file);
     let begun = std::time::Instant::now();
     let (results, mut timings) = pass(
-        engine,
-        engine.options,
+        subject,
         set,
         &focus,
         request.skip_e2e,
@@ -203,12 +158,12 @@ pub fn run(
     let mut faults = Vec::new();
     if request.control {
         let sound = begun.elapsed().as_secs_f64();
-        faults = control::run(engine, set, &results, &focus, observer, cancel)?;
+        faults = control::run(subject, set, &results, &focus, observer, cancel)?;
         timings.push(("faults", begun.elapsed().as_secs_f64() - sound));
     }
     let mut report = Report::new(
         set,
-        engine.models,
+        &subject.models,
         results,
         timings,
         faults,
@@ -224,15 +179,14 @@ type Timings = Vec<(&'static str, f64)>;
 
 /// One pass of all checks over what `focus` wants.
 fn pass(
-    engine: &Engine<'_>,
-    options: Loading<'_>,
+    subject: &Subject,
     set: &Set,
     focus: Focus<'_>,
     skip_e2e: bool,
     observer: &dyn Observer,
     cancel: &Cancel,
-) -> Result<(Results, Timings), Error> {
-    type Group = fn(&Bench<'_>);
+) -> Result<(Results, Timings), CheckError> {
+    type Group = fn(&Checkup<'_>);
     let groups: [(&'static str, &'static str, Group); 5] = [
         ("media", "checking text, audio and picture", media::check),
         (
@@ -248,35 +202,29 @@ fn pass(
             if skip_e2e { chain::skip } else { chain::check },
         ),
     ];
-    let bench = Bench {
-        engine: Engine {
-            options,
-            ..engine.clone()
-        },
+    let checkup = Checkup {
+        subject,
         set,
-        sheet: Sheet::new(set, focus).of_recipe(engine.models.recipe()),
+        sheet: Sheet::new(set, focus).of_recipe(subject.models.recipe()),
         cancel,
     };
     let mut timings = Vec::new();
     for (name, phase, group) in groups {
-        if cancel.is_cancelled() {
-            return Err(Error::Interrupted {
-                frames: 0,
-                partial: None,
-            });
-        }
-        observer.event(&Event::Phase(phase));
+        unless_cancelled(cancel)?;
+        observer.event(&Event::Phase(Phase::Checking(phase)));
         let begun = std::time::Instant::now();
-        group(&bench);
+        group(&checkup);
         timings.push((name, begun.elapsed().as_secs_f64()));
     }
+    unless_cancelled(cancel)?;
+    Ok((checkup.sheet.finish(), timings))
+}
+
+fn unless_cancelled(cancel: &Cancel) -> Result<(), ChainError> {
     if cancel.is_cancelled() {
-        return Err(Error::Interrupted {
-            frames: 0,
-            partial: None,
-        });
+        return Err(ChainError::Cancelled);
     }
-    Ok((bench.sheet.finish(), timings))
+    Ok(())
 }
 
 /// A set of another checkpoint fails everywhere; one line says why.

@@ -6,18 +6,21 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use engines::components::dit::DitConfig;
 
 use crate::chain::decoders::Mode;
-use crate::checks::verify;
 use crate::commands::compat::Upstream;
 use crate::commands::device_args::DeviceArgs;
 use crate::commands::error::Error;
-use crate::generate::{Clips, Request};
+use crate::generate::error::GenerateError;
+use crate::generate::{Clips, OutputFiles, Request};
 use crate::media::mp4::Encoding;
 use crate::media::picture::Fit;
+use crate::numbers::geometry::Geometry;
 use crate::numbers::size::{Size, SizeMode};
-use crate::placement::devices::MemorySize;
+use crate::numbers::memory_size::MemorySize;
 use crate::placement::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
+use crate::placement::told::Told;
 
 /// One picture, speech and a prompt in; talking video out.
 #[derive(Debug, Parser)]
@@ -37,7 +40,7 @@ pub enum Command {
     /// Run one component of an export on tensors from a file.
     Exec(Exec),
     /// Check an export against a folder of reference tensors.
-    Verify(verify::Args),
+    Verify(Verify),
     /// Time every component of an export at a given size.
     Bench(Bench),
     /// Compare every component of an export on a device with the CPU.
@@ -211,6 +214,57 @@ pub struct Exec {
     pub on: DeviceArgs,
 }
 
+/// Flags of `verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Folder that `avatar-export onnx` made.
+    #[arg(long)]
+    pub models: PathBuf,
+    /// Golden folder: golden/manifest.json, golden/*.safetensors, inputs/.
+    #[arg(long, value_name = "DIR")]
+    pub golden: PathBuf,
+    /// Write every row, what was not checked and why, and the control's faults.
+    #[arg(long, value_name = "F.json")]
+    pub json: Option<PathBuf>,
+    /// Check these files of the set only, such as dit_blocks.
+    #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Put a fault into each component in turn; every one must be caught.
+    #[arg(long)]
+    pub control: bool,
+    /// Leave out the runs from files to frames.
+    #[arg(long = "skip-e2e")]
+    pub skip_e2e: bool,
+    #[command(flatten)]
+    pub on: DeviceArgs,
+}
+
+/// The run whose sizes are measured.
+#[derive(Debug, Args)]
+pub struct RunSizes {
+    /// Video frames of a clip, a multiple of 12.
+    #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
+    infer_frames: usize,
+    /// Blocks of 12 frames that attention sees back, as `generate` has them; a clip's by default.
+    #[arg(long = "ring-blocks", value_name = "N", value_parser = count)]
+    ring_blocks: Option<usize>,
+}
+
+impl RunSizes {
+    /// Returns the sizes of a run of `model` at exactly `size`.
+    ///
+    /// # Errors
+    /// A size, a length of a clip or a length of the ring cannot be used.
+    pub fn geometry(&self, model: &DitConfig, size: Size) -> Result<Geometry, GenerateError> {
+        let size = size.effective(SizeMode::Exact, size)?;
+        let geometry = Geometry::new(model, size, self.infer_frames)?;
+        Ok(match self.ring_blocks {
+            Some(blocks) => geometry.with_ring(blocks)?,
+            None => geometry,
+        })
+    }
+}
+
 /// Flags of `bench`.
 #[derive(Debug, Args)]
 pub struct Bench {
@@ -242,6 +296,8 @@ pub struct Bench {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub runs: u16,
     #[command(flatten)]
+    pub run: RunSizes,
+    #[command(flatten)]
     pub on: DeviceArgs,
     /// Print JSON: one object, or one for each number of lanes.
     #[arg(long)]
@@ -257,6 +313,8 @@ pub struct Parity {
     /// Width and height of the video.
     #[arg(long, value_name = "W*H", default_value = "128*64")]
     pub size: Size,
+    #[command(flatten)]
+    pub run: RunSizes,
     #[command(flatten)]
     pub on: DeviceArgs,
     /// Print one JSON object.
@@ -437,23 +495,18 @@ impl Generate {
             clips: self.num_clip,
             steps: self.sample_steps,
             infer_frames: self.infer_frames,
-            ring_blocks: self.ring_blocks,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
             mode,
-            placement: None,
-            stages: self.placement(),
-            lanes: self.lanes,
-            residency: self.residency(),
-            vae_device: self.vae_device,
-            device_memory: self.device_memory,
             replay: self.replay.clone(),
-            trace: self.trace.clone(),
-            contact_sheet: self.contact_sheet.clone(),
-            encoding: Encoding {
-                crf: self.crf,
-                ..Encoding::default()
+            files: OutputFiles {
+                video: self.path(),
+                encoding: Encoding {
+                    crf: self.crf,
+                    ..Encoding::default()
+                },
+                contact_sheet: self.contact_sheet.clone(),
+                trace: self.trace.clone(),
             },
-            out: self.path(),
         };
         Ok((request, notices))
     }
@@ -468,7 +521,19 @@ impl Generate {
         }
     }
 
-    fn placement(&self) -> Stages {
+    /// Returns the placement that the flags tell. A profile has none of these flags.
+    pub fn told(&self) -> Told {
+        Told {
+            stages: self.stages(),
+            lanes: self.lanes,
+            residency: self.residency(),
+            vae_device: self.vae_device,
+            device_memory: self.device_memory,
+            ring_blocks: self.ring_blocks,
+        }
+    }
+
+    fn stages(&self) -> Stages {
         let steps = self.num_gpus_dit.map(|n| Stages::Grid {
             layers: 1,
             steps: n.get(),
@@ -543,6 +608,10 @@ mod tests {
             .map_err(|e| format!("{e} (exit {})", e.kind().code()))
     }
 
+    fn told(more: &[&str]) -> Told {
+        read(more).unwrap().told()
+    }
+
     #[test]
     fn the_command_is_well_formed() {
         use clap::CommandFactory;
@@ -604,8 +673,8 @@ mod tests {
             ("704*384".to_owned(), 4, 48, 420, Clips::Auto)
         );
         assert_eq!(
-            (r.mode, r.stages, r.lanes, r.size_mode),
-            (Mode::Tpp, Stages::default(), Lanes::Auto, SizeMode::Exact)
+            (r.mode, r.size_mode, told(&["--out", "o.mp4"])),
+            (Mode::Tpp, SizeMode::Exact, Told::default())
         );
         assert!(notices.is_empty());
     }
@@ -618,19 +687,19 @@ mod tests {
                     --ckpt_dir ckpt/Wan2.2-S2V-14B/ --save_dir out";
         let words: Vec<&str> = line.split_whitespace().collect();
         let (r, notices) = request(&words).unwrap();
-        assert_eq!(
-            r.stages,
-            Stages::Grid {
+        let wanted = Told {
+            stages: Stages::Grid {
                 layers: 1,
-                steps: 4
-            }
-        );
+                steps: 4,
+            },
+            ..Told::default()
+        };
+        assert_eq!(told(&words), wanted);
         assert_eq!(
-            (r.clips, r.out),
+            (r.clips, r.files.video),
             (Clips::AtMost(10_000), PathBuf::from("out/i-a.mp4"))
         );
         assert_eq!(notices.len(), 5, "{notices:?}");
-        assert_eq!(r.residency, Residency::default());
         let error = request(&[&words[..], &["--fp8"]].concat()).unwrap_err();
         assert_eq!(
             error,
@@ -640,48 +709,49 @@ mod tests {
 
     #[test]
     fn modes_placements_and_seeds() {
-        type Check = fn(&Request) -> bool;
+        type Check = fn(&Request, &Told) -> bool;
         let cases: [(&[&str], Check); 13] = [
-            (&["--mode", "single"], |r| r.mode == Mode::Single),
-            (&["--single_gpu"], |r| r.mode == Mode::Single),
-            (&["--mode=single", "--enable-online-decode"], |r| {
+            (&["--mode", "single"], |r, _| r.mode == Mode::Single),
+            (&["--single_gpu"], |r, _| r.mode == Mode::Single),
+            (&["--mode=single", "--enable-online-decode"], |r, _| {
                 r.mode == Mode::SingleOnline
             }),
-            (&["--stages", "layers=2,steps=2"], |r| {
-                r.stages
+            (&["--stages", "layers=2,steps=2"], |_, t| {
+                t.stages
                     == Stages::Grid {
                         layers: 2,
                         steps: 2,
                     }
             }),
-            (&["--stages", "3:0-3/0-3"], |r| {
-                r.stages == Stages::List(vec![StageSpec::new(3, 0..4, 0..4)])
+            (&["--stages", "3:0-3/0-3"], |_, t| {
+                t.stages == Stages::List(vec![StageSpec::new(3, 0..4, 0..4)])
             }),
-            (&["--lanes", "1"], |r| r.lanes == Lanes::AtMost(1)),
-            (&["--offload_model", "True"], |r| {
-                r.residency.resident_layers == 0 && r.virtual_budget() == Some(u64::MAX)
+            (&["--lanes", "1"], |_, t| t.lanes == Lanes::AtMost(1)),
+            (&["--offload_model", "True"], |_, t| {
+                t.residency.resident_layers == 0 && t.virtual_budget() == Some(u64::MAX)
             }),
-            (&["--offload_model=False"], |r| {
-                r.residency == Residency::default() && r.virtual_budget().is_none()
+            (&["--offload_model=False"], |_, t| {
+                t.residency == Residency::default() && t.virtual_budget().is_none()
             }),
-            (&["--offload_kv_cache", "--slots", "3"], |r| {
-                r.residency.rings == Rings::OnHost && r.residency.slots == 3
+            (&["--offload_kv_cache", "--slots", "3"], |_, t| {
+                t.residency.rings == Rings::OnHost && t.residency.slots == 3
             }),
             (
                 &["--offload_model", "True", "--resident_layers", "7"],
-                |r| r.residency.resident_layers == 7,
+                |_, t| t.residency.resident_layers == 7,
             ),
-            (&["--device-memory", "24GB", "--vae-device", "2"], |r| {
-                r.virtual_budget() == Some(24_000_000_000) && r.vae_device == Some(2)
+            (&["--device-memory", "24GB", "--vae-device", "2"], |_, t| {
+                t.virtual_budget() == Some(24_000_000_000) && t.vae_device == Some(2)
             }),
-            (&["--base_seed", "-1"], |r| r.seed == 7),
-            (&["--size", "704x384", "--size_mode", "area"], |r| {
+            (&["--base_seed", "-1"], |r, _| r.seed == 7),
+            (&["--size", "704x384", "--size_mode", "area"], |r, _| {
                 r.size.to_string() == "704*384" && r.size_mode == SizeMode::Area
             }),
         ];
         for (more, check) in cases {
-            let (r, _) = request(&[more, &["--out", "o.mp4"]].concat()).unwrap();
-            assert!(check(&r), "{more:?}: {r:?}");
+            let line = [more, &["--out", "o.mp4"]].concat();
+            let ((r, _), told) = (request(&line).unwrap(), told(&line));
+            assert!(check(&r, &told), "{more:?}: {r:?} {told:?}");
         }
     }
 

@@ -3,13 +3,14 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use engines::backend::EngineError;
 use engines::backend::ort::{Ort, Runtime};
 use engines::device::{Device, cuda};
 use engines::manifest::Models;
 use engines::memory::HostMemory;
 
 use crate::commands::error::Error;
-use crate::placement::devices::MemorySize;
+use crate::numbers::memory_size::MemorySize;
 
 /// Flags that choose a device.
 #[derive(Clone, Debug, clap::Args)]
@@ -53,14 +54,14 @@ impl DeviceArgs {
     ///
     /// # Errors
     /// As [`Self::runtime`].
-    pub fn separate(&self, budget: Option<u64>) -> Result<Runtime, Error> {
+    pub fn separate(&self, budget: Option<u64>) -> Result<Runtime, EngineError> {
         let budget = budget.or(self.device_memory.map(|m| m.0));
         match self.device {
             Device::Cpu => {
                 let memory = HostMemory::new("cpu:0", budget.unwrap_or(u64::MAX));
                 Ok(Runtime::cpu(self.threads())?.on(memory))
             }
-            Device::Cuda(ordinal) => Ok(cuda(ordinal, budget, self.threads())?),
+            Device::Cuda(ordinal) => cuda(ordinal, budget, self.threads()),
         }
     }
 

@@ -5,11 +5,9 @@ use engines::manifest::{ModelConfig, Models};
 use engines::profile::Profile;
 
 use super::print;
-use crate::numbers::geometry::Geometry;
 use crate::commands::cli::{PlanArgs, PresetArg, SimulateArgs, Target};
 use crate::commands::error::Error;
 use crate::generate::Clips;
-use crate::numbers::schedule;
 use crate::numbers::size::SizeMode;
 use crate::planner::found::{Machine, device_name};
 use crate::planner::report::Report;
@@ -28,7 +26,7 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Error> {
     if args.json {
         let mut json = planned.to_json();
         if let Some(machine) = found {
-            json["machine"] = serde_json::to_value(machine).unwrap_or_default();
+            json["machine"] = serde_json::to_value(machine).expect("plain data is JSON");
         }
         return print(&json.to_string());
     }
@@ -66,7 +64,7 @@ pub(super) fn simulate(args: &SimulateArgs) -> Result<(), Error> {
         })?;
     }
     if args.json {
-        return print(&serde_json::to_string(&timeline).unwrap_or_default());
+        return print(&super::json(&timeline));
     }
     print(&summary(&planned, &timeline, &title, &names))
 }
@@ -100,7 +98,7 @@ fn summary(
 /// The plan, and the machine where it was looked at.
 fn planned(target: &Target) -> Result<(Planned, Option<Machine>), Error> {
     let config = config(target)?;
-    let ask = ask(target, &config)?;
+    let ask = ask(target)?;
     if target.profile == "auto" {
         let machine = Machine::look();
         let planned = machine.plan(&config, &ask)?;
@@ -122,10 +120,8 @@ fn config(target: &Target) -> Result<ModelConfig, Error> {
     }
 }
 
-fn ask(target: &Target, config: &ModelConfig) -> Result<Ask, Error> {
+fn ask(target: &Target) -> Result<Ask, Error> {
     let size = target.size.effective(SizeMode::Exact, target.size)?;
-    Geometry::new(&config.dit, size, target.infer_frames)?;
-    schedule::sigmas(target.sample_steps)?;
     Ok(Ask {
         size,
         steps: target.sample_steps,

@@ -1,4 +1,6 @@
-//! The devices that a video is made on, opened: those of a profile, real or virtual, or what flags ask for.
+//! Places a video: on the devices of a profile, real or virtual, or as flags tell it.
+
+use std::sync::Arc;
 
 use engines::backend::Backend;
 use engines::backend::ort::{Ort, Runtime};
@@ -10,120 +12,128 @@ use crate::chain::events::{Event, Observer};
 use crate::commands::cli::Generate;
 use crate::commands::device_args;
 use crate::commands::error::Error;
-use crate::generate::{Clips, Request};
-use crate::media::picture::Picture;
-use crate::placement::plan::Plan;
+use crate::generate::{Clips, Prepared};
+use crate::placement::devices::Devices;
+use crate::placement::plan::{DeviceKind, Plan};
+use crate::placement::told::Told;
 use crate::planner::found::Machine;
 use crate::planner::{self, Ask, Planned, PlannerError};
 
-/// An export, a backend for each device number, at least one, and the placement where a profile gave it.
+/// The source of a placement.
+enum Placing<'a> {
+    /// Flags tell it; the devices are this CPU, or virtual ones on it.
+    Told(Told),
+    /// A profile is planned for the request.
+    Profile(&'a str),
+}
+
+/// Opened devices, and the plan for them.
 pub(super) struct Placed {
-    pub(super) models: Models,
-    pub(super) backends: Vec<Box<dyn Backend>>,
-    pub(super) plan: Option<Plan>,
-    /// Blocks of the KV rings, from the profile or as told.
-    pub(super) ring_blocks: Option<usize>,
+    pub(super) devices: Devices,
+    pub(super) plan: Plan,
 }
 
-/// One CPU, or virtual devices with a budget.
+/// Places the video of `prepared` where the flags say.
 ///
 /// # Errors
-/// A folder that cannot be used, a placement that does not cover the model.
-pub(super) fn as_told(
+/// A placement that does not cover the model or does not fit the machine, or a device or a library
+/// that is missing.
+pub(super) fn place(
     args: &Generate,
-    request: &Request,
+    prepared: &Prepared,
+    models: &Models,
     observer: &dyn Observer,
 ) -> Result<Placed, Error> {
-    observer.event(&Event::Phase("opening the models"));
-    let backend = super::open(&args.models, args.threads)?;
-    let models = backend.models().clone();
-    let Some(budget) = request.virtual_budget() else {
-        return Ok(Placed {
-            models,
-            backends: vec![Box::new(backend)],
-            plan: None,
-            ring_blocks: request.ring_blocks,
-        });
+    let placing = match &args.profile {
+        None => Placing::Told(args.told()),
+        Some(profile) => Placing::Profile(profile),
     };
-    let plan = request.plan(&backend.models().config().dit)?;
-    let last = plan.device_ids().into_iter().max().unwrap_or(0);
-    let budgets = vec![budget; last + 1];
-    Ok(Placed {
-        models,
-        backends: virtual_devices(&backend, &budgets),
-        plan: None,
-        ring_blocks: request.ring_blocks,
-    })
+    match placing {
+        Placing::Told(told) => told_devices(args, &told, prepared, models),
+        Placing::Profile(name) => {
+            let planned = planned(name, prepared, models, observer)?;
+            profile_devices(args, &planned, prepared, models)
+        }
+    }
 }
 
-/// The devices of a profile, after a check that the video fits them.
-///
-/// # Errors
-/// As [`planner::plan`]; devices or free memory that the machine lacks.
-pub(super) fn placed(
+fn told_devices(
     args: &Generate,
-    request: &Request,
-    observer: &dyn Observer,
+    told: &Told,
+    prepared: &Prepared,
+    models: &Models,
 ) -> Result<Placed, Error> {
-    observer.event(&Event::Phase("opening the models"));
-    let models = Models::open(&args.models)?;
-    let planned = planned(args, request, &models, observer)?;
-    let dit = &models.config().dit;
-    let mut plan = planned.placement.plan(dit.layers, request.steps)?;
+    let plan = told.plan(models.config().dit.layers, prepared.request.steps)?;
+    let cpu = cpu(args, models)?;
+    let devices = match told.virtual_budget() {
+        None => Devices::one(Arc::new(cpu)),
+        Some(budget) => {
+            let last = plan.device_ids().into_iter().max().unwrap_or(0);
+            virtual_devices(&cpu, &vec![budget; last + 1])
+        }
+    };
+    Ok(Placed { devices, plan })
+}
+
+/// Opens the devices of a profile, after a check that the machine has them.
+fn profile_devices(
+    args: &Generate,
+    planned: &Planned,
+    prepared: &Prepared,
+    models: &Models,
+) -> Result<Placed, Error> {
+    let layers = models.config().dit.layers;
+    let plan = planned.placement.plan(layers, prepared.request.steps)?;
     let gpu = planned.profile.each_device().any(|d| d.kind == Kind::Gpu);
-    let cpu = || {
-        Ok::<_, Error>(Ort::with(
-            models.clone(),
-            Runtime::cpu(device_args::threads(args.threads))?,
-        ))
-    };
-    let backends: Vec<Box<dyn Backend>> = match (gpu, args.virtual_devices) {
+    let budgets: Vec<u64> = planned.devices.iter().map(|d| d.usable).collect();
+    match (gpu, args.virtual_devices) {
         (true, false) => {
-            Machine::look().check(&planned)?;
-            plan.kind = "cuda";
-            let budgets = planned.devices.iter().map(|d| d.usable).enumerate();
-            budgets
-                .map(|(i, most)| real_device(args, &models, i as u32, most))
-                .collect::<Result<_, _>>()?
+            Machine::look().check(planned)?;
+            let open = |(i, most): (usize, &u64)| gpu_device(args, models, i as u32, *most);
+            let opened = budgets.iter().enumerate().map(open);
+            Ok(Placed {
+                devices: Devices::each(opened.collect::<Result<_, _>>()?),
+                plan: plan.on(DeviceKind::Cuda),
+            })
         }
-        (true, true) => {
-            let budgets: Vec<u64> = planned.devices.iter().map(|d| d.usable).collect();
-            virtual_devices(&cpu()?, &budgets)
-        }
-        (false, _) => vec![Box::new(cpu()?)],
-    };
-    Ok(Placed {
-        models,
-        backends,
-        plan: Some(plan),
-        ring_blocks: Some(planned.placement.ring_blocks),
-    })
+        (true, true) => Ok(Placed {
+            devices: virtual_devices(&cpu(args, models)?, &budgets),
+            plan,
+        }),
+        (false, _) => Ok(Placed {
+            devices: Devices::one(Arc::new(cpu(args, models)?)),
+            plan,
+        }),
+    }
 }
 
-/// A CUDA device with at most `most` bytes: TensorRT where a folder of engines is given, otherwise ONNX Runtime.
-fn real_device(
+/// Opens a CUDA device with at most `most` bytes: TensorRT where a folder of engines is given,
+/// otherwise ONNX Runtime.
+fn gpu_device(
     args: &Generate,
     models: &Models,
     ordinal: u32,
     most: u64,
-) -> Result<Box<dyn Backend>, Error> {
-    if let Some(engines) = &args.engines {
-        return Ok(::engines::device::tensorrt(models, engines, ordinal, most)?);
+) -> Result<Arc<dyn Backend>, Error> {
+    if let Some(folder) = &args.engines {
+        let engines = engines::device::tensorrt(models, folder, ordinal, most)?;
+        return Ok(Arc::from(engines));
     }
-    let runtime = engines::device::cuda_at_most(ordinal, most, device_args::threads(args.threads))?;
-    Ok(Box::new(Ort::with(models.clone(), runtime)))
+    let threads = device_args::threads(args.threads);
+    let runtime = engines::device::cuda_at_most(ordinal, most, threads)?;
+    Ok(Arc::new(Ort::with(models.clone(), runtime)))
 }
 
-/// The plan of the profile for this export's own precision.
+/// Plans the profile for this video and this export's own precision.
 fn planned(
-    args: &Generate,
-    request: &Request,
+    name: &str,
+    prepared: &Prepared,
     models: &Models,
     observer: &dyn Observer,
 ) -> Result<Planned, Error> {
-    let picture = Picture::open(&request.image)?;
+    let request = &prepared.request;
     let ask = Ask {
-        size: request.size.effective(request.size_mode, picture.size())?,
+        size: prepared.framing.size,
         steps: request.steps,
         infer_frames: request.infer_frames,
         clips: match request.clips {
@@ -131,7 +141,6 @@ fn planned(
             Clips::AtMost(n) => Some(n),
         },
     };
-    let name = args.profile.as_deref().unwrap_or("auto");
     let mut profile = match name {
         "auto" => Machine::look().plan(models.config(), &ask)?.profile,
         _ => Profile::open(name).map_err(PlannerError::from)?,
@@ -152,10 +161,15 @@ fn planned(
     Ok(planner::plan(&profile, models.config(), &ask)?)
 }
 
-/// A device of its own budget for every number.
-fn virtual_devices(backend: &Ort, budgets: &[u64]) -> Vec<Box<dyn Backend>> {
-    let device = |(i, budget): (usize, &u64)| -> Box<dyn Backend> {
-        Box::new(backend.on(HostMemory::new(format!("cpu:{i}"), *budget)))
+fn cpu(args: &Generate, models: &Models) -> Result<Ort, Error> {
+    let runtime = Runtime::cpu(device_args::threads(args.threads))?;
+    Ok(Ort::with(models.clone(), runtime))
+}
+
+/// Makes a virtual device of its own budget for every number.
+fn virtual_devices(cpu: &Ort, budgets: &[u64]) -> Devices {
+    let device = |(i, budget): (usize, &u64)| -> Arc<dyn Backend> {
+        Arc::new(cpu.on(HostMemory::new(format!("cpu:{i}"), *budget)))
     };
-    budgets.iter().enumerate().map(device).collect()
+    Devices::each(budgets.iter().enumerate().map(device).collect())
 }

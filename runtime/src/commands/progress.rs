@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::chain::events::{Event, Observer, Settings, Summary};
+use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
 
 /// Where events go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,9 +73,9 @@ impl Screen {
     fn show(&self, event: &Event<'_>) {
         match event {
             Event::Started(settings) => self.started(settings),
-            Event::Phase(name) => {
-                self.line(name);
-                if *name == "denoising" {
+            Event::Phase(phase) => {
+                self.line(phase.name());
+                if *phase == Phase::Denoising {
                     self.with_run(|r| r.since = Instant::now());
                     self.start_bar();
                 }
@@ -146,10 +146,15 @@ impl Observer for Screen {
     }
 }
 
-/// The failure of a command: one line for people, one object for programs.
-pub fn failed(style: Style, error: &crate::commands::error::Error) {
+/// Shows the failure of a command, which ends the process with `code`: one line for people, one
+/// object for programs.
+pub fn failed(style: Style, error: &crate::commands::error::Error, code: u8) {
     if style == Style::Json {
-        let object = serde_json::json!({"event": "error", "message": error.to_string(), "exit": error.kind().code()});
+        let object = serde_json::json!({
+            "event": "error",
+            "message": error.to_string(),
+            "exit": code,
+        });
         to_stdout(&object.to_string());
     }
     to_stderr(&format!("error: {error}"));
@@ -240,7 +245,7 @@ fn json(event: &Event<'_>) -> Option<serde_json::Value> {
     };
     Some(match event {
         Event::Started(s) => tagged("started", serde_json::to_value(s)),
-        Event::Phase(name) => serde_json::json!({"event": "phase", "name": name}),
+        Event::Phase(phase) => serde_json::json!({"event": "phase", "name": phase.name()}),
         Event::Notice(text) => serde_json::json!({"event": "notice", "text": text}),
         Event::Anchored { index } => serde_json::json!({"event": "anchor", "index": index}),
         Event::Stepped { item, .. } => {
@@ -264,7 +269,7 @@ mod tests {
         let view = engines::tensor::View::from_slice(&[0], &[] as &[f32]);
         for (event, want) in [
             (
-                Event::Phase("denoising"),
+                Event::Phase(Phase::Denoising),
                 r#"{"event":"phase","name":"denoising"}"#,
             ),
             (

@@ -5,24 +5,29 @@ use std::time::Instant;
 
 use engines::tensor::Tensor;
 
-use crate::chain::decoders::{BlockSink, DROPPED_FRAMES, Mode, PictureLatents, VideoBlock};
+use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
 use crate::chain::events::{Cancel, Event, Observer, Settings, Summary};
-use crate::chain::executor::AnchorInput;
+use crate::chain::job::AnchorInput;
 use crate::numbers::geometry::Geometry;
-use crate::commands::error::Error;
-use crate::generate::Request;
+use crate::numbers::size::Size;
+use crate::chain::error::ChainError;
+use crate::generate::error::GenerateError;
+use crate::generate::request::{OutputFiles, Request};
 use crate::inputs::replay::Distances;
 use crate::generate::trace::Trace;
 use crate::media::audio_file::AudioTrack;
 use crate::media::contact_sheet::ContactSheet;
 use crate::media::mp4::Writer;
-use crate::numbers::timing::FPS;
+use crate::numbers::timing::{DROPPED_FRAMES, FPS};
 
 /// Tiles of a contact sheet.
 const SHEET_TILES: usize = 16;
 
 /// The files of one run.
 pub(crate) struct Output<'a> {
+    files: &'a OutputFiles,
+    mode: Mode,
+    requested: Size,
     writer: Writer,
     sheet: Option<ContactSheet>,
     trace: Option<Trace>,
@@ -36,23 +41,26 @@ pub(crate) struct Output<'a> {
 impl<'a> Output<'a> {
     /// Starts the video; nothing is left behind when that fails. `begun` is when the command started.
     pub(crate) fn create(
-        request: &Request,
+        request: &'a Request,
         settings: &Settings,
         observer: &'a dyn Observer,
         begun: Instant,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, GenerateError> {
         // The first frames are dropped, so the first one that is shown was driven by sound that much later. (Upstream starts the sound at 0:
         // its lips are 120 ms early.)
         let mut track = AudioTrack::open(&request.audio)?;
         track.skip(DROPPED_FRAMES)?;
-        let (size, frames) = (settings.effective_size, settings.frames);
+        let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
         Ok(Self {
-            writer: Writer::create(&request.out, size, &request.encoding, Some(track))?,
-            sheet: request
+            files,
+            mode: request.mode,
+            requested: request.size,
+            writer: Writer::create(&files.video, size, &files.encoding, Some(track))?,
+            sheet: files
                 .contact_sheet
                 .as_ref()
                 .map(|_| ContactSheet::new(size, frames, SHEET_TILES)),
-            trace: request.trace.as_ref().map(|_| Trace::default()),
+            trace: files.trace.as_ref().map(|_| Trace::default()),
             observer,
             begun,
             denoising: None,
@@ -63,7 +71,6 @@ impl<'a> Output<'a> {
     /// Keeps what was computed before denoising, if a trace is asked for.
     pub(crate) fn keep_conditions(
         &mut self,
-        mode: Mode,
         context: &Tensor,
         latents: &PictureLatents,
         distances: &Distances<'_>,
@@ -73,28 +80,21 @@ impl<'a> Output<'a> {
         trace.keep("context", context.clone());
         trace.keep("ref_latents.clip0", latents.ref_latents.clone());
         trace.keep_distances(distances, settings.blocks, settings.steps);
-        let motion = latents.anchor().motion_latents;
-        trace.keep(
-            if mode == Mode::Tpp {
-                "motion_latents"
-            } else {
-                "motion_latents_last19"
-            },
-            motion,
-        );
-        trace.single = mode != Mode::Tpp;
+        if let Some(key) = self.mode.motion_key(0) {
+            trace.keep(key, latents.anchor().motion_latents);
+        }
     }
 
     /// Gives every file its name.
-    pub(crate) fn finish(self, request: &Request, geometry: &Geometry) -> Result<Summary, Error> {
+    pub(crate) fn finish(self, geometry: &Geometry) -> Result<Summary, GenerateError> {
         let frames = self.writer.frames();
         let begun = self.begun;
         let denoising = self.denoising.unwrap_or(begun).elapsed().as_secs_f64();
         let out = self.writer.finish()?;
-        if let (Some(sheet), Some(path)) = (&self.sheet, &request.contact_sheet) {
+        if let (Some(sheet), Some(path)) = (&self.sheet, &self.files.contact_sheet) {
             sheet.write(path)?;
         }
-        if let (Some(trace), Some(path)) = (self.trace, &request.trace) {
+        if let (Some(trace), Some(path)) = (self.trace, &self.files.trace) {
             trace.write(path, geometry)?;
         }
         let wall_seconds = begun.elapsed().as_secs_f64();
@@ -106,37 +106,42 @@ impl<'a> Output<'a> {
             frames_per_second: frames as f64 / denoising,
             first_frame_seconds: self.first_frame_seconds.unwrap_or(wall_seconds),
             peak_memory_bytes: peak_memory_bytes(),
-            requested_size: request.size,
+            requested_size: self.requested,
             effective_size: geometry.size,
         };
         self.observer.event(&Event::Finished(&summary));
         Ok(summary)
     }
 
-    /// What is there stays playable under the partial name; a failed run says why it failed, an interrupted one where the part is.
-    pub(crate) fn abandon(self, error: Error, cancel: &Cancel) -> Error {
+    /// Closes the unfinished video and keeps it as `NAME.partial.mp4`, which plays. Returns the error
+    /// to report: the cause of a failure, or, after an interruption, the path of the partial file.
+    pub(crate) fn abandon(self, error: GenerateError, cancel: &Cancel) -> GenerateError {
         let frames = self.writer.frames();
         let partial = self.writer.finish_partial();
-        match (error, partial) {
-            (Error::Interrupted { .. }, Ok(partial)) => Error::Interrupted { frames, partial },
-            (Error::Stopped, Ok(partial)) if cancel.is_cancelled() => {
-                Error::Interrupted { frames, partial }
-            }
-            (Error::Interrupted { .. }, Err(error)) => error.into(),
-            (error, Ok(Some(path))) => {
+        let interrupted = match &error {
+            GenerateError::Chain(ChainError::Cancelled) => true,
+            GenerateError::Chain(ChainError::Stopped) => cancel.is_cancelled(),
+            _ => false,
+        };
+        match (interrupted, partial) {
+            (true, Ok(partial)) => GenerateError::Interrupted { frames, partial },
+            (true, Err(error)) => error.into(),
+            (false, Ok(Some(path))) => {
                 self.observer.event(&Event::Notice(format!(
                     "the first {frames} frames are kept: {}",
                     path.display()
                 )));
                 error
             }
-            (error, _) => error,
+            (false, _) => error,
         }
     }
 }
 
 impl BlockSink for Output<'_> {
-    fn block(&mut self, block: VideoBlock<'_>) -> Result<(), Error> {
+    type Error = GenerateError;
+
+    fn block(&mut self, block: VideoBlock<'_>) -> Result<(), GenerateError> {
         self.observer.event(&Event::Decoded {
             block: block.index,
             frames: &block.frames,
@@ -162,11 +167,8 @@ impl BlockSink for Output<'_> {
     fn anchor(&mut self, clip: usize, input: &AnchorInput) {
         let Some(trace) = &mut self.trace else { return };
         trace.keep(format!("ref_latents.clip{clip}"), input.ref_latents.clone());
-        if trace.single {
-            trace.keep(
-                format!("motion_latents.clip{clip}_last19"),
-                input.motion_latents.clone(),
-            );
+        if let Some(key) = self.mode.motion_key(clip) {
+            trace.keep(key, input.motion_latents.clone());
         }
     }
 }

@@ -19,6 +19,7 @@ use ffmpeg_next::{ChannelLayout, Dictionary, Error, Packet, Rational, encoder, f
 
 use crate::media::audio_file::{AudioError, AudioTrack};
 use crate::media::ffmpeg;
+use crate::numbers::timing::FPS;
 use crate::numbers::size::Size;
 
 /// Why a video cannot be written.

@@ -13,7 +13,7 @@ use engines::error_kind::ErrorKind;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
 
-use crate::numbers::size::{Size, SizeError, SizeMode};
+use crate::numbers::size::{Size, SizeMode};
 
 /// Smallest side of a picture: less cannot show a face.
 pub const MIN_SIDE: usize = 16;
@@ -108,20 +108,16 @@ impl Picture {
         }
     }
 
-    /// The video's first look: this picture in the size that `wanted` means for it under `mode`.
-    /// `fit` matters in exact mode; area mode scales the shorter side and crops or pads as upstream does.
-    ///
-    /// # Errors
-    /// As [`Size::effective`].
-    pub fn fitted(&self, wanted: Size, mode: SizeMode, fit: Fit) -> Result<Picture, SizeError> {
-        let size = wanted.effective(mode, self.size())?;
-        Ok(match (mode, fit) {
+    /// Fits this picture into a video of `size`: the first look of the video. `fit` matters in exact
+    /// mode. Area mode scales the shorter side, then crops or pads, as upstream does.
+    pub fn fitted(&self, size: Size, mode: SizeMode, fit: Fit) -> Picture {
+        match (mode, fit) {
             (SizeMode::Area, _) => self
                 .resized(short_side(self.size(), size.width.min(size.height)))
                 .centred(size),
             (SizeMode::Exact, Fit::Crop) => self.centred(inside(size, self.size())).resized(size),
             (SizeMode::Exact, Fit::Pad) => self.resized(inside(self.size(), size)).centred(size),
-        })
+        }
     }
 
     /// `[3, H, W]` in [-1, 1]: `u8 / 255 * 2 - 1` in f32, in torchvision's order of operations.
@@ -427,7 +423,8 @@ mod tests {
                 ("area4096", size(64, 64)),
                 ("area24576", size(192, 128)),
             ] {
-                let fitted = picture.fitted(area, SizeMode::Area, Fit::Crop).unwrap();
+                let size = area.effective(SizeMode::Area, picture.size()).unwrap();
+                let fitted = picture.fitted(size, SizeMode::Area, Fit::Crop);
                 let resized =
                     picture.resized(short_side(picture.size(), fitted.width.min(fitted.height)));
                 for (got, name) in [(&resized, "resized_u8"), (&fitted, "cropped_u8")] {
@@ -489,13 +486,9 @@ mod tests {
             height: 100,
             rgb: vec![200; 30_000],
         };
-        let crop = picture
-            .fitted(size(128, 64), SizeMode::Exact, Fit::Crop)
-            .unwrap();
+        let crop = picture.fitted(size(128, 64), SizeMode::Exact, Fit::Crop);
         assert!(crop.rgb.iter().all(|&v| v == 200) && crop.rgb.len() == 3 * 128 * 64);
-        let pad = picture
-            .fitted(size(128, 64), SizeMode::Exact, Fit::Pad)
-            .unwrap();
+        let pad = picture.fitted(size(128, 64), SizeMode::Exact, Fit::Pad);
         assert_eq!(pad.rgb.iter().filter(|&&v| v == 200).count(), 3 * 64 * 64);
         assert_eq!(pad.rgb[..3 * 32], [0; 96]);
     }

@@ -1,8 +1,11 @@
 //! Every size of one run, and the rows of the KV ring that a block writes and sees.
 
 use engines::components::dit::DitConfig;
-use engines::contract::DType;
+use engines::components::symbols;
+use engines::contract::{DType, Sizes};
+use engines::dim::Bindings;
 use engines::error_kind::ErrorKind;
+use engines::manifest::ModelConfig;
 
 use crate::numbers::size::Size;
 use crate::numbers::timing::FRAMES_PER_LATENT;
@@ -153,6 +156,31 @@ impl Geometry {
             self.latent.0,
             self.latent.1,
         ]
+    }
+
+    /// Binds every symbol of the model's ports that a run fixes, for calls of `lanes` lanes and one
+    /// actor.
+    pub fn bindings(&self, config: &ModelConfig, lanes: usize) -> Bindings {
+        let mut sizes = config.dit.bindings();
+        for more in [
+            config.vae.bindings(),
+            config.text.bindings(),
+            config.speech.bindings(),
+        ] {
+            sizes.extend(more);
+        }
+        sizes.extend(symbols::bindings([
+            (symbols::TOKEN_ROWS, self.tokens.0),
+            (symbols::TOKEN_COLUMNS, self.tokens.1),
+            (symbols::LATENT_ROWS, self.latent.0),
+            (symbols::LATENT_COLUMNS, self.latent.1),
+            (symbols::RING_TOKENS, self.ring_tokens()),
+            (symbols::SINK_TOKENS, self.sink_tokens),
+            (symbols::LANES, lanes),
+            (symbols::CONDITION_LANES, 1),
+            (symbols::ACTORS, 1),
+        ]));
+        sizes
     }
 
     /// Bytes of the keys and values of one layer and one step, over the whole ring.

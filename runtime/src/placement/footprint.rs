@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use engines::components::{dit, speech, text, vae};
-use engines::contract::{Contract, Port, Sizes, StateKind};
+use engines::components::{dit, speech, symbols, text, vae};
+use engines::contract::{Contract, Port, StateKind};
 use engines::dim::Bindings;
 use engines::error_kind::ErrorKind;
 use engines::manifest::ModelConfig;
@@ -14,8 +14,7 @@ use engines::recipe::Recipe;
 
 use crate::placement::speech_chunk::SpeechChunk;
 use crate::numbers::geometry::Geometry;
-use crate::chain::ring::KvRing;
-use crate::commands::error::Error;
+use crate::placement::error::PlacementError;
 use crate::placement::devices::Devices;
 use crate::placement::plan::{Chain, Plan, Rings, StageSpec};
 
@@ -86,6 +85,8 @@ pub struct Footprints {
     pub devices: BTreeMap<usize, Footprint>,
     /// Rings in host memory.
     pub host: u64,
+    /// Home of the encoders, and what it holds while they run beside everything else.
+    pub beside: (usize, Footprint),
 }
 
 /// What is to be run, apart from where.
@@ -106,7 +107,7 @@ impl Footprints {
     ///
     /// # Errors
     /// A device or a component that is not there.
-    pub fn new(devices: &Devices<'_>, plan: &Plan, work: Workload<'_>) -> Result<Self, Error> {
+    pub fn new(devices: &Devices, plan: &Plan, work: Workload<'_>) -> Result<Self, PlacementError> {
         let count = Count { devices, work };
         let mut all = Self::default();
         for chain in &plan.chains {
@@ -130,22 +131,45 @@ impl Footprints {
         let adapter = count.component(plan.encoders, &speech::ADAPTER, 1)?;
         let encoders = all.devices.entry(devices.home(plan.encoders)).or_default();
         encoders.add(&adapter);
-        // Encoders are gone before anything else comes.
-        for encoder in count.encoders(plan.encoders)? {
-            if encoder.total() > encoders.total() {
-                *encoders = encoder;
+        let mut beside = *encoders;
+        let made = count.encoders(plan.encoders)?;
+        let all_weights: u64 = made.iter().map(|e| e.weights).sum();
+        for encoder in &made {
+            // Encoders that stay keep their weights; one of them runs at a time.
+            let weights = if plan.encoders_stay { all_weights } else { encoder.weights };
+            let mut with = *encoders;
+            with.add(&Footprint { weights, ..*encoder });
+            if with.total() > beside.total() {
+                beside = with;
             }
         }
+        // Encoders that do not stay are gone before anything else comes.
+        let freed = made.into_iter().chain([*encoders]);
+        let freed = freed.max_by_key(Footprint::total);
+        *encoders = match freed {
+            Some(freed) if !plan.encoders_stay => freed,
+            _ => beside,
+        };
+        all.beside = (devices.home(plan.encoders), beside);
         all.devices
             .retain(|&home, _| devices.get(home).is_ok_and(|b| b.memory().is_separate()));
         Ok(all)
+    }
+
+    /// Returns whether the encoders fit their device while everything else is loaded.
+    pub fn fit_beside(&self, devices: &Devices) -> bool {
+        let (home, wanted) = self.beside;
+        let backend = devices.get(home);
+        backend.is_ok_and(|b| {
+            !b.memory().is_separate() || wanted.total() <= b.memory().ledger().budget()
+        })
     }
 
     /// Holds every device to its budget.
     ///
     /// # Errors
     /// The first device that is too small.
-    pub fn check(&self, devices: &Devices<'_>) -> Result<(), Error> {
+    pub fn check(&self, devices: &Devices) -> Result<(), PlacementError> {
         for (&home, wanted) in &self.devices {
             let ledger = devices.get(home)?.memory().ledger();
             if wanted.total() > ledger.budget() {
@@ -162,7 +186,7 @@ impl Footprints {
 }
 
 /// Layers that any stage of a home runs.
-fn layers_by_home(devices: &Devices<'_>, plan: &Plan) -> BTreeMap<usize, BTreeSet<usize>> {
+fn layers_by_home(devices: &Devices, plan: &Plan) -> BTreeMap<usize, BTreeSet<usize>> {
     let mut layers: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
     for spec in plan.stages() {
         let home = layers.entry(devices.home(spec.device)).or_default();
@@ -172,50 +196,32 @@ fn layers_by_home(devices: &Devices<'_>, plan: &Plan) -> BTreeMap<usize, BTreeSe
 }
 
 struct Count<'a> {
-    devices: &'a Devices<'a>,
+    devices: &'a Devices,
     work: Workload<'a>,
 }
 
 impl Count<'_> {
-    fn weights(&self, device: usize, component: &str) -> Result<u64, Error> {
+    fn weights(&self, device: usize, component: &str) -> Result<u64, PlacementError> {
         let host = self.devices.get(device)?.weights(component)?;
         Ok(host.slab_bytes() as u64)
     }
 
-    fn recipe(&self, device: usize) -> Result<Recipe, Error> {
+    fn recipe(&self, device: usize) -> Result<Recipe, PlacementError> {
         Ok(self.devices.get(device)?.recipe())
     }
 
-    /// Values of every symbol of every port.
+    /// Binds every symbol of every port.
     fn sizes(&self, lanes: usize) -> Bindings {
         let Workload {
             config, geometry, ..
         } = self.work;
-        let mut sizes = config.dit.bindings();
-        for more in [
-            config.vae.bindings(),
-            config.text.bindings(),
-            config.speech.bindings(),
-        ] {
-            sizes.extend(more);
-        }
-        let frames = self.work.speech_frames;
-        let heads = config.speech.heads;
-        let own = [
-            ("h", geometry.tokens.0),
-            ("w", geometry.tokens.1),
-            ("H", geometry.latent.0),
-            ("W", geometry.latent.1),
-            ("S", geometry.ring_tokens()),
-            ("C", geometry.sink_tokens),
-            ("B", lanes),
-            ("G", 1),
-            ("A", 1),
-            ("t", frames.max(config.dit.text_len)),
-            ("r", SpeechChunk::default().rows(heads, frames)),
-            ("s", SpeechChunk::default().samples(&config.speech)),
-        ];
-        sizes.extend(own.map(|(k, v)| (k.to_owned(), v as i64)));
+        let (frames, chunk) = (self.work.speech_frames, SpeechChunk::default());
+        let mut sizes = geometry.bindings(config, lanes);
+        sizes.extend(symbols::bindings([
+            (symbols::SEQUENCE, frames.max(config.dit.text_len)),
+            (symbols::SEQUENCE_ROWS, chunk.rows(config.speech.heads, frames)),
+            (symbols::SAMPLES, chunk.samples(&config.speech)),
+        ]));
         sizes
     }
 
@@ -224,7 +230,7 @@ impl Count<'_> {
         device: usize,
         lanes: usize,
         ports: impl IntoIterator<Item = &'p Port>,
-    ) -> Result<u64, Error> {
+    ) -> Result<u64, PlacementError> {
         let (recipe, sizes) = (self.recipe(device)?, self.sizes(lanes));
         let size = |d: &engines::dim::Dim| d.eval(&sizes).unwrap_or_default().max(0) as u64;
         let bytes =
@@ -233,7 +239,7 @@ impl Count<'_> {
     }
 
     /// A graph with its weights inside: they, and all that goes in and comes out; caches twice, as they are replaced.
-    fn component(&self, device: usize, c: &Contract, lanes: usize) -> Result<Footprint, Error> {
+    fn component(&self, device: usize, c: &Contract, lanes: usize) -> Result<Footprint, PlacementError> {
         let caches = match c.state_kind {
             StateKind::InPlace => 0,
             StateKind::Replace | StateKind::Produce => 2 * self.ports(device, lanes, c.state)?,
@@ -246,17 +252,17 @@ impl Count<'_> {
         })
     }
 
-    fn ring_lane(&self, device: usize) -> Result<u64, Error> {
+    fn ring_lane(&self, device: usize) -> Result<u64, PlacementError> {
         let dtype = self.recipe(device)?.compute();
         Ok(self.work.geometry.ring_lane_bytes(dtype) as u64)
     }
 
-    fn rings(&self, spec: &StageSpec) -> Result<u64, Error> {
+    fn rings(&self, spec: &StageSpec) -> Result<u64, PlacementError> {
         let lanes = (spec.layers.len() * spec.steps.len()) as u64;
         Ok(lanes * self.ring_lane(spec.device)?)
     }
 
-    fn host_rings(&self, spec: &StageSpec) -> Result<u64, Error> {
+    fn host_rings(&self, spec: &StageSpec) -> Result<u64, PlacementError> {
         match spec.residency.rings {
             Rings::OnHost => self.rings(spec),
             Rings::OnDevice => Ok(0),
@@ -264,12 +270,12 @@ impl Count<'_> {
     }
 
     /// One layer's condition for so many anchors.
-    fn condition(&self, device: usize, anchors: u64) -> Result<u64, Error> {
+    fn condition(&self, device: usize, anchors: u64) -> Result<u64, PlacementError> {
         let ports = [&dit::SINK_K, &dit::SINK_V, &dit::TEXT_K, &dit::TEXT_V];
         Ok(anchors * self.ports(device, 1, ports)?)
     }
 
-    fn stage(&self, chain: &Chain, spec: &StageSpec, last: bool) -> Result<Footprint, Error> {
+    fn stage(&self, chain: &Chain, spec: &StageSpec, last: bool) -> Result<Footprint, PlacementError> {
         let (mut resident, mut streamed) = (0, 0);
         for (at, layer) in spec.layers.clone().enumerate() {
             let bytes = self.weights(spec.device, &dit::layer_name(layer))?;
@@ -315,7 +321,7 @@ impl Count<'_> {
     }
 
     /// The most that a stage holds of what passes through it: the largest of its kinds of run, and what the next stage has not fetched.
-    fn activations(&self, spec: &StageSpec, chain: &Chain, last: bool) -> Result<u64, Error> {
+    fn activations(&self, spec: &StageSpec, chain: &Chain, last: bool) -> Result<u64, PlacementError> {
         let (device, lanes) = (spec.device, chain.lanes);
         let ports = |ports: &[&Port]| self.ports(device, lanes, ports.iter().copied());
         let flow = ports(&[&dit::HIDDEN, &dit::E, &dit::E0])?;
@@ -358,7 +364,7 @@ impl Count<'_> {
         Ok(call.max(sink) + waiting)
     }
 
-    fn decoder(&self, device: usize) -> Result<Footprint, Error> {
+    fn decoder(&self, device: usize) -> Result<Footprint, PlacementError> {
         let mut all = self.component(device, &vae::DECODER_NEXT, 1)?;
         all.weights += self.weights(device, vae::DECODER_FIRST.name)?;
         if self.work.encodes_motion {
@@ -367,14 +373,14 @@ impl Count<'_> {
         Ok(all)
     }
 
-    fn picture(&self, device: usize) -> Result<Footprint, Error> {
+    fn picture(&self, device: usize) -> Result<Footprint, PlacementError> {
         let mut all = self.component(device, &vae::ENCODER_NEXT, 1)?;
         all.weights += self.weights(device, vae::ENCODER_FIRST.name)?;
         Ok(all)
     }
 
     /// Everything that runs before the transformer, each alone on its device.
-    fn encoders(&self, device: usize) -> Result<Vec<Footprint>, Error> {
+    fn encoders(&self, device: usize) -> Result<Vec<Footprint>, PlacementError> {
         let mut all = vec![self.picture(device)?];
         for c in [
             &text::ENCODER,

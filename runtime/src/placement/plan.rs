@@ -169,8 +169,32 @@ pub struct Plan {
     pub encoders: usize,
     /// Device of the VAE decoder.
     pub vae: usize,
-    /// What its devices are called: `cpu` or `cuda`.
-    pub kind: &'static str,
+    /// Whether the encoders stay on their device for the next video.
+    pub encoders_stay: bool,
+    /// Blocks that a KV ring holds, the newest ones; those of a clip if `None`.
+    pub ring_blocks: Option<usize>,
+    /// Kind of every device.
+    pub kind: DeviceKind,
+}
+
+/// The kind of the devices of a plan, which names them: `cpu:0`, `cuda:1`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// The CPU, or virtual devices on it.
+    #[default]
+    Cpu,
+    /// CUDA devices.
+    Cuda,
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        })
+    }
 }
 
 impl Plan {
@@ -215,7 +239,9 @@ impl Plan {
             chains,
             encoders: device,
             vae: device,
-            kind: "cpu",
+            encoders_stay: false,
+            ring_blocks: None,
+            kind: DeviceKind::Cpu,
         })
     }
 
@@ -247,6 +273,32 @@ impl Plan {
     /// Every stage.
     pub fn stages(&self) -> impl Iterator<Item = &StageSpec> {
         self.chains.iter().flat_map(|c| &c.stages)
+    }
+
+    /// The same placement with KV rings of `blocks` blocks, or of a clip's.
+    #[must_use]
+    pub fn with_ring(self, blocks: Option<usize>) -> Self {
+        Self {
+            ring_blocks: blocks,
+            ..self
+        }
+    }
+
+    /// The same placement on devices of another kind.
+    #[must_use]
+    pub fn on(self, kind: DeviceKind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// Names a stage in texts by its device and layers, such as `cuda:1 layers 10-19`.
+    pub fn stage_name(&self, spec: &StageSpec) -> String {
+        let layers = Inclusive(&spec.layers);
+        format!("{}:{} layers {layers}", self.kind, spec.device)
+    }
+
+    /// Denoising steps that the stages cover.
+    pub fn steps(&self) -> usize {
+        self.chains.last().map_or(0, |c| c.steps.end)
     }
 
     /// Devices in use, ascending.

@@ -3,7 +3,7 @@
 use engines::profile::{GIB, Kind, Profile};
 
 use super::Ask;
-use super::place::{PlacedStage, Placement};
+use super::placement::{PlacedStage, Placement};
 use super::work::Work;
 
 /// Memory of one device, in bytes.

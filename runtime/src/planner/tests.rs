@@ -112,7 +112,7 @@ fn every_profile_plans_what_it_is_for() {
         let layers = config.dit.layers;
         assert!(planned.placement.plan(layers, 4).is_ok());
         let offload = profile.name.ends_with("-offload");
-        let streams = |s: &place::PlacedStage| s.residency.streams(s.layers.len());
+        let streams = |s: &placement::PlacedStage| s.residency.streams(s.layers.len());
         assert_eq!(
             planned.placement.stages.iter().any(streams),
             offload,

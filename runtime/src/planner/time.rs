@@ -5,7 +5,7 @@ use engines::profile::{Device, Kind, Profile};
 use engines::recipe::Recipe;
 
 use super::Ask;
-use super::place::{PlacedStage, Placement};
+use super::placement::{PlacedStage, Placement};
 use super::work::{Operations, Work};
 use crate::numbers::timing::{MOTION_PIXEL_FRAMES, PRIMING_LATENTS};
 use crate::planner::simulate::{Costs, Spent};

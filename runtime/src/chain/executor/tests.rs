@@ -1,19 +1,21 @@
 //! The executor on fake graphs: every placement against one block after the other, and every way a run can end early.
-use super::*;
-use crate::chain::source::BlockInput;
-use crate::chain::source::everywhere;
-use crate::chain::events::Silent;
-use crate::numbers::geometry::Geometry;
-use crate::fixtures::sizes::{config, small_geometry as geometry};
-use crate::chain::stage::{Site, Stage, anchor_of};
-use crate::fixtures::fake::{Fake, Fault};
-use crate::placement::plan::StageSpec;
-use crate::placement::plan::{Lanes, Residency, Rings, Stages};
-use engines::backend::plain;
-use engines::backend::{Backend, EngineError};
+use std::sync::Mutex;
+
+use engines::backend::{Backend, EngineError, plain};
 use engines::memory::{HostMemory, Memory, MemoryError};
 use proptest::prelude::*;
-use std::sync::Mutex;
+
+use super::*;
+use crate::chain::call::Tables;
+use crate::chain::events::{Cancel, Silent};
+use crate::chain::source::{BlockInput, everywhere};
+use crate::chain::stage::{Site, Stage, StageState, anchor_of};
+use crate::fixtures::fake::{Fake, Fault};
+use crate::fixtures::sizes::{config, small_geometry as geometry};
+use crate::inputs::replay::Distances;
+use crate::numbers::geometry::Geometry;
+use crate::placement::plan::{Lanes, Residency, Rings, Stages, StageSpec};
+use crate::placement::queues::FINISHED_WAITING;
 
 const LAYERS: usize = 4;
 
@@ -49,12 +51,19 @@ fn input(g: &Geometry, block: usize) -> BlockInput {
     }
 }
 
+fn as_planned() -> EngineError {
+    EngineError::Memory {
+        component: "source".to_owned(),
+        reason: "as planned".to_owned(),
+    }
+}
+
 impl Source for Named<'_> {
-    fn block(&mut self, block: usize) -> Result<BlockInput, Error> {
+    fn block(&mut self, block: usize) -> Result<BlockInput, EngineError> {
         assert_eq!(block, self.asked.len(), "blocks are asked for in order");
         self.asked.push(block);
         match self.fails_at {
-            Some(at) if at == block => Err(Error::Usage("as planned".to_owned())),
+            Some(at) if at == block => Err(as_planned()),
             _ => Ok(input(self.geometry, block)),
         }
     }
@@ -109,24 +118,30 @@ fn anchor(g: &Geometry, name: f32) -> AnchorInput {
     }
 }
 
-/// Runs a case; gives the result, the finished blocks in order of arrival, and the components that ran.
-fn execute(case: &Case, g: &Geometry) -> (Result<(), Error>, Blocks, Vec<String>) {
+/// Devices of a case: the fake's own memory, or one with a budget for each device of the plan.
+fn devices(case: &Case, backend: &Arc<Fake>) -> (Devices, Vec<Arc<HostMemory>>) {
+    let Some(budget) = case.budget else {
+        return (Devices::one(Arc::<Fake>::clone(backend)), Vec::new());
+    };
+    let last = *case.plan().device_ids().last().unwrap();
+    let memories = (0..=last).map(|i| HostMemory::new(format!("cpu:{i}"), budget));
+    let memories: Vec<Arc<HostMemory>> = memories.collect();
+    let device = |m: &Arc<HostMemory>| -> Arc<dyn Backend> {
+        Arc::new(backend.on(Arc::<HostMemory>::clone(m)))
+    };
+    (Devices::each(memories.iter().map(device).collect()), memories)
+}
+
+/// Runs a case. Returns the result, the finished blocks in order of arrival, and the components that
+/// ran.
+fn execute(case: &Case, g: &Geometry) -> (Result<(), ChainError>, Blocks, Vec<String>) {
     let mut backend = Fake::new(config(LAYERS), g.clone());
     backend.fault = case.fault;
-    let plan = case.plan();
-    let apart: Vec<Fake> = case.budget.map_or_else(Vec::new, |budget| {
-        let device = |i| backend.on(HostMemory::new(format!("cpu:{i}"), budget));
-        (0..=*plan.device_ids().last().unwrap())
-            .map(device)
-            .collect()
-    });
-    let devices = match apart.is_empty() {
-        true => Devices::one(&backend),
-        false => Devices::each(apart.iter().map(|b| b as &dyn Backend).collect()),
-    };
+    let backend = Arc::new(backend);
+    let (devices, memories) = devices(case, &backend);
     let (result, finished) = execute_on(case, g, &devices);
-    for device in &apart {
-        let counts = device.memory().ledger().counts();
+    for memory in &memories {
+        let counts = memory.ledger().counts();
         assert_eq!(counts.total(), 0, "everything is freed");
         assert!(counts.peak <= case.budget.unwrap());
     }
@@ -135,32 +150,41 @@ fn execute(case: &Case, g: &Geometry) -> (Result<(), Error>, Blocks, Vec<String>
     (result, finished, log)
 }
 
-fn execute_on(case: &Case, g: &Geometry, devices: &Devices<'_>) -> (Result<(), Error>, Blocks) {
+fn execute_on(case: &Case, g: &Geometry, devices: &Devices) -> (Result<(), ChainError>, Blocks) {
     execute_watched(case, g, devices, &Silent)
 }
 
 fn execute_watched(
     case: &Case,
     g: &Geometry,
-    devices: &Devices<'_>,
+    devices: &Devices,
     observer: &dyn Observer,
-) -> (Result<(), Error>, Blocks) {
-    let (model, plan) = (config(LAYERS), case.plan());
-    let tables = Tables::new(g.clone(), case.steps).unwrap();
+) -> (Result<(), ChainError>, Blocks) {
+    match load(case, devices) {
+        Ok(chains) => run_on(&chains, case, g, 1, observer),
+        Err(error) => (Err(error), Blocks::new()),
+    }
+}
+
+fn load(case: &Case, devices: &Devices) -> Result<Chains, ChainError> {
+    Chains::load(&case.plan(), devices, &config(LAYERS), &plain(), &Silent)
+}
+
+/// Runs a case on loaded stages. The seed makes runs differ.
+fn run_on(
+    chains: &Chains,
+    case: &Case,
+    g: &Geometry,
+    seed: u64,
+    observer: &dyn Observer,
+) -> (Result<(), ChainError>, Blocks) {
     let cancel = Cancel::default();
     let job = Job {
-        devices,
-        options: &plain,
-        plan: &plan,
-        tables: &tables,
-        model: &model,
+        tables: Arc::new(Tables::new(g.clone(), case.steps).unwrap()),
         steps: case.steps,
         blocks: case.blocks,
         swap: case.swap,
-        distances: &Distances {
-            seed: 1,
-            replay: None,
-        },
+        distances: &Distances { seed, replay: None },
         text: Arc::new(named(&[1, 6, 8], 3.0)),
         anchor: anchor(g, 9.0),
         cancel: &cancel,
@@ -171,7 +195,7 @@ fn execute_watched(
         asked: Vec::new(),
         fails_at: case.source_fails_at,
     };
-    let (feedback, inbox) = inbox(&plan, case.steps);
+    let (feedback, inbox) = inbox(&case.plan(), case.steps);
     let (sender, receiver) = sync_channel(FINISHED_WAITING);
     let (cancel, takes) = (&cancel, case.takes);
     thread::scope(|scope| {
@@ -188,33 +212,34 @@ fn execute_watched(
             }
             seen
         });
-        let result = run(&job, &mut source, sender, inbox);
+        let result = chains.run(&job, &mut source, sender, inbox);
         (result, decoder.join().unwrap())
     })
 }
 
 /// The reference's order on one stage: block by block, step by step, one lane, the anchor swapped between clips.
 fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
-    let backend = Fake::new(config(LAYERS), g.clone());
+    let backend = Arc::new(Fake::new(config(LAYERS), g.clone()));
     let tables = Tables::new(g.clone(), case.steps).unwrap();
     let distances = Distances {
         seed: 1,
         replay: None,
     };
     let model = config(LAYERS);
-    let site = Site::alone(&backend, &model, g, case.steps, &plain);
+    let site = Site::alone(backend, &model, case.steps, plain());
     let mut stage = Stage::load(site, &StageSpec::whole(LAYERS, case.steps)).unwrap();
-    let prefilled = |stage: &mut Stage<'_>, index: usize, input: AnchorInput| {
+    let mut state = stage.begin(g).unwrap();
+    let prefilled = |stage: &mut Stage, state: &StageState, index: usize, input: AnchorInput| {
         let mut p = tables.prefill(
             index,
             input.ref_latents,
             input.motion_latents,
             Arc::new(named(&[1, 6, 8], 3.0)),
         );
-        stage.prefill(&mut p, &|| false).unwrap();
+        stage.prefill(state, &mut p, &|| false).unwrap();
         Arc::new(anchor_of(p))
     };
-    let mut held = prefilled(&mut stage, 0, anchor(g, 9.0));
+    let mut held = prefilled(&mut stage, &state, 0, anchor(g, 9.0));
     let mut out = Blocks::new();
     for block in 0..case.blocks {
         if block == g.clip_blocks && case.swap != Swap::Never {
@@ -226,20 +251,20 @@ fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
                 },
                 _ => anchor(g, 11.0),
             };
-            held = prefilled(&mut stage, 1, input);
+            held = prefilled(&mut stage, &state, 1, input);
         }
         let BlockInput { mut latents, audio } = input(g, block);
         for step in 0..case.steps {
             let item = Item { block, step };
             let lane = Lane {
                 item,
-                relative_dist: distances.of(item),
+                relative_dist: distances.of(block, step),
                 latents: &latents,
                 pose_latents: None,
                 audio: &audio,
             };
             let mut call = tables.call(&[lane], held.clone());
-            stage.denoise(&mut call, &|| false).unwrap();
+            stage.denoise(&mut state, &mut call, &|| false).unwrap();
             latents = call.output.unwrap().next_latents;
         }
         out.push((block, latents.as_slice::<f32>().to_vec()));
@@ -311,7 +336,7 @@ fn chains_that_share_a_device_share_its_condition_and_each_device_has_it_once() 
     let memories = [0, 1].map(|i| HostMemory::new(format!("cpu:{i}"), u64::MAX));
     let fake = Fake::new(config(LAYERS), g.clone());
     let fakes = memories.clone().map(|m| fake.on(m));
-    let devices = Devices::each(fakes.iter().map(|b| b as &dyn Backend).collect());
+    let devices = Devices::each(fakes.map(|b| Arc::new(b) as Arc<dyn Backend>).to_vec());
     let watch = Watch {
         memories: memories.to_vec(),
         seen: Mutex::default(),
@@ -365,7 +390,7 @@ fn a_budget_is_met_to_the_byte() {
             };
             let memory = HostMemory::new("cpu:0", budget);
             let fake = Fake::new(config(LAYERS), g.clone()).on(memory.clone());
-            let (result, _) = execute_on(&case, &g, &Devices::each(vec![&fake]));
+            let (result, _) = execute_on(&case, &g, &Devices::each(vec![Arc::new(fake)]));
             (result, memory.ledger().counts().peak)
         };
         let (result, peak) = run(u64::MAX);
@@ -374,7 +399,7 @@ fn a_budget_is_met_to_the_byte() {
         run(peak).0.unwrap();
         let error = run(peak - 1).0.unwrap_err();
         assert!(
-            matches!(&error, Error::Stage { source, .. }
+            matches!(&error, ChainError::Stage { source, .. }
                 if matches!(**source, EngineError::DeviceMemory(MemoryError::Budget { budget, .. }) if budget == peak - 1)),
             "{error}"
         );
@@ -450,7 +475,7 @@ fn the_first_error_comes_back_and_earlier_blocks_have_left() {
             let (result, finished, _) = execute(&case, &g);
             let error = result.unwrap_err();
             assert!(
-                matches!(&error, Error::Stage { source, .. } if matches!(**source, EngineError::Memory { .. })),
+                matches!(&error, ChainError::Stage { source, .. } if matches!(**source, EngineError::Memory { .. })),
                 "{error}"
             );
             assert_eq!(error.kind(), engines::error_kind::ErrorKind::Resources);
@@ -471,7 +496,7 @@ fn a_source_that_fails_ends_the_run() {
         source_fails_at: Some(3),
         ..Case::new(9, 4, Swap::Never)
     };
-    assert!(matches!(execute(&case, &g).0, Err(Error::Usage(_))));
+    assert!(matches!(execute(&case, &g).0, Err(ChainError::Engine(_))));
 }
 
 #[test]
@@ -485,7 +510,7 @@ fn a_decoder_that_leaves_ends_the_run() {
                 ..Case::new(200, 4, swap)
             };
             let (result, finished, _) = execute(&case, &g);
-            assert!(matches!(result, Err(Error::Stopped)), "{swap:?} {takes}");
+            assert!(matches!(result, Err(ChainError::Stopped)), "{swap:?} {takes}");
             assert_eq!(finished.len(), takes);
         }
     }
@@ -502,7 +527,7 @@ fn cancelling_ends_the_run_soon() {
         };
         let (result, finished, _) = execute(&case, &g);
         assert!(
-            matches!(result, Err(Error::Interrupted { .. })),
+            matches!(result, Err(ChainError::Cancelled)),
             "{stages}: {result:?}"
         );
         assert!(
@@ -514,7 +539,7 @@ fn cancelling_ends_the_run_soon() {
 }
 
 #[test]
-#[should_panic(expected = "a scoped thread panicked")]
+#[should_panic(expected = "a stage's thread panicked")]
 fn a_panic_in_a_stage_is_not_swallowed_and_nothing_hangs() {
     let g = geometry(24);
     let fault = Fault::Panics { layer: 2, run: 30 };
@@ -536,7 +561,201 @@ fn nothing_is_prepared_long_before_it_is_needed() {
         },
         &g,
     );
-    assert!(matches!(result, Err(Error::Stopped)) && finished.len() == 1);
+    assert!(matches!(result, Err(ChainError::Stopped)) && finished.len() == 1);
     let calls = log.iter().filter(|c| *c == "dit_embed").count();
     assert!(calls <= 16, "{calls} waves for one block taken");
+}
+
+/// How often each component was loaded.
+fn loads(fake: &Fake) -> BTreeMap<String, usize> {
+    fake.loads.lock().unwrap().clone()
+}
+
+#[test]
+fn a_second_run_loads_no_layer_again_and_computes_the_same() {
+    let g = geometry(48);
+    for residency in [
+        Residency::default(),
+        Residency {
+            resident_layers: 1,
+            rings: Rings::OnHost,
+            slots: 2,
+        },
+    ] {
+        for budget in [None, Some(u64::MAX)] {
+            let case = Case {
+                stages: "2x2".parse().unwrap(),
+                residency,
+                budget,
+                ..Case::new(9, 4, Swap::FirstLatent)
+            };
+            let backend = Arc::new(Fake::new(config(LAYERS), g.clone()));
+            let (devices, memories) = devices(&case, &backend);
+            let chains = load(&case, &devices).unwrap();
+            let loaded = loads(&backend);
+            let held = |m: &Arc<HostMemory>| m.ledger().counts().total();
+            let idle: Vec<u64> = memories.iter().map(held).collect();
+            let first = run_on(&chains, &case, &g, 1, &Silent).1;
+            let once = loads(&backend);
+            let second = run_on(&chains, &case, &g, 1, &Silent).1;
+            assert_eq!(first, one_by_one(&case, &g));
+            assert_eq!(second, first, "{residency:?}");
+            let twice = loads(&backend);
+            for (name, count) in &twice {
+                let sink = name.starts_with("dit_sink");
+                let more = if sink { once[name] } else { 0 };
+                assert_eq!(*count, once[name] + more, "{name}");
+                assert!(sink || loaded[name] == *count, "{name}: loaded by a run");
+            }
+            let slots = |m: &Arc<HostMemory>| m.ledger().counts().of(engines::memory::Class::Slots);
+            let slots: Vec<u64> = memories.iter().map(slots).collect();
+            for (m, (idle, slots)) in memories.iter().zip(idle.iter().zip(slots)) {
+                assert_eq!(held(m), idle + slots, "rings and conditions are freed");
+            }
+        }
+    }
+}
+
+#[test]
+fn runs_at_a_time_share_the_stages_and_compute_what_each_does_alone() {
+    let g = geometry(48);
+    for (stages, rings) in [
+        ("1", Rings::OnDevice),
+        ("4x1", Rings::OnDevice),
+        ("2x2", Rings::OnHost),
+    ] {
+        let case = |blocks, swap| Case {
+            stages: stages.parse().unwrap(),
+            residency: Residency {
+                resident_layers: 1,
+                rings,
+                slots: 2,
+            },
+            budget: Some(u64::MAX),
+            ..Case::new(blocks, 4, swap)
+        };
+        let cases = [
+            (case(13, Swap::FirstLatent), &g),
+            (case(10, Swap::Fed), &g),
+            (case(9, Swap::Never), &g),
+        ];
+        let backend = Arc::new(Fake::new(config(LAYERS), g.clone()));
+        let (devices, _) = devices(&cases[0].0, &backend);
+        let chains = load(&cases[0].0, &devices).unwrap();
+        let made: Vec<Blocks> = thread::scope(|scope| {
+            let run = |(case, g): &'_ (Case, &Geometry)| {
+                let (result, blocks) = run_on(&chains, case, g, 1, &Silent);
+                result.unwrap();
+                blocks
+            };
+            let running: Vec<_> = cases
+                .iter()
+                .map(|c| scope.spawn(move || run(c)))
+                .collect();
+            running.into_iter().map(|r| r.join().unwrap()).collect()
+        });
+        for ((case, g), made) in cases.iter().zip(made) {
+            assert_eq!(made, one_by_one(case, g), "{stages}");
+        }
+    }
+}
+
+#[test]
+fn a_run_that_fails_or_is_cancelled_leaves_the_stages_ready() {
+    let g = geometry(24);
+    let streamed = Residency {
+        resident_layers: 0,
+        rings: Rings::OnHost,
+        slots: 2,
+    };
+    for stages in ["1", "2x2"] {
+        for residency in [Residency::default(), streamed] {
+            let case = Case {
+                stages: stages.parse().unwrap(),
+                residency,
+                budget: Some(u64::MAX),
+                ..Case::new(9, 4, Swap::FirstLatent)
+            };
+            let backend = Fake::new(config(LAYERS), g.clone());
+            backend.fails_once.store(40, Ordering::SeqCst);
+            let backend = Arc::new(backend);
+            let (devices, memories) = devices(&case, &backend);
+            let chains = load(&case, &devices).unwrap();
+            let (failed, _) = run_on(&chains, &case, &g, 1, &Silent);
+            assert!(matches!(failed, Err(ChainError::Stage { .. })), "{failed:?}");
+            let cancelled = Case {
+                cancel_at: Some(2),
+                stages: case.stages.clone(),
+                ..Case::new(500, 4, Swap::Never)
+            };
+            let (stopped, _) = run_on(&chains, &cancelled, &g, 1, &Silent);
+            assert!(matches!(stopped, Err(ChainError::Cancelled)), "{stopped:?}");
+            let (result, made) = run_on(&chains, &case, &g, 1, &Silent);
+            result.unwrap();
+            assert_eq!(made, one_by_one(&case, &g), "{stages}");
+            drop(chains);
+            assert!(memories.iter().all(|m| m.ledger().counts().total() == 0));
+        }
+    }
+}
+
+#[test]
+fn the_first_anchor_is_freed_with_the_last_block_that_needs_it() {
+    let g = geometry(48);
+    let case = Case {
+        budget: Some(u64::MAX),
+        ..Case::new(12, 4, Swap::FirstLatent)
+    };
+    let backend = Arc::new(Fake::new(config(LAYERS), g.clone()));
+    let (devices, memories) = devices(&case, &backend);
+    let watch = WatchEach {
+        memory: Arc::clone(&memories[0]),
+        seen: Mutex::default(),
+    };
+    let (result, _) = execute_watched(&case, &g, &devices, &watch);
+    result.unwrap();
+    let layer = 4 * g.heads * g.sink_tokens * g.head_dim * size_of::<f32>();
+    let whole = (LAYERS * layer) as u64;
+    let seen = watch.seen.lock().unwrap();
+    // Both anchors are held while blocks of both clips are under way; afterwards only the second.
+    assert_eq!(seen[2], 2 * whole, "block 2");
+    assert!(seen[8..].iter().all(|c| *c == whole), "{seen:?}");
+}
+
+/// Keeps the condition on one device after each clean block.
+struct WatchEach {
+    memory: Arc<HostMemory>,
+    seen: Mutex<Vec<u64>>,
+}
+
+impl Observer for WatchEach {
+    fn event(&self, event: &Event<'_>) {
+        if matches!(event, Event::Denoised { .. }) {
+            let counts = self.memory.ledger().counts();
+            let condition = counts.of(engines::memory::Class::Condition);
+            self.seen.lock().unwrap().push(condition);
+        }
+    }
+}
+
+#[test]
+fn the_failing_stage_is_named_by_its_device_and_layers() {
+    let g = geometry(24);
+    let case = Case {
+        stages: "2x1".parse().unwrap(),
+        fault: Fault::Fails { layer: 3, run: 0 },
+        ..Case::new(1, 1, Swap::Never)
+    };
+    for (kind, wanted) in [
+        (crate::placement::plan::DeviceKind::Cpu, "stage cpu:1 layers 2-3: "),
+        (crate::placement::plan::DeviceKind::Cuda, "stage cuda:1 layers 2-3: "),
+    ] {
+        let mut backend = Fake::new(config(LAYERS), g.clone());
+        backend.fault = case.fault;
+        let devices = Devices::one(Arc::new(backend));
+        let plan = case.plan().on(kind);
+        let chains = Chains::load(&plan, &devices, &config(LAYERS), &plain(), &Silent).unwrap();
+        let error = run_on(&chains, &case, &g, 1, &Silent).0.unwrap_err().to_string();
+        assert!(error.starts_with(wanted), "{error}");
+    }
 }

@@ -1,25 +1,99 @@
-//! The executor's threads: what they take, what they report, and how they end. A worker runs one stage in the order that calls arrive; it
-//! never waits for anyone but the next stage, and reports every ending.
+//! The executor's threads: what they take, what they report, and how they end. A worker runs one
+//! stage in the order that packets arrive, whichever run they belong to. It waits for nobody but the
+//! next stage. A run that fails on a stage leaves the stage ready for others.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{self, Scope};
+use std::thread::{self, JoinHandle};
 
-use super::{AnchorInput, Job};
+use engines::backend::EngineError;
+
 use crate::chain::call::{Anchor, Call, Prefill};
+use crate::chain::error::ChainError;
+use crate::chain::events::Cancel;
+use crate::chain::job::{AnchorInput, Job};
 use crate::chain::source::{BlockInput, Source};
-use crate::chain::page_locks::Streams;
-use crate::chain::stage::{Site, Stage, anchor_of};
-use crate::commands::error::Error;
+use crate::chain::stage::{Site, Stage, StageState, anchor_of};
+use crate::numbers::geometry::Geometry;
 use crate::placement::plan::{Chain, StageSpec};
+use crate::placement::queues::PREFILLS;
 use crate::placement::wavefront::Group;
 
-/// What travels down a chain.
-pub(super) enum Packet {
+/// One run, as the threads of the stages know it. Every packet of the run holds it, and every stage
+/// with state of the run.
+pub(super) struct Run {
+    id: u64,
+    geometry: Geometry,
+    cancel: Cancel,
+    /// The scheduler has ended: what is still under way is of no use.
+    over: AtomicBool,
+    reports: SyncSender<Report>,
+    /// Closes when nobody holds the run any more.
+    _alive: SyncSender<Infallible>,
+}
+
+impl Run {
+    /// Makes a run, and the receiver that closes when nobody holds it any more.
+    pub(super) fn new(
+        id: u64,
+        job: &Job<'_>,
+        reports: SyncSender<Report>,
+    ) -> (Arc<Self>, Receiver<Infallible>) {
+        let (alive, ended) = sync_channel(0);
+        let run = Self {
+            id,
+            geometry: job.tables.geometry().clone(),
+            cancel: job.cancel.clone(),
+            over: AtomicBool::new(false),
+            reports,
+            _alive: alive,
+        };
+        (Arc::new(run), ended)
+    }
+
+    /// Tells the stages that nobody waits for results any more.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst) || self.cancel.is_cancelled()
+    }
+
+    /// Reports to the scheduler. One that is gone needs no report.
+    fn report(&self, report: Report) {
+        drop(self.reports.send(report));
+    }
+}
+
+/// Work of one run on its way down a chain.
+pub(super) struct Packet {
+    run: Arc<Run>,
+    work: Work,
+}
+
+impl Packet {
+    pub(super) fn new(run: &Arc<Run>, work: Work) -> Self {
+        Self {
+            run: Arc::clone(run),
+            work,
+        }
+    }
+}
+
+/// Work for every stage of a chain, in order.
+pub(super) enum Work {
+    /// Make the run's rings.
+    Begin,
     Call(Group, Box<Call>),
     Prefill(Box<Prefill>),
     /// An anchor that other devices hold, to be placed on this chain's.
     Place(Box<Anchor>),
+    /// Free the run's rings.
+    End,
 }
 
 /// What comes back to the scheduler.
@@ -32,7 +106,7 @@ pub(super) enum Report {
         chain: usize,
     },
     Fed(Box<AnchorInput>),
-    Failed(Error),
+    Failed(ChainError),
     /// A thread ended before its work did; its own error, or panic, says why.
     Gone,
 }
@@ -49,8 +123,8 @@ impl Drop for LastWord {
 }
 
 impl LastWord {
-    /// False when nobody listens any more.
-    pub(super) fn send(&self, report: Report) -> bool {
+    /// Returns whether anybody still listens.
+    fn send(&self, report: Report) -> bool {
         self.0.send(report).is_ok()
     }
 }
@@ -59,7 +133,7 @@ pub(super) fn prepare(source: &mut dyn Source, wanted: &Receiver<usize>, reports
     for block in wanted {
         let report = match source.block(block) {
             Ok(input) => Report::Prepared(Box::new(input)),
-            Err(error) => Report::Failed(error),
+            Err(error) => Report::Failed(error.into()),
         };
         let ends = matches!(report, Report::Failed(_));
         if !reports.send(report) || ends {
@@ -68,102 +142,188 @@ pub(super) fn prepare(source: &mut dyn Source, wanted: &Receiver<usize>, reports
     }
 }
 
-/// Starts a chain's workers, last first, and returns the way into it.
-pub(super) fn spawn_chain<'scope, 'env>(
-    scope: &'scope Scope<'scope, 'env>,
-    (job, streams): (&'env Job<'env>, &'env Streams),
+/// Starts a chain's workers, last first, and returns the way into it. Every worker sends once to
+/// `loaded`.
+pub(super) fn spawn_chain(
     index: usize,
-    chain: &'env Chain,
-    reports: &SyncSender<Report>,
+    chain: &Chain,
+    sites: Vec<Site>,
+    name: impl Fn(&StageSpec) -> String,
+    loaded: &SyncSender<Result<(), ChainError>>,
+    broken: &Arc<AtomicBool>,
+    threads: &mut Vec<JoinHandle<()>>,
 ) -> SyncSender<Packet> {
     let mut next = None;
-    for spec in chain.stages.iter().rev() {
-        // The head never makes the scheduler wait: it holds every call that may be under way.
+    for (spec, site) in chain.stages.iter().zip(sites).rev() {
+        // The head never makes a lone scheduler wait: it holds every call that may be under way.
         let room = if spec.layers.start == 0 {
             chain.stages.len() + 1 + PREFILLS
         } else {
             1
         };
         let (sender, receiver) = sync_channel(room);
-        let worker = Worker {
-            job,
-            streams,
-            index,
-            chain,
-            spec,
+        let start = Start {
+            site,
+            spec: spec.clone(),
+            name: name(spec),
+            chain: index,
             next: next.replace(sender),
-            reports: LastWord(reports.clone()),
+            broken: Arc::clone(broken),
         };
-        scope.spawn(move || worker.run(&receiver));
+        let loaded = loaded.clone();
+        threads.push(thread::spawn(move || start.run(&receiver, loaded)));
     }
     next.expect("a chain has a stage")
 }
 
-struct Worker<'a> {
-    job: &'a Job<'a>,
-    streams: &'a Streams,
-    index: usize,
-    chain: &'a Chain,
-    spec: &'a StageSpec,
+/// A worker before its stage is loaded.
+struct Start {
+    site: Site,
+    spec: StageSpec,
+    name: String,
+    chain: usize,
     next: Option<SyncSender<Packet>>,
-    reports: LastWord,
+    broken: Arc<AtomicBool>,
 }
 
-impl Worker<'_> {
-    fn run(self, packets: &Receiver<Packet>) {
-        if let Err(error) = self.work(packets) {
-            let StageSpec { device, layers, .. } = self.spec;
-            let stage = format!(
-                "cpu:{device} layers {}-{}",
-                layers.start,
-                layers.end.saturating_sub(1)
-            );
-            self.reports.send(Report::Failed(match error {
-                Error::Engine(source) => Error::Stage { stage, source },
-                error => error,
-            }));
+impl Start {
+    fn run(self, packets: &Receiver<Packet>, loaded: SyncSender<Result<(), ChainError>>) {
+        match Stage::load(self.site, &self.spec) {
+            Ok(stage) => {
+                drop(loaded.send(Ok(())));
+                drop(loaded);
+                let worker = Worker {
+                    stage,
+                    name: self.name,
+                    chain: self.chain,
+                    next: self.next,
+                    broken: self.broken,
+                    members: BTreeMap::new(),
+                };
+                worker.work(packets);
+            }
+            Err(error) => drop(loaded.send(Err(in_stage(&self.name, error)))),
+        }
+    }
+}
+
+fn in_stage(stage: &str, error: EngineError) -> ChainError {
+    ChainError::Stage {
+        stage: stage.to_owned(),
+        source: Box::new(error),
+    }
+}
+
+/// A run that has begun on a stage.
+struct Member {
+    run: Arc<Run>,
+    /// `None` while the rings are made, and after the run failed on this stage.
+    state: Option<StageState>,
+}
+
+struct Worker {
+    stage: Stage,
+    name: String,
+    /// Index of the chain.
+    chain: usize,
+    next: Option<SyncSender<Packet>>,
+    /// Set by a panic, before any run hears of it.
+    broken: Arc<AtomicBool>,
+    members: BTreeMap<u64, Member>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.broken.store(true, Ordering::SeqCst);
+            for member in self.members.values() {
+                drop(member.run.reports.try_send(Report::Gone));
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn work(mut self, packets: &Receiver<Packet>) {
+        for mut packet in packets {
+            match self.step(&mut packet) {
+                Ok(true) => self.pass_on(packet),
+                Ok(false) => {}
+                Err(error) => {
+                    self.fail(&packet.run);
+                    let error = in_stage(&self.name, error);
+                    packet.run.report(Report::Failed(error));
+                }
+            }
+        }
+    }
+
+    /// Does a packet's work. Returns false for a run that has failed here: its packets go no further.
+    fn step(&mut self, packet: &mut Packet) -> Result<bool, EngineError> {
+        let Packet { run, work } = packet;
+        match work {
+            Work::Begin => {
+                let member = Member {
+                    run: Arc::clone(run),
+                    state: None,
+                };
+                self.members.insert(run.id, member);
+                let state = self.stage.begin(&run.geometry)?;
+                self.with_state(run).replace(state);
+                return Ok(true);
+            }
+            Work::End => {
+                self.members.remove(&run.id);
+                return Ok(true);
+            }
+            _ => {}
+        }
+        let stop = || run.is_over();
+        let member = self.members.get_mut(&run.id);
+        let Some(state) = member.and_then(|m| m.state.as_mut()) else {
+            return Ok(false);
+        };
+        match work {
+            Work::Call(_, call) => self.stage.denoise(state, call, &stop)?,
+            Work::Prefill(prefill) => self.stage.prefill(state, prefill, &stop)?,
+            Work::Place(anchor) => self.stage.place(anchor)?,
+            Work::Begin | Work::End => {}
+        }
+        Ok(true)
+    }
+
+    fn with_state(&mut self, run: &Run) -> &mut Option<StageState> {
+        let member = self.members.get_mut(&run.id);
+        &mut member.expect("the run has begun here").state
+    }
+
+    /// Frees what a run holds here. It stays a member until its end comes by.
+    fn fail(&mut self, run: &Run) {
+        if let Some(member) = self.members.get_mut(&run.id) {
+            member.state = None;
+        }
+    }
+
+    fn pass_on(&self, packet: Packet) {
+        let Packet { run, work } = packet;
+        let Some(next) = &self.next else {
+            match work {
+                Work::Call(group, call) => run.report(Report::Done(group, call)),
+                Work::Prefill(prefill) => run.report(self.anchored(Box::new(anchor_of(*prefill)))),
+                Work::Place(anchor) => run.report(self.anchored(anchor)),
+                Work::Begin | Work::End => {}
+            }
+            return;
+        };
+        if let Err(unsent) = next.send(Packet { run, work }) {
+            unsent.0.run.report(Report::Gone);
         }
     }
 
     fn anchored(&self, anchor: Box<Anchor>) -> Report {
         Report::Anchored {
             anchor,
-            chain: self.index,
+            chain: self.chain,
         }
-    }
-
-    fn work(&self, packets: &Receiver<Packet>) -> Result<(), Error> {
-        let job = self.job;
-        let stop = || job.cancel.is_cancelled();
-        let site = Site {
-            backend: job.devices.get(self.spec.device)?,
-            home: job.devices.home(self.spec.device),
-            host: Arc::clone(job.devices.host()),
-            model: job.model,
-            geometry: job.tables.geometry(),
-            lanes: self.chain.lanes,
-            options: job.options,
-            streaming: Some(self.streams),
-        };
-        let mut stage = Stage::load(site, self.spec)?;
-        for mut packet in packets {
-            match &mut packet {
-                Packet::Call(_, call) => stage.denoise(call, &stop)?,
-                Packet::Prefill(prefill) => stage.prefill(prefill, &stop)?,
-                Packet::Place(anchor) => stage.place(anchor)?,
-            }
-            let sent = match &self.next {
-                Some(next) => next.send(packet).is_ok(),
-                None => self.reports.send(match packet {
-                    Packet::Call(group, call) => Report::Done(group, call),
-                    Packet::Prefill(prefill) => self.anchored(Box::new(anchor_of(*prefill))),
-                    Packet::Place(anchor) => self.anchored(anchor),
-                }),
-            };
-            if !sent {
-                return Ok(());
-            }
-        }
-        Ok(())
     }
 }

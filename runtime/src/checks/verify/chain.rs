@@ -4,21 +4,24 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use engines::tensor::Tensor;
 use serde_json::Value;
 
-use super::bench::{Bench, Problem, lacks, number_in};
+use super::Subject;
+use super::checkup::{Checkup, Problem, lacks, number_in};
 use super::media::{PICTURE, area_of};
 use crate::chain::decoders::Mode;
+use crate::checks::error::CheckError;
 use crate::chain::events::{Event, Observer};
-use crate::generate::{Clips, Request, generate};
+use crate::generate::{Clips, Engine, OutputFiles, Request, generate};
 use crate::media::mp4::Encoding;
 use crate::media::picture::Fit;
 use crate::numbers::latents;
 use crate::numbers::size::SizeMode;
-use crate::placement::plan::{Lanes, Residency, Stages};
+use crate::placement::devices::Devices;
+use crate::placement::plan::{Lanes, Plan, Stages};
 use crate::placement::wavefront::Item;
 use engines::tensor_file::{self, Tensors};
 
@@ -35,7 +38,7 @@ const RUNS: [(&str, Mode, &str); 3] = [
     ),
 ];
 
-pub(super) fn check(bench: &Bench<'_>) {
+pub(super) fn check(checkup: &Checkup<'_>) {
     for (file, mode, component) in RUNS {
         let files: &[&'static str] = if file == REPLAY {
             &[REPLAY, STEPS]
@@ -45,19 +48,19 @@ pub(super) fn check(bench: &Bench<'_>) {
         let fed = |file: &str, name: &str| {
             file == REPLAY && (name.ends_with(".noise") || name == "relative_dist")
         };
-        bench.parts(
+        checkup.parts(
             component,
             files,
             |f, n| !fed(f, n),
-            |names| run(bench, file, mode, component, names),
+            |names| run(checkup, file, mode, component, names),
         );
     }
 }
 
-pub(super) fn skip(bench: &Bench<'_>) {
+pub(super) fn skip(checkup: &Checkup<'_>) {
     for file in RUNS.map(|(file, ..)| file).into_iter().chain([STEPS]) {
-        for name in bench.sheet.open(file) {
-            bench
+        for name in checkup.sheet.open(file) {
+            checkup
                 .sheet
                 .not_checked(file, &name, "left out by --skip-e2e");
         }
@@ -65,49 +68,58 @@ pub(super) fn skip(bench: &Bench<'_>) {
 }
 
 fn run(
-    bench: &Bench<'_>,
+    checkup: &Checkup<'_>,
     file: &'static str,
     mode: Mode,
     component: &str,
     names: &[(&'static str, String)],
 ) -> Result<(), Problem> {
     let folder = Folder::new(file)?;
-    let request = request(bench, file, mode, &folder.0)?;
+    let request = request(checkup, file, mode, &folder.0)?;
     let watch = Watch::new(names);
-    generate(&bench.engine, &request, &watch, bench.cancel)?;
+    let Subject {
+        models,
+        backend,
+        loading,
+    } = checkup.subject;
+    let layers = models.config().dit.layers;
+    let plan = Plan::new(&Stages::default(), Lanes::default(), layers, request.steps)?;
+    let engine = Engine::new(models.clone(), Devices::one(Arc::clone(backend)), plan);
+    let engine = engine.with_loading(Arc::clone(loading));
+    generate(&engine, &request, &watch, checkup.cancel)?;
     let kept = watch
         .kept
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     for (item, (x, noise_pred)) in kept.steps {
         let name = |what: &str| format!("block{}.step{}.{what}", item.block, item.step);
-        bench.sheet.check(component, STEPS, &name("x"), &x);
-        bench
+        checkup.sheet.check(component, STEPS, &name("x"), &x);
+        checkup
             .sheet
             .check(component, STEPS, &name("noise_pred"), &noise_pred);
     }
     for (index, frame) in &kept.frames {
-        bench
+        checkup
             .sheet
             .check(component, file, &format!("frame{index:03}"), frame);
     }
     if let Some(frame) = &kept.last {
-        bench.sheet.check(component, file, "frame_last", frame);
+        checkup.sheet.check(component, file, "frame_last", frame);
     }
     let trace = tensor_file::read(&folder.trace())?;
-    traced(bench, file, component, &trace, names);
+    traced(checkup, file, component, &trace, names);
     Ok(())
 }
 
 fn traced(
-    bench: &Bench<'_>,
+    checkup: &Checkup<'_>,
     file: &'static str,
     component: &str,
     trace: &Tensors,
     names: &[(&'static str, String)],
 ) {
     for (name, value) in trace {
-        bench.sheet.check(component, file, name, value);
+        checkup.sheet.check(component, file, name, value);
     }
     let Some(frames) = trace.get("frames_u8") else {
         return;
@@ -117,7 +129,7 @@ fn traced(
             let every = (0..frames.shape()[0])
                 .step_by(stride)
                 .map(|i| frames.lanes(i..i + 1));
-            bench
+            checkup
                 .sheet
                 .check(component, file, name, &Tensor::stack(every));
         }
@@ -125,9 +137,9 @@ fn traced(
 }
 
 /// The reference's run: its first prompt and first recording, its picture, the set's area.
-fn request(bench: &Bench<'_>, file: &str, mode: Mode, folder: &Path) -> Result<Request, Problem> {
+fn request(checkup: &Checkup<'_>, file: &str, mode: Mode, folder: &Path) -> Result<Request, Problem> {
     let first = |pointer: &str, field: &str| {
-        let all = bench.set.value(pointer).and_then(Value::as_object);
+        let all = checkup.set.value(pointer).and_then(Value::as_object);
         let found = all
             .and_then(|a| a.values().next())
             .and_then(|v| v.get(field))
@@ -136,41 +148,36 @@ fn request(bench: &Bench<'_>, file: &str, mode: Mode, folder: &Path) -> Result<R
             .map(str::to_owned)
             .ok_or_else(|| lacks(format!("values{}.*.{field}", pointer.replace('/', "."))))
     };
-    let clips = bench.number(&format!("/{file}/clips"))?;
-    recorded(bench, clips)?;
+    let clips = checkup.number(&format!("/{file}/clips"))?;
+    recorded(checkup, clips)?;
     Ok(Request {
-        placement: None,
-        image: bench.set.input(PICTURE),
-        audio: bench.set.input(&first("/audio", "file")?),
+        image: checkup.set.input(PICTURE),
+        audio: checkup.set.input(&first("/audio", "file")?),
         prompt: first("/prompts", "text")?,
-        size: area_of(bench.config("max_area")?),
+        size: area_of(checkup.config("max_area")?),
         size_mode: SizeMode::Area,
         fit: Fit::default(),
         clips: Clips::AtMost(clips),
-        steps: bench.config("steps")?,
-        infer_frames: bench.config("infer_frames")?,
-        ring_blocks: None,
+        steps: checkup.config("steps")?,
+        infer_frames: checkup.config("infer_frames")?,
         seed: 0,
         mode,
-        stages: Stages::default(),
-        lanes: Lanes::default(),
-        residency: Residency::default(),
-        vae_device: None,
-        device_memory: None,
-        replay: Some(bench.set.file(REPLAY)),
-        trace: Some(folder.join(TRACE)),
-        contact_sheet: None,
-        encoding: Encoding::default(),
-        out: folder.join("video.mp4"),
+        replay: Some(checkup.set.file(REPLAY)),
+        files: OutputFiles {
+            video: folder.join("video.mp4"),
+            encoding: Encoding::default(),
+            contact_sheet: None,
+            trace: Some(folder.join(TRACE)),
+        },
     })
 }
 
 /// Without the recorded randomness there is nothing to compare.
-fn recorded(bench: &Bench<'_>, clips: usize) -> Result<(), Problem> {
+fn recorded(checkup: &Checkup<'_>, clips: usize) -> Result<(), Problem> {
     (0..clips)
         .map(|clip| format!("clip{clip}.noise"))
         .chain(["relative_dist".to_owned()])
-        .try_for_each(|name| bench.input(REPLAY, &name).map(drop))
+        .try_for_each(|name| checkup.input(REPLAY, &name).map(drop))
 }
 
 const TRACE: &str = "trace.safetensors";
@@ -185,7 +192,7 @@ impl Folder {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let unique = format!("liveavatar-verify-{}-{count}-{name}", std::process::id());
         let path = std::env::temp_dir().join(unique);
-        std::fs::create_dir_all(&path).map_err(|source| crate::commands::error::Error::Write {
+        std::fs::create_dir_all(&path).map_err(|source| CheckError::Write {
             path: path.clone(),
             source,
         })?;

@@ -1,16 +1,18 @@
 //! Proof that the checks can fail: one weight of each component is moved a little, and some check of that component must notice.
 
-use engines::backend::Perturb;
+use std::sync::Arc;
+
+use engines::backend::{Loading, Perturb};
 use engines::components::{dit, speech, text, vae};
 use engines::contract::DType;
 use engines::manifest::{ComponentEntry, Models, WeightEntry};
 use engines::recipe::Recipe;
 
+use super::Subject;
 use super::set::Set;
 use super::sheet::{Focus, Results, Row};
-use crate::chain::events::{Cancel, Event, Observer, Silent};
-use crate::commands::error::Error;
-use crate::generate::Engine;
+use crate::chain::events::{Cancel, Event, Observer, Phase, Silent};
+use crate::checks::error::CheckError;
 
 /// What is added to every element of the weight. In bf16 more, since rounding alone moves a prediction by half of what 0.01 does.
 fn amount(recipe: Recipe) -> f32 {
@@ -36,20 +38,22 @@ pub struct Fault {
 /// Puts a fault into every component in turn. `sound` are the results without faults.
 ///
 /// # Errors
-/// [`Error::Interrupted`].
+/// [`crate::chain::ChainError::Cancelled`].
 pub(super) fn run(
-    engine: &Engine<'_>,
+    subject: &Subject,
     set: &Set,
     sound: &Results,
     focus: Focus<'_>,
     observer: &dyn Observer,
     cancel: &Cancel,
-) -> Result<Vec<Fault>, Error> {
-    observer.event(&Event::Phase("putting a fault into each component"));
-    let amount = amount(engine.models.recipe());
+) -> Result<Vec<Fault>, CheckError> {
+    observer.event(&Event::Phase(Phase::Checking(
+        "putting a fault into each component",
+    )));
+    let amount = amount(subject.models.recipe());
     let mut faults = Vec::new();
-    for component in &engine.models.manifest().components {
-        let Some(weight) = chosen(engine.models, component) else {
+    for component in &subject.models.manifest().components {
+        let Some(weight) = chosen(&subject.models, component) else {
             faults.push(Fault {
                 component: component.name.clone(),
                 weight: "none".to_owned(),
@@ -60,20 +64,13 @@ pub(super) fn run(
             });
             continue;
         };
-        let base = engine.options;
-        let options = |name: &str| {
-            let mut options = base(name);
-            if name == component.name {
-                options.perturb = Some(Perturb {
-                    weight: weight.name.clone(),
-                    amount,
-                });
-            }
-            options
+        let faulty = Subject {
+            loading: with_fault(subject, &component.name, &weight.name, amount),
+            ..subject.clone()
         };
         let looked = looked_at(set, &component.contract, focus);
         let focus = |file: &str, name: &str| looked.iter().any(|(f, n)| f == file && n == name);
-        let (results, _) = super::pass(engine, &options, set, &focus, true, &Silent, cancel)?;
+        let (results, _) = super::pass(&faulty, set, &focus, true, &Silent, cancel)?;
         faults.push(judge(
             (&component.name, &weight.name, amount),
             results.rows,
@@ -81,6 +78,22 @@ pub(super) fn run(
         ));
     }
     Ok(faults)
+}
+
+/// Returns the subject's loading with `amount` added to a weight of a component.
+fn with_fault(subject: &Subject, component: &str, weight: &str, amount: f32) -> Loading {
+    let base = Arc::clone(&subject.loading);
+    let (component, weight) = (component.to_owned(), weight.to_owned());
+    Arc::new(move |name| {
+        let mut options = base(name);
+        if name == component {
+            options.perturb = Some(Perturb {
+                weight: weight.clone(),
+                amount,
+            });
+        }
+        options
+    })
 }
 
 /// A fault counts as caught by a value that was made, is wrong, and was right without it.

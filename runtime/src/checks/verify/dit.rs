@@ -11,14 +11,14 @@ use engines::recipe::Recipe;
 use engines::tensor::{Tensor, View};
 use serde_json::Value;
 
-use super::bench::{Bench, Problem, lacks, lane, last, number_in, swapped, widened};
+use super::checkup::{Checkup, Problem, lacks, lane, last, number_in, swapped, widened};
 use super::host::tokens;
 use super::precision::BF16;
 use crate::chain::call::{Anchor, BlockAudio, Call, Lane, Prefill, SinkFlow, Tables};
 use crate::chain::encoders::{AudioAdapter, embed_text};
 use crate::chain::source::everywhere;
 use crate::numbers::geometry::Geometry;
-use crate::chain::stage::{Site, Stage, anchor_of};
+use crate::chain::stage::{Site, Stage, StageState, anchor_of};
 use crate::numbers::latents;
 use crate::numbers::schedule;
 use crate::numbers::size::Size;
@@ -34,47 +34,47 @@ const ADAPTER_GLOBAL: &str = "casual_audio_encoder.encoder.global";
 const BLOCK_FILES: [&str; 4] = ["dit_blocks", "dit_kv", "dit_layers", BF16];
 const WITHOUT_LORA: &str = "block0.noise_pred_without_lora";
 
-pub(super) fn check(bench: &Bench<'_>) {
-    not_applicable(bench);
-    bench.part(
+pub(super) fn check(checkup: &Checkup<'_>) {
+    not_applicable(checkup);
+    checkup.part(
         dit::EMBED.name,
         "time",
         |_| true,
-        |names| time(bench, names),
+        |names| time(checkup, names),
     );
-    bench.part(
+    checkup.part(
         speech::ADAPTER.name,
         "causal_audio",
         |_| true,
-        |names| adapter(bench, names),
+        |names| adapter(checkup, names),
     );
-    bench.part(
+    checkup.part(
         dit::SINK_EMBED.name,
         "framepack",
         |_| true,
-        |names| packer(bench, names),
+        |names| packer(checkup, names),
     );
-    bench.part(
+    checkup.part(
         dit::TEXT_EMBED.name,
         "dit_sink",
         |n| n == "text_embedding_head",
-        |_| text_head(bench),
+        |_| text_head(checkup),
     );
-    bench.part(
+    checkup.part(
         "rotary tables",
         "dit_sink",
         |n| n.starts_with("framepack.rope_"),
-        |_| packer_rope(bench),
+        |_| packer_rope(checkup),
     );
-    bench.part(
+    checkup.part(
         dit::SINK_EMBED.name,
         "dit_sink",
         |n| ["framepack.tokens", "block0.input"].contains(&n),
-        |_| sink_embed(bench),
+        |_| sink_embed(checkup),
     );
     let sink = |_: &str, n: &str| n.contains(".cond_") || n == "last_block.output";
-    bench.parts(dit::SINK_LAYER.name, &["dit_sink", BF16], sink, |_| {
-        sink_layers(bench)
+    checkup.parts(dit::SINK_LAYER.name, &["dit_sink", BF16], sink, |_| {
+        sink_layers(checkup)
     });
     let plain = |file: &str, name: &str| {
         if file == BF16 {
@@ -83,90 +83,90 @@ pub(super) fn check(bench: &Bench<'_>) {
         let inner = file == "dit_layers" && !name.ends_with(".after_injection");
         name.starts_with("block") && name != WITHOUT_LORA && !inner
     };
-    bench.parts(dit::LAYER.name, &BLOCK_FILES, plain, |names| {
-        blocks(bench, names, &[])
+    checkup.parts(dit::LAYER.name, &BLOCK_FILES, plain, |names| {
+        blocks(checkup, names, &[])
     });
     for (file, prefix) in [("dit_layers", "block"), (BF16, "layer")] {
-        bench.part(
+        checkup.part(
             dit::LAYER.name,
             file,
             |n| n.starts_with(prefix),
-            |names| inner_values(bench, file, names),
+            |names| inner_values(checkup, file, names),
         );
     }
-    bench.part(
+    checkup.part(
         dit::LAYER.name,
         "dit_two",
         |n| n.starts_with("block") || n == "mask",
-        |names| two_actors(bench, names),
+        |names| two_actors(checkup, names),
     );
 }
 
 /// Tensors of computations that an export does not hold.
-fn not_applicable(bench: &Bench<'_>) {
-    let manifest = bench.engine.models.manifest();
+fn not_applicable(checkup: &Checkup<'_>) {
+    let manifest = checkup.models().manifest();
     let merged = "without the LoRA: the export holds the merged weights only";
-    bench.sheet.not_checked("dit_blocks", WITHOUT_LORA, merged);
-    for name in bench
+    checkup.sheet.not_checked("dit_blocks", WITHOUT_LORA, merged);
+    for name in checkup
         .sheet
         .open(BF16)
         .iter()
         .filter(|_| manifest.recipe == Recipe::Fp32)
     {
-        bench.sheet.not_checked(
+        checkup.sheet.not_checked(
             BF16,
             name,
             "the reference's own bf16 casts, which an export of recipe fp32 does not make",
         );
     }
-    for name in bench
+    for name in checkup
         .sheet
         .open("rope")
         .iter()
         .filter(|n| n.ends_with("_f16"))
     {
         let reason = "the reference's half-precision table; ours are f32, computed in f64, and checked by the tensors without _f16";
-        bench.sheet.not_checked("rope", name, reason);
+        checkup.sheet.not_checked("rope", name, reason);
     }
 }
 
 // ---- one component at a time
 
-fn time(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
+fn time(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     let mut tags: Vec<&str> = names
         .iter()
         .filter_map(|n| Some(n.split_once('.')?.0))
         .collect();
     tags.dedup();
-    let steps = schedule::timesteps(bench.config("steps")?)?;
+    let steps = schedule::timesteps(checkup.config("steps")?)?;
     for tag in tags {
         let name = |what: &str| format!("{tag}.{what}");
         if let Some(t) = number_in(tag, "t", "").and_then(|i| steps.get(i)) {
-            bench.sheet.check(
+            checkup.sheet.check(
                 "schedule",
                 "time",
                 &name("timestep"),
                 &Tensor::from_slice(&[1], &[*t]),
             );
         }
-        let given = bench.floats("time", &name("timestep"), 1)?;
+        let given = checkup.floats("time", &name("timestep"), 1)?;
         let sinusoid = schedule::sinusoid(given.as_slice::<f32>()[0]);
-        bench.sheet.check(
+        checkup.sheet.check(
             "schedule",
             "time",
             &name("sinusoid"),
             &Tensor::from_slice(&[1, sinusoid.len()], &sinusoid),
         );
-        if bench.sheet.is_open("time", &name("e")) || bench.sheet.is_open("time", &name("e0")) {
-            embedded_time(bench, tag, &sinusoid)?;
+        if checkup.sheet.is_open("time", &name("e")) || checkup.sheet.is_open("time", &name("e0")) {
+            embedded_time(checkup, tag, &sinusoid)?;
         }
     }
     Ok(())
 }
 
 /// The sink's timestep is 0 whatever the step: its graph takes none.
-fn embedded_time(bench: &Bench<'_>, tag: &str, sinusoid: &[f32]) -> Result<(), Problem> {
-    let (c, frames) = (bench.dit(), bench.dit().block_frames);
+fn embedded_time(checkup: &Checkup<'_>, tag: &str, sinusoid: &[f32]) -> Result<(), Problem> {
+    let (c, frames) = (checkup.dit(), checkup.dit().block_frames);
     let zeros = |frames: usize, side: usize| {
         Tensor::zeros(DType::F32, &[1, c.latent_channels, frames, side, side])
     };
@@ -185,17 +185,17 @@ fn embedded_time(bench: &Bench<'_>, tag: &str, sinusoid: &[f32]) -> Result<(), P
             View::from_slice(&[1, frames, sinusoid.len()], &rows),
         ),
     ];
-    let mut embed = bench
+    let mut embed = checkup
         .backend()
-        .load(dit::EMBED.name, &(bench.options())(dit::EMBED.name))?;
+        .load(dit::EMBED.name, &(checkup.loading())(dit::EMBED.name))?;
     let mut out = embed.run(&inputs, State::None)?;
-    bench.sheet.check(
+    checkup.sheet.check(
         dit::EMBED.name,
         "time",
         &format!("{tag}.e"),
         &first(out.take(&dit::E_OUT)),
     );
-    bench.sheet.check(
+    checkup.sheet.check(
         dit::EMBED.name,
         "time",
         &format!("{tag}.e0"),
@@ -203,16 +203,16 @@ fn embedded_time(bench: &Bench<'_>, tag: &str, sinusoid: &[f32]) -> Result<(), P
     );
     if tag == "tzero" {
         let (reference, motion) = (zeros(1, 8), zeros(dit::MOTION_FRAMES, 8));
-        let mut sink = bench.backend().load(
+        let mut sink = checkup.backend().load(
             dit::SINK_EMBED.name,
-            &(bench.options())(dit::SINK_EMBED.name),
+            &(checkup.loading())(dit::SINK_EMBED.name),
         )?;
         let inputs = [
             (&dit::REF_LATENTS, reference.view()),
             (&dit::MOTION_LATENTS, motion.view()),
         ];
         let e0 = first(sink.run(&inputs, State::None)?.take(&dit::SINK_E0));
-        bench.sheet.check_noted(
+        checkup.sheet.check_noted(
             dit::SINK_EMBED.name,
             "time",
             "tzero.e0",
@@ -223,31 +223,31 @@ fn embedded_time(bench: &Bench<'_>, tag: &str, sinusoid: &[f32]) -> Result<(), P
     Ok(())
 }
 
-fn adapter(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
+fn adapter(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     let mut tags: Vec<&str> = names
         .iter()
         .filter_map(|n| Some(n.split_once('.')?.0))
         .collect();
     tags.dedup();
     let (mut options, component) = (
-        (bench.options())(speech::ADAPTER.name),
+        (checkup.loading())(speech::ADAPTER.name),
         speech::ADAPTER.name,
     );
     options
         .taps
-        .extend(has_tap(bench, component, ADAPTER_GLOBAL).then(|| ADAPTER_GLOBAL.to_owned()));
-    let mut session = bench.backend().load(component, &options)?;
+        .extend(has_tap(checkup, component, ADAPTER_GLOBAL).then(|| ADAPTER_GLOBAL.to_owned()));
+    let mut session = checkup.backend().load(component, &options)?;
     for tag in tags {
-        let audio = bench.floats("causal_audio", &format!("{tag}.audio_input"), 4)?;
+        let audio = checkup.floats("causal_audio", &format!("{tag}.audio_input"), 4)?;
         let mut out = session.run(&[(&speech::AUDIO, audio.view())], State::None)?;
         let (global, local) = (
             out.take(&speech::AUDIO_GLOBAL_OUT),
             out.take(&speech::AUDIO_LOCAL_OUT),
         );
-        bench
+        checkup
             .sheet
             .check(component, "causal_audio", &format!("{tag}.global"), &global);
-        bench
+        checkup
             .sheet
             .check(component, "causal_audio", &format!("{tag}.local"), &local);
         for name in names
@@ -255,13 +255,13 @@ fn adapter(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
             .filter(|n| n.starts_with(&format!("{tag}.global_all")))
         {
             match options.taps.is_empty() {
-                false => bench.sheet.check(
+                false => checkup.sheet.check(
                     component,
                     "causal_audio",
                     name,
                     &out.take_named(ADAPTER_GLOBAL),
                 ),
-                true => bench.sheet.not_checked(
+                true => checkup.sheet.not_checked(
                     "causal_audio",
                     name,
                     format!("the export has no tap {ADAPTER_GLOBAL}"),
@@ -272,25 +272,23 @@ fn adapter(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
     Ok(())
 }
 
-fn has_tap(bench: &Bench<'_>, component: &str, tap: &str) -> bool {
-    bench
-        .engine
-        .models
+fn has_tap(checkup: &Checkup<'_>, component: &str, tap: &str) -> bool {
+    checkup.models()
         .component(component)
         .is_ok_and(|(entry, _)| entry.taps.contains_key(tap))
 }
 
 /// Outputs of the sink's embedding: tokens, and packed motion tokens where the export has the tap.
 fn embed_sink(
-    bench: &Bench<'_>,
+    checkup: &Checkup<'_>,
     reference: &Tensor,
     motion: &Tensor,
 ) -> Result<(Tensor, Option<Tensor>), Problem> {
     let component = dit::SINK_EMBED.name;
-    let tapped = has_tap(bench, component, PACKER);
-    let mut options = (bench.options())(component);
+    let tapped = has_tap(checkup, component, PACKER);
+    let mut options = (checkup.loading())(component);
     options.taps.extend(tapped.then(|| PACKER.to_owned()));
-    let mut session = bench.backend().load(component, &options)?;
+    let mut session = checkup.backend().load(component, &options)?;
     let inputs = [
         (&dit::REF_LATENTS, reference.view()),
         (&dit::MOTION_LATENTS, motion.view()),
@@ -306,14 +304,14 @@ fn no_packer_tap() -> Problem {
     Problem::Lacks(format!("the export has no tap {PACKER}"))
 }
 
-fn packer(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
+fn packer(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     for name in names.iter().filter(|n| n.ends_with(".tokens")) {
-        let motion = bench.floats("framepack", &name.replace(".tokens", ".latents"), 5)?;
+        let motion = checkup.floats("framepack", &name.replace(".tokens", ".latents"), 5)?;
         let motion = newest(&motion);
         let mut shape = motion.shape().to_vec();
         shape[2] = 1;
-        let (_, packed) = embed_sink(bench, &Tensor::zeros(DType::F32, &shape), &motion)?;
-        bench.sheet.check(
+        let (_, packed) = embed_sink(checkup, &Tensor::zeros(DType::F32, &shape), &motion)?;
+        checkup.sheet.check(
             dit::SINK_EMBED.name,
             "framepack",
             name,
@@ -338,21 +336,21 @@ fn newest(motion: &Tensor) -> Tensor {
 
 // ---- the sink
 
-fn text(bench: &Bench<'_>) -> Result<(Tensor, usize), Problem> {
-    let context = bench.floats("dit_sink", "context", 2)?;
+fn text(checkup: &Checkup<'_>) -> Result<(Tensor, usize), Problem> {
+    let context = checkup.floats("dit_sink", "context", 2)?;
     Ok((
-        embed_text(bench.backend(), bench.options(), bench.dit(), &context)?,
+        embed_text(&**checkup.backend(), checkup.loading(), checkup.dit(), &context)?,
         context.shape()[0],
     ))
 }
 
-fn text_head(bench: &Bench<'_>) -> Result<(), Problem> {
-    let (text, rows) = text(bench)?;
+fn text_head(checkup: &Checkup<'_>) -> Result<(), Problem> {
+    let (text, rows) = text(checkup)?;
     let (total, width) = (text.shape()[1], text.shape()[2]);
     let kept = (rows + 1).min(total);
     let text = widened(&text);
     let head = Tensor::from_slice(&[1, kept, width], &text.as_slice::<f32>()[..kept * width]);
-    bench.sheet.check(
+    checkup.sheet.check(
         dit::TEXT_EMBED.name,
         "dit_sink",
         "text_embedding_head",
@@ -361,23 +359,23 @@ fn text_head(bench: &Bench<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
-fn sink_inputs(bench: &Bench<'_>) -> Result<(Tensor, Tensor), Problem> {
+fn sink_inputs(checkup: &Checkup<'_>) -> Result<(Tensor, Tensor), Problem> {
     Ok((
-        bench.floats("dit_sink", "ref_latents", 5)?,
-        newest(&bench.floats("dit_sink", "motion_latents", 5)?),
+        checkup.floats("dit_sink", "ref_latents", 5)?,
+        newest(&checkup.floats("dit_sink", "motion_latents", 5)?),
     ))
 }
 
-fn packer_rope(bench: &Bench<'_>) -> Result<(), Problem> {
-    let (h, w) = tokens(bench)?;
+fn packer_rope(checkup: &Checkup<'_>) -> Result<(), Problem> {
+    let (h, w) = tokens(checkup)?;
     let (table, half) = (
-        crate::numbers::rope::Rope::new(h, w, bench.dit().head_dim()).cond(0),
-        bench.dit().head_dim() / 2,
+        crate::numbers::rope::Rope::new(h, w, checkup.dit().head_dim()).cond(0),
+        checkup.dit().head_dim() / 2,
     );
     for (part, values) in [("cos", &table.cos), ("sin", &table.sin)] {
         let motion = &values[h * w * half..];
         let name = format!("framepack.rope_{part}");
-        bench.sheet.check(
+        checkup.sheet.check(
             "rotary tables",
             "dit_sink",
             &name,
@@ -387,26 +385,26 @@ fn packer_rope(bench: &Bench<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
-fn sink_embed(bench: &Bench<'_>) -> Result<(), Problem> {
-    let (reference, motion) = sink_inputs(bench)?;
-    let (tokens, packed) = embed_sink(bench, &reference, &motion)?;
-    bench
+fn sink_embed(checkup: &Checkup<'_>) -> Result<(), Problem> {
+    let (reference, motion) = sink_inputs(checkup)?;
+    let (tokens, packed) = embed_sink(checkup, &reference, &motion)?;
+    checkup
         .sheet
         .check(dit::SINK_EMBED.name, "dit_sink", "block0.input", &tokens);
     if let Some(packed) = &packed {
-        bench
+        checkup
             .sheet
             .check(dit::SINK_EMBED.name, "dit_sink", "framepack.tokens", packed);
     }
     packed.map(drop).ok_or_else(no_packer_tap)
 }
 
-fn sink_layers(bench: &Bench<'_>) -> Result<(), Problem> {
-    let scene = Scene::new(bench)?;
-    let mut stage = scene.stage(bench.backend(), bench.options())?;
-    let prefill = scene.prefill(bench, &mut stage)?;
+fn sink_layers(checkup: &Checkup<'_>) -> Result<(), Problem> {
+    let scene = Scene::new(checkup)?;
+    let mut running = scene.stage(Arc::clone(checkup.backend()), checkup.loading())?;
+    let prefill = scene.prefill(checkup, &mut running)?;
     if let Some(SinkFlow { hidden, .. }) = &prefill.flow {
-        bench.sheet.check(
+        checkup.sheet.check(
             dit::SINK_LAYER.name,
             "dit_sink",
             "last_block.output",
@@ -418,7 +416,7 @@ fn sink_layers(bench: &Bench<'_>) -> Result<(), Problem> {
         for (what, values) in [("k", &layer.sink_k), ("v", &layer.sink_v)] {
             let (name, values) = (format!("layer{i}.cond_{what}"), swapped(values));
             for file in ["dit_sink", BF16] {
-                check_open(bench, dit::SINK_LAYER.name, file, &name, &values);
+                check_open(checkup, dit::SINK_LAYER.name, file, &name, &values);
             }
         }
     }
@@ -435,16 +433,16 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(bench: &Bench<'_>) -> Result<Self, Problem> {
-        let (h, w) = tokens(bench)?;
+    fn new(checkup: &Checkup<'_>) -> Result<Self, Problem> {
+        let (h, w) = tokens(checkup)?;
         let size = Size {
             width: 16 * w,
             height: 16 * h,
         };
-        let geometry = Geometry::new(bench.dit(), size, bench.config("infer_frames")?)?;
-        let steps = bench.config("steps")?;
-        let step = step_at(bench, &schedule::timesteps(steps)?)?;
-        let model = bench.dit().clone();
+        let geometry = Geometry::new(checkup.dit(), size, checkup.config("infer_frames")?)?;
+        let steps = checkup.config("steps")?;
+        let step = step_at(checkup, &schedule::timesteps(steps)?)?;
+        let model = checkup.dit().clone();
         Ok(Self {
             tables: Tables::new(geometry, steps)?,
             spec: StageSpec::new(0, 0..model.layers, step..step + 1),
@@ -456,26 +454,26 @@ impl Scene {
         self.tables.geometry()
     }
 
-    fn stage<'s>(
-        &'s self,
-        backend: &'s dyn Backend,
-        options: Loading<'s>,
-    ) -> Result<Stage<'s>, Problem> {
-        let site = Site::alone(backend, &self.model, self.geometry(), 1, options);
-        Ok(Stage::load(site, &self.spec)?)
+    /// Loads the stage and begins a run on it.
+    fn stage(&self, backend: Arc<dyn Backend>, loading: &Loading) -> Result<Running, Problem> {
+        let site = Site::alone(backend, &self.model, 1, Arc::clone(loading));
+        let mut stage = Stage::load(site, &self.spec)?;
+        let state = stage.begin(self.geometry())?;
+        Ok(Running { stage, state })
     }
 
-    fn prefill(&self, bench: &Bench<'_>, stage: &mut Stage<'_>) -> Result<Prefill, Problem> {
-        let (reference, motion) = sink_inputs(bench)?;
-        let (text, _) = text(bench)?;
+    fn prefill(&self, checkup: &Checkup<'_>, running: &mut Running) -> Result<Prefill, Problem> {
+        let (reference, motion) = sink_inputs(checkup)?;
+        let (text, _) = text(checkup)?;
         let mut prefill = self.tables.prefill(0, reference, motion, Arc::new(text));
-        stage.prefill(&mut prefill, &|| false)?;
+        let Running { stage, state } = running;
+        stage.prefill(state, &mut prefill, &|| false)?;
         Ok(prefill)
     }
 
     fn denoise(
         &self,
-        stage: &mut Stage<'_>,
+        running: &mut Running,
         block: &Block<'_>,
         anchor: &Arc<Anchor>,
     ) -> Result<Call, Problem> {
@@ -500,9 +498,16 @@ impl Scene {
             }],
             anchor.clone(),
         );
-        stage.denoise(&mut call, &|| false)?;
+        let Running { stage, state } = running;
+        stage.denoise(state, &mut call, &|| false)?;
         Ok(call)
     }
+}
+
+/// A stage with one run on it.
+struct Running {
+    stage: Stage,
+    state: StageState,
 }
 
 struct Block<'a> {
@@ -514,8 +519,8 @@ struct Block<'a> {
 }
 
 /// The step whose timestep the blocks were made at; the first where the set names none.
-fn step_at(bench: &Bench<'_>, timesteps: &[f32]) -> Result<usize, Problem> {
-    let Some(wanted) = bench
+fn step_at(checkup: &Checkup<'_>, timesteps: &[f32]) -> Result<usize, Problem> {
+    let Some(wanted) = checkup
         .set
         .value("/dit_blocks/timestep")
         .and_then(Value::as_f64)
@@ -540,7 +545,7 @@ struct Tapped {
 
 /// Runs blocks in order, up to the last one that a name speaks of. With taps, only they are compared.
 fn blocks(
-    bench: &Bench<'_>,
+    checkup: &Checkup<'_>,
     names: &[(&'static str, String)],
     taps: &[Tapped],
 ) -> Result<(), Problem> {
@@ -556,34 +561,35 @@ fn blocks(
         .filter_map(|(file, n)| if *file == BF16 { Some(0) } else { of_block(n) })
         .max()
         .map_or(0, |b| b + 1);
-    let scene = Scene::new(bench)?;
-    let recorder = Recorder::new(bench.backend());
-    let base = bench.options();
-    let options = |component: &str| {
+    let scene = Scene::new(checkup)?;
+    let recorder = Recorder::new(Arc::clone(checkup.backend()));
+    let base = Arc::clone(checkup.loading());
+    let wanted: Vec<(String, String)> = taps
+        .iter()
+        .map(|t| (t.component.clone(), t.tap.clone()))
+        .collect();
+    let loading: Loading = Arc::new(move |component: &str| {
         let mut options: LoadOptions = base(component);
         // The recorder knows sessions by their components.
         options.alone = true;
-        options.taps.extend(
-            taps.iter()
-                .filter(|t| t.component == component)
-                .map(|t| t.tap.clone()),
-        );
+        let own = wanted.iter().filter(|(c, _)| c == component);
+        options.taps.extend(own.map(|(_, tap)| tap.clone()));
         options
-    };
-    let mut stage = scene.stage(&recorder, &options)?;
-    let anchor = Arc::new(anchor_of(scene.prefill(bench, &mut stage)?));
-    let mut adapter = AudioAdapter::load(bench.backend(), bench.options())?;
+    });
+    let mut running = scene.stage(Arc::new(recorder.clone()), &loading)?;
+    let anchor = Arc::new(anchor_of(scene.prefill(checkup, &mut running)?));
+    let adapter = AudioAdapter::load(&**checkup.backend(), checkup.loading())?;
     for index in 0..blocks {
-        let latents = lane(bench.floats("dit_blocks", &format!("block{index}.x"), 4)?);
+        let latents = lane(checkup.floats("dit_blocks", &format!("block{index}.x"), 4)?);
         let pose_name = format!("block{index}.cond_states");
-        let pose = bench
+        let pose = checkup
             .set
             .entry("dit_blocks", &pose_name)
-            .map(|_| bench.floats("dit_blocks", &pose_name, 5))
+            .map(|_| checkup.floats("dit_blocks", &pose_name, 5))
             .transpose()?;
-        let distance = bench.number(&format!("/dit_blocks/relative_dist/{index}"))?;
+        let distance = checkup.number(&format!("/dit_blocks/relative_dist/{index}"))?;
         let audio = adapter.tokens(
-            &bucket(bench, scene.geometry(), index)?,
+            &bucket(checkup, scene.geometry(), index)?,
             everywhere(scene.geometry()),
         )?;
         let relative_dist = u32::try_from(distance).unwrap_or_default();
@@ -594,19 +600,19 @@ fn blocks(
             pose_latents: pose.as_ref(),
             audio: &audio,
         };
-        let call = scene.denoise(&mut stage, &block, &anchor)?;
+        let call = scene.denoise(&mut running, &block, &anchor)?;
         match taps.is_empty() {
-            true => plain_values(bench, &scene, &stage, &recorder, index, &call),
-            false => tapped_values(bench, taps, index, &call),
+            true => plain_values(checkup, &scene, &running, &recorder, index, &call),
+            false => tapped_values(checkup, taps, index, &call),
         }
     }
     Ok(())
 }
 
 /// Hidden states of one block out of the reference's bucket.
-fn bucket(bench: &Bench<'_>, geometry: &Geometry, block: usize) -> Result<Tensor, Problem> {
+fn bucket(checkup: &Checkup<'_>, geometry: &Geometry, block: usize) -> Result<Tensor, Problem> {
     let (name, frames) = ("a16k.bucket", geometry.block_video_frames());
-    let bucket = bench
+    let bucket = checkup
         .set
         .tensor("audio", name)?
         .ok_or_else(|| lacks(format!("audio.{name}")))?;
@@ -618,16 +624,16 @@ fn bucket(bench: &Bench<'_>, geometry: &Geometry, block: usize) -> Result<Tensor
 }
 
 fn plain_values(
-    bench: &Bench<'_>,
+    checkup: &Checkup<'_>,
     scene: &Scene,
-    stage: &Stage<'_>,
-    recorder: &Recorder<'_>,
+    running: &Running,
+    recorder: &Recorder,
     index: usize,
     call: &Call,
 ) {
     let name = |what: &str| format!("block{index}.{what}");
     if let Some(output) = &call.output {
-        bench.sheet.check(
+        checkup.sheet.check(
             dit::HEAD.name,
             "dit_blocks",
             &name("noise_pred"),
@@ -636,19 +642,19 @@ fn plain_values(
     }
     let hidden = |component: &str| recorder.get(component, dit::HIDDEN_OUT.name);
     if let Some(tokens) = hidden(dit::EMBED.name) {
-        bench
+        checkup
             .sheet
             .check(dit::EMBED.name, "dit_blocks", &name("tokens_in"), &tokens);
         if index == 0 {
-            check_open(bench, dit::EMBED.name, BF16, "layer0.input", &tokens);
+            check_open(checkup, dit::EMBED.name, BF16, "layer0.input", &tokens);
         }
     }
     if let (Some(output), 0) = (&call.output, index) {
         let prediction = &output.noise_pred;
-        check_open(bench, dit::HEAD.name, BF16, "noise_pred", prediction);
+        check_open(checkup, dit::HEAD.name, BF16, "noise_pred", prediction);
     }
     if let Some(head) = hidden(&dit::layer_name(scene.model.layers - 1)) {
-        bench
+        checkup
             .sheet
             .check(dit::LAYER.name, "dit_blocks", &name("head_in"), &head);
     }
@@ -657,17 +663,17 @@ fn plain_values(
     for layer in 0..scene.model.layers {
         if let Some(after) = hidden(&dit::layer_name(layer)) {
             let name = name(&format!("layer{layer}.after_injection"));
-            bench
+            checkup
                 .sheet
                 .check(dit::LAYER_AUDIO.name, "dit_layers", &name, &after);
         }
-        let Some(ring) = stage.ring(layer) else {
+        let Some(ring) = running.state.ring(layer) else {
             continue;
         };
         for (what, values) in [("k", &ring.keys), ("v", &ring.values)] {
             let name = name(&format!("layer{layer}.{what}"));
-            if bench.sheet.is_open("dit_kv", &name) {
-                bench.sheet.check(
+            if checkup.sheet.is_open("dit_kv", &name) {
+                checkup.sheet.check(
                     dit::LAYER.name,
                     "dit_kv",
                     &name,
@@ -678,14 +684,14 @@ fn plain_values(
     }
 }
 
-fn tapped_values(bench: &Bench<'_>, taps: &[Tapped], index: usize, call: &Call) {
+fn tapped_values(checkup: &Checkup<'_>, taps: &[Tapped], index: usize, call: &Call) {
     for tapped in taps.iter().filter(|t| t.block == index) {
         if let Some(value) = call
             .taps
             .get(&format!("{}/{}", tapped.component, tapped.tap))
         {
-            let value = as_golden(bench, tapped.file, &tapped.name, value.clone());
-            bench
+            let value = as_golden(checkup, tapped.file, &tapped.name, value.clone());
+            checkup
                 .sheet
                 .check(dit::LAYER.name, tapped.file, &tapped.name, &value);
         }
@@ -693,15 +699,15 @@ fn tapped_values(bench: &Bench<'_>, taps: &[Tapped], index: usize, call: &Call) 
 }
 
 /// Compares a value with a tensor that may not concern this export.
-fn check_open(bench: &Bench<'_>, component: &str, file: &str, name: &str, value: &Tensor) {
-    if bench.sheet.is_open(file, name) {
-        bench.sheet.check(component, file, name, value);
+fn check_open(checkup: &Checkup<'_>, component: &str, file: &str, name: &str, value: &Tensor) {
+    if checkup.sheet.is_open(file, name) {
+        checkup.sheet.check(component, file, name, value);
     }
 }
 
 /// The value under the reference tensor's shape, where only the split of tokens into frames differs.
-fn as_golden(bench: &Bench<'_>, file: &str, name: &str, value: Tensor) -> Tensor {
-    match bench.set.tensor(file, name) {
+fn as_golden(checkup: &Checkup<'_>, file: &str, name: &str, value: Tensor) -> Tensor {
+    match checkup.set.tensor(file, name) {
         Ok(Some(want))
             if want.shape().last() == value.shape().last()
                 && elements(&want) == elements(&value) =>
@@ -716,17 +722,17 @@ fn elements(t: &Tensor) -> usize {
     t.shape().iter().product()
 }
 
-fn inner_values(bench: &Bench<'_>, file: &'static str, names: &[String]) -> Result<(), Problem> {
+fn inner_values(checkup: &Checkup<'_>, file: &'static str, names: &[String]) -> Result<(), Problem> {
     let (mut taps, mut wanted) = (Vec::new(), Vec::new());
     for name in names {
-        let Some(tapped) = tap_of(bench, file, name) else {
+        let Some(tapped) = tap_of(checkup, file, name) else {
             continue;
         };
-        if has_tap(bench, &tapped.component, &tapped.tap) {
+        if has_tap(checkup, &tapped.component, &tapped.tap) {
             wanted.push((file, name.clone()));
             taps.push(tapped);
         } else {
-            bench.sheet.not_checked(
+            checkup.sheet.not_checked(
                 file,
                 name,
                 format!(
@@ -739,19 +745,19 @@ fn inner_values(bench: &Bench<'_>, file: &'static str, names: &[String]) -> Resu
     if taps.is_empty() {
         Ok(())
     } else {
-        blocks(bench, &wanted, &taps)
+        blocks(checkup, &wanted, &taps)
     }
 }
 
 /// `block5.layer0.sa` and the like: a layer, or an injector by its own count. In the bf16 file, block 0's by longer words.
-fn tap_of(bench: &Bench<'_>, file: &'static str, name: &str) -> Option<Tapped> {
+fn tap_of(checkup: &Checkup<'_>, file: &'static str, name: &str) -> Option<Tapped> {
     let (block, rest) = match file {
         BF16 => ("0", name),
         _ => name.strip_prefix("block")?.split_once('.')?,
     };
     let injector = |at: usize, path: &str| {
         Some((
-            *bench.dit().audio_inject_layers.get(at)?,
+            *checkup.dit().audio_inject_layers.get(at)?,
             format!("audio_injector.{path}.{at}"),
         ))
     };
@@ -780,15 +786,15 @@ fn tap_of(bench: &Bench<'_>, file: &'static str, name: &str) -> Option<Tapped> {
     })
 }
 
-fn two_actors(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
+fn two_actors(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     let blocks = names
         .iter()
         .filter_map(|n| number_in(n, "block", ".noise_pred"))
         .max()
         .map_or(0, |b| b + 1);
-    let scene = Scene::new(bench)?;
+    let scene = Scene::new(checkup)?;
     let g = scene.geometry();
-    let mask = bench.floats("dit_two", "mask", 5)?;
+    let mask = checkup.floats("dit_two", "mask", 5)?;
     let (actors, tokens) = (mask.shape()[0], g.tokens.0 * g.tokens.1);
     if mask.shape()[2] * mask.shape()[3] != tokens || mask.shape()[1] < g.block_frames {
         return Err(Problem::Lacks(format!(
@@ -806,14 +812,14 @@ fn two_actors(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
         &[1, actors, g.block_frames, tokens],
         &kept.copied().collect::<Vec<f32>>(),
     );
-    let mut stage = scene.stage(bench.backend(), bench.options())?;
-    let anchor = Arc::new(anchor_of(scene.prefill(bench, &mut stage)?));
-    let mut adapter = AudioAdapter::load(bench.backend(), bench.options())?;
+    let mut running = scene.stage(Arc::clone(checkup.backend()), checkup.loading())?;
+    let anchor = Arc::new(anchor_of(scene.prefill(checkup, &mut running)?));
+    let adapter = AudioAdapter::load(&**checkup.backend(), checkup.loading())?;
     for index in 0..blocks {
-        let latents = lane(bench.floats("dit_two", &format!("block{index}.x"), 4)?);
-        let features = bench.floats("dit_two", &format!("block{index}.audio_input"), 4)?;
+        let latents = lane(checkup.floats("dit_two", &format!("block{index}.x"), 4)?);
+        let features = checkup.floats("dit_two", &format!("block{index}.audio_input"), 4)?;
         let name = format!("block{index}.noise_pred");
-        let relative_dist = recorded_distance(bench, &name)?;
+        let relative_dist = recorded_distance(checkup, &name)?;
         let audio = adapter.tokens(&features, mask.clone())?;
         let block = Block {
             index,
@@ -822,8 +828,8 @@ fn two_actors(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
             pose_latents: None,
             audio: &audio,
         };
-        if let Some(output) = scene.denoise(&mut stage, &block, &anchor)?.output {
-            bench
+        if let Some(output) = scene.denoise(&mut running, &block, &anchor)?.output {
+            checkup
                 .sheet
                 .check(dit::HEAD.name, "dit_two", &name, &output.noise_pred);
         }
@@ -832,8 +838,8 @@ fn two_actors(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
 }
 
 /// The set says this distance only in words: "relative_dist 11, ...".
-fn recorded_distance(bench: &Bench<'_>, name: &str) -> Result<u32, Problem> {
-    let meaning = bench
+fn recorded_distance(checkup: &Checkup<'_>, name: &str) -> Result<u32, Problem> {
+    let meaning = checkup
         .set
         .entry("dit_two", name)
         .map_or("", |e| e.meaning.as_str());

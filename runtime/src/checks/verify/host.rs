@@ -6,41 +6,41 @@ use engines::manifest::Models;
 use engines::tensor::Tensor;
 use half::bf16;
 
-use super::bench::{Bench, Problem, lacks, number_in};
+use super::checkup::{Checkup, Problem, lacks, number_in};
 use crate::numbers::rng::TorchGenerator;
 use crate::numbers::rope::{self, Rope, ref_shift};
 use crate::numbers::schedule;
 
-pub(super) fn check(bench: &Bench<'_>) {
-    schedules(bench);
-    bench.part(
+pub(super) fn check(checkup: &Checkup<'_>) {
+    schedules(checkup);
+    checkup.part(
         "schedule",
         "scheduler",
         |n| n.starts_with("step."),
-        |_| euler(bench),
+        |_| euler(checkup),
     );
-    bench.part(
+    checkup.part(
         "random numbers",
         "rng",
         |_| true,
-        |names| names.iter().try_for_each(|n| random(bench, n)),
+        |names| names.iter().try_for_each(|n| random(checkup, n)),
     );
-    bench.part(
+    checkup.part(
         "rotary tables",
         "rope",
         |n| !n.ends_with("_f16"),
-        |names| names.iter().try_for_each(|n| rotary(bench, n)),
+        |names| names.iter().try_for_each(|n| rotary(checkup, n)),
     );
-    bench.part(
+    checkup.part(
         "export",
         "lora",
         |n| n.starts_with("merged_rows."),
-        |names| names.iter().try_for_each(|n| merged(bench, n)),
+        |names| names.iter().try_for_each(|n| merged(checkup, n)),
     );
 }
 
-fn schedules(bench: &Bench<'_>) {
-    bench.part(
+fn schedules(checkup: &Checkup<'_>) {
+    checkup.part(
         "schedule",
         "scheduler",
         |n| n.starts_with("steps"),
@@ -54,7 +54,7 @@ fn schedules(bench: &Bench<'_>) {
                     (_, Some(n)) => schedule::timesteps(n)?,
                     _ => continue,
                 };
-                bench.sheet.check(
+                checkup.sheet.check(
                     "schedule",
                     "scheduler",
                     name,
@@ -67,10 +67,10 @@ fn schedules(bench: &Bench<'_>) {
 }
 
 /// Samples follow one another: each from the reference's sample before.
-fn euler(bench: &Bench<'_>) -> Result<(), Problem> {
+fn euler(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let steps = (0..)
         .take_while(|i| {
-            bench
+            checkup
                 .set
                 .entry("scheduler", &format!("step.v{i}"))
                 .is_some()
@@ -79,9 +79,9 @@ fn euler(bench: &Bench<'_>) -> Result<(), Problem> {
     let sigmas = schedule::sigmas(steps)?;
     let note = "by the graph's formula with the host's sigmas: these samples are smaller than a frame's tokens; the graph's own update is \
                 checked by e2e_tpp_steps.*.x and e2e_tpp.*.latents";
-    let mut sample = bench.input("scheduler", "step.sample0")?;
+    let mut sample = checkup.input("scheduler", "step.sample0")?;
     for i in 0..steps {
-        let v = bench.input("scheduler", &format!("step.v{i}"))?;
+        let v = checkup.input("scheduler", &format!("step.v{i}"))?;
         if v.dtype() != DType::F32 || sample.dtype() != DType::F32 || v.shape() != sample.shape() {
             return Err(Problem::Lacks(format!(
                 "scheduler.step.v{i}: wanted {sample:?}, found {v:?}"
@@ -95,14 +95,14 @@ fn euler(bench: &Bench<'_>) -> Result<(), Problem> {
             .map(|(x, v)| x + by * v)
             .collect();
         let name = format!("step.sample{}", i + 1);
-        bench.sheet.check_noted(
+        checkup.sheet.check_noted(
             "schedule",
             "scheduler",
             &name,
             &Tensor::from_slice(v.shape(), &next),
             note,
         );
-        match bench.set.tensor("scheduler", &name)? {
+        match checkup.set.tensor("scheduler", &name)? {
             Some(theirs) => sample = theirs,
             None => break,
         }
@@ -110,8 +110,8 @@ fn euler(bench: &Bench<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
-fn random(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
-    let want = bench
+fn random(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
+    let want = checkup
         .set
         .tensor("rng", name)?
         .ok_or_else(|| lacks(format!("rng.{name}")))?;
@@ -127,29 +127,29 @@ fn random(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
         "bf16" => Tensor::from_slice::<bf16>(want.shape(), &generator.randn_bf16(count)),
         _ => return Ok(()),
     };
-    bench.sheet.check("random numbers", "rng", name, &found);
+    checkup.sheet.check("random numbers", "rng", name, &found);
     Ok(())
 }
 
 /// Token rows and columns of the set's transformer inputs.
-pub(super) fn tokens(bench: &Bench<'_>) -> Result<(usize, usize), Problem> {
+pub(super) fn tokens(checkup: &Checkup<'_>) -> Result<(usize, usize), Problem> {
     Ok((
-        bench.number("/dit_sink/latent_h")? / 2,
-        bench.number("/dit_sink/latent_w")? / 2,
+        checkup.number("/dit_sink/latent_h")? / 2,
+        checkup.number("/dit_sink/latent_w")? / 2,
     ))
 }
 
-fn rotary(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
+fn rotary(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
     if let Some(stride) = number_in(name, "index_", "x") {
-        return thinned(bench, name, stride);
+        return thinned(checkup, name, stride);
     }
     let Some((table, part)) = name.rsplit_once('.') else {
         return Ok(());
     };
-    let (h, w) = tokens(bench)?;
+    let (h, w) = tokens(checkup)?;
     let (rope, half) = (
-        Rope::new(h, w, bench.dit().head_dim()),
-        bench.dit().head_dim() / 2,
+        Rope::new(h, w, checkup.dit().head_dim()),
+        checkup.dit().head_dim() / 2,
     );
     let made = if let Some(first) = number_in(table, "noisy.f", "") {
         rope.noisy(first)
@@ -169,7 +169,7 @@ fn rotary(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
         "sin" => made.sin,
         _ => return Ok(()),
     };
-    bench.sheet.check(
+    checkup.sheet.check(
         "rotary tables",
         "rope",
         name,
@@ -179,8 +179,8 @@ fn rotary(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
 }
 
 /// Rows: a number of tokens, then the tokens that a group of every `stride`-th keeps, then -1.
-fn thinned(bench: &Bench<'_>, name: &str, stride: usize) -> Result<(), Problem> {
-    let want = bench
+fn thinned(checkup: &Checkup<'_>, name: &str, stride: usize) -> Result<(), Problem> {
+    let want = checkup
         .set
         .tensor("rope", name)?
         .ok_or_else(|| lacks(format!("rope.{name}")))?;
@@ -199,7 +199,7 @@ fn thinned(bench: &Bench<'_>, name: &str, stride: usize) -> Result<(), Problem> 
                 .take(columns)
                 .collect::<Vec<_>>()
         });
-    bench.sheet.check(
+    checkup.sheet.check(
         "rotary tables",
         "rope",
         name,
@@ -209,20 +209,20 @@ fn thinned(bench: &Bench<'_>, name: &str, stride: usize) -> Result<(), Problem> 
 }
 
 /// First rows of a merged weight, out of the export's data files.
-fn merged(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
+fn merged(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
     let key = name.trim_start_matches("merged_rows.");
-    let want = bench
+    let want = checkup
         .set
         .tensor("lora", name)?
         .ok_or_else(|| lacks(format!("lora.{name}")))?;
     let rows = want.shape()[0];
-    let found = stored_rows(bench.engine.models, key, rows)?;
+    let found = stored_rows(checkup.models(), key, rows)?;
     let found = found.ok_or_else(|| {
         Problem::Failed(format!(
             "the export has no matrix made from {key} of {rows} rows or more"
         ))
     })?;
-    bench.sheet.check("export", "lora", name, &found);
+    checkup.sheet.check("export", "lora", name, &found);
     Ok(())
 }
 

@@ -7,8 +7,9 @@ use engines::contract::DType;
 use engines::tensor::{Tensor, View};
 use serde_json::Value;
 
-use super::bench::{Bench, Problem, lacks};
+use super::checkup::{Checkup, Problem, lacks};
 use crate::chain::encoders;
+use crate::placement::speech_chunk::SpeechChunk;
 use crate::inputs::prompt::Prompter;
 use crate::inputs::speech::{Speech, clips, features_30, hidden_frames, row_30};
 use crate::media::picture::{Fit, Picture};
@@ -19,29 +20,29 @@ const SPEECH_ENCODER: &str = "audio_encoder";
 /// Picture of every golden set.
 pub(super) const PICTURE: &str = "ref.png";
 
-pub(super) fn check(bench: &Bench<'_>) {
-    prompts(bench);
-    recordings(bench);
-    tables(bench);
-    pictures(bench);
+pub(super) fn check(checkup: &Checkup<'_>) {
+    prompts(checkup);
+    recordings(checkup);
+    tables(checkup);
+    pictures(checkup);
 }
 
-fn prompts(bench: &Bench<'_>) {
-    let known = bench.set.value("/prompts").and_then(Value::as_object);
+fn prompts(checkup: &Checkup<'_>) {
+    let known = checkup.set.value("/prompts").and_then(Value::as_object);
     for (tag, facts) in known.into_iter().flatten() {
         let covers = |name: &str| {
             name.split_once('.')
                 .is_some_and(|(t, what)| t == tag && ["ids", "mask", "t5"].contains(&what))
         };
-        bench.part("tokenizer", "text", covers, |names| {
-            prompt(bench, tag, facts, names)
+        checkup.part("tokenizer", "text", covers, |names| {
+            prompt(checkup, tag, facts, names)
         });
     }
-    bench.part(
+    checkup.part(
         text::ENCODER.name,
         "text",
         |name| name == BUCKETS,
-        |_| buckets(bench),
+        |_| buckets(checkup),
     );
 }
 
@@ -49,15 +50,15 @@ fn prompts(bench: &Bench<'_>) {
 const BUCKETS: &str = "relative_buckets";
 
 /// Buckets of all distances (key minus query) from one end of a text to the other, out of the graph's own table.
-fn buckets(bench: &Bench<'_>) -> Result<(), Problem> {
-    let distances = bench
+fn buckets(checkup: &Checkup<'_>) -> Result<(), Problem> {
+    let distances = checkup
         .set
         .tensor("text", BUCKETS)?
         .map_or(1, |t| t.shape().iter().product());
     let tokens = distances / 2 + 1;
-    let mut options = (bench.options())(text::ENCODER.name);
+    let mut options = (checkup.loading())(text::ENCODER.name);
     options.taps.push(BUCKETS.to_owned());
-    let mut session = bench.backend().load(text::ENCODER.name, &options)?;
+    let mut session = checkup.backend().load(text::ENCODER.name, &options)?;
     let table = session
         .run(
             &[(
@@ -71,7 +72,7 @@ fn buckets(bench: &Bench<'_>) -> Result<(), Problem> {
     let last_query = &table[(tokens - 1) * tokens..];
     let first_query = &table[1..tokens];
     let found = [last_query, first_query].concat();
-    bench.sheet.check(
+    checkup.sheet.check(
         text::ENCODER.name,
         "text",
         BUCKETS,
@@ -80,15 +81,15 @@ fn buckets(bench: &Bench<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
-fn prompt(bench: &Bench<'_>, tag: &str, facts: &Value, names: &[String]) -> Result<(), Problem> {
+fn prompt(checkup: &Checkup<'_>, tag: &str, facts: &Value, names: &[String]) -> Result<(), Problem> {
     let typed = facts
         .get("text")
         .and_then(Value::as_str)
         .ok_or_else(|| lacks(format!("values.prompts.{tag}.text")))?;
-    let prompt = Prompter::open(&bench.engine.models.tokenizer())?.encode(typed)?;
+    let prompt = Prompter::open(&checkup.models().tokenizer())?.encode(typed)?;
     let (ids, mask) = prompt.padded();
     for (what, values) in [("ids", ids), ("mask", mask)] {
-        bench.sheet.check(
+        checkup.sheet.check(
             "tokenizer",
             "text",
             &format!("{tag}.{what}"),
@@ -97,40 +98,40 @@ fn prompt(bench: &Bench<'_>, tag: &str, facts: &Value, names: &[String]) -> Resu
     }
     let rows = format!("{tag}.t5");
     if names.contains(&rows) {
-        let context = encoders::encode_text(bench.backend(), bench.options(), &prompt.ids)?;
-        bench
+        let context = encoders::encode_text(&**checkup.backend(), checkup.loading(), &prompt.ids)?;
+        checkup
             .sheet
             .check(text::ENCODER.name, "text", &rows, &context);
     }
     Ok(())
 }
 
-fn recordings(bench: &Bench<'_>) {
-    let known = bench.set.value("/audio").and_then(Value::as_object);
+fn recordings(checkup: &Checkup<'_>) {
+    let known = checkup.set.value("/audio").and_then(Value::as_object);
     for (tag, facts) in known.into_iter().flatten() {
         let covers = |name: &str| name.split_once('.').is_some_and(|(t, _)| t == tag);
-        bench.part("audio decoder", "audio", covers, |names| {
-            recording(bench, tag, facts, names)
+        checkup.part("audio decoder", "audio", covers, |names| {
+            recording(checkup, tag, facts, names)
         });
     }
 }
 
-fn recording(bench: &Bench<'_>, tag: &str, facts: &Value, names: &[String]) -> Result<(), Problem> {
+fn recording(checkup: &Checkup<'_>, tag: &str, facts: &Value, names: &[String]) -> Result<(), Problem> {
     let file = facts
         .get("file")
         .and_then(Value::as_str)
         .ok_or_else(|| lacks(format!("values.audio.{tag}.file")))?;
-    let speech = Speech::open(&bench.set.input(file))?;
+    let speech = Speech::open(&checkup.set.input(file))?;
     let name = |what: &str| format!("{tag}.{what}");
     let n = speech.samples.len();
-    bench.sheet.check(
+    checkup.sheet.check(
         "audio decoder",
         "audio",
         &name("pcm16k"),
         &Tensor::from_slice(&[n], &speech.samples),
     );
     let values = speech.input_values();
-    bench.sheet.check(
+    checkup.sheet.check(
         "audio decoder",
         "audio",
         &name("input_values"),
@@ -144,24 +145,24 @@ fn recording(bench: &Bench<'_>, tag: &str, facts: &Value, names: &[String]) -> R
         return Ok(());
     }
     let hidden = encoders::encode_speech(
-        bench.backend(),
-        bench.options(),
-        &bench.engine.models.config().speech,
+        &**checkup.backend(),
+        checkup.loading(),
+        &checkup.models().config().speech,
         &values,
-        encoders::SpeechChunk::default(),
+        SpeechChunk::default(),
     )?;
     let states = hidden.shape()[0];
-    bench
+    checkup
         .sheet
         .check(SPEECH_ENCODER, "audio", &name("hidden_states"), &hidden);
-    bench.sheet.check(
+    checkup.sheet.check(
         SPEECH_ENCODER,
         "audio",
         &name("hidden_last"),
         &hidden.lanes(states - 1..states).to_tensor(),
     );
     let features = encoders::audio_features(&hidden)?;
-    bench.sheet.check(
+    checkup.sheet.check(
         "audio features",
         "audio",
         &name("feat30_every8"),
@@ -173,7 +174,7 @@ fn recording(bench: &Bench<'_>, tag: &str, facts: &Value, names: &[String]) -> R
             &[1, states, features.dim(), frames],
             &features.block(0..frames),
         );
-        bench
+        checkup
             .sheet
             .check("audio features", "audio", &name("bucket"), &bucket);
     }
@@ -198,13 +199,13 @@ fn every_8(features: &crate::inputs::speech::AudioFeatures, states: usize, dim: 
 /// Clip lengths of the reference's length table, in its column order.
 const TABLE_CLIPS: [usize; 3] = [12, 48, 80];
 
-fn tables(bench: &Bench<'_>) {
-    bench.part(
+fn tables(checkup: &Checkup<'_>) {
+    checkup.part(
         "audio features",
         "audio",
         |n| n == "length_table",
         |_| {
-            let want = integers(bench, "audio", "length_table", 3 + TABLE_CLIPS.len())?;
+            let want = integers(checkup, "audio", "length_table", 3 + TABLE_CLIPS.len())?;
             let rows = want.iter().flat_map(|row| {
                 let samples = usize::try_from(row[0]).unwrap_or_default();
                 let hidden = hidden_frames(samples);
@@ -217,7 +218,7 @@ fn tables(bench: &Bench<'_>) {
                     .collect::<Vec<_>>()
             });
             let rows: Vec<i64> = rows.collect();
-            bench.sheet.check(
+            checkup.sheet.check(
                 "audio features",
                 "audio",
                 "length_table",
@@ -226,16 +227,16 @@ fn tables(bench: &Bench<'_>) {
             Ok(())
         },
     );
-    bench.part(
+    checkup.part(
         "audio features",
         "audio",
         |n| n.starts_with("bucket_index_"),
         |names| {
             for name in names {
-                let count = super::bench::number_in(name, "bucket_index_", "")
+                let count = super::checkup::number_in(name, "bucket_index_", "")
                     .ok_or_else(|| lacks("a frame count in the tensor's name"))?;
                 let rows: Vec<i64> = (0..count).map(|frame| row_30(frame) as i64).collect();
-                bench.sheet.check(
+                checkup.sheet.check(
                     "audio features",
                     "audio",
                     name,
@@ -249,12 +250,12 @@ fn tables(bench: &Bench<'_>) {
 
 /// Rows of a table whose first columns say what the others are computed from.
 fn integers(
-    bench: &Bench<'_>,
+    checkup: &Checkup<'_>,
     file: &str,
     name: &str,
     columns: usize,
 ) -> Result<Vec<Vec<i64>>, Problem> {
-    let table = bench
+    let table = checkup
         .set
         .tensor(file, name)?
         .ok_or_else(|| lacks(format!("{file}.{name}")))?;
@@ -270,13 +271,13 @@ fn integers(
     }
 }
 
-fn pictures(bench: &Bench<'_>) {
-    bench.part(
+fn pictures(checkup: &Checkup<'_>) {
+    checkup.part(
         "size rule",
         "image",
         |n| n == "size_table",
         |_| {
-            let want = integers(bench, "image", "size_table", 5)?;
+            let want = integers(checkup, "image", "size_table", 5)?;
             let rows = want.iter().flat_map(|row| {
                 let [h, w, area] = [0, 1, 2].map(|i| usize::try_from(row[i]).unwrap_or_default());
                 let size = less_than_area(
@@ -293,7 +294,7 @@ fn pictures(bench: &Bench<'_>) {
                 [h, w, area, size.height, size.width].map(|n| n as i64)
             });
             let rows: Vec<i64> = rows.collect();
-            bench.sheet.check(
+            checkup.sheet.check(
                 "size rule",
                 "image",
                 "size_table",
@@ -302,24 +303,24 @@ fn pictures(bench: &Bench<'_>) {
             Ok(())
         },
     );
-    let known = bench.set.value("/image").and_then(Value::as_object);
+    let known = checkup.set.value("/image").and_then(Value::as_object);
     for (tag, facts) in known.into_iter().flatten() {
         let covers = |name: &str| name.split_once('.').is_some_and(|(t, _)| t == tag);
-        bench.part("picture", "image", covers, |_| picture(bench, tag, facts));
+        checkup.part("picture", "image", covers, |_| picture(checkup, tag, facts));
     }
 }
 
-fn picture(bench: &Bench<'_>, tag: &str, facts: &Value) -> Result<(), Problem> {
+fn picture(checkup: &Checkup<'_>, tag: &str, facts: &Value) -> Result<(), Problem> {
     let number = |pointer: &str| {
         facts
             .pointer(pointer)
             .and_then(Value::as_u64)
             .and_then(|n| usize::try_from(n).ok())
     };
-    let picture = Picture::open(&bench.set.input(PICTURE))?;
+    let picture = Picture::open(&checkup.set.input(PICTURE))?;
     if let (Some(height), Some(width)) = (number("/resized/0"), number("/resized/1")) {
         let resized = picture.resized(Size { width, height });
-        bench.sheet.check(
+        checkup.sheet.check(
             "picture",
             "image",
             &format!("{tag}.resized_u8"),
@@ -327,15 +328,16 @@ fn picture(bench: &Bench<'_>, tag: &str, facts: &Value) -> Result<(), Problem> {
         );
     }
     let area = number("/area").ok_or_else(|| lacks(format!("values.image.{tag}.area")))?;
-    let cropped = picture.fitted(area_of(area), SizeMode::Area, Fit::default())?;
-    bench.sheet.check(
+    let size = area_of(area).effective(SizeMode::Area, picture.size())?;
+    let cropped = picture.fitted(size, SizeMode::Area, Fit::default());
+    checkup.sheet.check(
         "picture",
         "image",
         &format!("{tag}.cropped_u8"),
         &bytes(&cropped),
     );
     let pixels = Tensor::from_slice(&[3, cropped.height, cropped.width], &cropped.pixels());
-    bench
+    checkup
         .sheet
         .check("picture", "image", &format!("{tag}.pixels"), &pixels);
     Ok(())

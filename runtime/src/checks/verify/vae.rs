@@ -4,7 +4,7 @@ use engines::components::vae;
 use engines::tensor::Tensor;
 use serde_json::Value;
 
-use super::bench::{Bench, Problem, lacks, lane, number_in};
+use super::checkup::{Checkup, Problem, lacks, lane, number_in};
 use crate::numbers::timing::PRIMING_LATENTS;
 use crate::chain::vae::{Decoder, Encoder};
 use crate::numbers::latents;
@@ -12,28 +12,28 @@ use crate::numbers::latents;
 const ENCODER: &str = "vae_encoder";
 const DECODER: &str = "vae_decoder";
 
-pub(super) fn check(bench: &Bench<'_>) {
-    bench.part(
+pub(super) fn check(checkup: &Checkup<'_>) {
+    checkup.part(
         ENCODER,
         "vae",
         |n| n.starts_with("encode.latents"),
-        |names| encode(bench, names),
+        |names| encode(checkup, names),
     );
-    bench.part(
+    checkup.part(
         DECODER,
         "vae",
         |n| n.starts_with("decode.frames"),
-        |names| decode(bench, names),
+        |names| decode(checkup, names),
     );
-    bench.part(
+    checkup.part(
         DECODER,
         "vae_stream",
         |n| n == "fresh_single_latent.frames",
         |_| {
-            let frames = decoder(bench)?
-                .decode(&part(&latent(bench)?, 0..1)?)?
+            let frames = decoder(checkup)?
+                .decode(&part(&latent(checkup)?, 0..1)?)?
                 .pixels;
-            bench
+            checkup
                 .sheet
                 .check(DECODER, "vae_stream", "fresh_single_latent.frames", &frames);
             Ok(())
@@ -42,20 +42,20 @@ pub(super) fn check(bench: &Bench<'_>) {
     let covers = |n: &str| {
         n.starts_with("cache_after_prime.") || n.starts_with("prime.") || n.starts_with("block")
     };
-    bench.part(DECODER, "vae_stream", covers, |names| stream(bench, names));
+    checkup.part(DECODER, "vae_stream", covers, |names| stream(checkup, names));
 }
 
-fn decoder(bench: &Bench<'_>) -> Result<Decoder, Problem> {
+fn decoder(checkup: &Checkup<'_>) -> Result<Decoder, Problem> {
     Ok(Decoder::load(
-        bench.backend(),
-        bench.options(),
-        &bench.engine.models.config().vae,
+        &**checkup.backend(),
+        checkup.loading(),
+        &checkup.models().config().vae,
     )?)
 }
 
 /// `[1, Z, F, h, w]`.
-fn latent(bench: &Bench<'_>) -> Result<Tensor, Problem> {
-    Ok(lane(bench.floats("vae", "decode.latents", 4)?))
+fn latent(checkup: &Checkup<'_>) -> Result<Tensor, Problem> {
+    Ok(lane(checkup.floats("vae", "decode.latents", 4)?))
 }
 
 fn part(t: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor, Problem> {
@@ -67,8 +67,8 @@ fn part(t: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor, Problem> {
     }
 }
 
-fn encode(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
-    let video = lane(bench.floats("vae", "encode.video", 4)?);
+fn encode(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
+    let video = lane(checkup.floats("vae", "encode.video", 4)?);
     let (count, shape) = (video.shape()[2], video.shape()[1..].to_vec());
     let frame =
         |i: usize| latents::frames(&video, i..i + 1).reshaped(&[shape[0], shape[2], shape[3]]);
@@ -78,9 +78,9 @@ fn encode(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
         &vec![-1f32; frames[0].shape().iter().product()],
     );
     let mut encoder = Encoder::load(
-        bench.backend(),
-        bench.options(),
-        &bench.engine.models.config().vae,
+        &**checkup.backend(),
+        checkup.loading(),
+        &checkup.models().config().vae,
     )?;
     for name in names {
         let found = if let Some(n) =
@@ -94,18 +94,18 @@ fn encode(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
         } else {
             continue;
         };
-        bench.sheet.check(ENCODER, "vae", name, &found);
+        checkup.sheet.check(ENCODER, "vae", name, &found);
     }
     Ok(())
 }
 
-fn decode(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
-    let latent = latent(bench)?;
-    let mut decoder = decoder(bench)?;
+fn decode(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
+    let latent = latent(checkup)?;
+    let mut decoder = decoder(checkup)?;
     for name in names {
         if let Some(n) = number_in(name, "decode.frames", "") {
             decoder.reset();
-            bench.sheet.check(
+            checkup.sheet.check(
                 DECODER,
                 "vae",
                 name,
@@ -117,20 +117,20 @@ fn decode(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
 }
 
 /// Primes, looks at the caches, then decodes block after block, as the multi-device pipeline does.
-fn stream(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
-    let latent = latent(bench)?;
-    let mut decoder = decoder(bench)?;
+fn stream(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
+    let latent = latent(checkup)?;
+    let mut decoder = decoder(checkup)?;
     let primed = decoder.decode(&part(&latent, 0..PRIMING_LATENTS)?)?.pixels;
     let total = primed.shape()[2];
     let kept = vae::TEMPORAL_STRIDE.min(total);
-    bench.sheet.check(
+    checkup.sheet.check(
         DECODER,
         "vae_stream",
         "prime.frames",
         &latents::frames(&primed, total - kept..total),
     );
-    caches(bench, &decoder, names);
-    let frames = bench.dit().block_frames;
+    caches(checkup, &decoder, names);
+    let frames = checkup.dit().block_frames;
     let blocks = names
         .iter()
         .filter_map(|n| number_in(n, "block", ".frames"))
@@ -139,7 +139,7 @@ fn stream(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
     for block in 0..blocks {
         let at = PRIMING_LATENTS + block * frames;
         let decoded = decoder.decode(&part(&latent, at..at + frames)?)?.pixels;
-        bench.sheet.check(
+        checkup.sheet.check(
             DECODER,
             "vae_stream",
             &format!("block{block}.frames"),
@@ -151,8 +151,8 @@ fn stream(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
 
 /// The reference numbers its caches in the order in which its convolutions run, and leaves some numbers unused; the contract lists its state
 /// in that order too.
-fn caches(bench: &Bench<'_>, decoder: &Decoder, names: &[String]) {
-    let slots = bench
+fn caches(checkup: &Checkup<'_>, decoder: &Decoder, names: &[String]) {
+    let slots = checkup
         .set
         .value("/vae/decoder_cache_shapes_after_prime")
         .and_then(Value::as_array);
@@ -170,12 +170,12 @@ fn caches(bench: &Bench<'_>, decoder: &Decoder, names: &[String]) {
             .and_then(|at| vae::DECODER_NEXT.state.get(at));
         match port.and_then(|p| Some((p, decoder.cache().get(p.name)?))) {
             Some((port, cache)) => {
-                bench
+                checkup
                     .sheet
                     .check_noted(DECODER, "vae_stream", name, cache, port.name);
             }
             None => {
-                bench
+                checkup
                     .sheet
                     .failed(DECODER, "vae_stream", name, "the decoder has no such cache");
             }

@@ -1,12 +1,12 @@
 //! The simulation against the executor itself: fake graphs that sleep, on virtual devices, for several placements.
 use super::*;
 use crate::chain::call::{BlockAudio, Tables};
-use crate::chain::encoders::{BlockInput, Source, everywhere};
-use crate::chain::events::{Cancel, Event as Heard, Observer};
-use crate::chain::executor::{self, AnchorInput, Job, Swap, inbox};
+use crate::chain::events::{Cancel, Event as Heard, Observer, Silent};
+use crate::chain::executor::{Chains, inbox};
+use crate::chain::job::{AnchorInput, Job, Swap};
+use crate::chain::source::{BlockInput, Source, everywhere};
 use crate::numbers::geometry::Geometry;
 use crate::fixtures::sizes::{config, small_geometry};
-use crate::commands::error::Error;
 use crate::fixtures::fake::Fake;
 use crate::inputs::replay::Distances;
 use crate::placement::devices::Devices;
@@ -132,7 +132,7 @@ impl Session for SlowSession {
 struct Slept<'a>(&'a Geometry, Known);
 
 impl Source for Slept<'_> {
-    fn block(&mut self, _block: usize) -> Result<BlockInput, Error> {
+    fn block(&mut self, _block: usize) -> Result<BlockInput, EngineError> {
         pause(self.1.prepare);
         let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape);
         Ok(BlockInput {
@@ -169,21 +169,19 @@ struct Measured {
 
 fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
     let g = small_geometry(48);
+    let taken = Taken::default();
     let backend = Slow {
         fake: Fake::new(config(LAYERS), g.clone()),
         known,
-        taken: Taken::default(),
+        taken: taken.clone(),
     };
-    let tables = Tables::new(g.clone(), STEPS).unwrap();
+    let devices = Devices::one(Arc::new(backend));
+    let chains = Chains::load(plan, &devices, &config(LAYERS), &plain(), &Silent).unwrap();
+    let tables = Arc::new(Tables::new(g.clone(), STEPS).unwrap());
     let zeros = |frames| Tensor::zeros(DType::F32, &g.latents_shape(frames));
     let watch = Watch(Instant::now(), Mutex::default());
-    let model = config(LAYERS);
     let job = Job {
-        devices: &Devices::one(&backend),
-        options: &plain,
-        plan,
-        tables: &tables,
-        model: &model,
+        tables,
         steps: STEPS,
         blocks,
         swap: Swap::FirstLatent,
@@ -213,10 +211,10 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
             drop(feedback);
             all
         });
-        executor::run(&job, &mut Slept(&g, known), sender, inbox).unwrap();
+        chains.run(&job, &mut Slept(&g, known), sender, inbox).unwrap();
         decoder.join().unwrap()
     });
-    let taken = backend.taken.lock().unwrap();
+    let taken = taken.lock().unwrap();
     let (told, took) = taken.iter().fold((0.0, 0.0), |a, t| (a.0 + t.0, a.1 + t.1));
     // Of layers only: what a moment makes of embedding and head says nothing.
     let layers = taken.iter().filter(|t| t.0 * 1e3 > 2.0 * known.rim);

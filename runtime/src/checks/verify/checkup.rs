@@ -1,17 +1,19 @@
 //! What every check works with: the engine, the set and the sheet, and how a check that cannot go on ends.
 
-use engines::backend::Backend;
+use std::sync::Arc;
+
+use engines::backend::{Backend, Loading};
 use engines::components::dit::DitConfig;
 use engines::contract::DType;
+use engines::manifest::Models;
 use engines::tensor::Tensor;
 use half::bf16;
 
+use super::Subject;
 use super::set::Set;
 use super::sheet::Sheet;
 use crate::chain::events::Cancel;
-use crate::commands::error::Error;
-use crate::generate::Engine;
-use engines::backend::Loading;
+use crate::checks::error::CheckError;
 
 /// Why a check ended early.
 pub(super) enum Problem {
@@ -21,7 +23,7 @@ pub(super) enum Problem {
     Failed(String),
 }
 
-impl<E: Into<Error>> From<E> for Problem {
+impl<E: Into<CheckError>> From<E> for Problem {
     fn from(error: E) -> Self {
         Self::Failed(error.into().to_string())
     }
@@ -33,24 +35,28 @@ pub(super) fn lacks(what: impl Into<String>) -> Problem {
 }
 
 /// A check's surroundings.
-pub(super) struct Bench<'a> {
-    pub engine: Engine<'a>,
+pub(super) struct Checkup<'a> {
+    pub subject: &'a Subject,
     pub set: &'a Set,
     pub sheet: Sheet<'a>,
     pub cancel: &'a Cancel,
 }
 
-impl Bench<'_> {
-    pub(super) fn backend(&self) -> &dyn Backend {
-        self.engine.devices.first()
+impl Checkup<'_> {
+    pub(super) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.subject.backend
     }
 
-    pub(super) fn options(&self) -> Loading<'_> {
-        self.engine.options
+    pub(super) fn loading(&self) -> &Loading {
+        &self.subject.loading
+    }
+
+    pub(super) fn models(&self) -> &Models {
+        &self.subject.models
     }
 
     pub(super) fn dit(&self) -> &DitConfig {
-        &self.engine.models.config().dit
+        &self.models().config().dit
     }
 
     /// Runs one check for those of a file's open tensors that `covers` names; not at all when there are none.

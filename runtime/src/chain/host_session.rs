@@ -1,0 +1,72 @@
+//! Brings host tensors to a device and back, for sessions outside the waves.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use engines::backend::{Backend, EngineError, LoadOptions, Outputs, Session, State};
+use engines::contract::Port;
+use engines::memory::{Class, Memory, MemoryError};
+use engines::tensor::{Tensor, View};
+
+/// A host tensor where a device's sessions read it: itself, or a copy that is counted as activations.
+pub(crate) fn here<'t>(
+    memory: &dyn Memory,
+    tensor: &'t Tensor,
+) -> Result<Cow<'t, Tensor>, MemoryError> {
+    Ok(if memory.is_separate() {
+        Cow::Owned(tensor.copied_to(memory, Class::Activations)?)
+    } else {
+        Cow::Borrowed(tensor)
+    })
+}
+
+/// A session whose inputs and outputs lie on the host, wherever it runs: for what runs outside the waves.
+pub(crate) struct HostSession {
+    session: Box<dyn Session>,
+    memory: Arc<dyn Memory>,
+}
+
+impl HostSession {
+    pub(crate) fn load(
+        backend: &dyn Backend,
+        component: &str,
+        options: &LoadOptions,
+    ) -> Result<Self, EngineError> {
+        Ok(Self {
+            session: backend.load(component, options)?,
+            memory: Arc::clone(backend.memory()),
+        })
+    }
+
+    pub(crate) fn run(
+        &mut self,
+        inputs: &[(&Port, View<'_>)],
+        state: State<'_>,
+    ) -> Result<Outputs, EngineError> {
+        run_on_host(&mut *self.session, &*self.memory, inputs, state)
+    }
+}
+
+/// One run with inputs and outputs on the host; the state stays where it is.
+pub(crate) fn run_on_host(
+    session: &mut dyn Session,
+    memory: &dyn Memory,
+    inputs: &[(&Port, View<'_>)],
+    state: State<'_>,
+) -> Result<Outputs, EngineError> {
+    if !memory.is_separate() {
+        return session.run(inputs, state);
+    }
+    let copies = inputs
+        .iter()
+        .map(|(port, view)| Ok((*port, view.copied_to(memory, Class::Activations)?)))
+        .collect::<Result<Vec<(&Port, Tensor)>, MemoryError>>()?;
+    let views: Vec<(&Port, View<'_>)> = copies.iter().map(|(p, t)| (*p, t.view())).collect();
+    let outputs = session.run(&views, state)?.into_inner();
+    let fetched = outputs
+        .into_iter()
+        .map(|(name, t)| Ok((name, t.into_host(memory)?)))
+        .collect::<Result<BTreeMap<_, _>, MemoryError>>()?;
+    Ok(fetched.into())
+}

@@ -1,0 +1,60 @@
+//! One run of the executor: its inputs, and what leaves it.
+
+use std::sync::Arc;
+
+use engines::tensor::Tensor;
+
+use crate::chain::call::Tables;
+use crate::chain::events::{Cancel, Observer};
+use crate::inputs::replay::Distances;
+
+/// Where the second anchor comes from, if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swap {
+    /// One anchor serves the whole video.
+    Never,
+    /// The first latent frame of block 0 is the anchor of the second clip and of all later clips.
+    FirstLatent,
+    /// [`crate::chain::executor::Feedback::anchor`] brings the anchor of the second clip and of all
+    /// later clips.
+    Fed,
+}
+
+/// The latents that an anchor is made from.
+#[derive(Clone, Debug)]
+pub struct AnchorInput {
+    /// Latents of the reference picture, `[1, Z, 1, H/8, W/8]`.
+    pub ref_latents: Tensor,
+    /// Latents of the motion history, oldest first, `[1, Z, 19, H/8, W/8]`.
+    pub motion_latents: Tensor,
+}
+
+/// Everything that one run takes besides the loaded stages.
+pub struct Job<'a> {
+    /// Sizes, positions and timesteps of the run.
+    pub tables: Arc<Tables>,
+    /// Denoising steps of a block.
+    pub steps: usize,
+    /// Blocks of the video.
+    pub blocks: usize,
+    /// Source of the second anchor.
+    pub swap: Swap,
+    /// Distance of the reference token for every item.
+    pub distances: &'a Distances<'a>,
+    /// Embedded prompt, `[1, M, D]`.
+    pub text: Arc<Tensor>,
+    /// Input of the first anchor.
+    pub anchor: AnchorInput,
+    /// Stops this run.
+    pub cancel: &'a Cancel,
+    /// Receives this run's events.
+    pub observer: &'a dyn Observer,
+}
+
+/// A block that left the last step.
+pub struct Finished {
+    /// Number of the block in the video.
+    pub block: usize,
+    /// Clean latents, `[1, Z, F, H/8, W/8]`.
+    pub latents: Tensor,
+}

@@ -1,0 +1,167 @@
+//! A model on a placement: loaded once, shared by any number of videos.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engines::backend::{Backend, Loading, plain};
+use engines::manifest::Models;
+
+use crate::chain::encoders::AudioAdapter;
+use crate::chain::error::ChainError;
+use crate::chain::events::Observer;
+use crate::chain::executor::Chains;
+use crate::chain::kept::KeptSessions;
+use crate::chain::vae::{Decoder, Encoder};
+use crate::generate::error::GenerateError;
+use crate::placement::devices::Devices;
+use crate::placement::footprint::{Footprints, Workload};
+use crate::placement::plan::Plan;
+
+/// An opened export on a placement.
+///
+/// Nothing is loaded at first: the encoders of the first video run before the transformer comes.
+/// From then on the transformer, the VAE decoder and the audio adapter stay loaded, and videos share
+/// them, also several at a time. The encoders stay as well where [`Plan::encoders_stay`] says so.
+pub struct Engine {
+    models: Models,
+    devices: Devices,
+    plan: Plan,
+    loading: Loading,
+    /// Where the encoders run.
+    encoders: Option<Arc<dyn Backend>>,
+    loaded: Mutex<Option<Arc<Loaded>>>,
+}
+
+/// The parts of an engine that stay loaded between videos.
+pub(crate) struct Loaded {
+    pub(crate) chains: Chains,
+    adapter: AudioAdapter,
+    decoder: Decoder,
+    /// Encodes motion between clips, where a mode wants that.
+    encoder: Mutex<Option<Encoder>>,
+}
+
+impl Engine {
+    /// Makes an engine without taps or faults.
+    pub fn new(models: Models, devices: Devices, plan: Plan) -> Self {
+        Self {
+            models,
+            devices,
+            plan,
+            loading: plain(),
+            encoders: None,
+            loaded: Mutex::new(None),
+        }
+        .with_encoders()
+    }
+
+    /// The same engine, with taps and faults by component.
+    #[must_use]
+    pub fn with_loading(self, loading: Loading) -> Self {
+        Self { loading, ..self }
+    }
+
+    fn with_encoders(mut self) -> Self {
+        let backend = self.devices.get(self.plan.encoders).ok();
+        self.encoders = backend.map(|backend| match self.plan.encoders_stay {
+            true => Arc::new(KeptSessions::new(Arc::clone(backend))),
+            false => Arc::clone(backend),
+        });
+        self
+    }
+
+    /// The export.
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
+    /// The placement.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Taps and faults by component.
+    pub(crate) fn loading(&self) -> &Loading {
+        &self.loading
+    }
+
+    /// Refuses a placement whose devices are missing or too small for `work`.
+    ///
+    /// # Errors
+    /// [`GenerateError::Placement`].
+    pub(crate) fn fits(&self, work: Workload<'_>) -> Result<(), GenerateError> {
+        for device in self.plan.device_ids() {
+            self.devices.get(device)?;
+        }
+        Footprints::new(&self.devices, &self.plan, work)?.check(&self.devices)?;
+        Ok(())
+    }
+
+    /// Returns the backend of the encoders. Frees the rest of the engine first, if the encoders do
+    /// not fit beside it and no other video uses it.
+    ///
+    /// # Errors
+    /// A device or a component is missing.
+    pub(crate) fn encoders(&self, work: Workload<'_>) -> Result<&dyn Backend, GenerateError> {
+        self.devices.get(self.plan.encoders)?;
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if loaded.is_some()
+            && !Footprints::new(&self.devices, &self.plan, work)?.fit_beside(&self.devices)
+        {
+            loaded.take_if(|l| Arc::strong_count(l) == 1);
+        }
+        let backend = self.encoders.as_deref();
+        Ok(backend.expect("the plan's devices are there"))
+    }
+
+    /// Returns the loaded parts, and loads them if this is the first video.
+    ///
+    /// # Errors
+    /// A component is missing or does not load, or memory runs out.
+    pub(crate) fn load(&self, observer: &dyn Observer) -> Result<Arc<Loaded>, ChainError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = &*loaded {
+            return Ok(Arc::clone(loaded));
+        }
+        let (loading, config) = (&self.loading, self.models.config());
+        let adapter = AudioAdapter::load(&**self.devices.get(self.plan.encoders)?, loading)?;
+        let chains = Chains::load(&self.plan, &self.devices, &config.dit, loading, observer)?;
+        let vae = self.devices.get(self.plan.vae)?;
+        let made = Arc::new(Loaded {
+            chains,
+            adapter,
+            decoder: Decoder::load(&**vae, loading, &config.vae)?,
+            encoder: Mutex::new(None),
+        });
+        *loaded = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// Returns an encoder of motion on the decoder's device, for one video.
+    ///
+    /// # Errors
+    /// A component does not load.
+    pub(crate) fn motion_encoder(&self, loaded: &Loaded) -> Result<Encoder, ChainError> {
+        let mut kept = loaded.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(encoder) = &*kept {
+            return Ok(encoder.another());
+        }
+        let backend = self.devices.get(self.plan.vae)?;
+        let config = &self.models.config().vae;
+        let encoder = Encoder::load(&**backend, &self.loading, config)?;
+        let first = encoder.another();
+        *kept = Some(encoder);
+        Ok(first)
+    }
+}
+
+impl Loaded {
+    /// Returns the decoder for one video.
+    pub(crate) fn decoder(&self) -> Decoder {
+        self.decoder.another()
+    }
+
+    /// Returns the audio adapter for one video.
+    pub(crate) fn adapter(&self) -> AudioAdapter {
+        self.adapter.clone()
+    }
+}

@@ -1,0 +1,143 @@
+//! Why a video could not be made.
+
+use std::path::PathBuf;
+
+use engines::backend::EngineError;
+use engines::error_kind::ErrorKind;
+use engines::tensor_file::TensorFileError;
+
+use crate::chain::error::ChainError;
+use crate::inputs::prompt::PromptError;
+use crate::inputs::replay::ReplayError;
+use crate::media::audio_file::AudioError;
+use crate::media::contact_sheet::ContactSheetError;
+use crate::media::mp4::Mp4Error;
+use crate::media::picture::PictureError;
+use crate::numbers::geometry::{ClipLengthError, RingLengthError};
+use crate::numbers::schedule::ScheduleError;
+use crate::numbers::size::SizeError;
+use crate::placement::error::PlacementError;
+use crate::placement::plan::PlanError;
+
+/// Why a video could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// The size cannot be used with the picture.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// The number of steps cannot be used.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// The length of a clip cannot be used.
+    #[error(transparent)]
+    ClipLength(#[from] ClipLengthError),
+    /// The length of the ring cannot be used.
+    #[error(transparent)]
+    RingLength(#[from] RingLengthError),
+    /// The prompt or the tokenizer cannot be used.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// The picture cannot be used.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+    /// The recording cannot be used.
+    #[error(transparent)]
+    Audio(#[from] AudioError),
+    /// The video cannot be written.
+    #[error(transparent)]
+    Mp4(#[from] Mp4Error),
+    /// The contact sheet cannot be written.
+    #[error(transparent)]
+    ContactSheet(#[from] ContactSheetError),
+    /// The recorded run cannot be replayed.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// The trace cannot be written.
+    #[error(transparent)]
+    Trace(#[from] TensorFileError),
+    /// The placement cannot be used.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// The engine was placed for another number of steps.
+    #[error("sample_steps: this engine is placed for {placed} steps, the request wants {wanted}")]
+    Steps {
+        /// Steps of the placement.
+        placed: usize,
+        /// Steps of the request.
+        wanted: usize,
+    },
+    /// The model could not run.
+    #[error(transparent)]
+    Chain(ChainError),
+    /// A folder of an output cannot be made.
+    #[error("{}: cannot write: {source}", path.display())]
+    Write {
+        /// The output.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The caller asked to stop.
+    #[error("interrupted after {frames} frames{}", at(partial))]
+    Interrupted {
+        /// Frames that were written.
+        frames: usize,
+        /// The unfinished video, if any frame was written. It plays.
+        partial: Option<PathBuf>,
+    },
+}
+
+fn at(partial: &Option<PathBuf>) -> String {
+    partial.as_ref().map_or_else(
+        || "; nothing was written".to_owned(),
+        |p| format!("; what is there plays: {}", p.display()),
+    )
+}
+
+impl From<ChainError> for GenerateError {
+    fn from(error: ChainError) -> Self {
+        match error {
+            ChainError::Plan(error) => PlacementError::from(error).into(),
+            error => Self::Chain(error),
+        }
+    }
+}
+
+impl From<EngineError> for GenerateError {
+    fn from(error: EngineError) -> Self {
+        ChainError::from(error).into()
+    }
+}
+
+impl From<PlanError> for GenerateError {
+    fn from(error: PlanError) -> Self {
+        PlacementError::from(error).into()
+    }
+}
+
+impl GenerateError {
+    /// Returns the kind of the failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Size(e) => e.kind(),
+            Self::Schedule(e) => e.kind(),
+            Self::ClipLength(e) => e.kind(),
+            Self::RingLength(e) => e.kind(),
+            Self::Prompt(e) => e.kind(),
+            Self::Picture(e) => e.kind(),
+            Self::Audio(e) => e.kind(),
+            Self::Mp4(e) => e.kind(),
+            Self::ContactSheet(e) => e.kind(),
+            Self::Replay(e) => e.kind(),
+            Self::Trace(e) => e.kind(),
+            Self::Placement(e) => e.kind(),
+            Self::Steps { .. } => ErrorKind::Usage,
+            Self::Chain(e) => e.kind(),
+            Self::Write { source, .. } if source.kind() != std::io::ErrorKind::StorageFull => {
+                ErrorKind::Input
+            }
+            Self::Write { .. } => ErrorKind::Resources,
+            Self::Interrupted { .. } => ErrorKind::Interrupted,
+        }
+    }
+}

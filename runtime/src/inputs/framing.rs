@@ -1,0 +1,44 @@
+//! The picture in the size of the video. Size, mode and fit are decided here, once.
+
+use engines::tensor::Tensor;
+
+use crate::media::picture::{Fit, Picture};
+use crate::numbers::size::{Size, SizeError, SizeMode};
+
+/// The size of a video, and its first look.
+#[derive(Clone, Debug)]
+pub struct Framing {
+    /// Size that the user asked for.
+    pub requested: Size,
+    /// Meaning of the requested size.
+    pub mode: SizeMode,
+    /// Size of the picture, in pixels.
+    pub picture: Size,
+    /// Size of the video, in pixels.
+    pub size: Size,
+    /// The picture in the video's size, `[3, H, W]` in [-1, 1].
+    pub pixels: Tensor,
+}
+
+impl Framing {
+    /// Fits `picture` into the size that `requested` means for it.
+    ///
+    /// # Errors
+    /// [`SizeError::Multiple`] in exact mode, [`SizeError::NoFit`] in area mode.
+    pub fn new(
+        requested: Size,
+        mode: SizeMode,
+        fit: Fit,
+        picture: &Picture,
+    ) -> Result<Self, SizeError> {
+        let size = requested.effective(mode, picture.size())?;
+        let pixels = picture.fitted(size, mode, fit).pixels();
+        Ok(Self {
+            requested,
+            mode,
+            picture: picture.size(),
+            size,
+            pixels: Tensor::from_slice(&[3, size.height, size.width], &pixels),
+        })
+    }
+}

@@ -1,0 +1,91 @@
+//! A placement: which device gets which layers and steps, where the VAE and the encoders go, and
+//! which weights and rings stay on each device between calls.
+
+use std::ops::Range;
+
+use crate::placement::plan::{Lanes, Plan, PlanError, Residency, Rings, StageSpec, Stages};
+
+/// One stage of a placement.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PlacedStage {
+    pub device: usize,
+    pub layers: Range<usize>,
+    pub steps: Range<usize>,
+    pub residency: StageResidency,
+}
+
+/// What of a stage stays on its device between calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct StageResidency {
+    /// The first so many layers of the stage keep their weights there.
+    pub resident_layers: usize,
+    /// Rings lie in pinned host memory and stream.
+    pub rings_on_host: bool,
+    /// Layers that are on their way at once, where any streams.
+    pub slots: usize,
+}
+
+impl StageResidency {
+    /// Whether any of `layers` layers streams.
+    pub fn streams(&self, layers: usize) -> bool {
+        self.rings_on_host || self.resident_layers < layers
+    }
+}
+
+/// Where the encoders of text, speech and picture run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Encoders {
+    pub device: usize,
+    /// Loaded, run and freed one by one before the transformer is loaded.
+    pub freed_before_dit: bool,
+}
+
+/// All of the work on the devices of one machine.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Placement {
+    /// By steps, then by layers.
+    pub stages: Vec<PlacedStage>,
+    /// Most lanes of a call.
+    pub lanes: usize,
+    /// Device of the VAE's decoder.
+    pub vae: usize,
+    pub encoders: Encoders,
+    /// Blocks of a KV ring.
+    pub ring_blocks: usize,
+}
+
+impl Placement {
+    /// The executor's plan of the same stages.
+    ///
+    /// # Errors
+    /// Stages that do not cover the model; [`place`] makes none.
+    pub fn plan(&self, layers: usize, steps: usize) -> Result<Plan, PlanError> {
+        let stage = |s: &PlacedStage| StageSpec {
+            residency: Residency {
+                resident_layers: s.residency.resident_layers,
+                rings: if s.residency.rings_on_host {
+                    Rings::OnHost
+                } else {
+                    Rings::OnDevice
+                },
+                slots: s.residency.slots,
+            },
+            ..StageSpec::new(s.device, s.layers.clone(), s.steps.clone())
+        };
+        let stages = Stages::List(self.stages.iter().map(stage).collect());
+        let plan = Plan::new(&stages, Lanes::AtMost(self.lanes), layers, steps)?;
+        Ok(Plan {
+            encoders: self.encoders.device,
+            encoders_stay: !self.encoders.freed_before_dit,
+            ring_blocks: Some(self.ring_blocks),
+            vae: self.vae,
+            ..plan
+        })
+    }
+
+    /// Devices in use.
+    pub fn devices(&self) -> usize {
+        let stages = self.stages.iter().map(|s| s.device + 1).max().unwrap_or(0);
+        stages.max(self.vae + 1).max(self.encoders.device + 1)
+    }
+}
