@@ -1,18 +1,18 @@
 //! The model running: encoders, the wavefront executor and decoders.
 
-pub(crate) mod kept;
-pub(crate) mod host_session;
-pub(crate) mod job;
-pub(crate) mod error;
-pub(crate) mod source;
 pub(crate) mod call;
 pub(crate) mod decoders;
 pub(crate) mod encoders;
+pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod executor;
+pub(crate) mod host_session;
+pub(crate) mod job;
+pub(crate) mod kept;
 pub(crate) mod offload;
 pub(crate) mod page_locks;
 pub(crate) mod ring;
+pub(crate) mod source;
 pub(crate) mod stage;
 pub(crate) mod vae;
 

@@ -1,11 +1,11 @@
 //! Checks that an export computes the right thing, and measures how fast.
 
-pub(crate) mod error;
 pub(crate) mod bench;
+pub(crate) mod error;
 pub(crate) mod exec;
 pub(crate) mod made_up;
 pub(crate) mod parity;
 pub(crate) mod synthetic;
 pub(crate) mod verify;
 
-pub use verify::{Report, Request, Set, run};
+pub use verify::{Report, Request, Set, Subject, run};

@@ -167,7 +167,9 @@ fn run_parity(args: &Parity) -> Result<(), Error> {
     // The device's library serves the CPU as well, not the other way round.
     let device = args.on.open(&args.models)?;
     let host = Runtime::cpu(args.on.threads())?;
-    let geometry = args.run.geometry(&device.models().config().dit, args.size)?;
+    let geometry = args
+        .run
+        .geometry(&device.models().config().dit, args.size)?;
     let models = Models::open(&args.models)?;
     let report = parity::run(&device, &host, models, &geometry)?;
     show(&report, args.json)?;

@@ -130,7 +130,8 @@ impl<'a> Video<'a> {
             });
         }
         let size = prepared.framing.size;
-        let mut geometry = Geometry::new(&engine.models().config().dit, size, request.infer_frames)?;
+        let mut geometry =
+            Geometry::new(&engine.models().config().dit, size, request.infer_frames)?;
         if let Some(blocks) = plan.ring_blocks {
             geometry = geometry.with_ring(blocks)?;
         }
@@ -207,7 +208,10 @@ impl<'a> Video<'a> {
         output: &mut Output<'_>,
     ) -> Result<Conditions, GenerateError> {
         let (loading, config) = (self.engine.loading(), self.engine.models().config());
-        let (request, backend) = (&self.prepared.request, self.engine.encoders(self.workload())?);
+        let (request, backend) = (
+            &self.prepared.request,
+            self.engine.encoders(self.workload())?,
+        );
         self.begin(Phase::EncodingPrompt)?;
         let context = encoders::encode_text(backend, loading, &self.prepared.prompt.ids)?;
         let text = encoders::embed_text(backend, loading, &config.dit, &context)?;
@@ -284,7 +288,14 @@ impl<'a> Video<'a> {
         };
         let picture = &self.prepared.framing.pixels;
         let encoder = encoder.transpose()?;
-        Ok(VideoDecoder::new(mode, loaded.decoder(), encoder, picture, latents, length))
+        Ok(VideoDecoder::new(
+            mode,
+            loaded.decoder(),
+            encoder,
+            picture,
+            latents,
+            length,
+        ))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Turns what the user gives into what the model takes.
 
 pub(crate) mod framing;
-pub(crate) mod replay;
 pub(crate) mod prompt;
+pub(crate) mod replay;
 pub(crate) mod speech;
 
 pub use prompt::Prompter;

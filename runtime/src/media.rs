@@ -13,5 +13,6 @@ pub(crate) mod picture;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
 
+pub use mp4::{Encoding, Writer};
 pub use picture::Fit;
 pub use video_facts::{Probe, probe};

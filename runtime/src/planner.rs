@@ -16,11 +16,11 @@ use engines::manifest::ModelConfig;
 use engines::profile::{Profile, ProfileError};
 use engines::recipe::Recipe;
 
-use crate::numbers::timing::FRAMES_PER_LATENT;
-use crate::numbers::timing::FPS;
 use crate::numbers::geometry::{ClipLengthError, Geometry};
 use crate::numbers::schedule::{self, ScheduleError};
 use crate::numbers::size::Size;
+use crate::numbers::timing::FPS;
+use crate::numbers::timing::FRAMES_PER_LATENT;
 use crate::placement::plan::PlanError;
 use crate::planner::simulate::{Costs, Schedule, Spent, Timeline, simulate};
 use advice::{Lever, Way};

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use engines::error_kind::ErrorKind;
-use runtime::media::mp4::{Encoding, Writer};
 use runtime::media::probe;
+use runtime::media::{Encoding, Writer};
 use runtime::numbers::Size;
 use runtime::placement::{Lanes, Plan, PlanError, Stages};
 use serde_json::{Value, json};

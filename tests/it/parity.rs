@@ -4,15 +4,15 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use engines::backend::plain;
 use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
-use runtime::chain::{Cancel, Silent};
 use runtime::chain::encode_speech;
+use runtime::chain::{Cancel, Silent};
+use runtime::checks::{Report, Request, Set, Subject, run};
 use runtime::placement::SpeechChunk;
-use runtime::checks::{Report, Request, Set, run};
-use runtime::generate::Engine;
 use tests::golden::{Golden, LORA_SCALE, bf16_models, models, open};
 use tests::program::{Finished, Program, Transcript};
 
@@ -20,7 +20,7 @@ fn verify(golden: &Golden, models: &Path, request: &Request) -> Report {
     let set = Set::open(&golden.root).unwrap();
     let backend = open(models);
     run(
-        &Engine::new(backend.models(), &backend),
+        &Subject::new(backend.models().clone(), Arc::new(backend)),
         &set,
         request,
         &Silent,
@@ -109,7 +109,7 @@ fn speech_in_stretches_is_speech_as_a_whole() {
     let samples: Vec<f32> = (0..48_000)
         .map(|i| (i as f32 * 0.05).sin() + (i as f32 * 0.0031).cos())
         .collect();
-    let encode = |stretch| encode_speech(&backend, &plain, config, &samples, stretch).unwrap();
+    let encode = |stretch| encode_speech(&backend, &plain(), config, &samples, stretch).unwrap();
     let whole = encode(SpeechChunk::default());
     // 149 frames: 40 features, 7 rows at a time.
     let parts = encode(SpeechChunk {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use engines::backend::Backend;
+use engines::backend::ort::Ort;
 use engines::error_kind::ErrorKind;
 use engines::memory::{Class, HostMemory, Ledger, Memory};
 use engines::tensor::Tensor;
@@ -13,14 +14,13 @@ use engines::tensor_file;
 use exporter::checkpoint::LoraScale;
 use exporter::export::{Request, export};
 use exporter::synth::{Preset, SynthOptions, synth};
-use runtime::numbers::Geometry;
-use runtime::chain::{Cancel, Event, Observer, Silent};
-use runtime::commands::Error;
-use runtime::generate::{self, Engine, generate};
+use runtime::chain::{Cancel, Event, Mode, Observer, Silent};
+use runtime::generate::{self, Engine, GenerateError, generate};
 use runtime::inputs::Speech;
-use runtime::placement::Devices;
-use runtime::placement::{Footprints, Workload};
-use runtime::placement::{Lanes, Residency, Rings};
+use runtime::numbers::Geometry;
+use runtime::placement::{
+    Devices, Footprints, Lanes, PlacementError, Residency, Rings, Told, Workload,
+};
 use tempfile::TempDir;
 use tests::files::listing;
 use tests::golden::{Golden, LORA_SCALE, models, open};
@@ -190,7 +190,7 @@ struct Watch {
 impl Observer for Watch {
     fn event(&self, event: &Event<'_>) {
         let name = match event {
-            Event::Phase(phase) => (*phase).to_owned(),
+            Event::Phase(phase) => phase.name().to_owned(),
             Event::Denoised { block: 0, .. } => "block 0".to_owned(),
             _ => return,
         };
@@ -205,16 +205,22 @@ fn encoders_are_freed_before_the_next_is_loaded_and_all_before_the_transformer()
     let memories: Vec<Arc<HostMemory>> = (0..2)
         .map(|i| HostMemory::new(format!("cpu:{i}"), u64::MAX))
         .collect();
-    let apart: Vec<_> = memories.iter().map(|m| backend.on(m.clone())).collect();
-    let devices = Devices::each(apart.iter().map(|b| b as &dyn Backend).collect());
+    let devices = each(&backend, memories.iter().map(Arc::clone));
     let watch = Watch {
         memories: memories.clone(),
         ..Watch::default()
     };
-    let mut request = run.request();
-    request.vae_device = Some(1);
-    let engine = Engine::on(backend.models(), devices);
+    let told = Told {
+        vae_device: Some(1),
+        ..Told::default()
+    };
+    let (models, request) = (backend.models().clone(), run.request());
+    let plan = told
+        .plan(models.config().dit.layers, request.steps)
+        .unwrap();
+    let engine = Engine::new(models, devices, plan);
     generate(&engine, &request, &watch, &Cancel::default()).unwrap();
+    drop(engine);
     let seen = watch.seen.into_inner().unwrap();
     let of = |name: &str| seen.iter().find(|(n, _)| n == name).unwrap().1;
     for phase in [
@@ -237,41 +243,48 @@ fn encoders_are_freed_before_the_next_is_loaded_and_all_before_the_transformer()
     assert_eq!(memories[1].ledger().counts().of(Class::Rings), 0);
 }
 
+/// A virtual device on each of `memories`.
+fn each(backend: &Ort, memories: impl Iterator<Item = Arc<HostMemory>>) -> Devices {
+    let device = |m: Arc<HostMemory>| -> Arc<dyn Backend> { Arc::new(backend.on(m)) };
+    Devices::each(memories.map(device).collect())
+}
+
 /// One run in this process on devices with the given budgets, all alike where there is one; gives the peak of each and of the host.
 fn held(
+    told: &Told,
     request: &generate::Request,
     budgets: &dyn Fn(usize) -> u64,
-) -> Result<(Vec<u64>, u64), Error> {
+) -> Result<(Vec<u64>, u64), GenerateError> {
     let backend = open(models());
-    let plan = request.plan(&backend.models().config().dit).unwrap();
+    let layers = backend.models().config().dit.layers;
+    let plan = told.plan(layers, request.steps).unwrap();
     let last = *plan.device_ids().last().unwrap();
     let memories: Vec<Arc<HostMemory>> = (0..=last)
         .map(|i| HostMemory::new(format!("cpu:{i}"), budgets(i)))
         .collect();
-    let apart: Vec<_> = memories.iter().map(|m| backend.on(m.clone())).collect();
     let host = Ledger::new("host", u64::MAX);
-    let devices = Devices::each(apart.iter().map(|b| b as &dyn Backend).collect());
-    let engine = Engine::on(backend.models(), devices.with_host(Arc::clone(&host)));
+    let devices = each(&backend, memories.iter().map(Arc::clone));
+    let devices = devices.with_host(Arc::clone(&host));
+    let engine = Engine::new(backend.models().clone(), devices, plan);
     generate(&engine, request, &Silent, &Cancel::default())?;
     let peak = |m: &Arc<HostMemory>| m.ledger().counts().peak;
     Ok((memories.iter().map(peak).collect(), host.counts().peak))
 }
 
-fn wanted(request: &generate::Request) -> Footprints {
+fn wanted(told: &Told, request: &generate::Request) -> Footprints {
     let backend = open(models());
     let config = backend.models().config();
-    let plan = request.plan(&config.dit).unwrap();
-    let apart: Vec<_> = (0..=*plan.device_ids().last().unwrap())
-        .map(|i| backend.on(HostMemory::new(format!("cpu:{i}"), u64::MAX)))
-        .collect();
-    let devices = Devices::each(apart.iter().map(|b| b as &dyn Backend).collect());
+    let plan = told.plan(config.dit.layers, request.steps).unwrap();
+    let last = *plan.device_ids().last().unwrap();
+    let memories = (0..=last).map(|i| HostMemory::new(format!("cpu:{i}"), u64::MAX));
+    let devices = each(&backend, memories);
     let geometry = Geometry::new(&config.dit, request.size, request.infer_frames).unwrap();
     let samples = Speech::open(&request.audio).unwrap().samples.len();
     let work = Workload {
         config,
         geometry: &geometry,
-        swaps: true,
-        encodes_motion: false,
+        swaps: request.mode == Mode::Tpp,
+        encodes_motion: request.mode != Mode::Tpp,
         speech_frames: config.speech.frames(samples).unwrap(),
     };
     Footprints::new(&devices, &plan, work).unwrap()
@@ -281,26 +294,31 @@ fn wanted(request: &generate::Request) -> Footprints {
 /// is refused before it begins.
 #[test]
 fn no_device_ever_holds_more_than_the_arithmetic_says() {
-    for (stages, lanes, residency, vae_device) in [
-        ("1", 4, Residency::default(), Some(1)),
-        ("3x1", 4, Residency::default(), None),
-        ("1x4", 1, Residency::default(), Some(4)),
-        ("1", 4, streamed(0, Rings::OnHost), Some(1)),
-        ("1", 2, streamed(1, Rings::OnDevice), Some(1)),
-        ("3x1", 3, streamed(0, Rings::OnHost), Some(3)),
+    let resident = Residency::default();
+    for (mode, stages, lanes, residency, vae_device) in [
+        (Mode::Tpp, "1", 4, resident, Some(1)),
+        (Mode::Tpp, "3x1", 4, resident, None),
+        (Mode::Tpp, "1x4", 1, resident, Some(4)),
+        (Mode::Tpp, "1", 4, streamed(0, Rings::OnHost), Some(1)),
+        (Mode::Tpp, "1", 2, streamed(1, Rings::OnDevice), Some(1)),
+        (Mode::Tpp, "3x1", 3, streamed(0, Rings::OnHost), Some(3)),
+        // The decoder's device encodes motion between clips.
+        (Mode::Single, "1", 1, resident, Some(1)),
+        (Mode::SingleOnline, "1", 1, resident, None),
     ] {
         let run = Run::new();
-        let request = generate::Request {
+        let told = Told {
             stages: stages.parse().unwrap(),
             lanes: Lanes::AtMost(lanes),
             residency,
             vae_device,
-            trace: None,
-            ..run.request()
+            ..Told::default()
         };
-        let wanted = wanted(&request);
+        let mut request = run.request();
+        (request.mode, request.files.trace) = (mode, None);
+        let wanted = wanted(&told, &request);
         let of = |device: usize| wanted.devices[&device].total();
-        let (peaks, host) = held(&request, &of).unwrap_or_else(|e| panic!("{stages}: {e}"));
+        let (peaks, host) = held(&told, &request, &of).unwrap_or_else(|e| panic!("{stages}: {e}"));
         assert_eq!(host, wanted.host, "{stages} {residency:?}");
         for (device, &peak) in peaks.iter().enumerate() {
             println!(
@@ -314,9 +332,10 @@ fn no_device_ever_holds_more_than_the_arithmetic_says() {
             );
         }
         for short in 0..peaks.len() {
-            let error = held(&request, &|d| of(d) - u64::from(d == short)).unwrap_err();
+            let error = held(&told, &request, &|d| of(d) - u64::from(d == short)).unwrap_err();
             assert!(
-                matches!(&error, Error::TooSmall(e) if e.device == format!("cpu:{short}")),
+                matches!(&error, GenerateError::Placement(PlacementError::TooSmall(e))
+                    if e.device == format!("cpu:{short}")),
                 "{error}"
             );
             assert_eq!(error.kind(), ErrorKind::Resources);

@@ -5,18 +5,16 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use engines::error_kind::ErrorKind;
 use engines::tensor::Tensor;
 use engines::tensor_file;
-use runtime::chain::Mode;
-use runtime::chain::{Cancel, Event, Observer, Silent, Summary};
-use runtime::generate::{Clips, Engine, Request, generate};
-use runtime::media::Fit;
-use runtime::media::mp4::Encoding;
-use runtime::media::{Probe, probe};
+use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
+use runtime::generate::{Clips, Engine, OutputFiles, Request, generate};
+use runtime::media::{Encoding, Fit, Probe, probe};
 use runtime::numbers::SizeMode;
-use runtime::placement::{Lanes, Residency, Stages};
+use runtime::placement::{Devices, Lanes, Told};
 use tempfile::TempDir;
 use tests::close::Close;
 use tests::files::{Samples, listing, voice, wav};
@@ -50,7 +48,6 @@ impl Run {
     pub(crate) fn request(&self) -> Request {
         let golden = Golden::carried();
         Request {
-            placement: None,
             image: golden.input("ref.png"),
             audio: golden.input("speech_16k_mono.wav"),
             prompt: PROMPT.to_owned(),
@@ -60,31 +57,25 @@ impl Run {
             clips: Clips::Auto,
             steps: 4,
             infer_frames: 48,
-            ring_blocks: None,
             seed: 420,
             mode: Mode::Tpp,
-            stages: Stages::default(),
-            lanes: Lanes::Auto,
-            residency: Residency::default(),
-            vae_device: None,
-            device_memory: None,
             replay: None,
-            trace: Some(self.trace()),
-            contact_sheet: None,
-            encoding: Encoding::default(),
-            out: self.out(),
+            files: OutputFiles {
+                video: self.out(),
+                encoding: Encoding::default(),
+                contact_sheet: None,
+                trace: Some(self.trace()),
+            },
         }
     }
 
     fn generate(&self, request: &Request) -> Summary {
-        let backend = open(models());
-        generate(
-            &Engine::new(backend.models(), &backend),
-            request,
-            &Silent,
-            &Cancel::default(),
-        )
-        .unwrap_or_else(|e| panic!("{e}"))
+        self.generate_on(&Told::default(), request)
+    }
+
+    fn generate_on(&self, told: &Told, request: &Request) -> Summary {
+        let engine = engine(told, request.steps);
+        generate(&engine, request, &Silent, &Cancel::default()).unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn traced(&self) -> BTreeMap<String, Tensor> {
@@ -92,12 +83,20 @@ impl Run {
     }
 }
 
+/// The carried models on the process's own memory, placed as told.
+fn engine(told: &Told, steps: usize) -> Engine {
+    let backend = open(models());
+    let models = backend.models().clone();
+    let plan = told.plan(models.config().dit.layers, steps).unwrap();
+    Engine::new(models, Devices::one(Arc::new(backend)), plan)
+}
+
 /// One run and everything that it computed.
-fn traced(change: impl FnOnce(&mut Request)) -> (Run, BTreeMap<String, Tensor>) {
+fn traced(change: impl FnOnce(&mut Request, &mut Told)) -> (Run, BTreeMap<String, Tensor>) {
     let run = Run::new();
-    let mut request = run.request();
-    change(&mut request);
-    run.generate(&request);
+    let (mut request, mut told) = (run.request(), Told::default());
+    change(&mut request, &mut told);
+    run.generate_on(&told, &request);
     let tensors = run.traced();
     (run, tensors)
 }
@@ -152,7 +151,7 @@ fn every_pipeline_gives_48_frames_a_clip_less_3_with_sound_in_sync() {
 
 #[test]
 fn the_pipelines_differ_where_the_reference_does() {
-    let clip = |mode| traced(|r| (r.mode, r.lanes) = (mode, Lanes::AtMost(1))).1;
+    let clip = |mode| traced(|r, t| (r.mode, t.lanes) = (mode, Lanes::AtMost(1))).1;
     let [tpp, single, online] = [Mode::Tpp, Mode::Single, Mode::SingleOnline].map(clip);
     let same = |a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>, name: &str| {
         a[name].bytes() == b[name].bytes()
@@ -165,7 +164,7 @@ fn the_pipelines_differ_where_the_reference_does() {
 
 #[test]
 fn no_placement_changes_a_bit() {
-    let (_, want) = traced(|r| r.lanes = Lanes::AtMost(1));
+    let (_, want) = traced(|_, t| t.lanes = Lanes::AtMost(1));
     for (stages, lanes) in [
         ("1x2", Lanes::AtMost(1)),
         ("3x1", Lanes::AtMost(1)),
@@ -173,7 +172,7 @@ fn no_placement_changes_a_bit() {
         ("0:0-0/0-3;1:1-2/0-3", Lanes::AtMost(1)),
         ("0:0-2/0-0;1:0-1/1-3;2:2-2/1-3", Lanes::AtMost(1)),
     ] {
-        let (_, got) = traced(|r| (r.stages, r.lanes) = (stages.parse().unwrap(), lanes));
+        let (_, got) = traced(|_, t| (t.stages, t.lanes) = (stages.parse().unwrap(), lanes));
         assert_eq!(
             differing(&got, &want),
             Vec::<String>::new(),
@@ -211,9 +210,9 @@ fn lanes_change_no_bit_on_one_thread() {
 
 #[test]
 fn lanes_change_last_bits_at_most_on_several_threads() {
-    let (_, want) = traced(|r| r.lanes = Lanes::AtMost(1));
+    let (_, want) = traced(|_, t| t.lanes = Lanes::AtMost(1));
     for lanes in [2, 4] {
-        let (_, got) = traced(|r| r.lanes = Lanes::AtMost(lanes));
+        let (_, got) = traced(|_, t| t.lanes = Lanes::AtMost(lanes));
         for name in differing(&got, &want) {
             let (got, want) = (&got[&name], &want[&name]);
             if name == "frames_u8" {
@@ -245,11 +244,9 @@ fn lanes_change_last_bits_at_most_on_several_threads() {
 fn a_seed_gives_one_file_and_another_seed_another() {
     let file = |seed| {
         let run = Run::new();
-        run.generate(&Request {
-            seed,
-            trace: None,
-            ..run.request()
-        });
+        let mut request = run.request();
+        (request.seed, request.files.trace) = (seed, None);
+        run.generate(&request);
         fs::read(run.out()).unwrap()
     };
     let first = file(7);
@@ -269,7 +266,7 @@ fn a_replayed_run_does_not_depend_on_its_seed() {
     };
     let size = format!("{}*{}", 8 * columns, 8 * rows);
     let with = |seed| {
-        traced(|r| {
+        traced(|r, _| {
             r.replay = Some(replay.clone());
             r.size = size.parse().unwrap();
             r.seed = seed;
@@ -284,7 +281,7 @@ fn a_replayed_run_does_not_depend_on_its_seed() {
 
 #[test]
 fn numbers_of_the_carried_models_stay_what_they_are() {
-    let (_, tensors) = traced(|_| {});
+    let (_, tensors) = traced(|_, _| {});
     let first = |name: &str| {
         let values: Vec<f64> = tensors[name]
             .as_slice::<f32>()
@@ -575,14 +572,8 @@ fn cancelling_in_the_library_is_the_same() {
         }
     }
     let run = Run::new();
-    let (backend, cancel) = (open(models()), Cancel::default());
-    let error = generate(
-        &Engine::new(backend.models(), &backend),
-        &run.request(),
-        &After(&cancel),
-        &cancel,
-    )
-    .unwrap_err();
+    let (engine, cancel) = (engine(&Told::default(), 4), Cancel::default());
+    let error = generate(&engine, &run.request(), &After(&cancel), &cancel).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Interrupted);
     let partial = probe(&run.dir.path().join("video.partial.mp4")).unwrap();
     assert_is_the_video(&partial, 21);

@@ -1,12 +1,12 @@
 //! Golden folders, and the export of the one that the repository carries.
 
 use std::fs;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
 use engines::backend::ort::Ort;
+use engines::manifest::Models;
 use engines::recipe::Recipe;
 use exporter::checkpoint::LoraScale;
 use exporter::export::{Request, export};
@@ -135,5 +135,6 @@ fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
 
 /// Opens an export on two threads.
 pub fn open(models: &Path) -> Ort {
-    runtime::commands::open(models, NonZeroUsize::new(2)).unwrap_or_else(|e| panic!("{e}"))
+    let models = Models::open(models).unwrap_or_else(|e| panic!("{e}"));
+    Ort::new(models, 2).unwrap_or_else(|e| panic!("{e}"))
 }

@@ -391,8 +391,8 @@ mod tests {
 
     use super::*;
     use crate::chain::executor;
-    use crate::fixtures::sizes::{config, small_geometry};
     use crate::fixtures::fake::Fake;
+    use crate::fixtures::sizes::{config, small_geometry};
     use crate::placement::plan::{Lanes, Plan, Stages};
     use engines::backend::plain;
 
@@ -576,7 +576,10 @@ mod tests {
                 ..Seen::default()
             };
             let (result, seen, _) = decode(mode, 3, seen);
-            assert!(matches!(result, Err(Decoding::Chain(ChainError::Cancelled))));
+            assert!(matches!(
+                result,
+                Err(Decoding::Chain(ChainError::Cancelled))
+            ));
             assert_eq!(seen.blocks.len(), 6, "{mode:?}");
         }
     }

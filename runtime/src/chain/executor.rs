@@ -95,7 +95,11 @@ impl Chains {
         }
         drop(loaded);
         let results: Vec<Result<(), ChainError>> = results.into_iter().collect();
-        assert_eq!(results.len(), chains.threads.len(), "a stage's thread panicked");
+        assert_eq!(
+            results.len(),
+            chains.threads.len(),
+            "a stage's thread panicked"
+        );
         results.into_iter().collect::<Result<(), _>>()?;
         Ok(chains)
     }

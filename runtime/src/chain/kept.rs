@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use engines::backend::{
-    Backend, Elsewhere, EngineError, LoadOptions, Outputs, Session, State,
-};
+use engines::backend::{Backend, Elsewhere, EngineError, LoadOptions, Outputs, Session, State};
 use engines::contract::{Contract, Port};
 use engines::memory::Memory;
 use engines::recipe::Recipe;

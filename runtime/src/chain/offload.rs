@@ -12,8 +12,8 @@ use engines::contract::DType;
 use engines::memory::{Block, Class, Memory, MemoryError};
 use engines::weights::{HostWeights, WeightSet};
 
-use crate::numbers::geometry::Geometry;
 use crate::chain::ring::KvRing;
+use crate::numbers::geometry::Geometry;
 
 /// Room for one layer on the device.
 pub(crate) struct Slot {

@@ -64,8 +64,8 @@ mod tests {
     use engines::memory::HostMemory;
 
     use super::*;
-    use crate::fixtures::sizes::{config, small_geometry};
     use crate::fixtures::fake::Fake;
+    use crate::fixtures::sizes::{config, small_geometry};
     use crate::placement::plan::{Lanes, Residency};
     use engines::backend::plain;
 

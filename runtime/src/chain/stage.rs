@@ -16,11 +16,11 @@ use engines::weights::{HostWeights, WeightSet};
 use crate::chain::call::{
     Anchor, BlockAudio, Call, CallOutput, Flow, LayerCondition, Placed, Prefill, SinkFlow,
 };
+use crate::chain::host_session::here;
 use crate::chain::offload::{Filled, Load, Slot, SlotSize, Stream, Window, locked, streamed};
 use crate::chain::page_locks::PageLocks;
-use crate::numbers::geometry::Geometry;
 use crate::chain::ring::KvRing;
-use crate::chain::host_session::here;
+use crate::numbers::geometry::Geometry;
 use crate::placement::plan::{Rings, StageSpec};
 
 /// Where a stage runs, and of which model it is.
@@ -214,7 +214,8 @@ impl Stage {
         };
         let rings = self.layers.iter().map(ring);
         let rings = rings.collect::<Result<_, MemoryError>>()?;
-        self.pool.fill(&self.site, &self.spec, &self.layers, geometry)?;
+        self.pool
+            .fill(&self.site, &self.spec, &self.layers, geometry)?;
         Ok(StageState {
             geometry: geometry.clone(),
             first: self.spec.layers.start,
@@ -422,11 +423,7 @@ impl Layer {
 
 /// Returns the loads of a pass in the order of the layers. `host_rings` has the ring of every layer,
 /// or nothing where rings stay on the device.
-fn loads<'l>(
-    layers: &'l [Layer],
-    rings: Rings,
-    host_rings: &'l [Mutex<KvRing>],
-) -> Vec<Load<'l>> {
+fn loads<'l>(layers: &'l [Layer], rings: Rings, host_rings: &'l [Mutex<KvRing>]) -> Vec<Load<'l>> {
     let load = |(at, layer): (usize, &'l Layer)| Load {
         weights: matches!(layer.weights, Weights::Streamed).then_some(&layer.host),
         ring: (rings == Rings::OnHost).then(|| &host_rings[at]),

@@ -86,11 +86,7 @@ impl VaeSession {
     }
 
     /// Adds the caches that are not there yet.
-    fn add_zeros(
-        &mut self,
-        next: &dyn Session,
-        latent: (usize, usize),
-    ) -> Result<(), EngineError> {
+    fn add_zeros(&mut self, next: &dyn Session, latent: (usize, usize)) -> Result<(), EngineError> {
         let mut sizes = self.config.bindings();
         sizes.extend(symbols::bindings([
             (symbols::LATENT_ROWS, latent.0),

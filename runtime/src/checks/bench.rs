@@ -73,7 +73,10 @@ pub fn run(backend: &Ort, threads: usize, request: &Request) -> Result<Report, E
     rows.push(bench.time(
         "speech encoder, 5 s".to_owned(),
         &speech_encoder,
-        &[(symbols::SEQUENCE, frames), (symbols::SEQUENCE_ROWS, frames)],
+        &[
+            (symbols::SEQUENCE, frames),
+            (symbols::SEQUENCE_ROWS, frames),
+        ],
     )?);
     rows.push(bench.time(
         "audio adapter, 1 block".to_owned(),
@@ -182,7 +185,12 @@ impl Part {
         let keys = sizes[symbols::SINK_TOKENS] + sizes[symbols::RING_TOKENS];
         let (contract, recipe) = (session.contract(), session.recipe());
         let ports = contract.graph_inputs();
-        let made = |p: &Port| (p.name.to_owned(), made_up::for_port(p, recipe, sizes, keys, 1));
+        let made = |p: &Port| {
+            (
+                p.name.to_owned(),
+                made_up::for_port(p, recipe, sizes, keys, 1),
+            )
+        };
         let call = NamedCall::new(&*session, ports.map(made).collect())?;
         let call = call.with_state_in(&**backend.memory())?;
         Ok(Self { session, call })

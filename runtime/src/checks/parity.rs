@@ -191,7 +191,10 @@ fn inputs(session: &dyn Session, sizes: &Bindings) -> Tensors {
     let keys = sizes[symbols::SINK_TOKENS] + seen;
     let ports = contract.graph_inputs().zip(1..);
     let made = |(p, seed): (&Port, u64)| {
-        (p.name.to_owned(), made_up::for_port(p, recipe, sizes, keys, seed))
+        (
+            p.name.to_owned(),
+            made_up::for_port(p, recipe, sizes, keys, seed),
+        )
     };
     ports.map(made).collect()
 }

@@ -23,11 +23,11 @@ use engines::weights::{HostWeights, WeightSet};
 use half::bf16;
 
 use crate::chain::call::{Anchor, BlockAudio, Lane, LayerCondition, Placed, Tables};
-use crate::numbers::geometry::Geometry;
 use crate::chain::stage::{Site, Stage, StageState};
-use crate::checks::made_up;
 use crate::checks::error::CheckError;
+use crate::checks::made_up;
 use crate::generate::error::GenerateError;
+use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
 use crate::placement::plan::{MIN_SLOTS, Residency, Rings, StageSpec};
 use crate::placement::wavefront::Item;
@@ -160,7 +160,11 @@ pub fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, CheckError
 }
 
 /// One matrix product, timed.
-fn product(runtime: &Runtime, set: &GraphSet, request: &Request<'_>) -> Result<Product, EngineError> {
+fn product(
+    runtime: &Runtime,
+    set: &GraphSet,
+    request: &Request<'_>,
+) -> Result<Product, EngineError> {
     let side = request.matmul;
     let (mut session, _) = runtime.open(&set.file(&request.graphs, &probe::MATMUL))?;
     let memory = &**runtime.memory();
@@ -285,7 +289,12 @@ impl<'a> OnDevice<'a> {
     }
 
     /// Under a cap: as many layers resident as fit beside the slots, the rings on the host.
-    fn offload(&self, budget: u64, rows: &[Row], resident: &MemoryUse) -> Result<Offload, CheckError> {
+    fn offload(
+        &self,
+        budget: u64,
+        rows: &[Row],
+        resident: &MemoryUse,
+    ) -> Result<Offload, CheckError> {
         let lanes = self.most_lanes();
         let resident_layers = self.resident_layers(budget, resident)?;
         let residency = Residency {
@@ -502,9 +511,7 @@ impl Backend for Synthetic {
     }
 
     fn load(&self, component: &str, _: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
-        let file = self
-            .set
-            .file(&self.graphs, self.contract(component));
+        let file = self.set.file(&self.graphs, self.contract(component));
         let (mut session, ports) = self.runtime.open(&file)?;
         let memory = &**self.memory();
         let weights = ports.iter().zip(1..).map(|(p, seed)| {
@@ -520,9 +527,7 @@ impl Backend for Synthetic {
         component: &str,
         _: &LoadOptions,
     ) -> Result<Box<dyn Session>, EngineError> {
-        let file = self
-            .set
-            .file(&self.graphs, self.contract(component));
+        let file = self.set.file(&self.graphs, self.contract(component));
         Ok(self.runtime.open(&file)?.0)
     }
 

@@ -2,8 +2,8 @@
 //! compared under the folder's own tolerance. Nothing here knows a size; the folder's manifest says what there is. The control run puts one
 //! fault into each component and demands that a check notices.
 
-mod checkup;
 mod chain;
+mod checkup;
 mod compare;
 mod control;
 mod dit;
@@ -72,7 +72,9 @@ pub enum VerifyError {
     Failed { failed: usize, rows: usize },
     #[error("{missed} of {faults} faults were not caught: these checks cannot fail")]
     Missed { missed: usize, faults: usize },
-    #[error("control run passed: all {faults} planted faults were detected (exit code 7 is expected)")]
+    #[error(
+        "control run passed: all {faults} planted faults were detected (exit code 7 is expected)"
+    )]
     Caught { faults: usize },
 }
 
@@ -147,14 +149,7 @@ pub fn run(
     let only = only(set, &request.only)?;
     let focus = |file: &str, _: &str| only.is_empty() || only.iter().any(|f| f == file);
     let begun = std::time::Instant::now();
-    let (results, mut timings) = pass(
-        subject,
-        set,
-        &focus,
-        request.skip_e2e,
-        observer,
-        cancel,
-    )?;
+    let (results, mut timings) = pass(subject, set, &focus, request.skip_e2e, observer, cancel)?;
     let mut faults = Vec::new();
     if request.control {
         let sound = begun.elapsed().as_secs_f64();

@@ -17,8 +17,8 @@ use crate::generate::{Clips, OutputFiles, Request};
 use crate::media::mp4::Encoding;
 use crate::media::picture::Fit;
 use crate::numbers::geometry::Geometry;
-use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::memory_size::MemorySize;
+use crate::numbers::size::{Size, SizeMode};
 use crate::placement::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
 use crate::placement::told::Told;
 

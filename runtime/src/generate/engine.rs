@@ -141,7 +141,10 @@ impl Engine {
     /// # Errors
     /// A component does not load.
     pub(crate) fn motion_encoder(&self, loaded: &Loaded) -> Result<Encoder, ChainError> {
-        let mut kept = loaded.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = loaded
+            .encoder
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(encoder) = &*kept {
             return Ok(encoder.another());
         }

@@ -6,18 +6,18 @@ use std::time::Instant;
 use engines::tensor::Tensor;
 
 use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
+use crate::chain::error::ChainError;
 use crate::chain::events::{Cancel, Event, Observer, Settings, Summary};
 use crate::chain::job::AnchorInput;
-use crate::numbers::geometry::Geometry;
-use crate::numbers::size::Size;
-use crate::chain::error::ChainError;
 use crate::generate::error::GenerateError;
 use crate::generate::request::{OutputFiles, Request};
-use crate::inputs::replay::Distances;
 use crate::generate::trace::Trace;
+use crate::inputs::replay::Distances;
 use crate::media::audio_file::AudioTrack;
 use crate::media::contact_sheet::ContactSheet;
 use crate::media::mp4::Writer;
+use crate::numbers::geometry::Geometry;
+use crate::numbers::size::Size;
 use crate::numbers::timing::{DROPPED_FRAMES, FPS};
 
 /// Tiles of a contact sheet.

@@ -88,7 +88,9 @@ impl Prepared {
         }
         if self.request.steps != 4 {
             let steps = self.request.steps;
-            tell(format!("sample_steps {steps}: the model is distilled for 4"));
+            tell(format!(
+                "sample_steps {steps}: the model is distilled for 4"
+            ));
         }
     }
 }

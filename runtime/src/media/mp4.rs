@@ -19,8 +19,8 @@ use ffmpeg_next::{ChannelLayout, Dictionary, Error, Packet, Rational, encoder, f
 
 use crate::media::audio_file::{AudioError, AudioTrack};
 use crate::media::ffmpeg;
-use crate::numbers::timing::FPS;
 use crate::numbers::size::Size;
+use crate::numbers::timing::FPS;
 
 /// Why a video cannot be written.
 #[derive(Debug, thiserror::Error)]

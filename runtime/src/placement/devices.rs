@@ -91,8 +91,8 @@ impl Devices {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::sizes::{config, small_geometry};
     use crate::fixtures::fake::Fake;
+    use crate::fixtures::sizes::{config, small_geometry};
     use engines::memory::HostMemory;
 
     #[test]

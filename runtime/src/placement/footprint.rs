@@ -12,11 +12,11 @@ use engines::error_kind::ErrorKind;
 use engines::manifest::ModelConfig;
 use engines::recipe::Recipe;
 
-use crate::placement::speech_chunk::SpeechChunk;
 use crate::numbers::geometry::Geometry;
-use crate::placement::error::PlacementError;
 use crate::placement::devices::Devices;
+use crate::placement::error::PlacementError;
 use crate::placement::plan::{Chain, Plan, Rings, StageSpec};
+use crate::placement::speech_chunk::SpeechChunk;
 
 /// Bytes on one device, by purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -136,9 +136,16 @@ impl Footprints {
         let all_weights: u64 = made.iter().map(|e| e.weights).sum();
         for encoder in &made {
             // Encoders that stay keep their weights; one of them runs at a time.
-            let weights = if plan.encoders_stay { all_weights } else { encoder.weights };
+            let weights = if plan.encoders_stay {
+                all_weights
+            } else {
+                encoder.weights
+            };
             let mut with = *encoders;
-            with.add(&Footprint { weights, ..*encoder });
+            with.add(&Footprint {
+                weights,
+                ..*encoder
+            });
             if with.total() > beside.total() {
                 beside = with;
             }
@@ -219,7 +226,10 @@ impl Count<'_> {
         let mut sizes = geometry.bindings(config, lanes);
         sizes.extend(symbols::bindings([
             (symbols::SEQUENCE, frames.max(config.dit.text_len)),
-            (symbols::SEQUENCE_ROWS, chunk.rows(config.speech.heads, frames)),
+            (
+                symbols::SEQUENCE_ROWS,
+                chunk.rows(config.speech.heads, frames),
+            ),
             (symbols::SAMPLES, chunk.samples(&config.speech)),
         ]));
         sizes
@@ -239,7 +249,12 @@ impl Count<'_> {
     }
 
     /// A graph with its weights inside: they, and all that goes in and comes out; caches twice, as they are replaced.
-    fn component(&self, device: usize, c: &Contract, lanes: usize) -> Result<Footprint, PlacementError> {
+    fn component(
+        &self,
+        device: usize,
+        c: &Contract,
+        lanes: usize,
+    ) -> Result<Footprint, PlacementError> {
         let caches = match c.state_kind {
             StateKind::InPlace => 0,
             StateKind::Replace | StateKind::Produce => 2 * self.ports(device, lanes, c.state)?,
@@ -275,7 +290,12 @@ impl Count<'_> {
         Ok(anchors * self.ports(device, 1, ports)?)
     }
 
-    fn stage(&self, chain: &Chain, spec: &StageSpec, last: bool) -> Result<Footprint, PlacementError> {
+    fn stage(
+        &self,
+        chain: &Chain,
+        spec: &StageSpec,
+        last: bool,
+    ) -> Result<Footprint, PlacementError> {
         let (mut resident, mut streamed) = (0, 0);
         for (at, layer) in spec.layers.clone().enumerate() {
             let bytes = self.weights(spec.device, &dit::layer_name(layer))?;
@@ -321,7 +341,12 @@ impl Count<'_> {
     }
 
     /// The most that a stage holds of what passes through it: the largest of its kinds of run, and what the next stage has not fetched.
-    fn activations(&self, spec: &StageSpec, chain: &Chain, last: bool) -> Result<u64, PlacementError> {
+    fn activations(
+        &self,
+        spec: &StageSpec,
+        chain: &Chain,
+        last: bool,
+    ) -> Result<u64, PlacementError> {
         let (device, lanes) = (spec.device, chain.lanes);
         let ports = |ports: &[&Port]| self.ports(device, lanes, ports.iter().copied());
         let flow = ports(&[&dit::HIDDEN, &dit::E, &dit::E0])?;

@@ -6,7 +6,7 @@ use engines::profile::GIB;
 use serde_json::{Value, json};
 
 use super::memory::Budget;
-use super::placement::{PlacedStage};
+use super::placement::PlacedStage;
 use super::{Lack, Planned, Refusal};
 
 fn gb(bytes: u64) -> f64 {

@@ -6,8 +6,8 @@ pub(crate) mod svg;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use crate::placement::queues::FINISHED_WAITING;
 use crate::placement::plan::Plan;
+use crate::placement::queues::FINISHED_WAITING;
 use crate::placement::wavefront::{Grid, Group, Item, Wavefront};
 
 /// Seconds of a piece of work, and what they were spent on. The parts may overlap.

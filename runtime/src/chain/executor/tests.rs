@@ -14,7 +14,7 @@ use crate::fixtures::fake::{Fake, Fault};
 use crate::fixtures::sizes::{config, small_geometry as geometry};
 use crate::inputs::replay::Distances;
 use crate::numbers::geometry::Geometry;
-use crate::placement::plan::{Lanes, Residency, Rings, Stages, StageSpec};
+use crate::placement::plan::{Lanes, Residency, Rings, StageSpec, Stages};
 use crate::placement::queues::FINISHED_WAITING;
 
 const LAYERS: usize = 4;
@@ -129,7 +129,10 @@ fn devices(case: &Case, backend: &Arc<Fake>) -> (Devices, Vec<Arc<HostMemory>>) 
     let device = |m: &Arc<HostMemory>| -> Arc<dyn Backend> {
         Arc::new(backend.on(Arc::<HostMemory>::clone(m)))
     };
-    (Devices::each(memories.iter().map(device).collect()), memories)
+    (
+        Devices::each(memories.iter().map(device).collect()),
+        memories,
+    )
 }
 
 /// Runs a case. Returns the result, the finished blocks in order of arrival, and the components that
@@ -510,7 +513,10 @@ fn a_decoder_that_leaves_ends_the_run() {
                 ..Case::new(200, 4, swap)
             };
             let (result, finished, _) = execute(&case, &g);
-            assert!(matches!(result, Err(ChainError::Stopped)), "{swap:?} {takes}");
+            assert!(
+                matches!(result, Err(ChainError::Stopped)),
+                "{swap:?} {takes}"
+            );
             assert_eq!(finished.len(), takes);
         }
     }
@@ -648,10 +654,7 @@ fn runs_at_a_time_share_the_stages_and_compute_what_each_does_alone() {
                 result.unwrap();
                 blocks
             };
-            let running: Vec<_> = cases
-                .iter()
-                .map(|c| scope.spawn(move || run(c)))
-                .collect();
+            let running: Vec<_> = cases.iter().map(|c| scope.spawn(move || run(c))).collect();
             running.into_iter().map(|r| r.join().unwrap()).collect()
         });
         for ((case, g), made) in cases.iter().zip(made) {
@@ -682,7 +685,10 @@ fn a_run_that_fails_or_is_cancelled_leaves_the_stages_ready() {
             let (devices, memories) = devices(&case, &backend);
             let chains = load(&case, &devices).unwrap();
             let (failed, _) = run_on(&chains, &case, &g, 1, &Silent);
-            assert!(matches!(failed, Err(ChainError::Stage { .. })), "{failed:?}");
+            assert!(
+                matches!(failed, Err(ChainError::Stage { .. })),
+                "{failed:?}"
+            );
             let cancelled = Case {
                 cancel_at: Some(2),
                 stages: case.stages.clone(),
@@ -747,15 +753,24 @@ fn the_failing_stage_is_named_by_its_device_and_layers() {
         ..Case::new(1, 1, Swap::Never)
     };
     for (kind, wanted) in [
-        (crate::placement::plan::DeviceKind::Cpu, "stage cpu:1 layers 2-3: "),
-        (crate::placement::plan::DeviceKind::Cuda, "stage cuda:1 layers 2-3: "),
+        (
+            crate::placement::plan::DeviceKind::Cpu,
+            "stage cpu:1 layers 2-3: ",
+        ),
+        (
+            crate::placement::plan::DeviceKind::Cuda,
+            "stage cuda:1 layers 2-3: ",
+        ),
     ] {
         let mut backend = Fake::new(config(LAYERS), g.clone());
         backend.fault = case.fault;
         let devices = Devices::one(Arc::new(backend));
         let plan = case.plan().on(kind);
         let chains = Chains::load(&plan, &devices, &config(LAYERS), &plain(), &Silent).unwrap();
-        let error = run_on(&chains, &case, &g, 1, &Silent).0.unwrap_err().to_string();
+        let error = run_on(&chains, &case, &g, 1, &Silent)
+            .0
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with(wanted), "{error}");
     }
 }

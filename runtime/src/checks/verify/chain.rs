@@ -13,8 +13,8 @@ use super::Subject;
 use super::checkup::{Checkup, Problem, lacks, number_in};
 use super::media::{PICTURE, area_of};
 use crate::chain::decoders::Mode;
-use crate::checks::error::CheckError;
 use crate::chain::events::{Event, Observer};
+use crate::checks::error::CheckError;
 use crate::generate::{Clips, Engine, OutputFiles, Request, generate};
 use crate::media::mp4::Encoding;
 use crate::media::picture::Fit;
@@ -137,7 +137,12 @@ fn traced(
 }
 
 /// The reference's run: its first prompt and first recording, its picture, the set's area.
-fn request(checkup: &Checkup<'_>, file: &str, mode: Mode, folder: &Path) -> Result<Request, Problem> {
+fn request(
+    checkup: &Checkup<'_>,
+    file: &str,
+    mode: Mode,
+    folder: &Path,
+) -> Result<Request, Problem> {
     let first = |pointer: &str, field: &str| {
         let all = checkup.set.value(pointer).and_then(Value::as_object);
         let found = all

@@ -17,8 +17,8 @@ use super::precision::BF16;
 use crate::chain::call::{Anchor, BlockAudio, Call, Lane, Prefill, SinkFlow, Tables};
 use crate::chain::encoders::{AudioAdapter, embed_text};
 use crate::chain::source::everywhere;
-use crate::numbers::geometry::Geometry;
 use crate::chain::stage::{Site, Stage, StageState, anchor_of};
+use crate::numbers::geometry::Geometry;
 use crate::numbers::latents;
 use crate::numbers::schedule;
 use crate::numbers::size::Size;
@@ -106,7 +106,9 @@ pub(super) fn check(checkup: &Checkup<'_>) {
 fn not_applicable(checkup: &Checkup<'_>) {
     let manifest = checkup.models().manifest();
     let merged = "without the LoRA: the export holds the merged weights only";
-    checkup.sheet.not_checked("dit_blocks", WITHOUT_LORA, merged);
+    checkup
+        .sheet
+        .not_checked("dit_blocks", WITHOUT_LORA, merged);
     for name in checkup
         .sheet
         .open(BF16)
@@ -273,7 +275,8 @@ fn adapter(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
 }
 
 fn has_tap(checkup: &Checkup<'_>, component: &str, tap: &str) -> bool {
-    checkup.models()
+    checkup
+        .models()
         .component(component)
         .is_ok_and(|(entry, _)| entry.taps.contains_key(tap))
 }
@@ -339,7 +342,12 @@ fn newest(motion: &Tensor) -> Tensor {
 fn text(checkup: &Checkup<'_>) -> Result<(Tensor, usize), Problem> {
     let context = checkup.floats("dit_sink", "context", 2)?;
     Ok((
-        embed_text(&**checkup.backend(), checkup.loading(), checkup.dit(), &context)?,
+        embed_text(
+            &**checkup.backend(),
+            checkup.loading(),
+            checkup.dit(),
+            &context,
+        )?,
         context.shape()[0],
     ))
 }
@@ -722,7 +730,11 @@ fn elements(t: &Tensor) -> usize {
     t.shape().iter().product()
 }
 
-fn inner_values(checkup: &Checkup<'_>, file: &'static str, names: &[String]) -> Result<(), Problem> {
+fn inner_values(
+    checkup: &Checkup<'_>,
+    file: &'static str,
+    names: &[String],
+) -> Result<(), Problem> {
     let (mut taps, mut wanted) = (Vec::new(), Vec::new());
     for name in names {
         let Some(tapped) = tap_of(checkup, file, name) else {

@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use super::checkup::{Checkup, Problem, lacks};
 use crate::chain::encoders;
-use crate::placement::speech_chunk::SpeechChunk;
 use crate::inputs::prompt::Prompter;
 use crate::inputs::speech::{Speech, clips, features_30, hidden_frames, row_30};
 use crate::media::picture::{Fit, Picture};
 use crate::numbers::size::{Size, SizeMode, less_than_area};
+use crate::placement::speech_chunk::SpeechChunk;
 
 /// What the parts of the speech encoder are checked as.
 const SPEECH_ENCODER: &str = "audio_encoder";
@@ -81,7 +81,12 @@ fn buckets(checkup: &Checkup<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
-fn prompt(checkup: &Checkup<'_>, tag: &str, facts: &Value, names: &[String]) -> Result<(), Problem> {
+fn prompt(
+    checkup: &Checkup<'_>,
+    tag: &str,
+    facts: &Value,
+    names: &[String],
+) -> Result<(), Problem> {
     let typed = facts
         .get("text")
         .and_then(Value::as_str)
@@ -116,7 +121,12 @@ fn recordings(checkup: &Checkup<'_>) {
     }
 }
 
-fn recording(checkup: &Checkup<'_>, tag: &str, facts: &Value, names: &[String]) -> Result<(), Problem> {
+fn recording(
+    checkup: &Checkup<'_>,
+    tag: &str,
+    facts: &Value,
+    names: &[String],
+) -> Result<(), Problem> {
     let file = facts
         .get("file")
         .and_then(Value::as_str)

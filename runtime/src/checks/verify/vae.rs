@@ -5,9 +5,9 @@ use engines::tensor::Tensor;
 use serde_json::Value;
 
 use super::checkup::{Checkup, Problem, lacks, lane, number_in};
-use crate::numbers::timing::PRIMING_LATENTS;
 use crate::chain::vae::{Decoder, Encoder};
 use crate::numbers::latents;
+use crate::numbers::timing::PRIMING_LATENTS;
 
 const ENCODER: &str = "vae_encoder";
 const DECODER: &str = "vae_decoder";
@@ -42,7 +42,9 @@ pub(super) fn check(checkup: &Checkup<'_>) {
     let covers = |n: &str| {
         n.starts_with("cache_after_prime.") || n.starts_with("prime.") || n.starts_with("block")
     };
-    checkup.part(DECODER, "vae_stream", covers, |names| stream(checkup, names));
+    checkup.part(DECODER, "vae_stream", covers, |names| {
+        stream(checkup, names)
+    });
 }
 
 fn decoder(checkup: &Checkup<'_>) -> Result<Decoder, Problem> {

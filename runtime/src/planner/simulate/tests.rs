@@ -5,10 +5,10 @@ use crate::chain::events::{Cancel, Event as Heard, Observer, Silent};
 use crate::chain::executor::{Chains, inbox};
 use crate::chain::job::{AnchorInput, Job, Swap};
 use crate::chain::source::{BlockInput, Source, everywhere};
-use crate::numbers::geometry::Geometry;
-use crate::fixtures::sizes::{config, small_geometry};
 use crate::fixtures::fake::Fake;
+use crate::fixtures::sizes::{config, small_geometry};
 use crate::inputs::replay::Distances;
+use crate::numbers::geometry::Geometry;
 use crate::placement::devices::Devices;
 use crate::placement::plan::{Lanes, Stages};
 use engines::backend::plain;
@@ -211,7 +211,9 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
             drop(feedback);
             all
         });
-        chains.run(&job, &mut Slept(&g, known), sender, inbox).unwrap();
+        chains
+            .run(&job, &mut Slept(&g, known), sender, inbox)
+            .unwrap();
         decoder.join().unwrap()
     });
     let taken = taken.lock().unwrap();
