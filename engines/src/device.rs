@@ -1,6 +1,12 @@
 //! Names a device and opens a backend on it. Only this crate knows the features `cuda` and `tensorrt`: without one, opening returns an
 //! error that says how to build the program with it.
 
+mod gpu;
+
+#[cfg(feature = "cuda")]
+pub(crate) use gpu::link_of;
+pub use gpu::{Gpu, PcieLink, gpu, gpus};
+
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -76,11 +82,16 @@ pub fn cuda(ordinal: u32, budget: Option<u64>, threads: usize) -> Result<Runtime
 /// Always [`EngineError::DeviceMemory`].
 #[cfg(not(feature = "cuda"))]
 pub fn cuda(ordinal: u32, _: Option<u64>, _: usize) -> Result<Runtime, EngineError> {
-    Err(crate::memory::MemoryError::Driver {
-        device: format!("cuda:{ordinal}"),
+    Err(without_cuda(&format!("cuda:{ordinal}")).into())
+}
+
+/// The error of every call that this build lacks the feature `cuda` for.
+#[cfg(not(feature = "cuda"))]
+fn without_cuda(device: &str) -> crate::memory::MemoryError {
+    crate::memory::MemoryError::Driver {
+        device: device.to_owned(),
         reason: "this program was built without the feature `cuda`".to_owned(),
     }
-    .into())
 }
 
 /// Opens CUDA device `ordinal` for ONNX Runtime, with at most `most` bytes of what is free.

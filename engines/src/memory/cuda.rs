@@ -3,15 +3,18 @@
 //! where (the plan).
 use super::driver::{
     Address, CAPABILITY, Copy2d, Device, Handle, KIND_DEVICE, KIND_HOST, OUT_OF_MEMORY,
-    PINNED_PORTABLE, PINNED_READ_ONLY, READ_ONLY_REGISTER, Refusal, STREAM_NON_BLOCKING, Table,
+    PCI_ADDRESS, PINNED_PORTABLE, PINNED_READ_ONLY, READ_ONLY_REGISTER, Refusal,
+    STREAM_NON_BLOCKING, Table,
 };
 use super::{
     Block, Charge, Class, Ledger, Locked, Memory, MemoryError, Pages, Place, Rows, Span, SpanMut,
 };
+use crate::device::{Gpu, link_of};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::mem::ManuallyDrop;
+use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -75,14 +78,28 @@ impl Driver {
         devices.insert(ordinal, Arc::downgrade(&device));
         Ok(device)
     }
+
+    /// Describes every device. Each is let go again, unless someone else uses it.
+    fn gpus(self: &Arc<Self>) -> Result<Vec<Gpu>, MemoryError> {
+        let describe = |n| self.device(n)?.describe();
+        (0..self.count()?).map(describe).collect()
+    }
 }
 
-/// Devices of this machine.
+/// Counts the devices of this machine.
 ///
 /// # Errors
 /// [`MemoryError::NoDriver`] where there is no driver.
 pub fn device_count() -> Result<u32, MemoryError> {
     Driver::installed()?.count()
+}
+
+/// Describes every device of this machine, see [`crate::device::gpus`].
+///
+/// # Errors
+/// [`MemoryError::NoDriver`] where there is no driver, or the driver refuses.
+pub fn gpus() -> Result<Vec<Gpu>, MemoryError> {
+    Driver::installed()?.gpus()
 }
 
 /// An NVIDIA device in use: its primary context (the one that libraries on top of the CUDA runtime use as well), idle copy streams and one
@@ -202,6 +219,31 @@ impl CudaDevice {
             .check("cuDeviceGetAttribute", code)
             .map_err(|e| self.refused(e))?;
         Ok(value)
+    }
+
+    /// Returns the address on the PCI bus, such as `0000:65:00.0`.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn pci_address(&self) -> Result<String, MemoryError> {
+        let [domain, bus, device] = PCI_ADDRESS.map(|a| self.attribute(a));
+        Ok(format!("{:04x}:{:02x}:{:02x}.0", domain?, bus?, device?))
+    }
+
+    /// Describes the device for a plan or a report.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn describe(&self) -> Result<Gpu, MemoryError> {
+        let (free, total) = self.free_and_total()?;
+        Ok(Gpu {
+            ordinal: self.ordinal,
+            name: self.name()?,
+            capability: self.capability()?,
+            free,
+            total,
+            link: link_of(Path::new("/sys/bus/pci/devices"), &self.pci_address()?),
+        })
     }
 
     /// Free and all bytes of the device, whoever uses them.

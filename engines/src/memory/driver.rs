@@ -21,6 +21,8 @@ pub(super) const PINNED_PORTABLE: c_uint = 1;
 pub(super) const PINNED_READ_ONLY: c_uint = 8;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 pub(super) const CAPABILITY: [c_int; 2] = [75, 76];
+/// `CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID`, `_PCI_BUS_ID` and `_PCI_DEVICE_ID`.
+pub(super) const PCI_ADDRESS: [c_int; 3] = [50, 33, 34];
 /// `CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED`.
 pub(super) const READ_ONLY_REGISTER: c_int = 113;
 

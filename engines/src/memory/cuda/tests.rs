@@ -94,9 +94,16 @@ unsafe extern "C" fn device_name(name: *mut c_char, _: c_int, _: Device) -> c_in
     unsafe { ptr::copy_nonoverlapping(c"Fake GPU".as_ptr(), name, 9) };
     0
 }
-unsafe extern "C" fn device_attribute(value: *mut c_int, which: c_int, _: Device) -> c_int {
-    let none = which == CAPABILITY[1] || which == READ_ONLY_REGISTER && !fake(|f| f.pins_files);
-    unsafe { *value = if none { 0 } else { 9 } };
+unsafe extern "C" fn device_attribute(value: *mut c_int, which: c_int, device: Device) -> c_int {
+    let found = match which {
+        _ if which == CAPABILITY[0] => 9,
+        _ if which == READ_ONLY_REGISTER => c_int::from(fake(|f| f.pins_files)),
+        // No machine has a PCI domain of this number.
+        _ if which == PCI_ADDRESS[0] => 0xfffe,
+        _ if which == PCI_ADDRESS[1] => 0x65 + device,
+        _ => 0,
+    };
+    unsafe { *value = found };
     0
 }
 unsafe extern "C" fn context_retain(context: *mut Handle, device: Device) -> c_int {
@@ -524,6 +531,29 @@ fn a_device_nobody_uses_is_given_back() {
     assert_eq!(fake(|f| f.contexts), 1, "a block holds its device");
     drop(block);
     assert_eq!(fake(|f| (f.contexts, f.streams, f.used())), (0, 0, 0));
+}
+
+#[test]
+fn devices_are_described_and_let_go() {
+    let driver = driver();
+    let memory = CudaMemory::of(driver.device(1).unwrap(), Some(1 << 30)).unwrap();
+    let block = memory.alloc(1 << 20, Class::Weights).unwrap();
+    let found = driver.gpus().unwrap();
+    let gpu = |ordinal| Gpu {
+        ordinal,
+        name: "Fake GPU".to_owned(),
+        capability: (9, 0),
+        free: (4 << 30) - (1 << 20),
+        total: 4 << 30,
+        link: None,
+    };
+    assert_eq!(found, [gpu(0), gpu(1)]);
+    assert_eq!((found[1].sm(), found[1].used()), (90, 1 << 20));
+    let address = driver.device(1).unwrap().pci_address().unwrap();
+    assert_eq!(address, "fffe:66:00.0");
+    assert_eq!(fake(|f| f.contexts), 1, "only the device in use is held");
+    drop((block, memory));
+    assert_eq!(fake(|f| f.contexts), 0);
 }
 
 #[test]
