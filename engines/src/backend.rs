@@ -3,6 +3,7 @@
 mod named;
 pub mod ort;
 mod recorder;
+mod rim;
 pub mod tensorrt;
 #[cfg(test)]
 mod tiny;
@@ -11,7 +12,6 @@ pub use named::{NamedCall, run_named};
 pub use recorder::Recorder;
 
 use crate::contract::{Contract, DType, Port};
-use crate::dim::{Bindings, Dim};
 use crate::error_kind::ErrorKind;
 use crate::manifest::ManifestError;
 use crate::memory::{Memory, MemoryError};
@@ -288,126 +288,9 @@ impl EngineError {
     }
 }
 
-/// What a call of one loaded graph must bind: the same whatever runs it.
-struct Rim<'a> {
-    component: &'a str,
-    contract: &'static Contract,
-    recipe: Recipe,
-    /// Sizes that the export fixes.
-    bindings: &'a Bindings,
-}
-
-impl Rim<'_> {
-    fn error(&self, port: &str, want: impl Into<String>, got: impl Into<String>) -> EngineError {
-        EngineError::Bind {
-            component: self.component.to_owned(),
-            port: port.to_owned(),
-            want: want.into(),
-            got: got.into(),
-        }
-    }
-
-    /// Checks every binding of a call and returns what they fix.
-    fn check(&self, inputs: &[(&Port, View<'_>)], state: &State<'_>) -> Result<Facts, EngineError> {
-        let mut facts = Facts::new(self.recipe, self.bindings.clone());
-        for port in self.contract.graph_inputs() {
-            let fact = match inputs.iter().find(|(p, _)| p.name == port.name) {
-                Some((_, v)) => Some((v.dtype, v.shape.clone())),
-                None => state.fact(port),
-            };
-            let (dtype, shape) =
-                fact.ok_or_else(|| self.error(port.name, port.fact(self.recipe), "nothing"))?;
-            facts
-                .learn(port, dtype, &shape)
-                .map_err(|(w, g)| self.error(port.name, w, g))?;
-        }
-        let known = |p: &Port| self.contract.inputs.iter().any(|q| q.name == p.name);
-        match inputs.iter().find(|(p, _)| !known(p)) {
-            None => Ok(facts),
-            Some((p, v)) => {
-                let got = format!("{} {:?}", v.dtype, v.shape);
-                Err(self.error(p.name, "no such port", got))
-            }
-        }
-    }
-}
-
-/// What the bindings of one call have fixed so far.
-#[derive(Clone, Debug)]
-struct Facts {
-    recipe: Recipe,
-    symbols: Bindings,
-    /// Sizes of dimensions with several unknown symbols, e.g. `3*h*w`.
-    products: BTreeMap<Dim, i64>,
-}
-
-impl Facts {
-    fn new(recipe: Recipe, symbols: Bindings) -> Self {
-        Self {
-            recipe,
-            symbols,
-            products: BTreeMap::new(),
-        }
-    }
-
-    /// Checks one binding against its port and learns from it. An error is (wanted, got).
-    fn learn(
-        &mut self,
-        port: &Port,
-        dtype: DType,
-        shape: &[usize],
-    ) -> Result<(), (String, String)> {
-        let dims = port.dims();
-        let fits = dtype == port.dtype(self.recipe)
-            && dims.len() == shape.len()
-            && dims.iter().zip(shape).all(|(d, &n)| self.dim(d, n as i64));
-        if fits {
-            return Ok(());
-        }
-        let dims = dims.iter().map(|d| d.bind(&self.symbols));
-        let want = dims.map(|d| match self.products.get(&d) {
-            Some(size) => size.to_string(),
-            None => d.to_string(),
-        });
-        let want = want.collect::<Vec<_>>().join(", ");
-        Err((
-            format!("{} [{want}]", port.dtype(self.recipe)),
-            format!("{dtype} {shape:?}"),
-        ))
-    }
-
-    fn dim(&mut self, dim: &Dim, size: i64) -> bool {
-        let bound = dim.bind(&self.symbols);
-        if let Some(c) = bound.as_const() {
-            return c == size;
-        }
-        if let Some((name, value)) = bound.solve(size, &self.symbols) {
-            return value >= 0 && self.symbols.insert(name, value).is_none();
-        }
-        // One unknown that no whole number satisfies is a misfit; several unknowns stand as one.
-        bound.solve(0, &self.symbols).is_none()
-            && *self.products.entry(bound).or_insert(size) == size
-    }
-
-    /// The port's shape, when everything in it is known.
-    fn shape(&self, port: &Port) -> Option<Vec<usize>> {
-        let size = |d: &Dim| {
-            let bound = d.bind(&self.symbols);
-            bound
-                .as_const()
-                .or_else(|| self.products.get(&bound).copied())
-        };
-        port.dims()
-            .iter()
-            .map(|d| size(d).and_then(|n| usize::try_from(n).ok()))
-            .collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::components::dit;
 
     #[test]
     fn a_page_that_a_library_prints_is_shown_as_its_first_line() {
@@ -424,53 +307,5 @@ mod tests {
         ] {
             assert_eq!(brief(&text), want);
         }
-    }
-
-    #[test]
-    fn bindings_are_learned_and_then_held() {
-        let mut facts = Facts::new(
-            Recipe::Fp32,
-            Bindings::from([
-                ("D".to_owned(), 8),
-                ("F".to_owned(), 3),
-                ("Z".to_owned(), 16),
-            ]),
-        );
-        facts
-            .learn(&dit::LATENTS, DType::F32, &[2, 16, 3, 8, 16])
-            .unwrap();
-        let symbols = &facts.symbols;
-        assert_eq!((symbols["B"], symbols["h"], symbols["w"]), (2, 4, 8));
-        let err = facts
-            .learn(&dit::HIDDEN, DType::F32, &[2, 95, 8])
-            .unwrap_err();
-        assert_eq!(
-            err,
-            ("f32 [2, 96, 8]".to_owned(), "f32 [2, 95, 8]".to_owned())
-        );
-    }
-
-    #[test]
-    fn a_product_of_unknowns_is_held_as_one() {
-        let mut facts = Facts::new(
-            Recipe::Fp32,
-            Bindings::from([("D".to_owned(), 8), ("F".to_owned(), 3)]),
-        );
-        facts.learn(&dit::HIDDEN, DType::F32, &[1, 96, 8]).unwrap();
-        assert_eq!(facts.shape(&dit::HIDDEN_OUT), Some(vec![1, 96, 8]));
-        let err = facts
-            .learn(&dit::HIDDEN, DType::F32, &[1, 93, 8])
-            .unwrap_err();
-        assert_eq!(err.0, "f32 [1, 96, 8]");
-    }
-
-    #[test]
-    fn odd_latents_do_not_fit_whole_tokens() {
-        let mut facts = Facts::new(Recipe::Fp32, Bindings::new());
-        assert!(
-            facts
-                .learn(&dit::LATENTS, DType::F32, &[1, 16, 3, 9, 16])
-                .is_err()
-        );
     }
 }

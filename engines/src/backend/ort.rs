@@ -4,18 +4,20 @@
 mod cuda;
 mod library;
 
-use super::{Backend, Elsewhere, EngineError, LoadOptions, Outputs, Perturb, Rim, Session, State};
+use super::rim::{Facts, Mismatch, Rim};
+use super::{Backend, Elsewhere, EngineError, LoadOptions, Outputs, Perturb, Session, State};
 use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 use crate::manifest::{ComponentEntry, ManifestError, Models};
 use crate::memory::{Charge, Class, HostMemory, Memory, Place, Span};
 use crate::recipe::Recipe;
-use crate::tensor::{Tensor, View};
+use crate::tensor::{Tensor, View, ViewMut};
 use crate::weights::{HostWeights, WeightSet};
 use half::bf16;
 use library::{COPIED_STATE, Kind};
 use ort::environment::Environment;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::IoBinding;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{DynValue, TensorElementType, ValueType};
 use ort::{AsPointer, sys};
@@ -142,13 +144,16 @@ impl Runtime {
                 got: format!("{:?}", input.dtype()),
             })?);
         }
-        let loaded = OrtSession {
+        let rim = Rim {
             component: component.clone(),
             contract: graph.contract,
             recipe: graph.recipe,
             bindings: graph.bindings.clone(),
+            weights: weights.iter().map(|w| w.name.clone()).collect(),
+        };
+        let loaded = OrtSession {
+            rim,
             taps: BTreeMap::new(),
-            inputs: weights.iter().map(|w| w.name.clone()).collect(),
             weights: WeightSet::default(),
             _charge: None,
             device: self.device(&graph.path, &component, &session, &load)?,
@@ -415,19 +420,11 @@ impl Ort {
             self.runtime
                 .commit(&load, || builder.commit_from_memory(&graph))
         }?;
-        let inputs = match contract.weights {
-            Weights::Inside => BTreeSet::new(),
-            Weights::Bound => entry.weights.keys().cloned().collect(),
-        };
         let loaded = OrtSession {
-            component: entry.name.clone(),
-            contract,
-            recipe: self.models.recipe(),
-            bindings: self.bindings.clone(),
+            rim: Rim::of(entry, contract, self.models.recipe(), &self.bindings),
             taps,
             device: self.runtime.device(&path, &entry.name, &session, &load)?,
             session,
-            inputs,
             weights: WeightSet::default(),
             _charge: charge,
         };
@@ -510,16 +507,11 @@ fn extra_outputs(names: &BTreeSet<&str>) -> Vec<u8> {
 }
 
 struct OrtSession {
-    component: String,
-    contract: &'static Contract,
-    recipe: Recipe,
-    bindings: Bindings,
+    rim: Rim,
     /// Module path -> name of the value in the graph.
     taps: BTreeMap<String, String>,
     session: ort::session::Session,
     device: Device,
-    /// Names of the weights that must be bound.
-    inputs: BTreeSet<String>,
     weights: WeightSet,
     /// Weights inside, where the device is apart.
     _charge: Option<Charge>,
@@ -580,71 +572,39 @@ impl Device {
 impl OrtSession {
     /// The graph's real rim must be the contract's, before any frame is made.
     fn check_rim(&self, path: &Path) -> Result<(), EngineError> {
-        let wanted = self
-            .contract
-            .graph_inputs()
-            .map(|p| (p.name.to_owned(), p))
-            .chain(self.contract.graph_outputs());
         let rim = self.session.inputs().iter().chain(self.session.outputs());
-        let mut found: BTreeMap<&str, &ValueType> = rim.map(|o| (o.name(), o.dtype())).collect();
-        let mismatch = |port: &str, want: String, got: String| EngineError::Graph {
+        let found = rim.map(|o| (o.name().to_owned(), o.dtype())).collect();
+        let fits = |fact: &&ValueType, port: &Port| {
+            matches!(fact, ValueType::Tensor { ty, shape, .. }
+                if dtype_of(*ty) == Some(port.dtype(self.rim.recipe))
+                    && shape.len() == port.dims().len())
+        };
+        let is_tap = |name: &str| self.taps.values().any(|value| value == name);
+        let show = |fact: &&ValueType| format!("{fact:?}");
+        let Some(Mismatch { port, want, got }) = self.rim.mismatch(found, fits, show, is_tap)
+        else {
+            return Ok(());
+        };
+        Err(EngineError::Graph {
             path: path.to_owned(),
-            component: self.component.clone(),
-            port: port.to_owned(),
+            component: self.rim.component.clone(),
+            port,
             want,
             got,
-        };
-        for (name, port) in wanted {
-            let fact = found.remove(name.as_str());
-            let fits = matches!(fact, Some(ValueType::Tensor { ty, shape, .. })
-                if dtype_of(*ty) == Some(port.dtype(self.recipe)) && shape.len() == port.dims().len());
-            if !fits {
-                let got = fact.map_or_else(|| "no such port".to_owned(), |f| format!("{f:?}"));
-                return Err(mismatch(&name, port.fact(self.recipe), got));
-            }
-        }
-        match found
-            .into_keys()
-            .find(|name| !self.inputs.contains(*name) && !self.taps.values().any(|t| t == name))
-        {
-            Some(name) => Err(mismatch(
-                name,
-                "no such port".to_owned(),
-                "one more".to_owned(),
-            )),
-            None => Ok(()),
-        }
+        })
     }
 
     fn run_error(&self, source: ort::Error) -> EngineError {
         EngineError::Run {
-            component: self.component.clone(),
+            component: self.rim.component.clone(),
             source,
         }
-    }
-
-    fn rim(&self) -> Rim<'_> {
-        Rim {
-            component: &self.component,
-            contract: self.contract,
-            recipe: self.recipe,
-            bindings: &self.bindings,
-        }
-    }
-
-    fn bind_error(
-        &self,
-        port: &str,
-        want: impl Into<String>,
-        got: impl Into<String>,
-    ) -> EngineError {
-        self.rim().error(port, want, got)
     }
 
     /// Binds an input where it lies, or a copy where it should: that is kept in `moved` for the call.
     fn bind_input(
         &self,
-        binding: &mut ort::session::IoBinding,
+        binding: &mut IoBinding,
         name: &str,
         view: &View<'_>,
         moved: &mut Vec<Tensor>,
@@ -661,11 +621,22 @@ impl OrtSession {
 
     fn bind_there(
         &self,
-        binding: &mut ort::session::IoBinding,
+        binding: &mut IoBinding,
         name: &str,
         view: &View<'_>,
     ) -> Result<(), EngineError> {
-        let value = self.wrap(name, view.dtype, &view.shape, view.span)?;
+        self.bind_span(binding, name, view.dtype, &view.shape, view.span)
+    }
+
+    fn bind_span(
+        &self,
+        binding: &mut IoBinding,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        span: Span<'_>,
+    ) -> Result<(), EngineError> {
+        let value = self.wrap(name, dtype, shape, span)?;
         binding
             .bind_input(name, &value)
             .map_err(|e| self.run_error(e))
@@ -674,7 +645,7 @@ impl OrtSession {
     /// The caller holds the memory exclusively until the run is over.
     fn bind_output(
         &self,
-        binding: &mut ort::session::IoBinding,
+        binding: &mut IoBinding,
         name: &str,
         dtype: DType,
         shape: &[usize],
@@ -696,22 +667,19 @@ impl OrtSession {
         let place = span.place();
         if place != Place::Host && place != self.device.place {
             let wanted = format!("memory of {}", self.device.place);
-            return Err(self.bind_error(name, wanted, place.to_string()));
+            return Err(self.rim.error(name, wanted, place.to_string()));
         }
         let info = self.device.info(place);
         wrap(info, dtype, shape, span.address(), span.len()).map_err(|e| self.run_error(e))
     }
 
-    /// Copies of rings that lie elsewhere than this session's device; none when they lie there.
-    fn rings(&self, state: &State<'_>) -> Result<Vec<Tensor>, EngineError> {
-        let State::InPlace(views) = state else {
-            return Ok(Vec::new());
-        };
+    /// Copies rings that lie elsewhere than on this session's device; none when they lie there.
+    fn rings(&self, views: &[(&str, ViewMut<'_>)]) -> Result<Vec<Tensor>, EngineError> {
         let place = self.device.place;
         if views.iter().all(|(_, v)| v.span.place() == place) {
             return Ok(Vec::new());
         }
-        let copy = |v: &crate::tensor::ViewMut<'_>| {
+        let copy = |v: &ViewMut<'_>| {
             let span = v.span.as_span();
             let view = View {
                 dtype: v.dtype,
@@ -723,33 +691,169 @@ impl OrtSession {
         views.iter().map(|(_, v)| copy(v)).collect()
     }
 
-    fn bind_weights(&self, binding: &mut ort::session::IoBinding) -> Result<(), EngineError> {
-        for name in &self.inputs {
-            let found = self.weights.iter().find(|(n, _)| n == name);
-            let (_, tensor) =
-                found.ok_or_else(|| self.bind_error(name, "a bound weight", "nothing"))?;
+    fn bind_weights(&self, binding: &mut IoBinding) -> Result<(), EngineError> {
+        for weight in self.rim.bound(&self.weights) {
+            let (name, tensor) = weight?;
             let wanted = self.device.wants(name);
             if tensor.place() != wanted {
                 let wanted = format!("a weight in memory of {wanted}");
-                return Err(self.bind_error(name, wanted, tensor.place().to_string()));
+                return Err(self.rim.error(name, wanted, tensor.place().to_string()));
             }
             self.bind_there(binding, name, &tensor.view())?;
         }
         Ok(())
     }
+
+    /// Binds state that is read; in place, the same memory is written.
+    fn bind_state(&self, call: &mut Call, state: &mut State<'_>) -> Result<(), EngineError> {
+        match state {
+            State::InPlace(views) => {
+                // Rings of a caller that keeps them on the host, on the device for this call.
+                call.rings = self.rings(views)?;
+                for (i, (name, view)) in views.iter_mut().enumerate() {
+                    let view = match call.rings.get_mut(i) {
+                        Some(ring) => ring.view_mut(),
+                        None => view.again(),
+                    };
+                    let (shape, span) = (&view.shape, view.span.as_span());
+                    self.bind_span(&mut call.binding, name, view.dtype, shape, span)?;
+                    let next = format!("{name}{NEXT}");
+                    self.bind_output(&mut call.binding, &next, view.dtype, shape, span)?;
+                }
+            }
+            State::Replace(cache) if self.rim.contract.state_kind == StateKind::Replace => {
+                for port in self.rim.contract.state {
+                    let view = cache[port.name].view();
+                    self.bind_input(&mut call.binding, port.name, &view, &mut call.moved)?;
+                }
+            }
+            State::Replace(_) | State::None => {}
+        }
+        Ok(())
+    }
+
+    /// Binds outputs: memory of ours where the bindings fix the size, else the library's.
+    fn bind_outputs(&self, call: &mut Call, facts: &Facts) -> Result<(), EngineError> {
+        call.unknown.extend(self.taps.values().cloned());
+        for (name, _) in self.rim.contract.graph_outputs() {
+            call.unknown.remove(&name);
+        }
+        for (name, port) in self.rim.fresh_outputs() {
+            let Some(shape) = facts.shape(port) else {
+                call.unknown.insert(name);
+                continue;
+            };
+            let dtype = port.dtype(self.rim.recipe);
+            let memory = &*self.device.memory;
+            let mut tensor = Tensor::zeros_in(memory, Class::Activations, dtype, &shape)?;
+            let span = tensor.view_mut().span;
+            self.bind_output(&mut call.binding, &name, dtype, &shape, span.as_span())?;
+            call.outputs.insert(name, tensor);
+        }
+        for name in &call.unknown {
+            call.binding
+                .bind_output_to_device(name.as_str(), &self.device.host)
+                .map_err(|e| self.run_error(e))?;
+        }
+        Ok(())
+    }
+
+    /// Binds inputs, weights, state and outputs of one call.
+    fn bind_all(
+        &self,
+        inputs: &[(&Port, View<'_>)],
+        state: &mut State<'_>,
+    ) -> Result<Call, EngineError> {
+        let facts = self.rim.check(inputs, state)?;
+        let mut call = Call {
+            binding: self
+                .session
+                .create_binding()
+                .map_err(|e| self.run_error(e))?,
+            outputs: BTreeMap::new(),
+            unknown: BTreeSet::new(),
+            moved: Vec::new(),
+            rings: Vec::new(),
+        };
+        self.bind_outputs(&mut call, &facts)?;
+        for (port, view) in inputs {
+            self.bind_input(&mut call.binding, port.name, view, &mut call.moved)?;
+        }
+        self.bind_weights(&mut call.binding)?;
+        self.bind_state(&mut call, state)?;
+        Ok(call)
+    }
+
+    /// Runs the graph, and copies the outputs that the library allocated.
+    fn call(&mut self, call: &mut Call) -> Result<(), EngineError> {
+        let (component, device) = (&self.rim.component, &self.device);
+        let outputs = self
+            .session
+            .run_binding(&call.binding)
+            .map_err(|source| device.error(component, source))?;
+        for name in std::mem::take(&mut call.unknown) {
+            let tensor =
+                copy_out(&outputs[name.as_str()]).map_err(|source| run_error(component, source))?;
+            call.outputs.insert(name, tensor);
+        }
+        Ok(())
+    }
+
+    /// Hands the results of a finished call to the caller: state, taps and outputs.
+    fn collect(&self, call: Call, mut state: State<'_>) -> Result<Outputs, EngineError> {
+        let Call {
+            binding,
+            mut outputs,
+            rings,
+            ..
+        } = call;
+        drop(binding);
+        if let State::InPlace(views) = &mut state {
+            for ((_, view), ring) in views.iter_mut().zip(&rings) {
+                let (from, to) = (ring.view().span, view.again().span);
+                self.device.memory.copy(from, to)?;
+            }
+            if COPIED_STATE.load(Ordering::Relaxed) {
+                return Err(EngineError::Aliasing {
+                    component: self.rim.component.clone(),
+                    message: "a KV ring was copied instead of written in place".to_owned(),
+                });
+            }
+        }
+        for (tap, value) in &self.taps {
+            if let Some(tensor) = outputs.get(value).cloned() {
+                outputs.insert(tap.clone(), tensor);
+            }
+        }
+        self.rim.hand_on(&mut outputs, state);
+        Ok(Outputs(outputs))
+    }
+}
+
+/// One call's binding and the memory that it points to; the binding is dropped first.
+struct Call {
+    binding: IoBinding,
+    /// Outputs in memory of ours, by name.
+    outputs: BTreeMap<String, Tensor>,
+    /// Outputs that the library allocates.
+    unknown: BTreeSet<String>,
+    /// Copies of inputs that lay elsewhere than the graph reads them.
+    moved: Vec<Tensor>,
+    /// Copies of rings that lie elsewhere than on the device.
+    rings: Vec<Tensor>,
 }
 
 impl Session for OrtSession {
     fn contract(&self) -> &'static Contract {
-        self.contract
+        self.rim.contract
     }
 
     fn component(&self) -> &str {
-        &self.component
+        &self.rim.component
     }
 
     fn recipe(&self) -> Recipe {
-        self.recipe
+        self.rim.recipe
     }
 
     fn bind(&mut self, weights: WeightSet) {
@@ -765,113 +869,9 @@ impl Session for OrtSession {
         inputs: &[(&Port, View<'_>)],
         mut state: State<'_>,
     ) -> Result<Outputs, EngineError> {
-        let facts = self.rim().check(inputs, &state)?;
-        let in_place = self.contract.state_kind == StateKind::InPlace;
-        let mut owned: BTreeMap<String, Tensor> = BTreeMap::new();
-        let mut unknown: BTreeSet<String> = self.taps.values().cloned().collect();
-        for (name, _) in self.contract.graph_outputs() {
-            unknown.remove(&name);
-        }
-        for (name, port) in self
-            .contract
-            .graph_outputs()
-            .filter(|(n, _)| !(in_place && n.ends_with(NEXT)))
-        {
-            // What the bindings fix is allocated here and bound; any other is allocated by ONNX Runtime and copied.
-            match facts.shape(port) {
-                Some(shape) => {
-                    let dtype = port.dtype(self.recipe);
-                    let t =
-                        Tensor::zeros_in(&*self.device.memory, Class::Activations, dtype, &shape)?;
-                    owned.insert(name, t);
-                }
-                None => drop(unknown.insert(name)),
-            }
-        }
-        let mut binding = self
-            .session
-            .create_binding()
-            .map_err(|e| self.run_error(e))?;
-        let mut moved = Vec::new();
-        for (port, view) in inputs {
-            self.bind_input(&mut binding, port.name, view, &mut moved)?;
-        }
-        self.bind_weights(&mut binding)?;
-        // Rings of a caller that keeps them on the host, on the device for this call.
-        let mut rings = self.rings(&state)?;
-        match &mut state {
-            State::InPlace(views) => {
-                for (i, (name, v)) in views.iter_mut().enumerate() {
-                    let v = match rings.get_mut(i) {
-                        Some(ring) => ring.view_mut(),
-                        None => v.again(),
-                    };
-                    let (shape, span) = (&v.shape, v.span.as_span());
-                    let view = View {
-                        dtype: v.dtype,
-                        shape: shape.clone(),
-                        span,
-                    };
-                    self.bind_there(&mut binding, name, &view)?;
-                    let next = format!("{name}{NEXT}");
-                    self.bind_output(&mut binding, &next, v.dtype, shape, span)?;
-                }
-            }
-            State::Replace(cache) if self.contract.state_kind == StateKind::Replace => {
-                for port in self.contract.state {
-                    let v = cache[port.name].view();
-                    self.bind_input(&mut binding, port.name, &v, &mut moved)?;
-                }
-            }
-            State::Replace(_) | State::None => {}
-        }
-        for (name, t) in &mut owned {
-            let v = t.view_mut();
-            self.bind_output(&mut binding, name, v.dtype, &v.shape, v.span.as_span())?;
-        }
-        for name in &unknown {
-            binding
-                .bind_output_to_device(name.as_str(), &self.device.host)
-                .map_err(|e| self.run_error(e))?;
-        }
-        let component = &self.component;
-        let device = &self.device;
-        let outputs = self
-            .session
-            .run_binding(&binding)
-            .map_err(|source| device.error(component, source))?;
-        for name in unknown {
-            let tensor =
-                copy_out(&outputs[name.as_str()]).map_err(|source| run_error(component, source))?;
-            owned.insert(name, tensor);
-        }
-        drop(outputs);
-        drop(moved);
-        if let State::InPlace(views) = &mut state {
-            for ((_, v), ring) in views.iter_mut().zip(&rings) {
-                self.device.memory.copy(ring.view().span, v.again().span)?;
-            }
-        }
-        if in_place && COPIED_STATE.load(Ordering::Relaxed) {
-            let message = "a KV ring was copied instead of written in place".to_owned();
-            return Err(EngineError::Aliasing {
-                component: component.clone(),
-                message,
-            });
-        }
-        for (tap, value) in &self.taps {
-            if let Some(t) = owned.get(value).cloned() {
-                owned.insert(tap.clone(), t);
-            }
-        }
-        if let State::Replace(cache) = state {
-            for port in self.contract.state {
-                if let Some(next) = owned.remove(&format!("{}{NEXT}", port.name)) {
-                    cache.insert(port.name, next);
-                }
-            }
-        }
-        Ok(Outputs(owned))
+        let mut call = self.bind_all(inputs, &mut state)?;
+        self.call(&mut call)?;
+        self.collect(call, state)
     }
 }
 

@@ -3,7 +3,8 @@
 use super::TensorRtError;
 use super::library::{self, Library};
 use super::set::{Engines, Here, engine_name};
-use crate::backend::{Backend, EngineError, Facts, LoadOptions, Outputs, Rim, Session, State};
+use crate::backend::rim::{Facts, Mismatch, Rim};
+use crate::backend::{Backend, EngineError, LoadOptions, Outputs, Session, State};
 use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 use crate::manifest::{ComponentEntry, Models};
@@ -177,10 +178,6 @@ impl TensorRt {
             }
         }
         let engine = self.engine(entry)?;
-        let weights: BTreeSet<String> = match contract.weights {
-            Weights::Inside => BTreeSet::new(),
-            Weights::Bound => entry.weights.keys().cloned().collect(),
-        };
         let mut made = None;
         self.device.compute(|_| {
             made = Some(self.context(component, &mut lock(&engine.0))?);
@@ -189,10 +186,7 @@ impl TensorRt {
         let (context, on_host) =
             made.ok_or_else(|| run_error(component, &"no context was made"))?;
         let session = TensorRtSession {
-            component: component.to_owned(),
-            contract,
-            recipe: self.models.recipe(),
-            bindings: self.bindings.clone(),
+            rim: Rim::of(entry, contract, self.models.recipe(), &self.bindings),
             context: Shared(Mutex::new(context)),
             engine,
             _runtime: Arc::clone(&self.runtime),
@@ -200,7 +194,6 @@ impl TensorRt {
             memory: Arc::clone(&self.memory),
             scratch: Arc::clone(&self.scratch),
             on_host,
-            names: weights,
             weights: WeightSet::default(),
         };
         session.check_rim()?;
@@ -255,7 +248,7 @@ impl Backend for TensorRt {
         options: &LoadOptions,
     ) -> Result<Box<dyn Session>, EngineError> {
         let mut session = self.session(component, options)?;
-        if session.contract.weights == Weights::Bound {
+        if session.rim.contract.weights == Weights::Bound {
             session.bind(self.weights(component)?.resident(&*self.memory)?);
         }
         Ok(Box::new(session))
@@ -306,17 +299,12 @@ struct TensorRtSession {
     context: Shared<ExecutionContext<'static>>,
     engine: Arc<Shared<CudaEngine<'static>>>,
     _runtime: Arc<Shared<Runtime<'static>>>,
-    component: String,
-    contract: &'static Contract,
-    recipe: Recipe,
-    bindings: Bindings,
+    rim: Rim,
     device: Arc<CudaDevice>,
     memory: Arc<dyn Memory>,
     scratch: Arc<Mutex<Option<Block>>>,
     /// Inputs that TensorRT reads on the host.
     on_host: BTreeSet<String>,
-    /// Names of the weights that must be bound.
-    names: BTreeSet<String>,
     weights: WeightSet,
 }
 
@@ -324,46 +312,20 @@ impl TensorRtSession {
     /// The engine's real rim must be the contract's, before any frame is made.
     fn check_rim(&self) -> Result<(), EngineError> {
         let engine = lock(&self.engine.0);
-        let fail = |e: trtx::Error| run_error(&self.component, &e);
-        let mut found: BTreeSet<String> = names(&engine).map_err(fail)?.into_iter().collect();
-        let wanted = self
-            .contract
-            .graph_inputs()
-            .map(|p| (p.name.to_owned(), p))
-            .chain(self.contract.graph_outputs());
-        for (name, port) in wanted {
-            let want = port.dtype(self.recipe);
-            let got = match found.remove(&name) {
-                true => dtype_of(engine.tensor_data_type(&name).map_err(fail)?),
-                false => None,
-            };
-            if got != Some(want) {
-                let got = got.map_or_else(|| "no such port".to_owned(), |t| t.to_string());
-                return Err(self.bind_error(&name, port.fact(self.recipe), got));
-            }
+        let fail = |e: trtx::Error| run_error(&self.rim.component, &e);
+        let mut found = BTreeMap::new();
+        for name in names(&engine).map_err(fail)? {
+            let dtype = dtype_of(engine.tensor_data_type(&name).map_err(fail)?);
+            found.insert(name, dtype);
         }
-        match found.iter().find(|name| !self.names.contains(*name)) {
-            Some(name) => Err(self.bind_error(name, "no such port", "one more")),
+        let fits = |dtype: &Option<DType>, port: &Port| *dtype == Some(port.dtype(self.rim.recipe));
+        let show = |dtype: &Option<DType>| {
+            dtype.map_or_else(|| "a type that no port has".to_owned(), |t| t.to_string())
+        };
+        match self.rim.mismatch(found, fits, show, |_| false) {
             None => Ok(()),
+            Some(Mismatch { port, want, got }) => Err(self.rim.error(&port, want, got)),
         }
-    }
-
-    fn rim(&self) -> Rim<'_> {
-        Rim {
-            component: &self.component,
-            contract: self.contract,
-            recipe: self.recipe,
-            bindings: &self.bindings,
-        }
-    }
-
-    fn bind_error(
-        &self,
-        port: &str,
-        want: impl Into<String>,
-        got: impl Into<String>,
-    ) -> EngineError {
-        self.rim().error(port, want, got)
     }
 
     /// Where the elements of an input are to be read: where they lie, or a copy that `moved` keeps for the call.
@@ -406,7 +368,7 @@ impl TensorRtSession {
         shape: Option<&[usize]>,
         address: *mut c_void,
     ) -> Result<(), EngineError> {
-        let fail = |e: trtx::Error| run_error(&self.component, &e);
+        let fail = |e: trtx::Error| run_error(&self.rim.component, &e);
         let mut context = lock(&self.context.0);
         if let Some(shape) = shape {
             let dims: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
@@ -420,10 +382,8 @@ impl TensorRtSession {
     }
 
     fn bind_weights(&self, moved: &mut Vec<Tensor>) -> Result<(), EngineError> {
-        for name in &self.names {
-            let found = self.weights.iter().find(|(n, _)| n == name);
-            let (_, tensor) =
-                found.ok_or_else(|| self.bind_error(name, "a bound weight", "nothing"))?;
+        for weight in self.rim.bound(&self.weights) {
+            let (name, tensor) = weight?;
             self.place(name, &tensor.view(), moved)?;
         }
         Ok(())
@@ -442,7 +402,7 @@ impl TensorRtSession {
                             self.memory.place()
                         );
                         return Err(EngineError::Aliasing {
-                            component: self.component.clone(),
+                            component: self.rim.component.clone(),
                             message,
                         });
                     }
@@ -452,8 +412,8 @@ impl TensorRtSession {
                 }
                 Ok(())
             }
-            State::Replace(cache) if self.contract.state_kind == StateKind::Replace => {
-                for port in self.contract.state {
+            State::Replace(cache) if self.rim.contract.state_kind == StateKind::Replace => {
+                for port in self.rim.contract.state {
                     self.place(port.name, &cache[port.name].view(), moved)?;
                 }
                 Ok(())
@@ -464,17 +424,13 @@ impl TensorRtSession {
 
     /// Outputs in the device's memory, bound. Their shapes are known once all inputs are.
     fn outputs(&self, facts: &Facts) -> Result<BTreeMap<String, Tensor>, EngineError> {
-        let in_place = self.contract.state_kind == StateKind::InPlace;
         let mut owned = BTreeMap::new();
-        for (name, port) in self.contract.graph_outputs() {
-            if in_place && name.ends_with(NEXT) {
-                continue;
-            }
+        for (name, port) in self.rim.fresh_outputs() {
             let shape = match facts.shape(port) {
                 Some(shape) => shape,
                 None => self.inferred(&name)?,
             };
-            let dtype = port.dtype(self.recipe);
+            let dtype = port.dtype(self.rim.recipe);
             let t = Tensor::zeros_in(&*self.memory, Class::Activations, dtype, &shape)?;
             self.bind_address(&name, None, t.view().span().address().as_ptr().cast())?;
             owned.insert(name, t);
@@ -485,12 +441,15 @@ impl TensorRtSession {
     fn inferred(&self, name: &str) -> Result<Vec<usize>, EngineError> {
         let dims = lock(&self.context.0)
             .tensor_shape(name)
-            .map_err(|e| run_error(&self.component, &e))?;
+            .map_err(|e| run_error(&self.rim.component, &e))?;
         let rank = usize::try_from(dims.nbDims).unwrap_or(0);
         let sizes = dims.d.iter().take(rank).map(|&n| usize::try_from(n));
-        sizes
-            .collect::<Result<_, _>>()
-            .map_err(|_| run_error(&self.component, &format!("output {name} has no size yet")))
+        sizes.collect::<Result<_, _>>().map_err(|_| {
+            run_error(
+                &self.rim.component,
+                &format!("output {name} has no size yet"),
+            )
+        })
     }
 
     /// Gives the context its scratch, larger than before where these sizes need it.
@@ -515,21 +474,21 @@ impl TensorRtSession {
     fn enqueue(&self, stream: *mut c_void) -> Result<(), EngineError> {
         // SAFETY: every tensor of the rim was bound; all memory outlives the wait that follows; the stream is the device's own.
         unsafe { lock(&self.context.0).enqueue_v3(stream) }
-            .map_err(|e| run_error(&self.component, &e))
+            .map_err(|e| run_error(&self.rim.component, &e))
     }
 }
 
 impl Session for TensorRtSession {
     fn contract(&self) -> &'static Contract {
-        self.contract
+        self.rim.contract
     }
 
     fn component(&self) -> &str {
-        &self.component
+        &self.rim.component
     }
 
     fn recipe(&self) -> Recipe {
-        self.recipe
+        self.rim.recipe
     }
 
     fn bind(&mut self, weights: WeightSet) {
@@ -541,7 +500,7 @@ impl Session for TensorRtSession {
         inputs: &[(&Port, View<'_>)],
         state: State<'_>,
     ) -> Result<Outputs, EngineError> {
-        let facts = self.rim().check(inputs, &state)?;
+        let facts = self.rim.check(inputs, &state)?;
         let mut moved = Vec::new();
         for (port, view) in inputs {
             self.place(port.name, view, &mut moved)?;
@@ -557,13 +516,7 @@ impl Session for TensorRtSession {
         })?;
         drop(scratch);
         drop(moved);
-        if let State::Replace(cache) = state {
-            for port in self.contract.state {
-                if let Some(next) = owned.remove(&format!("{}{NEXT}", port.name)) {
-                    cache.insert(port.name, next);
-                }
-            }
-        }
+        self.rim.hand_on(&mut owned, state);
         Ok(Outputs::from(owned))
     }
 }
