@@ -1,7 +1,11 @@
 //! Hardware profiles: what one kind of machine is, and how the project is laid out on it. Data in TOML, checked for numbers that cannot
 //! be; not here: what fits and how fast it is (the runtime's planner), and what is there (its look at the devices).
+mod check;
+mod keys;
+
 use crate::error_kind::ErrorKind;
 use crate::recipe::Recipe;
+use keys::{Places, nearest};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt;
@@ -233,6 +237,24 @@ pub struct Builder {
     pub optimization_level: usize,
 }
 
+/// Where in a profile's text an error is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The file, or the name of a built-in profile.
+    pub file: String,
+    /// Line and column, from 1 on; `None` for a profile that was made without a text.
+    pub line_and_column: Option<(usize, usize)>,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line_and_column {
+            Some((line, column)) => write!(f, "{}:{line}:{column}", self.file),
+            None => f.write_str(&self.file),
+        }
+    }
+}
+
 /// Why a profile cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
@@ -250,17 +272,17 @@ pub enum ProfileError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{file}: not a profile: {reason}")]
-    Syntax { file: String, reason: String },
-    #[error("{file}: field {field} is not known{}", did_you_mean(hint))]
+    #[error("{at}: not a profile: {reason}")]
+    Syntax { at: Location, reason: String },
+    #[error("{at}: field {field} is not known{}", did_you_mean(hint))]
     UnknownKey {
-        file: String,
+        at: Location,
         field: String,
         hint: Option<String>,
     },
-    #[error("{file}: field {field}: wanted {want}, got {got}")]
+    #[error("{at}: field {field}: wanted {want}, got {got}")]
     Field {
-        file: String,
+        at: Location,
         field: String,
         want: String,
         got: String,
@@ -320,18 +342,12 @@ impl Profile {
     /// # Errors
     /// As [`Self::open`].
     pub fn parse(file: &str, text: &str) -> Result<Self, ProfileError> {
-        let syntax = |e: basic_toml::Error| ProfileError::Syntax {
-            file: file.to_owned(),
-            reason: e.to_string(),
-        };
-        // Keys first: a misspelt key deserves its own answer, not "missing field" for the one that was meant.
-        known_keys(file, &basic_toml::from_str(text).map_err(syntax)?)?;
-        let mut profile: Self = basic_toml::from_str(text).map_err(syntax)?;
+        let (mut profile, places) = keys::read(file, text)?;
         profile.name = Path::new(file).file_stem().map_or_else(
             || file.to_owned(),
             |stem| stem.to_string_lossy().into_owned(),
         );
-        profile.check(file)?;
+        profile.check(&places)?;
         Ok(profile)
     }
 
@@ -341,7 +357,7 @@ impl Profile {
     /// A device that has no rate for it.
     pub fn with_recipe(self, recipe: Recipe) -> Result<Self, ProfileError> {
         let profile = Self { recipe, ..self };
-        profile.check(&profile.name)?;
+        profile.check(&Places::unknown(&profile.name))?;
         Ok(profile)
     }
 
@@ -355,105 +371,6 @@ impl Profile {
         self.devices
             .iter()
             .flat_map(|d| std::iter::repeat_n(d, d.count))
-    }
-
-    fn check(&self, file: &str) -> Result<(), ProfileError> {
-        let check = Check { file };
-        if self.devices.is_empty() {
-            return Err(check.field("devices", "one device or more", "none"));
-        }
-        for (i, d) in self.devices.iter().enumerate() {
-            d.check(&check, &format!("devices[{i}]"), self.recipe)?;
-        }
-        let h = &self.host;
-        check.positive("host.memory_gib", h.memory_gib)?;
-        check.within(
-            "host.reserve_gib",
-            h.reserve_gib,
-            "host.memory_gib",
-            h.memory_gib,
-        )?;
-        check.within(
-            "host.pinned_gib",
-            h.pinned_gib,
-            "host.memory_gib",
-            h.memory_gib,
-        )?;
-        check.positive("host.disk_gbs", h.disk_gbs)?;
-        self.check_layout(&check)?;
-        self.check_sizes(&check)?;
-        for (name, mib) in [
-            ("builder.workspace_mib", self.builder.workspace_mib),
-            ("builder.scratch_mib", self.builder.scratch_mib),
-        ] {
-            check.count(name, mib, 1, 1 << 20)?;
-        }
-        check.count(
-            "builder.optimization_level",
-            self.builder.optimization_level,
-            0,
-            5,
-        )
-    }
-
-    fn check_layout(&self, check: &Check<'_>) -> Result<(), ProfileError> {
-        let l = &self.layout;
-        check.count("layout.steps", l.steps, 1, 1000)?;
-        check.count("layout.ring_blocks", l.ring_blocks, 1, 64)?;
-        check.count("residency.slots", self.residency.slots, 2, 64)?;
-        if let LanePolicy::AtMost(n) = l.lanes {
-            check.count("layout.lanes", n, 1, 64)?;
-        }
-        let parts = l.layers.count();
-        let (stages, own) = (parts.saturating_mul(l.steps), l.vae == VaePolicy::Own);
-        let (wanted, have) = (stages + usize::from(own), self.device_count());
-        if wanted > have {
-            let vae = if own { " and one for the VAE" } else { "" };
-            let want = format!(
-                "{wanted} devices ({parts} parts of the layers x {} of the steps{vae})",
-                l.steps
-            );
-            return Err(check.field("devices", &want, &have.to_string()));
-        }
-        let used = self.each_device().take(wanted);
-        if self.residency.slots > 0 && self.streams() {
-            let link = used
-                .filter(|d| d.kind == Kind::Gpu)
-                .find(|d| d.host_link_gbs <= 0.0);
-            if let Some(d) = link {
-                let got = format!("{} with residency {:?}", d.host_link_gbs, self.residency);
-                return Err(check.field(
-                    "devices.host_link_gbs",
-                    "a rate above 0 to stream over",
-                    &got,
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn streams(&self) -> bool {
-        self.residency.weights != Keep::Device || self.residency.rings != Keep::Device
-    }
-
-    fn check_sizes(&self, check: &Check<'_>) -> Result<(), ProfileError> {
-        let s = &self.sizes;
-        for (name, extent) in [
-            ("sizes.min", s.min),
-            ("sizes.opt", s.opt),
-            ("sizes.max", s.max),
-        ] {
-            let fits = |n: usize| (64..=8192).contains(&n) && n.is_multiple_of(16);
-            if !fits(extent.width) || !fits(extent.height) {
-                let want = "multiples of 16 from 64 to 8192";
-                return Err(check.field(name, want, &extent.to_string()));
-            }
-        }
-        if s.min.area() > s.opt.area() || s.opt.area() > s.max.area() {
-            let got = format!("{}, {}, {}", s.min, s.opt, s.max);
-            return Err(check.field("sizes", "min, opt and max of ascending area", &got));
-        }
-        Ok(())
     }
 }
 
@@ -470,60 +387,6 @@ impl Device {
             Recipe::Fp32 => t.fp32,
             Recipe::Fp8 if t.fp8 > 0.0 => t.fp8,
             Recipe::Bf16 | Recipe::Fp8 => t.bf16,
-        }
-    }
-
-    fn check(&self, check: &Check<'_>, at: &str, recipe: Recipe) -> Result<(), ProfileError> {
-        let field = |name: &str| format!("{at}.{name}");
-        check.count(&field("count"), self.count, 1, 64)?;
-        check.positive(&field("memory_gib"), self.memory_gib)?;
-        check.within(
-            &field("reserve_gib"),
-            self.reserve_gib,
-            &field("memory_gib"),
-            self.memory_gib,
-        )?;
-        check.positive(&field("bandwidth_gbs"), self.bandwidth_gbs)?;
-        for (name, rate) in [
-            ("tflops.fp32", self.tflops.fp32),
-            ("tflops.bf16", self.tflops.bf16),
-            ("tflops.fp8", self.tflops.fp8),
-            ("host_link_gbs", self.host_link_gbs),
-            ("peer_link_gbs", self.peer_link_gbs),
-        ] {
-            check.not_negative(&field(name), rate)?;
-        }
-        if self.peak(recipe) <= 0.0 {
-            let name = if recipe == Recipe::Fp32 {
-                "tflops.fp32"
-            } else {
-                "tflops.bf16"
-            };
-            let want = format!("a rate above 0 for recipe {recipe}");
-            return Err(check.field(&field(name), &want, "0"));
-        }
-        for (name, share) in [
-            ("achieved.linear", self.achieved.linear),
-            ("achieved.attention", self.achieved.attention),
-            ("achieved.convolution", self.achieved.convolution),
-            ("achieved.memory", self.achieved.memory),
-        ] {
-            if !(share > 0.0 && share <= 1.0) {
-                return Err(check.field(
-                    &field(name),
-                    "a share above 0 and at most 1",
-                    &share.to_string(),
-                ));
-            }
-        }
-        match (self.kind, self.sm, self.cores) {
-            (Kind::Gpu, 0, _) => {
-                Err(check.field(&field("sm"), "a compute capability such as 89", "0"))
-            }
-            (Kind::Cpu, _, 0) => {
-                Err(check.field(&field("cores"), "the cores that tflops stands for", "0"))
-            }
-            _ => Ok(()),
         }
     }
 }
@@ -641,132 +504,6 @@ impl From<LanePolicy> for Value {
     }
 }
 
-/// Checks of single fields.
-struct Check<'a> {
-    file: &'a str,
-}
-
-impl Check<'_> {
-    fn field(&self, field: &str, want: &str, got: &str) -> ProfileError {
-        ProfileError::Field {
-            file: self.file.to_owned(),
-            field: field.to_owned(),
-            want: want.to_owned(),
-            got: got.to_owned(),
-        }
-    }
-
-    fn require(&self, ok: bool, field: &str, want: &str, got: f64) -> Result<(), ProfileError> {
-        if ok {
-            Ok(())
-        } else {
-            Err(self.field(field, want, &got.to_string()))
-        }
-    }
-
-    fn positive(&self, field: &str, got: f64) -> Result<(), ProfileError> {
-        self.require(got.is_finite() && got > 0.0, field, "a number above 0", got)
-    }
-
-    fn not_negative(&self, field: &str, got: f64) -> Result<(), ProfileError> {
-        self.require(
-            got.is_finite() && got >= 0.0,
-            field,
-            "a number of 0 or more",
-            got,
-        )
-    }
-
-    fn within(&self, field: &str, got: f64, of: &str, most: f64) -> Result<(), ProfileError> {
-        self.not_negative(field, got)?;
-        let want = format!("less than {of} = {most}");
-        let equal_is_fine = field.ends_with("pinned_gib");
-        self.require(
-            got < most || (equal_is_fine && got <= most),
-            field,
-            &want,
-            got,
-        )
-    }
-
-    fn count(
-        &self,
-        field: &str,
-        got: usize,
-        least: usize,
-        most: usize,
-    ) -> Result<(), ProfileError> {
-        if (least..=most).contains(&got) {
-            return Ok(());
-        }
-        let want = format!("a whole number from {least} to {most}");
-        Err(self.field(field, &want, &got.to_string()))
-    }
-}
-
-/// Compares the keys of a text with those of a profile that has every key.
-fn known_keys(file: &str, text: &Value) -> Result<(), ProfileError> {
-    let (name, whole) = BUILT_IN[0];
-    let whole: Profile = basic_toml::from_str(whole).map_err(|e| ProfileError::Syntax {
-        file: name.to_owned(),
-        reason: e.to_string(),
-    })?;
-    let whole = serde_json::to_value(whole).unwrap_or_default();
-    unknown_key(text, &whole, "").map_or(Ok(()), |(field, hint)| {
-        Err(ProfileError::UnknownKey {
-            file: file.to_owned(),
-            field,
-            hint,
-        })
-    })
-}
-
-/// The first key of `text` that `whole` lacks, and the nearest one that it has.
-fn unknown_key(text: &Value, whole: &Value, at: &str) -> Option<(String, Option<String>)> {
-    match (text, whole) {
-        (Value::Object(text), Value::Object(whole)) => text.iter().find_map(|(key, value)| {
-            let path = if at.is_empty() {
-                key.clone()
-            } else {
-                format!("{at}.{key}")
-            };
-            match whole.get(key) {
-                Some(known) => unknown_key(value, known, &path),
-                None => Some((path, nearest(key, whole.keys().map(String::as_str)))),
-            }
-        }),
-        (Value::Array(text), Value::Array(whole)) => {
-            let like = whole.first()?;
-            text.iter()
-                .enumerate()
-                .find_map(|(i, v)| unknown_key(v, like, &format!("{at}[{i}]")))
-        }
-        _ => None,
-    }
-}
-
-/// The known name with the fewest edits, unless that is a different word.
-pub fn nearest<'a>(got: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    let best = known.map(|k| (edits(got, k), k)).min()?;
-    (best.0 <= got.len().max(best.1.len()) / 2).then(|| best.1.to_owned())
-}
-
-/// Levenshtein's distance.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let change = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -775,7 +512,8 @@ mod tests {
         BUILT_IN.iter().find(|(n, _)| *n == name).unwrap().1
     }
 
-    fn changed(from: &str, to: &str) -> Result<Profile, ProfileError> {
+    /// A profile that differs from a built-in one in one place.
+    pub(super) fn changed(from: &str, to: &str) -> Result<Profile, ProfileError> {
         let text = text("4x24g");
         assert!(text.contains(from), "{from}");
         Profile::parse("my.toml", &text.replacen(from, to, 1))
@@ -804,190 +542,6 @@ mod tests {
         files.sort();
         names.sort();
         assert_eq!(files, names);
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_with_the_nearest() {
-        for (from, to, want) in [
-            (
-                "memory_gib",
-                "memory_gb",
-                "my.toml: field devices[0].memory_gb is not known; did you mean `memory_gib`?",
-            ),
-            (
-                "lanes",
-                "lane",
-                "my.toml: field layout.lane is not known; did you mean `lanes`?",
-            ),
-            (
-                "recipe",
-                "reciep",
-                "my.toml: field reciep is not known; did you mean `recipe`?",
-            ),
-            (
-                "optimization_level",
-                "zzz",
-                "my.toml: field builder.zzz is not known",
-            ),
-            (
-                "fp8 = ",
-                "f8 = ",
-                "my.toml: field devices[0].tflops.f8 is not known; did you mean `fp8`?",
-            ),
-        ] {
-            let error = changed(from, to).unwrap_err();
-            assert_eq!(error.to_string(), want);
-            assert_eq!(error.kind(), ErrorKind::Usage);
-        }
-    }
-
-    #[test]
-    fn impossible_numbers_are_named_with_what_was_wanted() {
-        for (from, to, want) in [
-            (
-                "memory_gib = 24",
-                "memory_gib = 0",
-                "field devices[0].memory_gib: wanted a number above 0, got 0",
-            ),
-            (
-                "memory_gib = 24",
-                "memory_gib = -24",
-                "field devices[0].memory_gib: wanted a number above 0, got -24",
-            ),
-            (
-                "memory_gib = 24",
-                "memory_gib = nan",
-                "field devices[0].memory_gib: wanted a number above 0, got NaN",
-            ),
-            (
-                "memory_gib = 24",
-                "memory_gib = inf",
-                "field devices[0].memory_gib: wanted a number above 0, got inf",
-            ),
-            (
-                "reserve_gib = 1.25",
-                "reserve_gib = 25.0",
-                "field devices[0].reserve_gib: wanted less than devices[0].memory_gib = 24, got 25",
-            ),
-            (
-                "reserve_gib = 1.25",
-                "reserve_gib = -1.0",
-                "field devices[0].reserve_gib: wanted a number of 0 or more, got -1",
-            ),
-            (
-                "bf16 = 165.2",
-                "bf16 = 0.0",
-                "field devices[0].tflops.bf16: wanted a rate above 0 for recipe bf16, got 0",
-            ),
-            (
-                "linear = 0.85",
-                "linear = 1.5",
-                "field devices[0].achieved.linear: wanted a share above 0 and at most 1, got 1.5",
-            ),
-            (
-                "host_link_gbs = 24",
-                "host_link_gbs = -1",
-                "field devices[0].host_link_gbs: wanted a number of 0 or more, got -1",
-            ),
-            (
-                "count = 4",
-                "count = 3",
-                "field devices: wanted 4 devices (4 parts of the layers x 1 of the steps), got 3",
-            ),
-            (
-                "count = 4",
-                "count = 0",
-                "field devices[0].count: wanted a whole number from 1 to 64, got 0",
-            ),
-            (
-                "vae = \"least-loaded\"",
-                "vae = \"own\"",
-                "field devices: wanted 5 devices (4 parts of the layers x 1 of the steps and one for the VAE), got 4",
-            ),
-            (
-                "ring_blocks = 4",
-                "ring_blocks = 0",
-                "field layout.ring_blocks: wanted a whole number from 1 to 64, got 0",
-            ),
-            (
-                "slots = 2",
-                "slots = 1",
-                "field residency.slots: wanted a whole number from 2 to 64, got 1",
-            ),
-            (
-                "pinned_gib = 16",
-                "pinned_gib = 65",
-                "field host.pinned_gib: wanted less than host.memory_gib = 64, got 65",
-            ),
-            (
-                "max = \"720*400\"",
-                "max = \"256*240\"",
-                "field sizes: wanted min, opt and max of ascending area, got 256*256, 704*384, 256*240",
-            ),
-            (
-                "max = \"720*400\"",
-                "max = \"720*401\"",
-                "field sizes.max: wanted multiples of 16 from 64 to 8192, got 720*401",
-            ),
-            (
-                "optimization_level = 3",
-                "optimization_level = 6",
-                "field builder.optimization_level: wanted a whole number from 0 to 5, got 6",
-            ),
-            (
-                "sm = 89",
-                "sm = 0",
-                "field devices[0].sm: wanted a compute capability such as 89, got 0",
-            ),
-        ] {
-            let error = changed(from, to).expect_err(to).to_string();
-            assert_eq!(error, format!("my.toml: {want}"), "{to}");
-        }
-    }
-
-    #[test]
-    fn values_of_the_wrong_kind_are_named() {
-        for (from, to, want) in [
-            (
-                "lanes = 1",
-                "lanes = 0",
-                "lanes wants \"wave\" or a number of 1 or more, got 0",
-            ),
-            (
-                "lanes = 1",
-                "lanes = \"all\"",
-                "lanes wants \"wave\" or a number of 1 or more, got \"all\"",
-            ),
-            (
-                "layers = [11, 7, 11, 11]",
-                "layers = [10, 0]",
-                "layers wants a number of parts of 1 or more",
-            ),
-            (
-                "recipe = \"bf16\"",
-                "recipe = \"fp4\"",
-                "recipe wants fp32, bf16 or fp8, got `fp4`",
-            ),
-            (
-                "vae = \"least-loaded\"",
-                "vae = \"third\"",
-                "unknown variant `third`, expected `own` or `least-loaded`",
-            ),
-            ("sm = 89", "sm = \"89\"", "invalid type: string \"89\""),
-            ("count = 4", "", "missing field `count`"),
-            ("[host]", "[host", "my.toml: not a profile:"),
-            (
-                "opt = \"704*384\"",
-                "opt = \"704\"",
-                "size wants W*H such as 704*384, got `704`",
-            ),
-        ] {
-            let error = changed(from, to).expect_err(to).to_string();
-            assert!(
-                error.starts_with("my.toml: ") && error.contains(want),
-                "{error}"
-            );
-        }
     }
 
     #[test]
