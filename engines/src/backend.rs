@@ -23,12 +23,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Says how to load each component: with which taps and faults.
-pub type Loading<'a> = &'a (dyn Fn(&str) -> LoadOptions + Sync);
+/// Says how to load each component, by its name: with which taps and faults.
+pub type Loading = Arc<dyn Fn(&str) -> LoadOptions + Send + Sync>;
 
-/// Loads a component without taps and without faults.
-pub fn plain(_component: &str) -> LoadOptions {
-    LoadOptions::default()
+/// Returns the [`Loading`] without taps and without faults.
+pub fn plain() -> Loading {
+    Arc::new(|_| LoadOptions::default())
 }
 
 /// Caches that a graph replaces whole at each call, by port name.

@@ -1,7 +1,16 @@
 //! What each command of `avatar-run` does: opens what it names, calls the library, shows the result.
 
+pub(crate) mod cli;
+pub(crate) mod compat;
+pub(crate) mod device_args;
+pub(crate) mod error;
 mod foresee;
 mod machine;
+pub(crate) mod progress;
+
+pub use cli::{Cli, complaint};
+pub use error::Error;
+pub use progress::{Style, failed};
 
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
@@ -11,20 +20,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use engines::backend::ort::{Ort, Runtime};
 use engines::manifest::Models;
 
-use crate::bench;
-use crate::cli::{Bench, Cli, Command, Exec, Generate, Parity, Probe};
-use crate::device;
-use crate::devices::Devices;
-use crate::error::Error;
-use crate::events::{Cancel, Event, Observer};
-use crate::exec;
+use crate::chain::events::{Cancel, Event, Observer};
+use crate::checks::bench;
+use crate::checks::exec;
+use crate::checks::parity;
+use crate::checks::synthetic;
+use crate::checks::verify;
+use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe};
+use crate::commands::progress::Screen;
 use crate::generate::{Engine, Request, generate};
-use crate::parity;
-use crate::probe::probe;
-use crate::progress::{Screen, Style};
-use crate::size::{Size, SizeMode};
-use crate::synthetic;
-use crate::verify;
+use crate::media::video_facts::probe;
+use crate::numbers::size::{Size, SizeMode};
+use crate::placement::devices::Devices;
 
 /// How this command shows what it does.
 pub fn style(cli: &Cli) -> Style {
@@ -60,7 +67,10 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
 /// # Errors
 /// A folder that is missing, damaged or of another version; a runtime library that is missing.
 pub fn open(models: &Path, threads: Option<NonZeroUsize>) -> Result<Ort, Error> {
-    Ok(Ort::new(Models::open(models)?, device::threads(threads))?)
+    Ok(Ort::new(
+        Models::open(models)?,
+        device_args::threads(threads),
+    )?)
 }
 
 fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {

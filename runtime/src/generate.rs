@@ -1,5 +1,8 @@
 //! One video, from files to a file: preprocessing, conditions, the executor, decoding and writing, each a call into its module.
 
+pub(crate) mod output;
+pub(crate) mod trace;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -11,24 +14,25 @@ use engines::components::dit::DitConfig;
 use engines::manifest::Models;
 use engines::tensor::Tensor;
 
-use crate::call::Tables;
-use crate::condition::{self, AudioAdapter, ClipSource, Noise};
-use crate::devices::{Devices, MemorySize};
-use crate::error::Error;
-use crate::events::{Cancel, Event, Observer, Settings, Summary};
-use crate::executor::{self, FINISHED_WAITING, Feedback, Finished, Job, Swap};
-use crate::footprint::{Footprints, Workload};
-use crate::mp4::{Encoding, FPS};
-use crate::output::Output;
-use crate::picture::{Fit, Picture};
-use crate::pipeline::{ClipDecoder, DROPPED_FRAMES, Mode, PictureLatents, StreamDecoder};
-use crate::plan::{Lanes, Plan, PlanError, Residency, Stages};
-use crate::prompt::{Prompt, Prompter};
-use crate::ring::Geometry;
-use crate::size::{Size, SizeMode};
-use crate::speech::{AudioFeatures, Speech};
-use crate::trace::{Distances, Replay};
-use crate::vae::{Decoder, Encoder};
+use crate::chain::call::Tables;
+use crate::chain::decoders::{ClipDecoder, DROPPED_FRAMES, Mode, PictureLatents, StreamDecoder};
+use crate::chain::encoders::{self, AudioAdapter, ClipSource, Noise};
+use crate::chain::events::{Cancel, Event, Observer, Settings, Summary};
+use crate::chain::executor::{self, FINISHED_WAITING, Feedback, Finished, Job, Swap};
+use crate::numbers::geometry::Geometry;
+use crate::chain::vae::{Decoder, Encoder};
+use crate::commands::error::Error;
+use crate::generate::output::Output;
+use crate::inputs::replay::{Distances, Replay};
+use crate::inputs::prompt::{Prompt, Prompter};
+use crate::inputs::speech::{AudioFeatures, Speech};
+use crate::media::mp4::Encoding;
+use crate::numbers::timing::FPS;
+use crate::media::picture::{Fit, Picture};
+use crate::numbers::size::{Size, SizeMode};
+use crate::placement::devices::{Devices, MemorySize};
+use crate::placement::footprint::{Footprints, Workload};
+use crate::placement::plan::{Lanes, Plan, PlanError, Residency, Stages};
 use engines::backend::{Loading, plain};
 
 /// How many clips to make.
@@ -353,20 +357,20 @@ fn produce(
         }
     };
     checked("encoding the prompt")?;
-    let context = condition::encode_text(backend, options, &inputs.prompt.ids)?;
-    let text = Arc::new(condition::embed_text(
+    let context = encoders::encode_text(backend, options, &inputs.prompt.ids)?;
+    let text = Arc::new(encoders::embed_text(
         backend,
         options,
         &config.dit,
         &context,
     )?);
     checked("encoding the speech")?;
-    let features = condition::audio_features(&condition::encode_speech(
+    let features = encoders::audio_features(&encoders::encode_speech(
         backend,
         options,
         &config.speech,
         &inputs.speech.input_values(),
-        condition::Stretch::default(),
+        encoders::SpeechChunk::default(),
     )?)?;
     checked("encoding the picture")?;
     let latents = PictureLatents::encode(

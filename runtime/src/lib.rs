@@ -1,59 +1,25 @@
-//! One picture, speech and a prompt in; talking video out, of any length, in constant memory. The library behind `avatar-run`: it knows
-//! engines by their contracts ([`engines`]) and nothing of checkpoints or exporters.
+//! One picture, speech and a prompt in; talking video out, of any length, in constant memory. The
+//! library behind `avatar-run`: it knows engines by their contracts ([`engines`]) and nothing of
+//! checkpoints or exporters.
 //!
 //! ```text
-//! picture, audio_file, speech, prompt --condition--> conditions --executor--> latents --pipeline--> frames --mp4--> file
+//! inputs --chain::encoders--> conditions --chain::executor--> latents --chain::decoders--> frames --media--> file
 //! ```
-//! Numbers: [`size`], [`schedule`], [`rope`], [`rng`], [`ring`], [`wavefront`]. Devices: numbers in [`plan`], memory in [`devices`]. Order and threads:
-//! [`executor`]. State: [`stage`] (KV rings) and [`vae`] (feature caches).
-#[cfg_attr(not(feature = "media"), path = "no_media/audio_file.rs")]
-pub mod audio_file;
-pub mod bench;
-pub mod call;
-pub mod cli;
+//!
+//! The rooms form a stair. A room uses only rooms above it in this list:
+//! [`numbers`] (pure functions of numbers), [`media`] (files of sound, pictures and video),
+//! [`inputs`] (what the user gives, as the model takes it), [`placement`] (who runs what where),
+//! [`chain`] (the model running), [`generate`] (one request from files to a video), [`planner`]
+//! (what a machine can do), [`checks`] (does it compute the right thing, and how fast) and
+//! [`commands`] (flags, text and exit codes).
+pub mod chain;
+pub mod checks;
 pub mod commands;
-pub mod compat;
-pub mod condition;
-pub mod contact_sheet;
-pub mod device;
-pub mod devices;
-pub mod error;
-pub mod events;
-pub mod exec;
-pub mod executor;
 #[cfg(test)]
-mod fake;
-#[cfg(feature = "media")]
-pub mod ffmpeg;
-pub mod footprint;
+mod fixtures;
 pub mod generate;
-#[cfg(test)]
-mod golden;
-pub mod latents;
-#[cfg_attr(not(feature = "media"), path = "no_media/mp4.rs")]
-pub mod mp4;
-mod offload;
-mod output;
-pub mod parity;
-pub mod picture;
-pub mod pipeline;
-pub mod plan;
+pub mod inputs;
+pub mod media;
+pub mod numbers;
+pub mod placement;
 pub mod planner;
-#[cfg_attr(not(feature = "media"), path = "no_media/probe.rs")]
-pub mod probe;
-pub mod progress;
-pub mod prompt;
-pub mod ring;
-pub mod rng;
-pub mod rope;
-pub mod schedule;
-pub mod simulate;
-pub mod size;
-pub mod speech;
-pub mod stage;
-pub mod streams;
-pub mod synthetic;
-pub mod trace;
-pub mod vae;
-pub mod verify;
-pub mod wavefront;

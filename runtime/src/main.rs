@@ -3,11 +3,10 @@
 use std::process::ExitCode;
 
 use engines::error_kind::ErrorKind;
-use runtime::cli::{Cli, complaint};
+use runtime::chain::Cancel;
 use runtime::commands;
-use runtime::error::Error;
-use runtime::events::Cancel;
-use runtime::progress;
+use runtime::commands::Error;
+use runtime::commands::{Cli, complaint};
 
 fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -26,7 +25,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            progress::failed(style, &error);
+            commands::failed(style, &error);
             ExitCode::from(error.kind().code())
         }
     }

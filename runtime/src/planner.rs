@@ -1,24 +1,25 @@
 //! What a machine can do before anything is loaded: a profile, a model's sizes and a request give a placement, the memory of every device,
 //! and times. Pure: no file, no device and no clock is looked at, but in [`found`].
 
-pub mod advice;
-pub mod found;
-pub mod memory;
-pub mod place;
-pub mod report;
-pub mod time;
-pub mod work;
+pub(crate) mod advice;
+pub(crate) mod found;
+pub(crate) mod memory;
+pub(crate) mod place;
+pub(crate) mod report;
+pub(crate) mod simulate;
+pub(crate) mod time;
+pub(crate) mod work;
 
 use engines::error_kind::ErrorKind;
 use engines::manifest::ModelConfig;
 use engines::profile::{Profile, ProfileError};
 use engines::recipe::Recipe;
 
-use crate::mp4::FPS;
-use crate::plan::PlanError;
-use crate::ring::FRAMES_PER_LATENT;
-use crate::simulate::{Costs, Schedule, Spent, Timeline, simulate};
-use crate::size::Size;
+use crate::numbers::timing::FRAMES_PER_LATENT;
+use crate::numbers::timing::FPS;
+use crate::numbers::size::Size;
+use crate::placement::plan::PlanError;
+use crate::planner::simulate::{Costs, Schedule, Spent, Timeline, simulate};
 use advice::{Lever, Way};
 use memory::{Budget, HostBudget, budgets, host_budget};
 use place::{Placement, place};

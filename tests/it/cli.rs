@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use engines::error_kind::ErrorKind;
-use runtime::mp4::{Encoding, Writer};
-use runtime::plan::{Lanes, Plan, PlanError, Stages};
-use runtime::probe::probe;
-use runtime::size::Size;
+use runtime::media::mp4::{Encoding, Writer};
+use runtime::media::probe;
+use runtime::numbers::Size;
+use runtime::placement::{Lanes, Plan, PlanError, Stages};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::files::{
@@ -408,7 +408,7 @@ fn any_prompt_works_and_a_cut_is_noted() {
         "{}",
         finished.stderr
     );
-    let prompter = runtime::prompt::Prompter::open(&models().join("tokenizer.json")).unwrap();
+    let prompter = runtime::inputs::Prompter::open(&models().join("tokenizer.json")).unwrap();
     let prompt = prompter.encode(&long).unwrap();
     assert!(prompt.truncated && prompt.ids.len() == 512);
 }

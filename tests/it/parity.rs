@@ -8,10 +8,11 @@ use std::path::Path;
 use engines::backend::plain;
 use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
-use runtime::condition::{Stretch, encode_speech};
-use runtime::events::{Cancel, Silent};
+use runtime::chain::{Cancel, Silent};
+use runtime::chain::encode_speech;
+use runtime::placement::SpeechChunk;
+use runtime::checks::{Report, Request, Set, run};
 use runtime::generate::Engine;
-use runtime::verify::{Report, Request, Set, run};
 use tests::golden::{Golden, LORA_SCALE, bf16_models, models, open};
 use tests::program::{Finished, Program, Transcript};
 
@@ -109,9 +110,9 @@ fn speech_in_stretches_is_speech_as_a_whole() {
         .map(|i| (i as f32 * 0.05).sin() + (i as f32 * 0.0031).cos())
         .collect();
     let encode = |stretch| encode_speech(&backend, &plain, config, &samples, stretch).unwrap();
-    let whole = encode(Stretch::default());
+    let whole = encode(SpeechChunk::default());
     // 149 frames: 40 features, 7 rows at a time.
-    let parts = encode(Stretch {
+    let parts = encode(SpeechChunk {
         score_bytes: 7 * 149 * 4 * config.heads,
         feature_frames: 40,
     });

@@ -78,7 +78,7 @@ fn folder() -> &'static Path {
             cargo.arg("--release");
         }
         let status = cargo
-            .current_dir(crate::golden::workspace())
+            .current_dir(crate::fixtures::golden::workspace())
             .status()
             .expect("cargo starts");
         assert!(status.success(), "the binaries under test do not build");

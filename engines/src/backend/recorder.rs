@@ -17,14 +17,15 @@ type Kept = Arc<Mutex<BTreeMap<(String, String), Tensor>>>;
 ///
 /// Only the newest value of each component and port is kept. On a device the copy shares the
 /// memory of the output, and holds it until the next call of the component.
-pub struct Recorder<'a> {
-    inner: &'a dyn Backend,
+#[derive(Clone)]
+pub struct Recorder {
+    inner: Arc<dyn Backend>,
     kept: Kept,
 }
 
-impl<'a> Recorder<'a> {
+impl Recorder {
     /// Wraps `inner`.
-    pub fn new(inner: &'a dyn Backend) -> Self {
+    pub fn new(inner: Arc<dyn Backend>) -> Self {
         Self {
             inner,
             kept: Kept::default(),
@@ -47,7 +48,7 @@ impl<'a> Recorder<'a> {
     }
 }
 
-impl Backend for Recorder<'_> {
+impl Backend for Recorder {
     fn memory(&self) -> &Arc<dyn Memory> {
         self.inner.memory()
     }
@@ -200,7 +201,7 @@ mod tests {
     #[test]
     fn the_newest_outputs_are_kept_and_everything_else_is_handed_on() {
         let fakes = Fakes(HostMemory::unlimited());
-        let recorder = Recorder::new(&fakes);
+        let recorder = Recorder::new(Arc::new(fakes));
         let options = LoadOptions::default();
         let load = |name| recorder.load(name, &options).unwrap();
         let mut sessions = [

@@ -5,16 +5,16 @@ use engines::manifest::{ModelConfig, Models};
 use engines::profile::Profile;
 
 use super::print;
-use crate::cli::{PlanArgs, PresetArg, SimulateArgs, Target};
-use crate::error::Error;
+use crate::numbers::geometry::Geometry;
+use crate::commands::cli::{PlanArgs, PresetArg, SimulateArgs, Target};
+use crate::commands::error::Error;
 use crate::generate::Clips;
+use crate::numbers::schedule;
+use crate::numbers::size::SizeMode;
 use crate::planner::found::{Machine, device_name};
 use crate::planner::report::Report;
+use crate::planner::simulate::svg;
 use crate::planner::{self, Ask, Planned, PlannerError};
-use crate::ring::Geometry;
-use crate::schedule;
-use crate::simulate::svg;
-use crate::size::SizeMode;
 
 /// Prints what a machine can do.
 ///
@@ -73,13 +73,13 @@ pub(super) fn simulate(args: &SimulateArgs) -> Result<(), Error> {
 
 fn summary(
     planned: &Planned,
-    timeline: &crate::simulate::Timeline,
+    timeline: &crate::planner::simulate::Timeline,
     title: &str,
     names: &[String],
 ) -> String {
     let last = timeline.decoded.last().copied().unwrap_or(0.0);
     let first = timeline.decoded.first().copied().unwrap_or(0.0);
-    let frames = planned.work.config().dit.block_frames * crate::ring::FRAMES_PER_LATENT;
+    let frames = planned.work.config().dit.block_frames * crate::numbers::timing::FRAMES_PER_LATENT;
     let mut text = format!(
         "{title}\nfirst frame after {first:.2} s, all {} after {last:.2} s; {:.1} frames a second in a long video\n",
         frames * timeline.decoded.len(),

@@ -6,13 +6,13 @@ use engines::manifest::Models;
 use engines::memory::HostMemory;
 use engines::profile::{Kind, Profile};
 
-use crate::cli::Generate;
-use crate::device;
-use crate::error::Error;
-use crate::events::{Event, Observer};
+use crate::chain::events::{Event, Observer};
+use crate::commands::cli::Generate;
+use crate::commands::device_args;
+use crate::commands::error::Error;
 use crate::generate::{Clips, Request};
-use crate::picture::Picture;
-use crate::plan::Plan;
+use crate::media::picture::Picture;
+use crate::placement::plan::Plan;
 use crate::planner::found::Machine;
 use crate::planner::{self, Ask, Planned, PlannerError};
 
@@ -74,7 +74,7 @@ pub(super) fn placed(
     let cpu = || {
         Ok::<_, Error>(Ort::with(
             models.clone(),
-            Runtime::cpu(device::threads(args.threads))?,
+            Runtime::cpu(device_args::threads(args.threads))?,
         ))
     };
     let backends: Vec<Box<dyn Backend>> = match (gpu, args.virtual_devices) {
@@ -110,7 +110,7 @@ fn real_device(
     if let Some(engines) = &args.engines {
         return Ok(::engines::device::tensorrt(models, engines, ordinal, most)?);
     }
-    let runtime = engines::device::cuda_at_most(ordinal, most, device::threads(args.threads))?;
+    let runtime = engines::device::cuda_at_most(ordinal, most, device_args::threads(args.threads))?;
     Ok(Box::new(Ort::with(models.clone(), runtime)))
 }
 

@@ -6,7 +6,7 @@ use engines::profile::{Keep, LanePolicy, Parts, Profile, VaePolicy};
 use engines::recipe::Recipe;
 
 use super::{Ask, Planned, draw};
-use crate::size::Size;
+use crate::numbers::size::Size;
 
 /// Sizes that are tried in place of another, descending.
 pub const SIZES: [(usize, usize); 9] = [
@@ -164,7 +164,7 @@ fn smaller(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
         };
         change("num_clip 1 (one anchor at a time)".to_owned(), 90, ask)
     });
-    let frames = config.dit.block_frames * crate::ring::FRAMES_PER_LATENT;
+    let frames = config.dit.block_frames * crate::numbers::timing::FRAMES_PER_LATENT;
     let clips = (1..ask.clip_blocks(config)).rev().map(move |blocks| {
         let ask = Ask {
             infer_frames: blocks * frames,

@@ -291,7 +291,7 @@ fn meminfo(text: &str) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::size::Size;
+    use crate::numbers::size::Size;
     use engines::components::preset::Preset;
     use engines::error_kind::ErrorKind;
 

@@ -8,7 +8,7 @@ use engines::profile::{EncoderPolicy, Keep, LanePolicy, Parts, Profile, VaePolic
 use super::memory::{Budget, budgets};
 use super::work::Work;
 use super::{Ask, PlannerError};
-use crate::plan::{Lanes, Plan, PlanError, Residency, Rings, StageSpec, Stages};
+use crate::placement::plan::{Lanes, Plan, PlanError, Residency, Rings, StageSpec, Stages};
 
 /// One stage of a placement.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]

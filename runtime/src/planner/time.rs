@@ -7,8 +7,8 @@ use engines::recipe::Recipe;
 use super::Ask;
 use super::place::{PlacedStage, Placement};
 use super::work::{Operations, Work};
-use crate::pipeline::{MOTION_PIXEL_FRAMES, PRIMING_LATENTS};
-use crate::simulate::{Costs, Spent};
+use crate::numbers::timing::{MOTION_PIXEL_FRAMES, PRIMING_LATENTS};
+use crate::planner::simulate::{Costs, Spent};
 
 /// Tokens of a prompt of some sentences.
 const PROMPT_TOKENS: f64 = 128.0;

@@ -7,7 +7,7 @@ use engines::manifest::ModelConfig;
 use engines::profile::Kind;
 use engines::recipe::Recipe;
 
-use crate::size::Size;
+use crate::numbers::size::Size;
 
 /// Sizes that everything else follows from.
 #[derive(Clone, Debug)]

@@ -1,0 +1,17 @@
+//! The model running: encoders, the wavefront executor and decoders.
+
+pub(crate) mod source;
+pub(crate) mod call;
+pub(crate) mod decoders;
+pub(crate) mod encoders;
+pub(crate) mod events;
+pub(crate) mod executor;
+pub(crate) mod offload;
+pub(crate) mod page_locks;
+pub(crate) mod ring;
+pub(crate) mod stage;
+pub(crate) mod vae;
+
+pub use decoders::Mode;
+pub use encoders::encode_speech;
+pub use events::{Cancel, Event, Observer, Silent, Summary};

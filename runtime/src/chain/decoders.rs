@@ -1,0 +1,471 @@
+//! From clean latents to frames, in order, on one thread: the streaming decoder of the multi-device pipeline and the clip decoder of the
+//! single-device one. Both hold one block of frames at a time.
+//! Mirrors liveavatar/models/wan/causal_s2v_pipeline_tpp.py and causal_s2v_pipeline.py @ 9c2c38d.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use engines::backend::EngineError;
+use engines::components::dit::MOTION_FRAMES;
+use engines::tensor::Tensor;
+
+use crate::chain::events::Cancel;
+use crate::chain::executor::{AnchorInput, Feedback, Finished};
+use crate::chain::vae::{Decoder, Encoder, Frames};
+use crate::commands::error::Error;
+use crate::numbers::latents;
+
+/// Copies of the picture that the single-device pipeline encodes for one reference latent.
+pub const SINGLE_REPEATS: usize = 5;
+/// Which of the reference's pipelines is followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The multi-GPU pipeline: streaming decode, the anchor swapped before the second clip.
+    #[default]
+    Tpp,
+    /// The single-GPU pipeline: every clip decoded from scratch after the motion latents, no swap.
+    Single,
+    /// As [`Mode::Single`], but the first decoded clip becomes the second's reference and motion.
+    SingleOnline,
+}
+
+impl Mode {
+    /// As the command line spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tpp => "tpp",
+            Self::Single => "single",
+            Self::SingleOnline => "single, online decode",
+        }
+    }
+}
+
+/// One block of the video.
+pub struct VideoBlock<'a> {
+    pub index: usize,
+    /// `[1, Z, F, H/8, W/8]`.
+    pub latents: &'a Tensor,
+    pub frames: Frames,
+}
+
+/// Takes the video as it is made.
+pub trait BlockSink: Send {
+    /// # Errors
+    /// Whatever stops the video.
+    fn block(&mut self, block: VideoBlock<'_>) -> Result<(), Error>;
+
+    /// The inputs of the anchor that `clip` is conditioned on, when it changes.
+    fn anchor(&mut self, _clip: usize, _input: &AnchorInput) {}
+}
+
+/// What the picture alone gives: the first anchor's input, and all motion latents.
+pub struct PictureLatents {
+    /// `[1, Z, 1, H/8, W/8]`.
+    pub ref_latents: Tensor,
+    /// `[1, Z, 19, ...]`, or 92 in the single-device pipelines.
+    pub motion_latents: Tensor,
+}
+
+impl PictureLatents {
+    /// Encodes the picture `[3, H, W]` as `mode` wants it. The encoder is causal, so the reference latent is one of the motion latents: the
+    /// first, or in the single-device pipelines the second.
+    ///
+    /// # Errors
+    /// A graph that fails.
+    pub fn encode(
+        encoder: &mut Encoder,
+        picture: &Tensor,
+        mode: Mode,
+    ) -> Result<Self, EngineError> {
+        let (count, at) = match mode {
+            Mode::Tpp => (MOTION_PIXEL_FRAMES, 0),
+            Mode::Single | Mode::SingleOnline => (SINGLE_REPEATS * MOTION_PIXEL_FRAMES, 1),
+        };
+        let motion_latents = encoder.encode(std::iter::repeat_n(picture, count))?;
+        Ok(Self {
+            ref_latents: latents::frames(&motion_latents, at..at + 1),
+            motion_latents,
+        })
+    }
+
+    /// The first anchor's input.
+    pub fn anchor(&self) -> AnchorInput {
+        AnchorInput {
+            ref_latents: self.ref_latents.clone(),
+            motion_latents: newest(&self.motion_latents),
+        }
+    }
+}
+
+/// The newest motion latents, as many as the sink packs.
+fn newest(motion: &Tensor) -> Tensor {
+    let total = motion.shape()[2];
+    latents::frames(motion, total - MOTION_FRAMES..total)
+}
+
+fn interrupted() -> Error {
+    Error::Interrupted {
+        frames: 0,
+        partial: None,
+    }
+}
+
+/// The decoder of the multi-device pipeline: one stream for the whole video, primed with the oldest motion latents.
+pub struct StreamDecoder<'a> {
+    pub decoder: Decoder,
+    pub motion_latents: &'a Tensor,
+    /// Blocks of a clip; the second clip's anchor is reported to the sink.
+    pub clip_blocks: usize,
+    pub blocks: usize,
+}
+
+impl StreamDecoder<'_> {
+    /// Decodes until the denoiser has no more.
+    ///
+    /// # Errors
+    /// A graph or the sink fails; [`Error::Interrupted`] after the block at hand when cancelled.
+    pub fn run(
+        mut self,
+        finished: &Receiver<Finished>,
+        sink: &mut dyn BlockSink,
+        cancel: &Cancel,
+    ) -> Result<(), Error> {
+        self.decoder.reset();
+        for i in 0..PRIMING_LATENTS {
+            self.decoder
+                .decode_one(latents::frames(self.motion_latents, i..i + 1).view())?;
+        }
+        for Finished { block, latents } in finished {
+            if cancel.is_cancelled() {
+                return Err(interrupted());
+            }
+            let dropped = if block == 0 { DROPPED_FRAMES } else { 0 };
+            let frames = self.decoder.decode(&latents)?.skip(dropped);
+            if block == 0 && self.blocks > self.clip_blocks {
+                let ref_latents = latents::frames(&latents, 0..1);
+                sink.anchor(
+                    1,
+                    &AnchorInput {
+                        ref_latents,
+                        motion_latents: newest(self.motion_latents),
+                    },
+                );
+            }
+            sink.block(VideoBlock {
+                index: block,
+                latents: &latents,
+                frames,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The decoder of the single-device pipelines: every clip from scratch after all motion latents, which are encoded anew from the newest
+/// 365 frames after each clip.
+pub struct ClipDecoder<'a> {
+    pub decoder: Decoder,
+    pub encoder: Encoder,
+    /// `[3, H, W]`.
+    pub picture: &'a Tensor,
+    /// All 92.
+    pub motion_latents: Tensor,
+    pub clip_blocks: usize,
+    pub clips: usize,
+    /// Whether the first decoded clip conditions the following ones.
+    pub online: bool,
+}
+
+impl ClipDecoder<'_> {
+    /// As [`StreamDecoder::run`]; `feedback` brings the second anchor's input.
+    ///
+    /// # Errors
+    /// As [`StreamDecoder::run`].
+    pub fn run(
+        mut self,
+        finished: &Receiver<Finished>,
+        feedback: &Feedback,
+        sink: &mut dyn BlockSink,
+        cancel: &Cancel,
+    ) -> Result<(), Error> {
+        let picture = Arc::new(self.picture.clone());
+        let mut window: VecDeque<Arc<Tensor>> =
+            std::iter::repeat_n(picture, SINGLE_REPEATS * MOTION_PIXEL_FRAMES).collect();
+        for clip in 0..self.clips {
+            let Some(first) = self.clip(&mut window, finished, sink, cancel)? else {
+                break;
+            };
+            if clip + 1 == self.clips {
+                break;
+            }
+            self.motion_latents = self.encoder.encode(window.iter().map(Arc::as_ref))?;
+            if self.online && clip == 0 {
+                let input = AnchorInput {
+                    ref_latents: first,
+                    motion_latents: newest(&self.motion_latents),
+                };
+                sink.anchor(1, &input);
+                feedback.anchor(input);
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes one clip; gives its first latent frame, or nothing when the denoiser ended.
+    fn clip(
+        &mut self,
+        window: &mut VecDeque<Arc<Tensor>>,
+        finished: &Receiver<Finished>,
+        sink: &mut dyn BlockSink,
+        cancel: &Cancel,
+    ) -> Result<Option<Tensor>, Error> {
+        self.decoder.reset();
+        for i in 0..self.motion_latents.shape()[2] {
+            if cancel.is_cancelled() {
+                return Err(interrupted());
+            }
+            self.decoder
+                .decode_one(latents::frames(&self.motion_latents, i..i + 1).view())?;
+        }
+        let mut first = None;
+        for _ in 0..self.clip_blocks {
+            let Ok(Finished { block, latents }) = finished.recv() else {
+                return Ok(None);
+            };
+            if cancel.is_cancelled() {
+                return Err(interrupted());
+            }
+            let dropped = if block == 0 { DROPPED_FRAMES } else { 0 };
+            let frames = self.decoder.decode(&latents)?.skip(dropped);
+            remember(window, &frames.pixels);
+            first.get_or_insert_with(|| latents::frames(&latents, 0..1));
+            sink.block(VideoBlock {
+                index: block,
+                latents: &latents,
+                frames,
+            })?;
+        }
+        Ok(first)
+    }
+}
+
+/// The window keeps its length: the newest frames push the oldest out.
+fn remember(window: &mut VecDeque<Arc<Tensor>>, pixels: &Tensor) {
+    let shape = pixels.shape();
+    for t in 0..shape[2] {
+        window.pop_front();
+        let frame = latents::frames(pixels, t..t + 1).reshaped(&[shape[1], shape[3], shape[4]]);
+        window.push_back(Arc::new(frame));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use engines::components::vae::VaeConfig;
+
+    use super::*;
+    use crate::chain::executor;
+    use crate::fixtures::sizes::{config, small_geometry};
+    use crate::fixtures::fake::Fake;
+    use crate::placement::plan::{Lanes, Plan, Stages};
+    use engines::backend::plain;
+
+    /// Blocks as (index, frames, level of the first pixel), and anchors as (clip, reference, newest motion).
+    #[derive(Default)]
+    struct Seen {
+        blocks: Vec<(usize, usize, u8)>,
+        anchors: Vec<(usize, f32, f32)>,
+        cancel: Option<(usize, Cancel)>,
+    }
+
+    impl BlockSink for Seen {
+        fn block(&mut self, block: VideoBlock<'_>) -> Result<(), Error> {
+            assert_eq!(block.frames.pixels.shape()[2], block.frames.count());
+            self.blocks.push((
+                block.index,
+                block.frames.count(),
+                block.frames.rgb.bytes()[0],
+            ));
+            if let Some((_, cancel)) = self.cancel.as_ref().filter(|(at, _)| *at == block.index) {
+                cancel.cancel();
+            }
+            Ok(())
+        }
+
+        fn anchor(&mut self, clip: usize, input: &AnchorInput) {
+            let motion = input.motion_latents.as_slice::<f32>();
+            self.anchors.push((
+                clip,
+                input.ref_latents.as_slice::<f32>()[0],
+                motion[motion.len() - 1],
+            ));
+        }
+    }
+
+    /// Decodes `clips` clips of 4 blocks whose latents are `block / 10`; gives what was seen and what ran.
+    fn decode(mode: Mode, clips: usize, mut seen: Seen) -> (Result<(), Error>, Seen, Vec<String>) {
+        let g = small_geometry(48);
+        let backend = Fake::new(config(1), g.clone());
+        let vae = VaeConfig {
+            dim: 1,
+            latent_channels: 16,
+        };
+        let plan = Plan::new(&Stages::default(), Lanes::Auto, 1, 4).unwrap();
+        let (feedback, _inbox) = executor::inbox(&plan, 4);
+        let (sender, finished) = sync_channel(100);
+        for block in 0..4 * clips {
+            let shape = g.latents_shape(3);
+            let latents =
+                Tensor::from_slice(&shape, &vec![block as f32 / 10.0; shape.iter().product()]);
+            sender.send(Finished { block, latents }).unwrap();
+        }
+        drop(sender);
+        let cancel = seen
+            .cancel
+            .as_ref()
+            .map(|(_, c)| c.clone())
+            .unwrap_or_default();
+        let picture = Tensor::from_slice(&[3, 32, 32], &[-1f32; 3 * 32 * 32]);
+        let mut encoder = Encoder::load(&backend, &plain, &vae).unwrap();
+        let latents = PictureLatents::encode(&mut encoder, &picture, mode).unwrap();
+        let decoder = Decoder::load(&backend, &plain, &vae).unwrap();
+        let motion_latents = latents.motion_latents;
+        backend.log.lock().unwrap().clear();
+        let result = if mode == Mode::Tpp {
+            let stage = StreamDecoder {
+                decoder,
+                motion_latents: &motion_latents,
+                clip_blocks: 4,
+                blocks: 4 * clips,
+            };
+            stage.run(&finished, &mut seen, &cancel)
+        } else {
+            let online = mode == Mode::SingleOnline;
+            let stage = ClipDecoder {
+                decoder,
+                encoder,
+                picture: &picture,
+                motion_latents,
+                clip_blocks: 4,
+                clips,
+                online,
+            };
+            stage.run(&finished, &feedback, &mut seen, &cancel)
+        };
+        let log = backend.log.lock().unwrap().clone();
+        (result, seen, log)
+    }
+
+    fn runs(log: &[String], name: &str) -> usize {
+        log.iter().filter(|c| *c == name).count()
+    }
+
+    #[test]
+    fn every_mode_gives_every_frame_but_the_first_three() {
+        for mode in [Mode::Tpp, Mode::Single, Mode::SingleOnline] {
+            let (result, seen, _) = decode(mode, 3, Seen::default());
+            result.unwrap();
+            let frames: Vec<usize> = seen.blocks.iter().map(|b| b.1).collect();
+            assert_eq!(frames.iter().sum::<usize>(), 3 * 48 - 3, "{mode:?}");
+            assert_eq!((frames[0], frames[4], frames[8]), (9, 12, 12), "{mode:?}");
+            let levels: Vec<u8> = seen.blocks.iter().map(|b| b.2).collect();
+            assert!(
+                seen.blocks.iter().map(|b| b.0).eq(0..12) && levels.is_sorted() && levels[0] == 127,
+                "{levels:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_stream_is_primed_once_and_its_anchor_is_block_zeros_first_frame() {
+        let (_, seen, log) = decode(Mode::Tpp, 2, Seen::default());
+        assert_eq!(
+            (
+                runs(&log, "vae_decoder_first"),
+                runs(&log, "vae_decoder_next")
+            ),
+            (1, 6 + 24)
+        );
+        assert_eq!(seen.anchors, [(1, 0.0, -1.0)]);
+        assert_eq!(
+            runs(&log, "vae_encoder_first"),
+            0,
+            "motion is never encoded again"
+        );
+        assert_eq!(decode(Mode::Tpp, 1, Seen::default()).1.anchors, []);
+    }
+
+    #[test]
+    fn clips_are_decoded_from_scratch_and_motion_is_encoded_between_them() {
+        for (mode, clips, anchors) in [
+            (Mode::Single, 3, vec![]),
+            (Mode::SingleOnline, 1, vec![]),
+            // The newest motion latent sees the clip's last block.
+            (Mode::SingleOnline, 3, vec![(1, 0.0, 0.3)]),
+        ] {
+            let (_, seen, log) = decode(mode, clips, Seen::default());
+            assert_eq!(seen.anchors, anchors, "{mode:?}");
+            assert_eq!(
+                (
+                    runs(&log, "vae_decoder_first"),
+                    runs(&log, "vae_decoder_next")
+                ),
+                (clips, clips * (91 + 12))
+            );
+            assert_eq!(
+                (
+                    runs(&log, "vae_encoder_first"),
+                    runs(&log, "vae_encoder_next")
+                ),
+                (clips - 1, (clips - 1) * 91)
+            );
+        }
+    }
+
+    #[test]
+    fn the_picture_gives_19_or_92_motion_latents() {
+        let g = small_geometry(48);
+        let backend = Fake::new(config(1), g.clone());
+        let mut encoder = Encoder::load(
+            &backend,
+            &plain,
+            &VaeConfig {
+                dim: 1,
+                latent_channels: 16,
+            },
+        )
+        .unwrap();
+        let picture = Tensor::from_slice(&[3, 32, 32], &[0.5f32; 3 * 32 * 32]);
+        for (mode, count) in [
+            (Mode::Tpp, 19),
+            (Mode::Single, 92),
+            (Mode::SingleOnline, 92),
+        ] {
+            let latents = PictureLatents::encode(&mut encoder, &picture, mode).unwrap();
+            assert_eq!(
+                (
+                    latents.motion_latents.shape()[2],
+                    latents.anchor().motion_latents.shape()[2]
+                ),
+                (count, 19)
+            );
+            assert_eq!(latents.ref_latents.shape(), g.latents_shape(1));
+        }
+    }
+
+    #[test]
+    fn a_cancelled_decoder_keeps_the_block_at_hand() {
+        for mode in [Mode::Tpp, Mode::Single] {
+            let seen = Seen {
+                cancel: Some((5, Cancel::default())),
+                ..Seen::default()
+            };
+            let (result, seen, _) = decode(mode, 3, seen);
+            assert!(matches!(result, Err(Error::Interrupted { .. })));
+            assert_eq!(seen.blocks.len(), 6, "{mode:?}");
+        }
+    }
+}

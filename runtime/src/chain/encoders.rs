@@ -1,0 +1,207 @@
+//! What a video is conditioned on: the prompt's embedding, the speech encoder's states, and per block the audio tokens. Each encoder is
+//! loaded, run and freed before the next, so that only one of them is in memory at a time.
+
+use engines::backend::{Backend, EngineError, State};
+use engines::components::dit::{self, DitConfig};
+use engines::components::speech::{self, SpeechConfig};
+use engines::components::text;
+use engines::contract::DType;
+use engines::tensor::{Tensor, View};
+
+use crate::chain::call::BlockAudio;
+use crate::numbers::geometry::Geometry;
+use crate::commands::error::Error;
+use crate::inputs::replay::Replay;
+use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
+use crate::numbers::rng;
+use crate::placement::devices::HostSession;
+use engines::backend::Loading;
+
+/// Runs the text encoder: unpadded token ids to `[tokens, T]`.
+///
+/// # Errors
+/// A component that does not load or fails.
+pub fn encode_text(
+    backend: &dyn Backend,
+    options: Loading<'_>,
+    ids: &[i64],
+) -> Result<Tensor, EngineError> {
+    let name = text::ENCODER.name;
+    let mut session = HostSession::load(backend, name, &options(name))?;
+    let mut out = session.run(
+        &[(&text::IDS, View::from_slice(&[1, ids.len()], ids))],
+        State::None,
+    )?;
+    let rows = out.take(&text::CONTEXT_ROWS);
+    let shape = rows.shape()[1..].to_vec();
+    Ok(rows.reshaped(&shape))
+}
+
+/// Embeds `context` `[tokens, T]`, zero-padded to the text length, for the transformer: `[1, M, D]`.
+///
+/// # Errors
+/// A component that does not load or fails, a context that is longer than the text length.
+pub fn embed_text(
+    backend: &dyn Backend,
+    options: Loading<'_>,
+    config: &DitConfig,
+    context: &Tensor,
+) -> Result<Tensor, EngineError> {
+    let (rows, width) = (context.shape()[0], context.shape()[1]);
+    if rows > config.text_len || width != config.text_dim {
+        return Err(EngineError::Bind {
+            component: dit::TEXT_EMBED.name.to_owned(),
+            port: dit::CONTEXT.name.to_owned(),
+            want: format!("f32 [at most {}, {}]", config.text_len, config.text_dim),
+            got: format!("f32 [{rows}, {width}]"),
+        });
+    }
+    let mut padded = Tensor::zeros(DType::F32, &[1, config.text_len, width]);
+    padded.bytes_mut()[..context.bytes().len()].copy_from_slice(context.bytes());
+    let name = dit::TEXT_EMBED.name;
+    let mut session = HostSession::load(backend, name, &options(name))?;
+    let mut out = session.run(&[(&dit::CONTEXT, padded.view())], State::None)?;
+    Ok(out.take(&dit::TEXT))
+}
+
+/// Runs the speech encoder over normalised 16 kHz samples: hidden states `[Q, t, E]`, 50 rows a second. A long recording goes through each
+/// layer some rows at a time.
+///
+/// # Errors
+/// A component that does not load or fails, samples that give no frame.
+pub fn encode_speech(
+    backend: &dyn Backend,
+    options: Loading<'_>,
+    config: &SpeechConfig,
+    input_values: &[f32],
+    stretch: SpeechChunk,
+) -> Result<Tensor, EngineError> {
+    let load = |name: &str| HostSession::load(backend, name, &options(name));
+    let frames = config.frames(input_values.len()).unwrap_or(0);
+    let features = speech_features(
+        load(speech::ENCODER_FEATURES.name)?,
+        config,
+        input_values,
+        frames,
+        stretch.feature_frames,
+    )?;
+    let mut out = load(speech::ENCODER_POSITIONS.name)?
+        .run(&[(&speech::FEATURES, features.view())], State::None)?;
+    let (mut rows, mut keys, mut values) = (
+        out.take(&speech::FIRST_ROWS_OUT),
+        out.take(&speech::FIRST_KEYS_OUT),
+        out.take(&speech::FIRST_VALUES_OUT),
+    );
+    let at_once = stretch.rows(config.heads, frames);
+    let mut states = Tensor::zeros(DType::F32, &[config.layers + 1, frames, config.dim]);
+    for layer in 0..config.layers {
+        states.lanes_mut(layer..layer + 1).fill_from(&rows.view());
+        let (name, contract) = config.layer(layer);
+        let mut session = load(&name)?;
+        let mut next: [Tensor; 3] =
+            std::array::from_fn(|_| Tensor::zeros(DType::F32, &[frames, config.dim]));
+        let whole = rows.reshaped(&[frames, config.dim]);
+        for start in (0..frames).step_by(at_once) {
+            let part = start..(start + at_once).min(frames);
+            let shape = [1, part.len(), config.dim];
+            let inputs = [
+                (&speech::ROWS, whole.lanes(part.clone()).reshaped(&shape)),
+                (&speech::KEYS, keys.view()),
+                (&speech::VALUES, values.view()),
+            ];
+            let mut out = session.run(&inputs, State::None)?;
+            for (next, port) in next.iter_mut().zip(contract.outputs) {
+                next.lanes_mut(part.clone())
+                    .fill_from(&out.take(port).view());
+            }
+        }
+        let shape = [1, frames, config.dim];
+        [rows, keys, values] = next.map(|t| t.reshaped(&shape));
+    }
+    states
+        .lanes_mut(config.layers..config.layers + 1)
+        .fill_from(&rows.view());
+    Ok(states)
+}
+
+/// Features of the whole recording, `[1, t, E]`, a stretch at a time.
+fn speech_features(
+    mut session: HostSession,
+    config: &SpeechConfig,
+    input_values: &[f32],
+    frames: usize,
+    at_once: usize,
+) -> Result<Tensor, EngineError> {
+    let mut features = Tensor::zeros(DType::F32, &[frames, config.dim]);
+    for start in (0..frames).step_by(at_once) {
+        let part = start..(start + at_once).min(frames);
+        let first = part.start * config.hop();
+        let samples =
+            &input_values[first..first + (part.len() - 1) * config.hop() + config.min_samples()];
+        let inputs = [(
+            &speech::INPUT_VALUES,
+            View::from_slice(&[1, samples.len()], samples),
+        )];
+        let made = session
+            .run(&inputs, State::None)?
+            .take(&speech::FEATURES_OUT);
+        features.lanes_mut(part).fill_from(&made.view());
+    }
+    Ok(features.reshaped(&[1, frames, config.dim]))
+}
+
+/// The hidden states as features of video frames.
+///
+/// # Errors
+/// A model with another number of states than wav2vec2-large has.
+pub fn audio_features(hidden_states: &Tensor) -> Result<AudioFeatures, Error> {
+    let shape = hidden_states.shape();
+    let found = Error::SpeechStates {
+        wanted: HIDDEN_LAYERS,
+        found: shape[0],
+        dim: shape[2],
+    };
+    AudioFeatures::new(hidden_states.as_slice::<f32>().to_vec(), shape[1], shape[2]).ok_or(found)
+}
+
+/// The causal audio encoder: features of one block to its tokens, the same for every denoising step.
+pub struct AudioAdapter {
+    session: HostSession,
+}
+
+impl AudioAdapter {
+    /// # Errors
+    /// A component that does not load.
+    pub fn load(backend: &dyn Backend, options: Loading<'_>) -> Result<Self, EngineError> {
+        Ok(Self {
+            session: HostSession::load(
+                backend,
+                speech::ADAPTER.name,
+                &options(speech::ADAPTER.name),
+            )?,
+        })
+    }
+
+    /// `features` is `[A, Q, E, 4*F]`, `mask` `[1, A, F, h*w]`.
+    ///
+    /// # Errors
+    /// A graph that fails.
+    pub fn tokens(&mut self, features: &Tensor, mask: Tensor) -> Result<BlockAudio, EngineError> {
+        let mut out = self
+            .session
+            .run(&[(&speech::AUDIO, features.view())], State::None)?;
+        let lane = |t: Tensor| {
+            let shape = [&[1], t.shape()].concat();
+            t.reshaped(&shape)
+        };
+        let (global, local) = (
+            out.take(&speech::AUDIO_GLOBAL_OUT),
+            out.take(&speech::AUDIO_LOCAL_OUT),
+        );
+        Ok(BlockAudio {
+            global: lane(global),
+            local: lane(local),
+            mask,
+        })
+    }
+}

@@ -1,0 +1,542 @@
+//! The executor on fake graphs: every placement against one block after the other, and every way a run can end early.
+use super::*;
+use crate::chain::source::BlockInput;
+use crate::chain::source::everywhere;
+use crate::chain::events::Silent;
+use crate::numbers::geometry::Geometry;
+use crate::fixtures::sizes::{config, small_geometry as geometry};
+use crate::chain::stage::{Site, Stage, anchor_of};
+use crate::fixtures::fake::{Fake, Fault};
+use crate::placement::plan::StageSpec;
+use crate::placement::plan::{Lanes, Residency, Rings, Stages};
+use engines::backend::plain;
+use engines::backend::{Backend, EngineError};
+use engines::memory::{HostMemory, Memory, MemoryError};
+use proptest::prelude::*;
+use std::sync::Mutex;
+
+const LAYERS: usize = 4;
+
+/// Finished blocks in order of arrival.
+type Blocks = Vec<(usize, Vec<f32>)>;
+
+/// Noise and audio that name their block.
+struct Named<'a> {
+    geometry: &'a Geometry,
+    asked: Vec<usize>,
+    fails_at: Option<usize>,
+}
+
+fn named(shape: &[usize], name: f32) -> Tensor {
+    let n = shape.iter().product();
+    Tensor::from_slice(
+        shape,
+        &(0..n)
+            .map(|i| (name + i as f32 * 0.125).sin())
+            .collect::<Vec<f32>>(),
+    )
+}
+
+fn input(g: &Geometry, block: usize) -> BlockInput {
+    let audio = BlockAudio {
+        global: named(&[1, 1, 3, 8], block as f32 + 0.5),
+        local: named(&[1, 1, 3, 5, 8], block as f32 + 0.25),
+        mask: everywhere(g),
+    };
+    BlockInput {
+        latents: named(&g.latents_shape(3), block as f32),
+        audio,
+    }
+}
+
+impl Source for Named<'_> {
+    fn block(&mut self, block: usize) -> Result<BlockInput, Error> {
+        assert_eq!(block, self.asked.len(), "blocks are asked for in order");
+        self.asked.push(block);
+        match self.fails_at {
+            Some(at) if at == block => Err(Error::Usage("as planned".to_owned())),
+            _ => Ok(input(self.geometry, block)),
+        }
+    }
+}
+
+struct Case {
+    blocks: usize,
+    steps: usize,
+    swap: Swap,
+    stages: Stages,
+    lanes: Lanes,
+    fault: Fault,
+    source_fails_at: Option<usize>,
+    /// Blocks that the decoder takes before it goes away.
+    takes: usize,
+    /// Block after which a Ctrl-C comes.
+    cancel_at: Option<usize>,
+    residency: Residency,
+    /// Virtual devices with so much memory each; all in the process's own without.
+    budget: Option<u64>,
+}
+
+impl Case {
+    fn new(blocks: usize, steps: usize, swap: Swap) -> Self {
+        Self {
+            blocks,
+            steps,
+            swap,
+            stages: Stages::default(),
+            lanes: Lanes::Auto,
+            fault: Fault::None,
+            source_fails_at: None,
+            takes: usize::MAX,
+            cancel_at: None,
+            residency: Residency::default(),
+            budget: None,
+        }
+    }
+}
+
+impl Case {
+    fn plan(&self) -> Plan {
+        let plan = Plan::new(&self.stages, self.lanes, LAYERS, self.steps).unwrap();
+        plan.with_residency(self.residency).unwrap()
+    }
+}
+
+fn anchor(g: &Geometry, name: f32) -> AnchorInput {
+    AnchorInput {
+        ref_latents: named(&g.latents_shape(1), name),
+        motion_latents: named(&g.latents_shape(19), name + 0.5),
+    }
+}
+
+/// Runs a case; gives the result, the finished blocks in order of arrival, and the components that ran.
+fn execute(case: &Case, g: &Geometry) -> (Result<(), Error>, Blocks, Vec<String>) {
+    let mut backend = Fake::new(config(LAYERS), g.clone());
+    backend.fault = case.fault;
+    let plan = case.plan();
+    let apart: Vec<Fake> = case.budget.map_or_else(Vec::new, |budget| {
+        let device = |i| backend.on(HostMemory::new(format!("cpu:{i}"), budget));
+        (0..=*plan.device_ids().last().unwrap())
+            .map(device)
+            .collect()
+    });
+    let devices = match apart.is_empty() {
+        true => Devices::one(&backend),
+        false => Devices::each(apart.iter().map(|b| b as &dyn Backend).collect()),
+    };
+    let (result, finished) = execute_on(case, g, &devices);
+    for device in &apart {
+        let counts = device.memory().ledger().counts();
+        assert_eq!(counts.total(), 0, "everything is freed");
+        assert!(counts.peak <= case.budget.unwrap());
+    }
+    assert_eq!(devices.host().counts().total(), 0);
+    let log = backend.log.lock().unwrap().clone();
+    (result, finished, log)
+}
+
+fn execute_on(case: &Case, g: &Geometry, devices: &Devices<'_>) -> (Result<(), Error>, Blocks) {
+    execute_watched(case, g, devices, &Silent)
+}
+
+fn execute_watched(
+    case: &Case,
+    g: &Geometry,
+    devices: &Devices<'_>,
+    observer: &dyn Observer,
+) -> (Result<(), Error>, Blocks) {
+    let (model, plan) = (config(LAYERS), case.plan());
+    let tables = Tables::new(g.clone(), case.steps).unwrap();
+    let cancel = Cancel::default();
+    let job = Job {
+        devices,
+        options: &plain,
+        plan: &plan,
+        tables: &tables,
+        model: &model,
+        steps: case.steps,
+        blocks: case.blocks,
+        swap: case.swap,
+        distances: &Distances {
+            seed: 1,
+            replay: None,
+        },
+        text: Arc::new(named(&[1, 6, 8], 3.0)),
+        anchor: anchor(g, 9.0),
+        cancel: &cancel,
+        observer,
+    };
+    let mut source = Named {
+        geometry: g,
+        asked: Vec::new(),
+        fails_at: case.source_fails_at,
+    };
+    let (feedback, inbox) = inbox(&plan, case.steps);
+    let (sender, receiver) = sync_channel(FINISHED_WAITING);
+    let (cancel, takes) = (&cancel, case.takes);
+    thread::scope(|scope| {
+        let decoder = scope.spawn(move || {
+            let mut seen = Vec::new();
+            for Finished { block, latents } in receiver.iter().take(takes) {
+                if case.swap == Swap::Fed && block + 1 == g.clip_blocks {
+                    feedback.anchor(anchor(g, 11.0));
+                }
+                if case.cancel_at == Some(block) {
+                    cancel.cancel();
+                }
+                seen.push((block, latents.as_slice::<f32>().to_vec()));
+            }
+            seen
+        });
+        let result = run(&job, &mut source, sender, inbox);
+        (result, decoder.join().unwrap())
+    })
+}
+
+/// The reference's order on one stage: block by block, step by step, one lane, the anchor swapped between clips.
+fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
+    let backend = Fake::new(config(LAYERS), g.clone());
+    let tables = Tables::new(g.clone(), case.steps).unwrap();
+    let distances = Distances {
+        seed: 1,
+        replay: None,
+    };
+    let model = config(LAYERS);
+    let site = Site::alone(&backend, &model, g, case.steps, &plain);
+    let mut stage = Stage::load(site, &StageSpec::whole(LAYERS, case.steps)).unwrap();
+    let prefilled = |stage: &mut Stage<'_>, index: usize, input: AnchorInput| {
+        let mut p = tables.prefill(
+            index,
+            input.ref_latents,
+            input.motion_latents,
+            Arc::new(named(&[1, 6, 8], 3.0)),
+        );
+        stage.prefill(&mut p, &|| false).unwrap();
+        Arc::new(anchor_of(p))
+    };
+    let mut held = prefilled(&mut stage, 0, anchor(g, 9.0));
+    let mut out = Blocks::new();
+    for block in 0..case.blocks {
+        if block == g.clip_blocks && case.swap != Swap::Never {
+            let first = Tensor::from_slice(&g.latents_shape(3), &out[0].1);
+            let input = match case.swap {
+                Swap::FirstLatent => AnchorInput {
+                    ref_latents: latents::frames(&first, 0..1),
+                    ..anchor(g, 9.0)
+                },
+                _ => anchor(g, 11.0),
+            };
+            held = prefilled(&mut stage, 1, input);
+        }
+        let BlockInput { mut latents, audio } = input(g, block);
+        for step in 0..case.steps {
+            let item = Item { block, step };
+            let lane = Lane {
+                item,
+                relative_dist: distances.of(item),
+                latents: &latents,
+                pose_latents: None,
+                audio: &audio,
+            };
+            let mut call = tables.call(&[lane], held.clone());
+            stage.denoise(&mut call, &|| false).unwrap();
+            latents = call.output.unwrap().next_latents;
+        }
+        out.push((block, latents.as_slice::<f32>().to_vec()));
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn every_placement_computes_what_one_block_after_the_other_does(
+        blocks in 1usize..8, steps in 1usize..5, l in 1usize..5, s in 1usize..5, lanes in 0usize..5, clip in 1usize..4, swap in 0usize..3,
+        ring in 1usize..4,
+    ) {
+        let g = geometry(12 * clip).with_ring(ring.min(clip)).unwrap();
+        let swap = [Swap::Never, Swap::FirstLatent, Swap::Fed][swap];
+        let stages = Stages::Grid { layers: l, steps: s.min(steps) };
+        let lanes = if lanes == 0 { Lanes::Auto } else { Lanes::AtMost(lanes.min(steps)) };
+        let case = Case { stages, lanes, ..Case::new(blocks, steps, swap) };
+        let (result, finished, _) = execute(&case, &g);
+        prop_assert!(result.is_ok(), "{result:?}");
+        prop_assert_eq!(finished, one_by_one(&case, &g));
+    }
+}
+
+/// Some or all layers stream, through some slots, with rings here or there.
+fn residency() -> impl Strategy<Value = Residency> {
+    (0usize..5, 2usize..4, prop::bool::ANY).prop_map(|(resident_layers, slots, on_host)| {
+        Residency {
+            resident_layers,
+            rings: if on_host {
+                Rings::OnHost
+            } else {
+                Rings::OnDevice
+            },
+            slots,
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn devices_with_memory_of_their_own_compute_the_same_resident_or_streamed(
+        blocks in 1usize..10, steps in 1usize..5, l in 1usize..5, s in 1usize..5, lanes in 1usize..5, clip in 1usize..4, swap in 0usize..3,
+        ring in 1usize..4, residency in residency(),
+    ) {
+        let g = geometry(12 * clip).with_ring(ring.min(clip)).unwrap();
+        let swap = [Swap::Never, Swap::FirstLatent, Swap::Fed][swap];
+        let stages = Stages::Grid { layers: l, steps: s.min(steps) };
+        let lanes = Lanes::AtMost(lanes.min(steps));
+        let case = Case { stages, lanes, residency, budget: Some(u64::MAX), ..Case::new(blocks, steps, swap) };
+        let (result, finished, _) = execute(&case, &g);
+        prop_assert!(result.is_ok(), "{result:?}");
+        prop_assert_eq!(finished, one_by_one(&case, &g));
+    }
+}
+
+#[test]
+fn chains_that_share_a_device_share_its_condition_and_each_device_has_it_once() {
+    let g = geometry(48);
+    let stages: Stages = "0:0-3/0-0;1:0-3/1-1;1:0-3/2-3".parse().unwrap();
+    let case = Case {
+        stages,
+        ..Case::new(4, 4, Swap::Never)
+    };
+    let memories = [0, 1].map(|i| HostMemory::new(format!("cpu:{i}"), u64::MAX));
+    let fake = Fake::new(config(LAYERS), g.clone());
+    let fakes = memories.clone().map(|m| fake.on(m));
+    let devices = Devices::each(fakes.iter().map(|b| b as &dyn Backend).collect());
+    let watch = Watch {
+        memories: memories.to_vec(),
+        seen: Mutex::default(),
+    };
+    let (result, _) = execute_watched(&case, &g, &devices, &watch);
+    result.unwrap();
+    // Keys and values of sink and text, f32; the fake's text is as long as its sink.
+    let layer = 4 * g.heads * g.sink_tokens * g.head_dim * size_of::<f32>();
+    let whole = (LAYERS * layer) as u64;
+    assert_eq!(*watch.seen.lock().unwrap(), [whole, whole]);
+    let prefills = fake.log.lock().unwrap();
+    let prefills = prefills.iter().filter(|c| *c == "dit_sink_layer.00");
+    assert_eq!(prefills.count(), 1, "computed once, copied to the other");
+}
+
+/// Keeps the condition on every device when the first block is clean.
+struct Watch {
+    memories: Vec<Arc<HostMemory>>,
+    seen: Mutex<Vec<u64>>,
+}
+
+impl Observer for Watch {
+    fn event(&self, event: &Event<'_>) {
+        if matches!(event, Event::Denoised { block: 0, .. }) {
+            let condition =
+                |m: &Arc<HostMemory>| m.ledger().counts().of(engines::memory::Class::Condition);
+            *self.seen.lock().unwrap() = self.memories.iter().map(condition).collect();
+        }
+    }
+}
+
+#[test]
+fn a_budget_is_met_to_the_byte() {
+    let g = geometry(48);
+    for (resident_layers, rings) in [
+        (usize::MAX, Rings::OnDevice),
+        (0, Rings::OnDevice),
+        (2, Rings::OnHost),
+    ] {
+        let residency = Residency {
+            resident_layers,
+            rings,
+            slots: 2,
+        };
+        let run = |budget| {
+            let case = Case {
+                residency,
+                lanes: Lanes::AtMost(4),
+                budget: Some(budget),
+                ..Case::new(9, 4, Swap::Never)
+            };
+            let memory = HostMemory::new("cpu:0", budget);
+            let fake = Fake::new(config(LAYERS), g.clone()).on(memory.clone());
+            let (result, _) = execute_on(&case, &g, &Devices::each(vec![&fake]));
+            (result, memory.ledger().counts().peak)
+        };
+        let (result, peak) = run(u64::MAX);
+        result.unwrap();
+        assert_eq!(run(peak).1, peak);
+        run(peak).0.unwrap();
+        let error = run(peak - 1).0.unwrap_err();
+        assert!(
+            matches!(&error, Error::Stage { source, .. }
+                if matches!(**source, EngineError::DeviceMemory(MemoryError::Budget { budget, .. }) if budget == peak - 1)),
+            "{error}"
+        );
+        assert_eq!(error.kind(), engines::error_kind::ErrorKind::Resources);
+    }
+}
+
+#[test]
+fn a_shorter_ring_computes_another_video_the_same_on_one_device_and_on_four() {
+    let full = geometry(48);
+    let short = full.clone().with_ring(2).unwrap();
+    let case = |stages: &str| Case {
+        stages: stages.parse().unwrap(),
+        lanes: Lanes::AtMost(4),
+        budget: Some(u64::MAX),
+        ..Case::new(12, 4, Swap::FirstLatent)
+    };
+    let made = |stages: &str, g: &Geometry| {
+        let (result, finished, _) = execute(&case(stages), g);
+        result.unwrap();
+        finished
+    };
+    let one = made("1", &short);
+    assert_eq!(one, made("4x1", &short));
+    // Until the ring is full there is nothing that it lacks.
+    let own = made("1", &full);
+    assert_eq!(one[..2], own[..2]);
+    assert!(one[2..].iter().zip(&own[2..]).all(|(a, b)| a != b));
+}
+
+#[test]
+fn full_waves_run_each_layer_once_a_wave_and_the_sink_twice() {
+    let g = geometry(48);
+    let case = Case {
+        lanes: Lanes::AtMost(4),
+        ..Case::new(8, 4, Swap::FirstLatent)
+    };
+    let (result, finished, log) = execute(&case, &g);
+    result.unwrap();
+    let runs = |name: &str| log.iter().filter(|c| c.starts_with(name)).count();
+    assert_eq!(finished.len(), 8);
+    // 11 waves, of which waves 4, 5 and 6 are split where the anchor changes.
+    assert_eq!((runs("dit_layer.00"), runs("dit_head")), (14, 14));
+    assert_eq!((runs("dit_sink_embed"), runs("dit_sink_layer.03")), (2, 2));
+}
+
+#[test]
+fn one_clip_needs_one_prefill() {
+    let g = geometry(48);
+    for swap in [Swap::FirstLatent, Swap::Fed, Swap::Never] {
+        let (result, _, log) = execute(&Case::new(4, 4, swap), &g);
+        result.unwrap();
+        assert_eq!(
+            log.iter().filter(|c| *c == "dit_sink_embed").count(),
+            1,
+            "{swap:?}"
+        );
+    }
+}
+
+#[test]
+fn the_first_error_comes_back_and_earlier_blocks_have_left() {
+    let g = geometry(48);
+    for stages in ["1", "4x1", "2x2", "steps=4"] {
+        for layer in [0, 3] {
+            let fault = Fault::Fails { layer, run: 60 };
+            let case = Case {
+                fault,
+                stages: stages.parse().unwrap(),
+                lanes: Lanes::AtMost(1),
+                ..Case::new(50, 4, Swap::FirstLatent)
+            };
+            let (result, finished, _) = execute(&case, &g);
+            let error = result.unwrap_err();
+            assert!(
+                matches!(&error, Error::Stage { source, .. } if matches!(**source, EngineError::Memory { .. })),
+                "{error}"
+            );
+            assert_eq!(error.kind(), engines::error_kind::ErrorKind::Resources);
+            assert!(
+                !finished.is_empty() && finished.len() < 50,
+                "{stages}: {}",
+                finished.len()
+            );
+            assert!(finished.iter().map(|f| f.0).eq(0..finished.len()));
+        }
+    }
+}
+
+#[test]
+fn a_source_that_fails_ends_the_run() {
+    let g = geometry(24);
+    let case = Case {
+        source_fails_at: Some(3),
+        ..Case::new(9, 4, Swap::Never)
+    };
+    assert!(matches!(execute(&case, &g).0, Err(Error::Usage(_))));
+}
+
+#[test]
+fn a_decoder_that_leaves_ends_the_run() {
+    let g = geometry(24);
+    for swap in [Swap::Never, Swap::FirstLatent, Swap::Fed] {
+        for takes in [0, 1, 5] {
+            let case = Case {
+                takes,
+                stages: "2x2".parse().unwrap(),
+                ..Case::new(200, 4, swap)
+            };
+            let (result, finished, _) = execute(&case, &g);
+            assert!(matches!(result, Err(Error::Stopped)), "{swap:?} {takes}");
+            assert_eq!(finished.len(), takes);
+        }
+    }
+}
+
+#[test]
+fn cancelling_ends_the_run_soon() {
+    let g = geometry(24);
+    for stages in ["1", "2x2", "4x4"] {
+        let case = Case {
+            cancel_at: Some(4),
+            stages: stages.parse().unwrap(),
+            ..Case::new(500, 4, Swap::FirstLatent)
+        };
+        let (result, finished, _) = execute(&case, &g);
+        assert!(
+            matches!(result, Err(Error::Interrupted { .. })),
+            "{stages}: {result:?}"
+        );
+        assert!(
+            (5..20).contains(&finished.len()),
+            "{stages}: {}",
+            finished.len()
+        );
+    }
+}
+
+#[test]
+#[should_panic(expected = "a scoped thread panicked")]
+fn a_panic_in_a_stage_is_not_swallowed_and_nothing_hangs() {
+    let g = geometry(24);
+    let fault = Fault::Panics { layer: 2, run: 30 };
+    let case = Case {
+        fault,
+        stages: "4x1".parse().unwrap(),
+        ..Case::new(50, 4, Swap::Never)
+    };
+    drop(execute(&case, &g));
+}
+
+#[test]
+fn nothing_is_prepared_long_before_it_is_needed() {
+    let g = geometry(24);
+    let (result, finished, log) = execute(
+        &Case {
+            takes: 1,
+            ..Case::new(1000, 4, Swap::Never)
+        },
+        &g,
+    );
+    assert!(matches!(result, Err(Error::Stopped)) && finished.len() == 1);
+    let calls = log.iter().filter(|c| *c == "dit_embed").count();
+    assert!(calls <= 16, "{calls} waves for one block taken");
+}

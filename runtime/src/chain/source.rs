@@ -1,0 +1,98 @@
+//! The blocks that the denoiser starts from: noise, and audio tokens of the speech.
+
+use engines::backend::EngineError;
+use engines::tensor::Tensor;
+
+use crate::chain::call::BlockAudio;
+use crate::chain::encoders::AudioAdapter;
+use crate::inputs::replay::Replay;
+use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
+use crate::numbers::geometry::Geometry;
+use crate::numbers::{latents, rng};
+
+/// What the denoiser starts a block with.
+pub struct BlockInput {
+    /// Noise, `[1, Z, F, H/8, W/8]`.
+    pub latents: Tensor,
+    pub audio: BlockAudio,
+}
+
+/// Gives blocks in ascending order.
+pub trait Source: Send {
+    /// # Errors
+    /// A graph that fails.
+    fn block(&mut self, block: usize) -> Result<BlockInput, Error>;
+}
+
+/// Where noise comes from.
+pub enum Noise<'a> {
+    /// torch's CPU generator seeded with this plus the clip.
+    Seed(u64),
+    Replay(&'a Replay),
+}
+
+/// Noise per clip, drawn when its first block is asked for and dropped with its last; audio tokens per block.
+pub struct ClipSource<'a> {
+    pub geometry: &'a Geometry,
+    pub noise: Noise<'a>,
+    pub features: &'a AudioFeatures,
+    pub adapter: AudioAdapter,
+    clip: Option<(usize, Tensor)>,
+}
+
+impl<'a> ClipSource<'a> {
+    pub fn new(
+        geometry: &'a Geometry,
+        noise: Noise<'a>,
+        features: &'a AudioFeatures,
+        adapter: AudioAdapter,
+    ) -> Self {
+        Self {
+            geometry,
+            noise,
+            features,
+            adapter,
+            clip: None,
+        }
+    }
+
+    fn noise(&mut self, block: usize) -> Tensor {
+        let g = self.geometry;
+        let clip = block / g.clip_blocks;
+        if self.clip.as_ref().is_none_or(|(at, _)| *at != clip) {
+            let frames = g.clip_blocks * g.block_frames;
+            let values = match self.noise {
+                Noise::Seed(seed) => rng::clip_noise(seed, clip, frames, g.latent),
+                Noise::Replay(replay) => replay.noise(clip).as_slice::<f32>().to_vec(),
+            };
+            self.clip = Some((clip, Tensor::from_slice(&g.latents_shape(frames), &values)));
+        }
+        let at = (block % g.clip_blocks) * g.block_frames;
+        let (_, noise) = self.clip.as_ref().expect("drawn above");
+        crate::numbers::latents::frames(noise, at..at + g.block_frames)
+    }
+}
+
+impl Source for ClipSource<'_> {
+    fn block(&mut self, block: usize) -> Result<BlockInput, Error> {
+        let g = self.geometry;
+        let frames = g.block_video_frames();
+        let features = self.features.block(block * frames..(block + 1) * frames);
+        let features =
+            Tensor::from_slice(&[1, HIDDEN_LAYERS, self.features.dim(), frames], &features);
+        let audio = self.adapter.tokens(&features, everywhere(g))?;
+        Ok(BlockInput {
+            latents: self.noise(block),
+            audio,
+        })
+    }
+}
+
+/// The mask of a single actor: heard in every token.
+pub fn everywhere(geometry: &Geometry) -> Tensor {
+    let tokens = geometry.tokens.0 * geometry.tokens.1;
+    Tensor::from_slice(
+        &[1, 1, geometry.block_frames, tokens],
+        &vec![1f32; geometry.block_frames * tokens],
+    )
+}

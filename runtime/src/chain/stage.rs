@@ -1,0 +1,693 @@
+//! One stage: a range of layers for a range of steps on one device, loaded, with their rings. It owns state and runs graphs; it knows no
+//! order, no thread of the executor and no other stage.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use engines::backend::{Backend, EngineError, Loading, Outputs, Session, State};
+use engines::components::dit::{self, DitConfig};
+use engines::contract::Port;
+use engines::memory::{Block, Class, Ledger, Memory, MemoryError};
+use engines::tensor::{Tensor, View};
+use engines::weights::{HostWeights, WeightSet};
+
+use crate::chain::call::{
+    Anchor, BlockAudio, Call, CallOutput, Flow, LayerCondition, Placed, Prefill, SinkFlow,
+};
+use crate::chain::offload::{Filled, Load, Slot, SlotSize, Stream, Window, locked, streamed};
+use crate::chain::page_locks::Streams;
+use crate::numbers::geometry::Geometry;
+use crate::chain::ring::KvRing;
+use crate::placement::devices::here;
+use crate::placement::plan::{Rings, StageSpec};
+
+/// Where a stage runs, and what of.
+pub struct Site<'a> {
+    pub backend: &'a dyn Backend,
+    /// See [`crate::placement::devices::Devices::home`].
+    pub home: usize,
+    /// Counts what the stage keeps in host memory.
+    pub host: Arc<Ledger>,
+    pub model: &'a DitConfig,
+    pub geometry: &'a Geometry,
+    /// Most lanes of a call.
+    pub lanes: usize,
+    pub options: Loading<'a>,
+    /// Layers whose weights were made ready to stream.
+    pub streaming: Option<&'a Streams>,
+}
+
+impl<'a> Site<'a> {
+    /// A device that is alone.
+    pub fn alone(
+        backend: &'a dyn Backend,
+        model: &'a DitConfig,
+        geometry: &'a Geometry,
+        lanes: usize,
+        options: Loading<'a>,
+    ) -> Self {
+        Self {
+            backend,
+            home: 0,
+            host: Ledger::new("host", u64::MAX),
+            model,
+            geometry,
+            lanes,
+            options,
+            streaming: None,
+        }
+    }
+
+    fn memory(&self) -> &dyn Memory {
+        &**self.backend.memory()
+    }
+
+    fn load(&self, name: &str) -> Result<Loaded, EngineError> {
+        Ok(Loaded {
+            name: name.to_owned(),
+            session: self.backend.load(name, &(self.options)(name))?,
+        })
+    }
+}
+
+struct Loaded {
+    name: String,
+    session: Box<dyn Session>,
+}
+
+/// Where a layer's weights are between calls.
+enum Weights {
+    /// Where the device's sessions read; in a slab of their own where the device is apart.
+    Resident {
+        set: WeightSet,
+        slab: Option<Arc<Block>>,
+    },
+    /// On the host, and in a slot while the layer runs.
+    Streamed,
+    /// In a session of the layer's own.
+    Inside,
+}
+
+struct Layer {
+    index: usize,
+    name: String,
+    host: HostWeights,
+    weights: Weights,
+    ring: Mutex<KvRing>,
+}
+
+/// Sessions of the layers: one for each graph, and those of layers that need their own.
+#[derive(Default)]
+struct Graphs {
+    layer: Option<Box<dyn Session>>,
+    layer_audio: Option<Box<dyn Session>>,
+    own: BTreeMap<usize, Box<dyn Session>>,
+}
+
+impl Graphs {
+    /// Loads what layer `index` runs on; true when it has a session of its own.
+    fn load(&mut self, site: &Site<'_>, index: usize, name: &str) -> Result<bool, EngineError> {
+        let options = (site.options)(name);
+        if options.is_particular() {
+            self.own.insert(index, site.backend.load(name, &options)?);
+            return Ok(true);
+        }
+        let shared = self.shared(site.model, index);
+        if shared.is_none() {
+            *shared = Some(site.backend.load_unbound(name, &options)?);
+        }
+        Ok(false)
+    }
+
+    fn shared(&mut self, model: &DitConfig, index: usize) -> &mut Option<Box<dyn Session>> {
+        if model.audio_inject_layers.contains(&index) {
+            &mut self.layer_audio
+        } else {
+            &mut self.layer
+        }
+    }
+
+    fn of(&mut self, model: &DitConfig, index: usize) -> &mut dyn Session {
+        if let Some(own) = self.own.get_mut(&index) {
+            return own.as_mut();
+        }
+        let shared = if model.audio_inject_layers.contains(&index) {
+            self.layer_audio.as_mut()
+        } else {
+            self.layer.as_mut()
+        };
+        shared.expect("loaded with the stage").as_mut()
+    }
+}
+
+/// A loaded stage.
+pub struct Stage<'a> {
+    site: Site<'a>,
+    spec: StageSpec,
+    embed: Option<Loaded>,
+    graphs: Graphs,
+    layers: Vec<Layer>,
+    head: Option<Loaded>,
+    pool: Vec<Slot>,
+}
+
+impl<'a> Stage<'a> {
+    /// Loads the layers of `spec`, the embedding with the first layer and the head with the last of the model. Rings start empty.
+    ///
+    /// # Errors
+    /// A component that is missing or does not load; a device or a host with too little memory.
+    pub fn load(site: Site<'a>, spec: &StageSpec) -> Result<Self, EngineError> {
+        let optional = |name: &str, wanted: bool| wanted.then(|| site.load(name)).transpose();
+        let embed = optional(dit::EMBED.name, spec.layers.start == 0)?;
+        let head = optional(dit::HEAD.name, spec.layers.end == site.model.layers)?;
+        let (mut graphs, mut layers) = (Graphs::default(), Vec::new());
+        for index in spec.layers.clone() {
+            layers.push(load_layer(&site, spec, &mut graphs, index)?);
+        }
+        let pool = slots(&site, spec, &layers)?;
+        Ok(Self {
+            spec: spec.clone(),
+            embed,
+            graphs,
+            layers,
+            head,
+            pool,
+            site,
+        })
+    }
+
+    pub fn spec(&self) -> &StageSpec {
+        &self.spec
+    }
+
+    /// The ring of one of this stage's layers; its lanes are the stage's steps.
+    pub fn ring(&self, layer: usize) -> Option<MutexGuard<'_, KvRing>> {
+        let at = layer.checked_sub(self.spec.layers.start)?;
+        self.layers.get(at).map(|l| locked(&l.ring))
+    }
+
+    /// Runs a call through this stage's layers. `stop` is asked before each; a call that was stopped comes back without output.
+    ///
+    /// # Errors
+    /// A graph that fails. Panics when an earlier stage left its part undone: that is an order broken in code.
+    pub fn denoise(&mut self, call: &mut Call, stop: &dyn Fn() -> bool) -> Result<(), EngineError> {
+        if stop() {
+            return Ok(());
+        }
+        if let Some(embed) = &mut self.embed {
+            embed_lanes(&self.site, embed, call)?;
+        }
+        let flow = call.flow.as_mut().expect("the first stage embeds");
+        if flow.home != self.site.home {
+            let copy = |t: &Tensor| t.copied_to(self.site.memory(), Class::Activations);
+            (flow.hidden, flow.e, flow.e0) = (copy(&flow.hidden)?, copy(&flow.e)?, copy(&flow.e0)?);
+            flow.home = self.site.home;
+        }
+        self.run_layers(call, stop)?;
+        match &mut self.head {
+            Some(head) if !stop() => run_head(&self.site, head, call),
+            _ => Ok(()),
+        }
+    }
+
+    fn run_layers(&mut self, call: &mut Call, stop: &dyn Fn() -> bool) -> Result<(), EngineError> {
+        let (memory, rings) = (self.site.memory(), self.spec.residency.rings);
+        let windows = windows(&self.site, &self.spec, call);
+        let lanes = windows[0].step..windows[0].step + windows.len();
+        let loads = loads(&self.layers, rings);
+        let (model, home) = (self.site.model, self.site.home);
+        let (layers, graphs) = (&self.layers, &mut self.graphs);
+        let (anchor, taps) = (Arc::clone(&call.anchor), &mut call.taps);
+        let Flow { hidden, e0, .. } = call.flow.as_mut().expect("the first stage embeds");
+        let shared = Shared {
+            e0,
+            rope: pair(memory, &call.rope)?,
+            sink_rope: pair(memory, &call.sink_rope)?,
+            slot: here(memory, &call.slot)?,
+            kv_len: here(memory, &call.kv_len)?,
+            audio: audio_here(memory, &call.audio)?,
+        };
+        let work = |stream: &Stream<'_>| {
+            for layer in layers {
+                if stop() {
+                    return Ok(());
+                }
+                let condition = anchor.of(layer.index, home);
+                let condition = condition.expect("an anchor is placed before its calls");
+                let mut filled = layer.streams(rings).then(|| stream.next()).transpose()?;
+                let session = graphs.of(model, layer.index);
+                let inputs = shared.inputs(session, hidden, condition);
+                let mut out = layer.run(session, &inputs, filled.as_mut(), &lanes)?;
+                *hidden = out.take(&dit::HIDDEN_OUT);
+                keep_taps(memory, taps, &layer.name, out)?;
+                if let Some(filled) = filled {
+                    stream.give_back(filled);
+                }
+            }
+            Ok(())
+        };
+        through(memory, &mut self.pool, &loads, &windows, work)
+    }
+
+    /// Runs the sink prefill through this stage's layers. Its graphs are loaded here and dropped after: they run twice a video. `stop` is
+    /// asked before each layer; a prefill that was stopped lacks layers.
+    ///
+    /// # Errors
+    /// A component that does not load or fails.
+    pub fn prefill(
+        &mut self,
+        prefill: &mut Prefill,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), EngineError> {
+        if stop() {
+            return Ok(());
+        }
+        let (site, memory) = (&self.site, self.site.memory());
+        if self.spec.layers.start == 0 {
+            embed_sink(site, prefill)?;
+        }
+        let flow = prefill.flow.as_mut().expect("the first stage embeds");
+        if flow.home != site.home {
+            flow.hidden = flow.hidden.copied_to(memory, Class::Activations)?;
+            flow.e0 = flow.e0.copied_to(memory, Class::Activations)?;
+            flow.home = site.home;
+        }
+        let mut sink = Sink {
+            site,
+            shared: None,
+            text: here(memory, &prefill.text)?,
+            rope: pair(memory, &prefill.rope)?,
+        };
+        // A ring has nothing to do with the sink.
+        let (layers, loads) = (&self.layers, loads(&self.layers, Rings::OnDevice));
+        let (done, taps) = (&mut prefill.layers, &mut prefill.taps);
+        let work = |stream: &Stream<'_>| {
+            for layer in layers {
+                if stop() {
+                    return Ok(());
+                }
+                let streams = layer.streams(Rings::OnDevice);
+                let filled = streams.then(|| stream.next()).transpose()?;
+                let condition = sink.run(layer, filled.as_ref(), flow, taps)?;
+                done.push(Placed {
+                    home: site.home,
+                    condition: Arc::new(condition),
+                });
+                if let Some(filled) = filled {
+                    stream.give_back(filled);
+                }
+            }
+            Ok(())
+        };
+        through(memory, &mut self.pool, &loads, &[], work)
+    }
+
+    /// Copies what this stage's layers are conditioned on to its device, unless it is there.
+    ///
+    /// # Errors
+    /// The device's budget or the device refuses.
+    pub fn place(&self, anchor: &mut Anchor) -> Result<(), EngineError> {
+        let (memory, home) = (self.site.memory(), self.site.home);
+        for placed in &mut anchor.layers[self.spec.layers.clone()] {
+            if !placed.iter().any(|p| p.home == home) {
+                let condition = placed[0].condition.copied_to(memory)?;
+                let condition = Arc::new(condition);
+                placed.push(Placed { home, condition });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs `work` with the loads passing through slots, and without a thread when there are none.
+fn through<'l>(
+    memory: &dyn Memory,
+    pool: &mut Vec<Slot>,
+    loads: &[Load<'l>],
+    windows: &[Window],
+    work: impl FnOnce(&Stream<'l>) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    if loads.is_empty() {
+        work(&Stream::nothing())
+    } else {
+        streamed(memory, pool, loads, windows, work)
+    }
+}
+
+impl Layer {
+    fn streams(&self, rings: Rings) -> bool {
+        rings == Rings::OnHost || matches!(self.weights, Weights::Streamed)
+    }
+
+    /// Runs the layer on its weights and the rings of `lanes`, from its slot where it streams.
+    fn run(
+        &self,
+        session: &mut dyn Session,
+        inputs: &[(&Port, View<'_>)],
+        mut filled: Option<&mut Filled<'_>>,
+        lanes: &Range<usize>,
+    ) -> Result<Outputs, EngineError> {
+        match (&self.weights, filled.as_ref().and_then(|f| f.weights())) {
+            (Weights::Resident { set, .. }, _) => session.bind(set.clone()),
+            (Weights::Streamed, Some(set)) => session.bind(set),
+            (Weights::Streamed | Weights::Inside, _) => {}
+        }
+        let mut own = locked(&self.ring);
+        let (ring, lanes) = match filled.as_mut().and_then(|f| f.ring()) {
+            Some(ring) => (ring, 0..lanes.len()),
+            None => (&mut *own, lanes.clone()),
+        };
+        let (keys, values) = ring.lanes_mut(lanes);
+        let state = State::InPlace(vec![(dit::KEYS.name, keys), (dit::VALUES.name, values)]);
+        let out = session.run(inputs, state)?;
+        if matches!(self.weights, Weights::Streamed) {
+            session.bind(WeightSet::default());
+        }
+        Ok(out)
+    }
+}
+
+fn loads(layers: &[Layer], rings: Rings) -> Vec<Load<'_>> {
+    let load = |layer: &'_ Layer| matches!(layer.weights, Weights::Streamed);
+    let streamed = layers.iter().filter(|l| l.streams(rings));
+    streamed
+        .map(|layer| Load {
+            weights: load(layer).then_some(&layer.host),
+            ring: (rings == Rings::OnHost).then_some(&layer.ring),
+        })
+        .collect()
+}
+
+fn load_layer(
+    site: &Site<'_>,
+    spec: &StageSpec,
+    graphs: &mut Graphs,
+    index: usize,
+) -> Result<Layer, EngineError> {
+    let (memory, name) = (site.memory(), dit::layer_name(index));
+    let own = graphs.load(site, index, &name)?;
+    let host = site.backend.weights(&name)?;
+    let stays = index - spec.layers.start < spec.residency.resident_layers;
+    let weights = match (own, memory.is_separate()) {
+        (true, _) => Weights::Inside,
+        (false, false) => Weights::Resident {
+            set: host.mapped(),
+            slab: None,
+        },
+        (false, true) if stays => {
+            let mut slab = memory.alloc(host.slab_bytes(), Class::Weights)?;
+            host.upload(memory, &mut slab)?;
+            let slab = Arc::new(slab);
+            Weights::Resident {
+                set: host.in_slab(&slab),
+                slab: Some(slab),
+            }
+        }
+        (false, true) => Weights::Streamed,
+    };
+    let ready = site.streaming.and_then(|s| s.of(index));
+    let host = match (&weights, ready) {
+        (Weights::Streamed, Some(ready)) => ready.clone(),
+        _ => host,
+    };
+    let dtype = site.backend.recipe().compute();
+    let ring = KvRing::new(site.geometry, spec.steps.len(), dtype, |bytes| {
+        match spec.residency.rings {
+            Rings::OnDevice => memory.alloc(bytes, Class::Rings),
+            Rings::OnHost => memory.host_alloc(&site.host, bytes, Class::Rings),
+        }
+    })?;
+    Ok(Layer {
+        index,
+        name,
+        host,
+        weights,
+        ring: Mutex::new(ring),
+    })
+}
+
+fn slots(site: &Site<'_>, spec: &StageSpec, layers: &[Layer]) -> Result<Vec<Slot>, MemoryError> {
+    let rings = spec.residency.rings;
+    let streamed = layers.iter().filter(|l| l.streams(rings));
+    let count = streamed.clone().count().min(spec.residency.slots);
+    let weights = streamed
+        .filter(|l| matches!(l.weights, Weights::Streamed))
+        .map(|l| l.host.slab_bytes());
+    let size = SlotSize {
+        weights: weights.max().unwrap_or(0),
+        lanes: (rings == Rings::OnHost).then_some(site.lanes.min(spec.steps.len())),
+        dtype: site.backend.recipe().compute(),
+    };
+    (0..count)
+        .map(|_| size.alloc(site.memory(), site.geometry))
+        .collect()
+}
+
+/// Turns a prefill that has passed every layer into its anchor, placed where the layers ran.
+pub fn anchor_of(prefill: Prefill) -> Anchor {
+    Anchor {
+        index: prefill.index,
+        layers: prefill.layers.into_iter().map(|p| vec![p]).collect(),
+    }
+}
+
+impl LayerCondition {
+    fn copied_to(&self, memory: &dyn Memory) -> Result<Self, MemoryError> {
+        let copy = |t: &Tensor| t.copied_to(memory, Class::Condition);
+        Ok(Self {
+            sink_k: copy(&self.sink_k)?,
+            sink_v: copy(&self.sink_v)?,
+            text_k: copy(&self.text_k)?,
+            text_v: copy(&self.text_v)?,
+        })
+    }
+}
+
+/// What each lane of a call reads and writes of its ring.
+fn windows(site: &Site<'_>, spec: &StageSpec, call: &Call) -> Vec<Window> {
+    let g = site.geometry;
+    let window = |item: &crate::placement::wavefront::Item| {
+        let slot = g.slot(item.block);
+        Window {
+            step: item.step - spec.steps.start,
+            new: slot..slot + g.block_tokens(),
+            filled: g.filled(item.block),
+        }
+    };
+    call.items.iter().map(window).collect()
+}
+
+/// What all layers of a stage take, on its device.
+struct Shared<'c> {
+    e0: &'c Tensor,
+    rope: [Cow<'c, Tensor>; 2],
+    sink_rope: [Cow<'c, Tensor>; 2],
+    slot: Cow<'c, Tensor>,
+    kv_len: Cow<'c, Tensor>,
+    audio: [Cow<'c, Tensor>; 3],
+}
+
+impl Shared<'_> {
+    fn inputs<'v>(
+        &'v self,
+        session: &dyn Session,
+        hidden: &'v Tensor,
+        condition: &'v LayerCondition,
+    ) -> Vec<(&'static Port, View<'v>)> {
+        let mut inputs = vec![
+            (&dit::HIDDEN, hidden.view()),
+            (&dit::E0, self.e0.view()),
+            (&dit::ROPE_COS, self.rope[0].view()),
+            (&dit::ROPE_SIN, self.rope[1].view()),
+            (&dit::SINK_ROPE_COS, self.sink_rope[0].view()),
+            (&dit::SINK_ROPE_SIN, self.sink_rope[1].view()),
+            (&dit::SINK_K, condition.sink_k.view()),
+            (&dit::SINK_V, condition.sink_v.view()),
+            (&dit::TEXT_K, condition.text_k.view()),
+            (&dit::TEXT_V, condition.text_v.view()),
+            (&dit::SLOT, self.slot.view()),
+            (&dit::KV_LEN, self.kv_len.view()),
+        ];
+        if session.contract().name == dit::LAYER_AUDIO.name {
+            let ports = [&dit::AUDIO_GLOBAL, &dit::AUDIO_LOCAL, &dit::ACTOR_MASK];
+            inputs.extend(ports.into_iter().zip(self.audio.iter().map(|t| t.view())));
+        }
+        inputs
+    }
+}
+
+fn pair<'t>(
+    memory: &dyn Memory,
+    tables: &'t (Tensor, Tensor),
+) -> Result<[Cow<'t, Tensor>; 2], MemoryError> {
+    Ok([here(memory, &tables.0)?, here(memory, &tables.1)?])
+}
+
+fn audio_here<'t>(
+    memory: &dyn Memory,
+    audio: &'t BlockAudio,
+) -> Result<[Cow<'t, Tensor>; 3], MemoryError> {
+    let BlockAudio {
+        global,
+        local,
+        mask,
+    } = audio;
+    Ok([
+        here(memory, global)?,
+        here(memory, local)?,
+        here(memory, mask)?,
+    ])
+}
+
+fn embed_lanes(site: &Site<'_>, embed: &mut Loaded, call: &mut Call) -> Result<(), EngineError> {
+    let memory = site.memory();
+    let (latents, pose_latents, sinusoid) = (
+        here(memory, &call.latents)?,
+        here(memory, &call.pose_latents)?,
+        here(memory, &call.sinusoid)?,
+    );
+    let inputs = [
+        (&dit::LATENTS, latents.view()),
+        (&dit::POSE_LATENTS, pose_latents.view()),
+        (&dit::SINUSOID, sinusoid.view()),
+    ];
+    let mut out = embed.session.run(&inputs, State::None)?;
+    call.flow = Some(Flow {
+        home: site.home,
+        hidden: out.take(&dit::HIDDEN_OUT),
+        e: out.take(&dit::E_OUT),
+        e0: out.take(&dit::E0_OUT),
+    });
+    keep_taps(memory, &mut call.taps, &embed.name, out)
+}
+
+fn run_head(site: &Site<'_>, head: &mut Loaded, call: &mut Call) -> Result<(), EngineError> {
+    let memory = site.memory();
+    let flow = call.flow.take().expect("the first stage embeds");
+    let (latents, sigmas) = (here(memory, &call.latents)?, here(memory, &call.sigmas)?);
+    let inputs = [
+        (&dit::HIDDEN, flow.hidden.view()),
+        (&dit::E, flow.e.view()),
+        (&dit::LATENTS, latents.view()),
+        (&dit::SIGMAS, sigmas.view()),
+    ];
+    let mut out = head.session.run(&inputs, State::None)?;
+    call.output = Some(CallOutput {
+        noise_pred: out.take(&dit::NOISE_PRED).into_host(memory)?,
+        next_latents: out.take(&dit::NEXT_LATENTS).into_host(memory)?,
+    });
+    keep_taps(memory, &mut call.taps, &head.name, out)
+}
+
+fn embed_sink(site: &Site<'_>, prefill: &mut Prefill) -> Result<(), EngineError> {
+    let memory = site.memory();
+    let mut embed = site.load(dit::SINK_EMBED.name)?;
+    let reference = here(memory, &prefill.ref_latents)?;
+    let motion = here(memory, &prefill.motion_latents)?;
+    let inputs = [
+        (&dit::REF_LATENTS, reference.view()),
+        (&dit::MOTION_LATENTS, motion.view()),
+    ];
+    let mut out = embed.session.run(&inputs, State::None)?;
+    prefill.flow = Some(SinkFlow {
+        home: site.home,
+        hidden: out.take(&dit::SINK_TOKENS),
+        e0: out.take(&dit::SINK_E0),
+    });
+    keep_taps(memory, &mut prefill.taps, &embed.name, out)
+}
+
+/// The sink's layers on one stage: one session for all of them, on weights that the stage's own layers have anyway.
+struct Sink<'p> {
+    site: &'p Site<'p>,
+    shared: Option<Box<dyn Session>>,
+    text: Cow<'p, Tensor>,
+    rope: [Cow<'p, Tensor>; 2],
+}
+
+impl Sink<'_> {
+    fn run(
+        &mut self,
+        layer: &Layer,
+        filled: Option<&Filled<'_>>,
+        flow: &mut SinkFlow,
+        taps: &mut BTreeMap<String, Tensor>,
+    ) -> Result<LayerCondition, EngineError> {
+        let (backend, memory) = (self.site.backend, self.site.memory());
+        let name = dit::sink_layer_name(layer.index);
+        let options = (self.site.options)(&name);
+        let mut own = None;
+        let session = if options.is_particular() {
+            own.insert(backend.load(&name, &options)?)
+        } else {
+            let weights = self.weights(&name, layer, filled)?;
+            let shared = match self.shared.take() {
+                Some(session) => session,
+                None => backend.load_unbound(&name, &options)?,
+            };
+            let session = self.shared.insert(shared);
+            session.bind(weights);
+            session
+        };
+        let inputs = [
+            (&dit::SINK_HIDDEN, flow.hidden.view()),
+            (&dit::SINK_E0, flow.e0.view()),
+            (&dit::TEXT, self.text.view()),
+            (&dit::SINK_ROPE_COS, self.rope[0].view()),
+            (&dit::SINK_ROPE_SIN, self.rope[1].view()),
+        ];
+        let mut out = session.run(&inputs, State::None)?;
+        session.bind(WeightSet::default());
+        flow.hidden = out.take(&dit::SINK_HIDDEN_OUT);
+        let made = LayerCondition {
+            sink_k: out.take(&dit::SINK_K_OUT),
+            sink_v: out.take(&dit::SINK_V_OUT),
+            text_k: out.take(&dit::TEXT_K_OUT),
+            text_v: out.take(&dit::TEXT_V_OUT),
+        };
+        keep_taps(memory, taps, &name, out)?;
+        // Outputs count as activations; these stay.
+        Ok(if memory.is_separate() {
+            made.copied_to(memory)?
+        } else {
+            made
+        })
+    }
+
+    fn weights(
+        &self,
+        name: &str,
+        layer: &Layer,
+        filled: Option<&Filled<'_>>,
+    ) -> Result<WeightSet, EngineError> {
+        let (backend, memory) = (self.site.backend, self.site.memory());
+        let host = backend.weights(name)?;
+        let there = match (&layer.weights, filled) {
+            _ if !memory.is_separate() => Some(host.mapped()),
+            (_, Some(filled)) => filled.weights_of(&host),
+            (Weights::Resident { slab, .. }, _) => {
+                let slab = slab.as_ref();
+                slab.and_then(|slab| host.in_slab_of(&layer.host, slab))
+            }
+            _ => None,
+        };
+        Ok(match there {
+            Some(set) => set,
+            None => host.resident(memory)?,
+        })
+    }
+}
+
+fn keep_taps(
+    memory: &dyn Memory,
+    taps: &mut BTreeMap<String, Tensor>,
+    component: &str,
+    left: Outputs,
+) -> Result<(), EngineError> {
+    for (name, t) in left.into_inner() {
+        taps.insert(format!("{component}/{name}"), t.into_host(memory)?);
+    }
+    Ok(())
+}

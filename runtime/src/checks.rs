@@ -1,0 +1,9 @@
+//! Checks that an export computes the right thing, and measures how fast.
+
+pub(crate) mod bench;
+pub(crate) mod exec;
+pub(crate) mod parity;
+pub(crate) mod synthetic;
+pub(crate) mod verify;
+
+pub use verify::{Report, Request, Set, run};

@@ -1,0 +1,383 @@
+//! Every component of an export on a device against the CPU, on the same made-up inputs: outputs, next states and rings. A KV ring must come
+//! back with every row that the call does not write as it was, to the bit. Not here: golden numbers, which [`crate::checks::verify`] compares.
+
+use std::fmt;
+
+use engines::backend::ort::{Ort, Runtime};
+use engines::backend::{
+    Backend, Elsewhere, EngineError, FeatureCache, LoadOptions, Session, State,
+};
+use engines::components::{dit, speech, text, vae};
+use engines::contract::{DType, NEXT, Port, Sizes, StateKind};
+use engines::dim::Bindings;
+use engines::error_kind::ErrorKind;
+use engines::manifest::{ModelConfig, Models};
+use engines::recipe::Recipe;
+use engines::tensor::Tensor;
+
+use crate::checks::synthetic::host;
+use crate::numbers::size::Size;
+use engines::tensor_file::Tensors;
+
+/// One output of one component.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Row {
+    pub component: String,
+    /// The output's name, or why there is none.
+    pub output: String,
+    /// Largest difference over the largest value; not finite when one of the two is not.
+    pub difference: f64,
+    pub passed: bool,
+}
+
+/// All of them.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Report {
+    pub device: String,
+    pub recipe: Recipe,
+    pub tolerance: f64,
+    pub rows: Vec<Row>,
+    /// What ran on the host, by component: sizes only, or the component would not have loaded.
+    pub elsewhere: Vec<(String, Vec<Elsewhere>)>,
+}
+
+/// Components that differ.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{failed} of {rows} outputs differ from the CPU's")]
+pub struct Differs {
+    pub failed: usize,
+    pub rows: usize,
+}
+
+impl Differs {
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Verification
+    }
+}
+
+impl Report {
+    /// # Errors
+    /// [`Differs`] when any output differs.
+    pub fn verdict(&self) -> Result<(), Differs> {
+        match self.rows.iter().filter(|r| !r.passed).count() {
+            0 => Ok(()),
+            failed => Err(Differs {
+                failed,
+                rows: self.rows.len(),
+            }),
+        }
+    }
+}
+
+/// Largest difference that is taken for the same.
+fn tolerance(recipe: Recipe) -> f64 {
+    match recipe {
+        Recipe::Fp32 => 1e-4,
+        // One rounding is 1/256; two orders of summation part by a few of them in a layer.
+        Recipe::Bf16 | Recipe::Fp8 => 0.03,
+    }
+}
+
+/// Runs every component twice.
+///
+/// # Errors
+/// A component that does not load or run on either.
+pub fn run(
+    device: &Ort,
+    host: &Runtime,
+    models: Models,
+    size: Size,
+) -> Result<Report, EngineError> {
+    let cpu = Ort::with(models, host.clone());
+    let recipe = device.recipe();
+    let tolerance = tolerance(recipe);
+    let (mut rows, mut elsewhere) = (Vec::new(), Vec::new());
+    for (component, sizes) in components(device.models().config(), size) {
+        let mut theirs = load(&cpu, &component)?;
+        let inputs = Inputs::new(&*theirs, &sizes);
+        let wanted = inputs.run(&mut *theirs, &cpu)?;
+        let ran = load(device, &component).and_then(|mut ours| {
+            let found = inputs.run(&mut *ours, device)?;
+            Ok((found, ours.elsewhere().to_vec()))
+        });
+        // One component that the device cannot run hides none of the others.
+        let (found, nodes) = match ran {
+            Ok(ran) => ran,
+            Err(error) => {
+                rows.push(Row {
+                    output: error
+                        .to_string()
+                        .lines()
+                        .next()
+                        .unwrap_or_default()
+                        .to_owned(),
+                    component,
+                    difference: f64::INFINITY,
+                    passed: false,
+                });
+                continue;
+            }
+        };
+        for (output, want) in &wanted {
+            let mut difference = difference(&found[output], want);
+            let ring = output.strip_suffix(NEXT).filter(|_| inputs.in_place);
+            let kept = |ring| untouched(&inputs.ring(ring), &found[output], &written(&sizes));
+            if ring.is_some_and(|ring| !kept(ring)) {
+                difference = f64::INFINITY;
+            }
+            rows.push(Row {
+                component: component.clone(),
+                output: output.clone(),
+                passed: difference <= tolerance,
+                difference,
+            });
+        }
+        if !nodes.is_empty() {
+            elsewhere.push((component, nodes));
+        }
+    }
+    Ok(Report {
+        device: device.memory().place().to_string(),
+        recipe,
+        tolerance,
+        rows,
+        elsewhere,
+    })
+}
+
+fn load(backend: &Ort, component: &str) -> Result<Box<dyn Session>, EngineError> {
+    backend.load(component, &LoadOptions::default())
+}
+
+/// Every component once (of layers one of each kind), with sizes for its symbols.
+fn components(c: &ModelConfig, size: Size) -> Vec<(String, Bindings)> {
+    let (h, w) = size.tokens();
+    let (latent_h, latent_w) = size.latent();
+    let mut all = c.dit.bindings();
+    for more in [c.vae.bindings(), c.text.bindings(), c.speech.bindings()] {
+        all.extend(more);
+    }
+    let own = [
+        ("h", h),
+        ("w", w),
+        ("H", latent_h),
+        ("W", latent_w),
+        ("S", 4 * c.dit.block_frames * h * w),
+        ("C", c.dit.sink_tokens(h, w)),
+        ("B", 2),
+        ("G", 1),
+        ("A", 1),
+        ("s", 8_000),
+        ("t", 24),
+        ("r", 24),
+    ];
+    all.extend(own.map(|(k, v)| (k.to_owned(), v as i64)));
+    let inject = &c.dit.audio_inject_layers;
+    let mut layers: Vec<usize> = inject.first().copied().into_iter().collect();
+    layers.extend((0..c.dit.layers).find(|l| !inject.contains(l)));
+    let speech_layers = [0, c.speech.layers.saturating_sub(1)].map(|l| c.speech.layer(l).0);
+    let fixed = [
+        text::ENCODER,
+        speech::ENCODER_FEATURES,
+        speech::ENCODER_POSITIONS,
+        speech::ADAPTER,
+        vae::ENCODER_FIRST,
+        vae::ENCODER_NEXT,
+        vae::DECODER_FIRST,
+        vae::DECODER_NEXT,
+        dit::TEXT_EMBED,
+        dit::SINK_EMBED,
+        dit::EMBED,
+        dit::HEAD,
+    ];
+    let names = fixed.map(|c| c.name.to_owned()).into_iter();
+    let names = names
+        .chain(speech_layers)
+        .chain([dit::sink_layer_name(0)])
+        .chain(layers.into_iter().map(dit::layer_name));
+    names.map(|n| (n, all.clone())).collect()
+}
+
+/// Made-up inputs and state of one component.
+struct Inputs {
+    inputs: Vec<(&'static Port, Tensor)>,
+    state: Vec<(&'static Port, Tensor)>,
+    in_place: bool,
+}
+
+impl Inputs {
+    fn new(session: &dyn Session, sizes: &Bindings) -> Self {
+        let (contract, recipe) = (session.contract(), session.recipe());
+        let made = |(port, seed): (&'static Port, u64)| (port, made_up(port, recipe, sizes, seed));
+        let state = match contract.state_kind {
+            StateKind::Produce => &[][..],
+            _ => contract.state,
+        };
+        Self {
+            inputs: contract.inputs.iter().zip(1..).map(made).collect(),
+            state: state.iter().zip(100..).map(made).collect(),
+            in_place: contract.state_kind == StateKind::InPlace,
+        }
+    }
+
+    /// Outputs and next states, on the host.
+    fn run(&self, session: &mut dyn Session, backend: &Ort) -> Result<Tensors, EngineError> {
+        let inputs: Vec<_> = self.inputs.iter().map(|(p, t)| (*p, t.view())).collect();
+        let mut state: FeatureCache = self
+            .state
+            .iter()
+            .map(|(p, t)| (p.name, t.clone()))
+            .collect();
+        let bound = match session.contract().state_kind {
+            _ if session.contract().state.is_empty() => State::None,
+            StateKind::InPlace => {
+                let views = state.iter_mut().map(|(n, t)| (*n, t.view_mut()));
+                State::InPlace(views.collect())
+            }
+            StateKind::Replace | StateKind::Produce => State::Replace(&mut state),
+        };
+        let mut outputs = session.run(&inputs, bound)?.into_inner();
+        outputs.extend(state.into_iter().map(|(n, t)| (format!("{n}{NEXT}"), t)));
+        let here = |(name, t): (String, Tensor)| {
+            let t = match t.place() {
+                engines::memory::Place::Host => t,
+                _ => t.into_host(&**backend.memory())?,
+            };
+            Ok((name, t))
+        };
+        outputs.into_iter().map(here).collect()
+    }
+
+    fn ring(&self, name: &str) -> Tensor {
+        let found = self.state.iter().find(|(p, _)| p.name == name);
+        found.expect("a state of the contract").1.clone()
+    }
+}
+
+/// Rows of a head that the call writes.
+fn written(sizes: &Bindings) -> std::ops::Range<usize> {
+    let block = sizes["F"] * sizes["h"] * sizes["w"];
+    0..usize::try_from(block).unwrap_or(0)
+}
+
+/// Floats of variance 1; whole numbers that mean the first slot of a ring with two blocks in it.
+fn made_up(port: &Port, recipe: Recipe, sizes: &Bindings, seed: u64) -> Tensor {
+    let dims = port.dims();
+    let size = |d: &engines::dim::Dim| d.eval(sizes).and_then(|n| usize::try_from(n).ok());
+    let shape: Vec<usize> = dims.iter().map(|d| size(d).unwrap_or(1)).collect();
+    let dtype = port.dtype(recipe);
+    if dtype != DType::I64 {
+        return host(dtype, &shape, seed);
+    }
+    let mut t = Tensor::zeros(dtype, &shape);
+    let value = match port.name {
+        n if n == dit::KV_LEN.name => sizes["C"] + 2 * sizes["F"] * sizes["h"] * sizes["w"],
+        n if n == dit::SLOT.name => 0,
+        _ => 3,
+    };
+    t.as_mut_slice::<i64>().fill(value);
+    t
+}
+
+fn floats(t: &Tensor) -> Vec<f64> {
+    match t.dtype() {
+        DType::F32 => t.as_slice::<f32>().iter().map(|&x| f64::from(x)).collect(),
+        DType::BF16 => {
+            let data = t.as_slice::<half::bf16>().iter();
+            data.map(|x| f64::from(x.to_f32())).collect()
+        }
+        DType::F16 => {
+            let data = t.as_slice::<half::f16>().iter();
+            data.map(|x| f64::from(x.to_f32())).collect()
+        }
+        DType::I64 => t.as_slice::<i64>().iter().map(|&x| x as f64).collect(),
+        // A level of 255 is what a rounding apart may differ by.
+        DType::U8 | DType::Bool => t.bytes().iter().map(|&x| f64::from(x / 2)).collect(),
+    }
+}
+
+fn difference(found: &Tensor, want: &Tensor) -> f64 {
+    if (found.dtype(), found.shape()) != (want.dtype(), want.shape()) {
+        return f64::INFINITY;
+    }
+    let (found, want) = (floats(found), floats(want));
+    let scale = want.iter().fold(f64::MIN_POSITIVE, |m, x| m.max(x.abs()));
+    let finite = found.iter().chain(&want).all(|x| x.is_finite());
+    let apart = found.iter().zip(&want).map(|(a, b)| (a - b).abs());
+    match finite {
+        true => apart.fold(0.0, f64::max) / scale,
+        false => f64::INFINITY,
+    }
+}
+
+/// Whether rows outside `written` of `[lanes, heads, rows, d]` are the same bits.
+fn untouched(before: &Tensor, after: &Tensor, written: &std::ops::Range<usize>) -> bool {
+    let &[_, _, rows, d] = before.shape() else {
+        return false;
+    };
+    let row = d * before.dtype().size();
+    let heads = before.bytes().chunks_exact(rows * row);
+    let mut pairs = heads.zip(after.bytes().chunks_exact(rows * row));
+    pairs.all(|(a, b)| {
+        a[..written.start * row] == b[..written.start * row]
+            && a[written.end * row..] == b[written.end * row..]
+    })
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} against the CPU, {}: tolerance {}",
+            self.device, self.recipe, self.tolerance
+        )?;
+        for r in &self.rows {
+            let verdict = if r.passed { "ok" } else { "DIFFERS" };
+            writeln!(
+                f,
+                "{:<28} {:<40} {:>10.2e} {verdict}",
+                r.component, r.output, r.difference
+            )?;
+        }
+        for (component, nodes) in &self.elsewhere {
+            let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+            writeln!(f, "{component}: sizes are computed by {}", nodes.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_was_not_to_be_written_is_noticed() {
+        let before = Tensor::from_slice(&[1, 2, 3, 1], &[0f32, 1., 2., 3., 4., 5.]);
+        let after = |values: &[f32]| Tensor::from_slice(&[1, 2, 3, 1], values);
+        assert!(untouched(
+            &before,
+            &after(&[9., 1., 2., 9., 4., 5.]),
+            &(0..1)
+        ));
+        assert!(!untouched(
+            &before,
+            &after(&[9., 1., 2., 9., 4., 6.]),
+            &(0..1)
+        ));
+        assert!(!untouched(
+            &before,
+            &after(&[9., 7., 2., 9., 4., 5.]),
+            &(0..1)
+        ));
+    }
+
+    #[test]
+    fn what_is_not_finite_or_not_alike_never_passes() {
+        let t = |v: f32| Tensor::from_slice(&[2], &[1.0, v]);
+        assert!((difference(&t(2.0), &t(4.0)) - 0.5).abs() < 1e-12);
+        assert_eq!(difference(&t(f32::NAN), &t(4.0)), f64::INFINITY);
+        let other = Tensor::from_slice(&[1, 2], &[1f32, 4.0]);
+        assert_eq!(difference(&other, &t(4.0)), f64::INFINITY);
+    }
+}

@@ -1,0 +1,713 @@
+//! What a device does at the real shapes, without a checkpoint: graphs from `avatar-export graphs`, weights made up and copied to the device
+//! layer by layer, and the stage that makes videos timed on them, resident and streamed; beside the rate of one large matrix product through
+//! the same backend. Numbers mean nothing here, times do.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use engines::backend::ort::{Runtime, WeightPort};
+use engines::backend::{Backend, EngineError, LoadOptions, Session, State};
+use engines::components::dit::{self, DitConfig};
+use engines::components::probe;
+use engines::contract::{Contract, DType};
+use engines::graph_set::GraphSet;
+use engines::manifest::ModelConfig;
+use engines::memory::{Class, Counts, Ledger, Memory, MemoryError};
+use engines::profile::Kind;
+use engines::recipe::Recipe;
+use engines::tensor::Tensor;
+use engines::weights::{HostWeights, WeightSet};
+use half::bf16;
+
+use crate::chain::call::{Anchor, BlockAudio, Lane, LayerCondition, Placed, Tables};
+use crate::numbers::geometry::Geometry;
+use crate::chain::stage::{Site, Stage};
+use crate::commands::error::Error;
+use crate::numbers::size::Size;
+use crate::placement::plan::{MIN_SLOTS, Residency, Rings, StageSpec};
+use crate::placement::wavefront::Item;
+use crate::planner::memory::transformer_bytes;
+use crate::planner::work::Work;
+use engines::backend::plain;
+use engines::device::Device;
+
+/// Video frames of a clip: four blocks, the ring that the published model has.
+const INFER_FRAMES: usize = 48;
+/// Left free under a cap for what ONNX Runtime and the driver take beside the budget's own counts.
+const HEADROOM: u64 = 256 << 20;
+
+/// What to time.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Folder that `avatar-export graphs` made.
+    pub graphs: PathBuf,
+    pub device: Device,
+    pub size: Size,
+    /// Lanes of a call, one row each.
+    pub lanes: Vec<usize>,
+    /// Layers of the transformer; all of them when none is said.
+    pub layers: Option<usize>,
+    /// Timed calls after two that are not.
+    pub runs: usize,
+    /// Side of the matrix product.
+    pub matmul: usize,
+    /// Also a run that streams what does not fit this many bytes.
+    pub offload: Option<u64>,
+}
+
+/// One call's times.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Row {
+    pub lanes: usize,
+    pub median_ms: f64,
+    pub min_ms: f64,
+    /// Arithmetic of the call, from its shapes.
+    pub tflop: f64,
+    pub tflop_per_s: f64,
+    /// Of the measured matrix product's rate.
+    pub share: f64,
+}
+
+/// The matrix product's time.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Product {
+    pub side: usize,
+    pub median_ms: f64,
+    pub tflop_per_s: f64,
+}
+
+/// Bytes in use, by purpose and in total, as counted; and as `nvidia-smi` has it, before and during.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct MemoryUse {
+    pub by_class: BTreeMap<String, u64>,
+    pub counted: u64,
+    pub peak: u64,
+    /// What the planner counts for the same, where it does.
+    pub planned: Option<u64>,
+    pub smi_before: Option<u64>,
+    pub smi: Option<u64>,
+}
+
+/// A run under a cap.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Offload {
+    pub budget: u64,
+    pub lanes: usize,
+    pub resident_layers: usize,
+    pub median_ms: f64,
+    /// Of the resident run's time at as many lanes.
+    pub ratio: f64,
+    /// Bytes that come from the host in a call.
+    pub streamed: u64,
+    pub memory: MemoryUse,
+}
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Report {
+    pub device: Device,
+    pub recipe: Recipe,
+    pub size: Size,
+    pub layers: usize,
+    pub product: Product,
+    pub rows: Vec<Row>,
+    pub memory: MemoryUse,
+    pub offload: Option<Offload>,
+}
+
+/// Opens the device with a budget of so many bytes, or without one.
+pub type Opener<'a> = &'a dyn Fn(Option<u64>) -> Result<Runtime, Error>;
+
+/// Times the transformer on a device.
+///
+/// # Errors
+/// Graphs or a device that cannot be used; less memory than needed; an offload cap that not even the streaming slots fit.
+pub fn run(request: &Request, open: Opener<'_>) -> Result<Report, Error> {
+    let before = smi(request.device);
+    let set = GraphSet::open(&request.graphs)?;
+    let mut model = set.config.dit.clone();
+    model.layers = request.layers.unwrap_or(model.layers);
+    model.audio_inject_layers.retain(|l| *l < model.layers);
+    let geometry = Geometry::new(&model, request.size, INFER_FRAMES)?;
+    let (product, rows, memory) = {
+        let runtime = open(None)?;
+        let product = product(&runtime, &set, request)?;
+        let bench = Bench::new(runtime, &set, &model, &geometry, request)?;
+        let (rows, mut memory) = bench.resident(&product)?;
+        memory.smi_before = before;
+        (product, rows, memory)
+    };
+    let offload = request.offload.map(|budget| {
+        let bench = Bench::new(open(Some(budget))?, &set, &model, &geometry, request)?;
+        let mut offload = bench.offload(budget, &rows, &memory)?;
+        offload.memory.smi_before = before;
+        Ok::<_, Error>(offload)
+    });
+    Ok(Report {
+        device: request.device,
+        recipe: set.recipe,
+        size: request.size,
+        layers: model.layers,
+        offload: offload.transpose()?,
+        product,
+        rows,
+        memory,
+    })
+}
+
+/// One matrix product, timed.
+fn product(runtime: &Runtime, set: &GraphSet, request: &Request) -> Result<Product, EngineError> {
+    let side = request.matmul;
+    let (mut session, _) = runtime.open(&set.file(&request.graphs, &probe::MATMUL))?;
+    let memory = &**runtime.memory();
+    let square = |seed| {
+        made_up(
+            memory,
+            Class::Activations,
+            set.recipe.compute(),
+            &[side, side],
+            seed,
+        )
+    };
+    let (left, right) = (square(1)?, square(2)?);
+    let mut times = Vec::new();
+    for _ in 0..request.runs + 2 {
+        let inputs = [(&probe::LEFT, left.view()), (&probe::RIGHT, right.view())];
+        let began = Instant::now();
+        session.run(&inputs, State::None)?;
+        times.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    let (median_ms, _) = middle(times.split_off(2));
+    Ok(Product {
+        side,
+        median_ms,
+        tflop_per_s: 2.0 * (side as f64).powi(3) / median_ms / 1e9,
+    })
+}
+
+/// One opened device and the model that is timed on it.
+struct Bench<'a> {
+    backend: Synthetic<'a>,
+    model: &'a DitConfig,
+    /// The set's sizes with this model's.
+    config: ModelConfig,
+    geometry: &'a Geometry,
+    request: &'a Request,
+    host: Arc<Ledger>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(
+        runtime: Runtime,
+        set: &'a GraphSet,
+        model: &'a DitConfig,
+        geometry: &'a Geometry,
+        request: &'a Request,
+    ) -> Result<Self, Error> {
+        let host = Ledger::new("host", u64::MAX);
+        Ok(Self {
+            backend: Synthetic::new(runtime, set, model, request, &host)?,
+            model,
+            config: ModelConfig {
+                dit: model.clone(),
+                ..set.config.clone()
+            },
+            geometry,
+            request,
+            host,
+        })
+    }
+
+    fn memory(&self) -> &dyn Memory {
+        &**self.backend.memory()
+    }
+
+    fn most_lanes(&self) -> usize {
+        self.request.lanes.iter().copied().max().unwrap_or(1)
+    }
+
+    fn stage(&self, residency: Residency) -> Result<Stage<'_>, Error> {
+        let steps = self.most_lanes();
+        let spec = StageSpec {
+            residency,
+            ..StageSpec::whole(self.model.layers, steps)
+        };
+        let mut site = Site::alone(&self.backend, self.model, self.geometry, steps, &plain);
+        site.host = Arc::clone(&self.host);
+        Ok(Stage::load(site, &spec)?)
+    }
+
+    /// Everything on the device: a row for each number of lanes.
+    fn resident(&self, product: &Product) -> Result<(Vec<Row>, MemoryUse), Error> {
+        let mut stage = self.stage(Residency::default())?;
+        let anchor = self.anchor()?;
+        let work = Work::new(
+            &self.config,
+            self.backend.recipe(),
+            self.request.size,
+            self.geometry.ring_blocks,
+        );
+        let kind = match self.request.device {
+            Device::Cpu => Kind::Cpu,
+            Device::Cuda(_) => Kind::Gpu,
+        };
+        let mut rows = Vec::new();
+        for &lanes in &self.request.lanes {
+            let (median_ms, min_ms) = self.time(&mut stage, &anchor, lanes)?;
+            let tflop = work.call_operations().total() / 1e12 * lanes as f64;
+            let tflop_per_s = tflop / median_ms * 1e3;
+            rows.push(Row {
+                lanes,
+                median_ms,
+                min_ms,
+                tflop,
+                tflop_per_s,
+                share: tflop_per_s / product.tflop_per_s,
+            });
+        }
+        let steps = self.most_lanes();
+        let planned = Some(transformer_bytes(&work, steps, steps, kind));
+        Ok((
+            rows,
+            MemoryUse {
+                planned,
+                ..self.used()
+            },
+        ))
+    }
+
+    /// Under a cap: as many layers resident as fit beside the slots, the rings on the host.
+    fn offload(&self, budget: u64, rows: &[Row], resident: &MemoryUse) -> Result<Offload, Error> {
+        let lanes = self.most_lanes();
+        let resident_layers = self.resident_layers(budget, resident)?;
+        let residency = Residency {
+            resident_layers,
+            rings: Rings::OnHost,
+            slots: MIN_SLOTS,
+        };
+        let mut stage = self.stage(residency)?;
+        let anchor = self.anchor()?;
+        let (median_ms, _) = self.time(&mut stage, &anchor, lanes)?;
+        let whole = rows.iter().find(|r| r.lanes == lanes);
+        let streams = self.model.layers.saturating_sub(resident_layers) as u64;
+        let ring = self.ring_bytes() * self.model.layers as u64;
+        Ok(Offload {
+            budget,
+            lanes,
+            resident_layers,
+            median_ms,
+            ratio: whole.map_or(f64::NAN, |r| median_ms / r.median_ms),
+            streamed: streams * self.backend.layer_bytes() + ring,
+            memory: self.used(),
+        })
+    }
+
+    /// Bytes of one layer's rings for a wave.
+    fn ring_bytes(&self) -> u64 {
+        let dtype = self.backend.recipe().compute();
+        (self.most_lanes() * self.geometry.ring_lane_bytes(dtype)) as u64
+    }
+
+    /// What is left of the budget after what the resident run needed besides weights and rings, in layers.
+    fn resident_layers(&self, budget: u64, resident: &MemoryUse) -> Result<usize, Error> {
+        let of = |class: Class| {
+            resident
+                .by_class
+                .get(&class.to_string())
+                .copied()
+                .unwrap_or(0)
+        };
+        let layer = self.backend.layer_bytes();
+        let slots = MIN_SLOTS as u64 * (layer + self.ring_bytes());
+        let inside = of(Class::Weights).saturating_sub(layer * self.model.layers as u64);
+        let stays = [Class::Weights, Class::Rings, Class::Condition].map(of);
+        let passes = resident.peak.saturating_sub(stays.iter().sum());
+        let fixed = of(Class::Condition) + passes + slots + inside + HEADROOM.min(budget / 32);
+        let room = budget.checked_sub(fixed).ok_or(MemoryError::Short {
+            device: self.request.device.to_string(),
+            wanted: fixed,
+            free: budget,
+            total: budget,
+        });
+        let room = room.map_err(EngineError::from)?;
+        Ok(usize::try_from(room / layer)
+            .unwrap_or(usize::MAX)
+            .min(self.model.layers))
+    }
+
+    /// Median and least milliseconds of a call of `lanes` lanes with a full ring.
+    fn time(
+        &self,
+        stage: &mut Stage<'_>,
+        anchor: &Arc<Anchor>,
+        lanes: usize,
+    ) -> Result<(f64, f64), Error> {
+        let g = self.geometry;
+        let tables = Tables::new(g.clone(), self.most_lanes())?;
+        let latents = host(DType::F32, &g.latents_shape(g.block_frames), 3);
+        let audio = self.audio();
+        // The newest block of a wave is the first step's; with the ring full before it.
+        let lane = |step: usize| Lane {
+            item: Item {
+                block: g.clip_blocks + lanes - 1 - step,
+                step,
+            },
+            relative_dist: 30,
+            latents: &latents,
+            pose_latents: None,
+            audio: &audio,
+        };
+        let items: Vec<Lane<'_>> = (0..lanes).map(lane).collect();
+        let mut times = Vec::new();
+        for _ in 0..self.request.runs + 2 {
+            let mut call = tables.call(&items, Arc::clone(anchor));
+            let began = Instant::now();
+            stage.denoise(&mut call, &|| false)?;
+            times.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        Ok(middle(times.split_off(2)))
+    }
+
+    fn audio(&self) -> BlockAudio {
+        let (c, (h, w)) = (self.model, self.geometry.tokens);
+        let (frames, tokens) = (c.block_frames, c.audio.tokens);
+        BlockAudio {
+            global: host(DType::F32, &[1, 1, frames, c.dim], 4),
+            local: host(DType::F32, &[1, 1, frames, tokens, c.dim], 5),
+            mask: host(DType::F32, &[1, 1, frames, h * w], 6),
+        }
+    }
+
+    /// Keys and values of the sink and of the text, each layer's its own.
+    fn anchor(&self) -> Result<Arc<Anchor>, Error> {
+        let (c, dtype) = (self.model, self.backend.recipe().compute());
+        let made = |tokens: usize, seed: u64| {
+            let shape = [1, c.heads, tokens, c.head_dim()];
+            made_up(self.memory(), Class::Condition, dtype, &shape, seed)
+        };
+        let layer = |l: usize| {
+            let (seed, sink) = (4 * l as u64, self.geometry.sink_tokens);
+            let condition = LayerCondition {
+                sink_k: made(sink, seed)?,
+                sink_v: made(sink, seed + 1)?,
+                text_k: made(c.text_len, seed + 2)?,
+                text_v: made(c.text_len, seed + 3)?,
+            };
+            let condition = Arc::new(condition);
+            Ok(vec![Placed { home: 0, condition }])
+        };
+        let layers = (0..c.layers).map(layer).collect::<Result<_, MemoryError>>();
+        Ok(Arc::new(Anchor {
+            index: 0,
+            layers: layers.map_err(EngineError::from)?,
+        }))
+    }
+
+    fn used(&self) -> MemoryUse {
+        let counts: Counts = self.memory().ledger().counts();
+        let by_class = Class::ALL.map(|c| (c.to_string(), counts.of(c)));
+        MemoryUse {
+            by_class: by_class.into_iter().collect(),
+            counted: counts.total(),
+            peak: counts.peak,
+            planned: None,
+            smi_before: None,
+            smi: smi(self.request.device),
+        }
+    }
+}
+
+/// A backend whose weights are made up: one host copy for each kind of layer stands for every layer of the kind.
+struct Synthetic<'a> {
+    runtime: Runtime,
+    set: &'a GraphSet,
+    request: &'a Request,
+    model: &'a DitConfig,
+    layers: BTreeMap<&'static str, HostWeights>,
+}
+
+impl<'a> Synthetic<'a> {
+    fn new(
+        runtime: Runtime,
+        set: &'a GraphSet,
+        model: &'a DitConfig,
+        request: &'a Request,
+        ledger: &Arc<Ledger>,
+    ) -> Result<Self, Error> {
+        let mut layers = BTreeMap::new();
+        for contract in [&dit::LAYER, &dit::LAYER_AUDIO] {
+            let hears = |l: usize| model.audio_inject_layers.contains(&l);
+            let wanted =
+                (0..model.layers).any(|l| hears(l) == (contract.name == dit::LAYER_AUDIO.name));
+            if !wanted {
+                continue;
+            }
+            let (_, ports) = runtime.open(&set.file(&request.graphs, contract))?;
+            let tensors = ports
+                .iter()
+                .zip(1..)
+                .map(|(p, seed)| (p.name.clone(), weight(p, seed)));
+            let tensors: Vec<(String, Tensor)> = tensors.collect();
+            let made = HostWeights::from_tensors(&tensors);
+            let made = made.and_then(|w| w.locked_for(&**runtime.memory(), ledger));
+            layers.insert(contract.name, made.map_err(EngineError::from)?);
+        }
+        Ok(Self {
+            runtime,
+            set,
+            request,
+            model,
+            layers,
+        })
+    }
+
+    /// Bytes of the larger kind of layer.
+    fn layer_bytes(&self) -> u64 {
+        self.layers
+            .values()
+            .map(|w| w.slab_bytes() as u64)
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn contract(&self, component: &str) -> &'static Contract {
+        let layer = component
+            .strip_prefix(dit::LAYER.name)
+            .and_then(|l| l.strip_prefix('.'));
+        match layer.and_then(|l| l.parse::<usize>().ok()) {
+            Some(l) if self.model.audio_inject_layers.contains(&l) => &dit::LAYER_AUDIO,
+            Some(_) => &dit::LAYER,
+            None if component == dit::HEAD.name => &dit::HEAD,
+            None => &dit::EMBED,
+        }
+    }
+}
+
+impl Backend for Synthetic<'_> {
+    fn memory(&self) -> &Arc<dyn Memory> {
+        self.runtime.memory()
+    }
+
+    fn recipe(&self) -> Recipe {
+        self.set.recipe
+    }
+
+    fn load(&self, component: &str, _: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
+        let file = self
+            .set
+            .file(&self.request.graphs, self.contract(component));
+        let (mut session, ports) = self.runtime.open(&file)?;
+        let memory = &**self.memory();
+        let weights = ports.iter().zip(1..).map(|(p, seed)| {
+            let there = weight(p, seed).copied_to(memory, Class::Weights)?;
+            Ok((p.name.clone(), there))
+        });
+        session.bind(weights.collect::<Result<WeightSet, MemoryError>>()?);
+        Ok(session)
+    }
+
+    fn load_unbound(
+        &self,
+        component: &str,
+        _: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        let file = self
+            .set
+            .file(&self.request.graphs, self.contract(component));
+        Ok(self.runtime.open(&file)?.0)
+    }
+
+    fn weights(&self, component: &str) -> Result<HostWeights, EngineError> {
+        let name = self.contract(component).name;
+        Ok(self.layers[name].clone())
+    }
+}
+
+/// A weight that keeps activations finite: norms are 1, matrices about 1 / sqrt(columns), the rest small.
+fn weight(port: &WeightPort, seed: u64) -> Tensor {
+    if port.shape.len() == 1 && port.name.contains("norm") && port.name.ends_with("weight") {
+        return filled(port.dtype, &port.shape, |_| 1.0);
+    }
+    let columns = port.shape.first().copied().unwrap_or(1).max(64);
+    let scale = (columns as f32).sqrt().recip();
+    let chunk = chunk(seed);
+    filled(port.dtype, &port.shape, |i| scale * chunk[i % chunk.len()])
+}
+
+/// Numbers of variance 1, the same for the same seed, on the host.
+pub(crate) fn host(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
+    let chunk = chunk(seed);
+    filled(dtype, shape, |i| chunk[i % chunk.len()])
+}
+
+/// Made up, in a device's memory.
+fn made_up(
+    memory: &dyn Memory,
+    class: Class,
+    dtype: DType,
+    shape: &[usize],
+    seed: u64,
+) -> Result<Tensor, MemoryError> {
+    host(dtype, shape, seed).copied_to(memory, class)
+}
+
+fn filled(dtype: DType, shape: &[usize], value: impl Fn(usize) -> f32) -> Tensor {
+    let mut t = Tensor::zeros(dtype, shape);
+    match dtype {
+        DType::F32 => {
+            let data = t.as_mut_slice::<f32>().iter_mut().enumerate();
+            data.for_each(|(i, x)| *x = value(i));
+        }
+        DType::BF16 => {
+            let data = t.as_mut_slice::<bf16>().iter_mut().enumerate();
+            data.for_each(|(i, x)| *x = bf16::from_f32(value(i)));
+        }
+        _ => {}
+    }
+    t
+}
+
+/// Numbers of variance 1 from a fixed sequence; a prime count, so that rows of a matrix differ.
+fn chunk(seed: u64) -> Vec<f32> {
+    const COUNT: usize = 65_521;
+    let mut state = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 12f32.sqrt()
+    };
+    (0..COUNT).map(|_| next()).collect()
+}
+
+/// Median and least.
+fn middle(mut times: Vec<f64>) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[0])
+}
+
+/// Bytes in use on the device by `nvidia-smi`, where there is one.
+fn smi(device: Device) -> Option<u64> {
+    let Device::Cuda(ordinal) = device else {
+        return None;
+    };
+    let output = std::process::Command::new("nvidia-smi")
+        .args([
+            "--query-gpu=memory.used",
+            "--format=csv,noheader,nounits",
+            "-i",
+        ])
+        .arg(ordinal.to_string())
+        .output()
+        .ok()?;
+    mebibytes(std::str::from_utf8(&output.stdout).ok()?)
+}
+
+fn mebibytes(text: &str) -> Option<u64> {
+    Some(text.trim().parse::<u64>().ok()? << 20)
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let p = &self.product;
+        writeln!(
+            f,
+            "{}, {}, {}, {} layers; matrix product of {}^3: {:.2} ms, {:.2} TFLOP/s",
+            self.device, self.size, self.recipe, self.layers, p.side, p.median_ms, p.tflop_per_s
+        )?;
+        writeln!(
+            f,
+            "{:<10} {:>12} {:>12} {:>10} {:>10} {:>8}",
+            "lanes", "median ms", "min ms", "TFLOP", "TFLOP/s", "share"
+        )?;
+        for r in &self.rows {
+            writeln!(
+                f,
+                "{:<10} {:>12.1} {:>12.1} {:>10.3} {:>10.2} {:>7.0}%",
+                r.lanes,
+                r.median_ms,
+                r.min_ms,
+                r.tflop,
+                r.tflop_per_s,
+                100.0 * r.share
+            )?;
+        }
+        writeln!(f, "resident: {}", self.memory)?;
+        if let Some(o) = &self.offload {
+            writeln!(
+                f,
+                "under {:.2} GB, {} lanes: {:.1} ms a wave, {:.2} of resident; {} layers resident, {:.2} GB from the host a wave",
+                gb(o.budget),
+                o.lanes,
+                o.median_ms,
+                o.ratio,
+                o.resident_layers,
+                gb(o.streamed)
+            )?;
+            writeln!(f, "streamed: {}", o.memory)?;
+        }
+        Ok(())
+    }
+}
+
+fn gb(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
+impl fmt::Display for MemoryUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:.3} GB counted, {:.3} at most (",
+            gb(self.counted),
+            gb(self.peak)
+        )?;
+        let parts = self.by_class.iter().filter(|(_, b)| **b > 0);
+        let parts: Vec<String> = parts.map(|(c, b)| format!("{c} {:.3}", gb(*b))).collect();
+        write!(f, "{})", parts.join(", "))?;
+        if let Some(planned) = self.planned {
+            write!(f, "; planned {:.3}", gb(planned))?;
+        }
+        match (self.smi_before, self.smi) {
+            (Some(before), Some(now)) => {
+                write!(f, "; nvidia-smi {:.3}, {:.3} before", gb(now), gb(before))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_finite_small_and_norms_are_one() {
+        let port = |name: &str, dtype, shape: &[usize]| WeightPort {
+            name: name.to_owned(),
+            dtype,
+            shape: shape.to_vec(),
+        };
+        let norm = weight(&port("blocks.0.norm3.weight", DType::BF16, &[4]), 1);
+        assert_eq!(norm.as_slice::<bf16>(), [bf16::ONE; 4]);
+        let matrix = weight(
+            &port("blocks.0.ffn.0.weight|transpose", DType::F32, &[256, 512]),
+            2,
+        );
+        let squares: f32 = matrix.as_slice::<f32>().iter().map(|x| x * x).sum();
+        assert!((squares / 512.0 - 1.0).abs() < 0.05, "{squares}");
+        assert_ne!(
+            matrix.as_slice::<f32>()[..512],
+            matrix.as_slice::<f32>()[512..1024]
+        );
+    }
+
+    #[test]
+    fn a_report_of_nvidia_smi_is_mebibytes() {
+        assert_eq!(mebibytes("81559\n"), Some(81_559 << 20));
+        assert_eq!(mebibytes("[N/A]\n"), None);
+    }
+}

@@ -1,0 +1,353 @@
+//! Checks an export against a golden folder: every tensor that the runtime can produce is produced, by the same code that makes videos, and
+//! compared under the folder's own tolerance. Nothing here knows a size; the folder's manifest says what there is. The control run puts one
+//! fault into each component and demands that a check notices.
+
+mod bench;
+mod chain;
+mod compare;
+mod control;
+mod dit;
+mod host;
+mod media;
+mod precision;
+mod report;
+mod set;
+mod sheet;
+mod vae;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use engines::error_kind::ErrorKind;
+use engines::manifest::Models;
+
+use crate::chain::events::{Cancel, Event, Observer};
+use crate::commands::error::Error;
+use crate::generate::Engine;
+use engines::backend::Loading;
+use engines::tensor_file::TensorFileError;
+
+pub use compare::Difference;
+pub use control::Fault;
+pub use report::Report;
+pub use set::{Set, Tolerance};
+pub use sheet::{Left, Results, Row};
+
+use bench::Bench;
+use sheet::{Focus, Sheet};
+
+/// Why a set cannot be used, or what it found.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    #[error("{}: wants the manifest of a golden set: {source}", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{}: not a manifest: {source}", path.display())]
+    Parse {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error("{}: field files: wanted a list of tensors by file, found none", path.display())]
+    NoFiles { path: PathBuf },
+    #[error("{}: config {field}: golden set has {golden}, models have {models}; they are of different checkpoints", path.display())]
+    OtherModel {
+        path: PathBuf,
+        field: &'static str,
+        golden: usize,
+        models: usize,
+    },
+    #[error("{}: file {file:?} is not in the set; it has {have}", path.display())]
+    NoSuchFile {
+        path: PathBuf,
+        file: String,
+        have: String,
+    },
+    #[error(transparent)]
+    Tensors(#[from] TensorFileError),
+    #[error("{}: nothing of the set could be checked", path.display())]
+    Nothing { path: PathBuf },
+    #[error("{failed} of {rows} checks failed")]
+    Failed { failed: usize, rows: usize },
+    #[error("{missed} of {faults} faults were not caught: these checks cannot fail")]
+    Missed { missed: usize, faults: usize },
+    #[error("every one of {faults} faults was caught: verification fails, as a control run must")]
+    Caught { faults: usize },
+}
+
+impl VerifyError {
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::OtherModel { .. } => ErrorKind::Model,
+            Self::NoSuchFile { .. } => ErrorKind::Usage,
+            Self::Failed { .. } | Self::Caught { .. } => ErrorKind::Verification,
+            Self::Missed { .. } => ErrorKind::Unproven,
+            Self::Tensors(e) => e.kind(),
+            Self::Read { .. }
+            | Self::Parse { .. }
+            | Self::NoFiles { .. }
+            | Self::Nothing { .. } => ErrorKind::Input,
+        }
+    }
+}
+
+/// Flags of `verify`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Folder that `avatar-export onnx` made.
+    #[arg(long)]
+    pub models: PathBuf,
+    /// Golden folder: golden/manifest.json, golden/*.safetensors, inputs/.
+    #[arg(long, value_name = "DIR")]
+    pub golden: PathBuf,
+    /// Write every row, what was not checked and why, and the control's faults.
+    #[arg(long, value_name = "F.json")]
+    pub json: Option<PathBuf>,
+    /// Check these files of the set only, such as dit_blocks.
+    #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Put a fault into each component in turn; every one must be caught.
+    #[arg(long)]
+    pub control: bool,
+    /// Leave out the runs from files to frames.
+    #[arg(long = "skip-e2e")]
+    pub skip_e2e: bool,
+    #[command(flatten)]
+    pub on: crate::commands::device_args::DeviceArgs,
+}
+
+/// What is checked.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Files of the set, with or without `.safetensors`; all when empty.
+    pub only: Vec<String>,
+    pub control: bool,
+    pub skip_e2e: bool,
+}
+
+/// Runs `verify`: opens both folders, checks, writes the table to `out` and the JSON file.
+///
+/// # Errors
+/// A folder or set that cannot be used; [`VerifyError::Failed`] when a check fails. A control run always ends in an error:
+/// [`VerifyError::Caught`] when every fault was noticed, as it must be, else [`VerifyError::Missed`].
+pub fn command(
+    args: &Args,
+    out: &mut dyn Write,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<(), Error> {
+    let set = Set::open(&args.golden)?;
+    observer.event(&Event::Phase("opening the models"));
+    let backend = args.on.open(&args.models)?;
+    let request = Request {
+        only: args.only.clone(),
+        control: args.control,
+        skip_e2e: args.skip_e2e,
+    };
+    let engine = Engine::new(backend.models(), &backend);
+    let report = run(&engine, &set, &request, observer, cancel)?;
+    let written = out.write_all(report.to_string().as_bytes());
+    written.map_err(|source| Error::Write {
+        path: "standard output".into(),
+        source,
+    })?;
+    if let Some(path) = &args.json {
+        write_whole(path, &report).map_err(|source| Error::Write {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    report.verdict()?;
+    match args.control {
+        true => Err(VerifyError::Caught {
+            faults: report.faults.len(),
+        }
+        .into()),
+        false => Ok(()),
+    }
+}
+
+/// Under a temporary name first: the final one never holds half a report.
+fn write_whole(path: &Path, report: &Report) -> std::io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    std::fs::write(&temporary, serde_json::to_vec_pretty(report)?)?;
+    std::fs::rename(&temporary, path)
+}
+
+/// Checks everything that `request` wants.
+///
+/// # Errors
+/// A set of another model or without the wanted files; [`Error::Interrupted`]. A check that fails is no error, see [`Report::verdict`].
+pub fn run(
+    engine: &Engine<'_>,
+    set: &Set,
+    request: &Request,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Report, Error> {
+    same_model(set, engine.models)?;
+    let only = only(set, &request.only)?;
+    let focus = |file: &str, _: &str| only.is_empty() || only.iter().any(|f| f == file);
+    let begun = std::time::Instant::now();
+    let (results, mut timings) = pass(
+        engine,
+        engine.options,
+        set,
+        &focus,
+        request.skip_e2e,
+        observer,
+        cancel,
+    )?;
+    let mut faults = Vec::new();
+    if request.control {
+        let sound = begun.elapsed().as_secs_f64();
+        faults = control::run(engine, set, &results, &focus, observer, cancel)?;
+        timings.push(("faults", begun.elapsed().as_secs_f64() - sound));
+    }
+    let mut report = Report::new(
+        set,
+        engine.models,
+        results,
+        timings,
+        faults,
+        request.control,
+    );
+    report.add_unlisted(set, &focus);
+    report.seconds = begun.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// Seconds of each group of checks.
+type Timings = Vec<(&'static str, f64)>;
+
+/// One pass of all checks over what `focus` wants.
+fn pass(
+    engine: &Engine<'_>,
+    options: Loading<'_>,
+    set: &Set,
+    focus: Focus<'_>,
+    skip_e2e: bool,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<(Results, Timings), Error> {
+    type Group = fn(&Bench<'_>);
+    let groups: [(&'static str, &'static str, Group); 5] = [
+        ("media", "checking text, audio and picture", media::check),
+        (
+            "host",
+            "checking schedule, random numbers, positions and merged weights",
+            host::check,
+        ),
+        ("vae", "checking the VAE", vae::check),
+        ("dit", "checking the transformer", dit::check),
+        (
+            "chain",
+            "checking the whole chain",
+            if skip_e2e { chain::skip } else { chain::check },
+        ),
+    ];
+    let bench = Bench {
+        engine: Engine {
+            options,
+            ..engine.clone()
+        },
+        set,
+        sheet: Sheet::new(set, focus).of_recipe(engine.models.recipe()),
+        cancel,
+    };
+    let mut timings = Vec::new();
+    for (name, phase, group) in groups {
+        if cancel.is_cancelled() {
+            return Err(Error::Interrupted {
+                frames: 0,
+                partial: None,
+            });
+        }
+        observer.event(&Event::Phase(phase));
+        let begun = std::time::Instant::now();
+        group(&bench);
+        timings.push((name, begun.elapsed().as_secs_f64()));
+    }
+    if cancel.is_cancelled() {
+        return Err(Error::Interrupted {
+            frames: 0,
+            partial: None,
+        });
+    }
+    Ok((bench.sheet.finish(), timings))
+}
+
+/// A set of another checkpoint fails everywhere; one line says why.
+fn same_model(set: &Set, models: &Models) -> Result<(), VerifyError> {
+    let c = models.config();
+    for (field, models) in [
+        ("heads", c.dit.heads),
+        ("head_dim", c.dit.head_dim()),
+        ("layers", c.dit.layers),
+        ("ffn", c.dit.ffn_dim),
+        ("t5_dim", c.text.dim),
+        ("t5_layers", c.text.layers),
+        ("wav_hidden", c.speech.dim),
+        ("wav_layers", c.speech.layers),
+        ("vae_dim", c.vae.dim),
+    ] {
+        match set.config(field) {
+            Some(golden) if golden != models => {
+                return Err(VerifyError::OtherModel {
+                    path: set.root().to_owned(),
+                    field,
+                    golden,
+                    models,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn only(set: &Set, wanted: &[String]) -> Result<Vec<String>, VerifyError> {
+    let mut have: Vec<&str> = set.entries().iter().map(|e| e.file.as_str()).collect();
+    have.dedup();
+    let known = |file: &String| {
+        let name = file.strip_suffix(".safetensors").unwrap_or(file).to_owned();
+        match have.contains(&name.as_str()) {
+            true => Ok(name),
+            false => Err(VerifyError::NoSuchFile {
+                path: set.root().to_owned(),
+                file: file.clone(),
+                have: have.join(", "),
+            }),
+        }
+    };
+    wanted.iter().map(known).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_picked_by_name_and_unknown_ones_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = sheet::tests::set(dir.path(), &[("x", None, serde_json::json!("exact"))]);
+        let pick = |names: &[&str]| {
+            only(
+                &set,
+                &names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(pick(&["f.safetensors", "f"]).unwrap(), ["f", "f"]);
+        assert!(pick(&[]).unwrap().is_empty());
+        let error = pick(&["vae"]).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("file \"vae\" is not in the set; it has f")
+                && error.kind() == ErrorKind::Usage,
+            "{error}"
+        );
+    }
+}

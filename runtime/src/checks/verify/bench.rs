@@ -1,0 +1,223 @@
+//! What every check works with: the engine, the set and the sheet, and how a check that cannot go on ends.
+
+use engines::backend::Backend;
+use engines::components::dit::DitConfig;
+use engines::contract::DType;
+use engines::tensor::Tensor;
+use half::bf16;
+
+use super::set::Set;
+use super::sheet::Sheet;
+use crate::chain::events::Cancel;
+use crate::commands::error::Error;
+use crate::generate::Engine;
+use engines::backend::Loading;
+
+/// Why a check ended early.
+pub(super) enum Problem {
+    /// The set lacks what the check needs: its tensors are not checked.
+    Lacks(String),
+    /// Everything was there and the value could not be made: its tensors fail.
+    Failed(String),
+}
+
+impl<E: Into<Error>> From<E> for Problem {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into().to_string())
+    }
+}
+
+/// Makes a [`Problem::Lacks`].
+pub(super) fn lacks(what: impl Into<String>) -> Problem {
+    Problem::Lacks(format!("the set lacks {}", what.into()))
+}
+
+/// A check's surroundings.
+pub(super) struct Bench<'a> {
+    pub engine: Engine<'a>,
+    pub set: &'a Set,
+    pub sheet: Sheet<'a>,
+    pub cancel: &'a Cancel,
+}
+
+impl Bench<'_> {
+    pub(super) fn backend(&self) -> &dyn Backend {
+        self.engine.devices.first()
+    }
+
+    pub(super) fn options(&self) -> Loading<'_> {
+        self.engine.options
+    }
+
+    pub(super) fn dit(&self) -> &DitConfig {
+        &self.engine.models.config().dit
+    }
+
+    /// Runs one check for those of a file's open tensors that `covers` names; not at all when there are none.
+    pub(super) fn part(
+        &self,
+        component: &str,
+        file: &'static str,
+        covers: impl Fn(&str) -> bool,
+        run: impl FnOnce(&[String]) -> Result<(), Problem>,
+    ) {
+        self.parts(
+            component,
+            &[file],
+            |_, name| covers(name),
+            |names| run(&names.iter().map(|(_, n)| n.clone()).collect::<Vec<_>>()),
+        );
+    }
+
+    /// As [`Self::part`], for several files at once.
+    pub(super) fn parts(
+        &self,
+        component: &str,
+        files: &[&'static str],
+        covers: impl Fn(&str, &str) -> bool,
+        run: impl FnOnce(&[(&'static str, String)]) -> Result<(), Problem>,
+    ) {
+        let open = files
+            .iter()
+            .flat_map(|&f| self.sheet.open(f).into_iter().map(move |n| (f, n)));
+        let names: Vec<(&'static str, String)> = open.filter(|(f, n)| covers(f, n)).collect();
+        if names.is_empty() || self.cancel.is_cancelled() {
+            return;
+        }
+        if let Err(problem) = run(&names) {
+            let open = names
+                .iter()
+                .filter(|(file, name)| self.sheet.is_open(file, name));
+            open.for_each(|(file, name)| match &problem {
+                Problem::Lacks(reason) => self.sheet.not_checked(file, name, reason),
+                Problem::Failed(reason) => self.sheet.failed(component, file, name, reason),
+            });
+        }
+    }
+
+    /// A tensor that a check is fed with.
+    pub(super) fn input(&self, file: &str, name: &str) -> Result<Tensor, Problem> {
+        let found = self.set.tensor(file, name)?;
+        if found.is_some() {
+            self.sheet.input(file, name);
+        }
+        found.ok_or_else(|| lacks(format!("{file}.{name}")))
+    }
+
+    /// As [`Self::input`], of rank `rank` and type f32.
+    pub(super) fn floats(&self, file: &str, name: &str, rank: usize) -> Result<Tensor, Problem> {
+        let t = self.input(file, name)?;
+        if t.dtype() == DType::F32 && t.shape().len() == rank {
+            return Ok(t);
+        }
+        Err(Problem::Lacks(format!(
+            "{file}.{name}: wanted f32 of {rank} dimensions, found {} {:?}",
+            t.dtype(),
+            t.shape()
+        )))
+    }
+
+    /// A whole number of the manifest's values, by JSON pointer.
+    pub(super) fn number(&self, pointer: &str) -> Result<usize, Problem> {
+        self.set
+            .number(pointer)
+            .ok_or_else(|| lacks(format!("values{}", pointer.replace('/', "."))))
+    }
+
+    /// A whole number of the manifest's config.
+    pub(super) fn config(&self, name: &str) -> Result<usize, Problem> {
+        self.set
+            .config(name)
+            .ok_or_else(|| lacks(format!("config.{name}")))
+    }
+}
+
+/// The number in `name` between `prefix` and `suffix`.
+pub(super) fn number_in(name: &str, prefix: &str, suffix: &str) -> Option<usize> {
+    name.strip_prefix(prefix)?
+        .strip_suffix(suffix)?
+        .parse()
+        .ok()
+}
+
+/// Puts a dimension of 1 in front.
+pub(super) fn lane(t: Tensor) -> Tensor {
+    let shape = [&[1], t.shape()].concat();
+    t.reshaped(&shape)
+}
+
+/// `[.., T]` to `[.., range]`. f32 only.
+pub(super) fn last(t: &Tensor, range: std::ops::Range<usize>) -> Tensor {
+    let mut shape = t.shape().to_vec();
+    let side = shape
+        .last_mut()
+        .map_or(1, |s| std::mem::replace(s, range.len()));
+    let rows = t.as_slice::<f32>().chunks_exact(side.max(1));
+    let data: Vec<f32> = rows.flat_map(|row| &row[range.clone()]).copied().collect();
+    Tensor::from_slice(&shape, &data)
+}
+
+/// The same values in f32.
+pub(super) fn widened(t: &Tensor) -> Tensor {
+    match t.dtype() {
+        DType::BF16 => {
+            let data: Vec<f32> = t.as_slice::<bf16>().iter().map(|x| x.to_f32()).collect();
+            Tensor::from_slice(t.shape(), &data)
+        }
+        _ => t.clone(),
+    }
+}
+
+/// `[1, A, B, C]` to `[1, B, A, C]`, in f32.
+pub(super) fn swapped(t: &Tensor) -> Tensor {
+    let &[one, a, b, c] = t.shape() else {
+        return t.clone();
+    };
+    let t = widened(t);
+    let data = t.as_slice::<f32>();
+    let rows = (0..b).flat_map(|j| (0..a).map(move |i| (i * b + j) * c));
+    let out: Vec<f32> = rows.flat_map(|at| &data[at..at + c]).copied().collect();
+    Tensor::from_slice(&[one, b, a, c], &out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read_out_of_names() {
+        for (name, prefix, suffix, want) in [
+            ("steps4.sigmas", "steps", ".sigmas", Some(4)),
+            ("steps.sigmas", "steps", ".sigmas", None),
+            ("encode.latents17", "encode.latents", "", Some(17)),
+            ("encode.latents_repeat5", "encode.latents", "", None),
+            (
+                "encode.latents_repeat5",
+                "encode.latents_repeat",
+                "",
+                Some(5),
+            ),
+        ] {
+            assert_eq!(number_in(name, prefix, suffix), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn cuts_and_swaps_keep_the_elements() {
+        let t = Tensor::from_slice(
+            &[1, 2, 3, 2],
+            &(0..12).map(|i| i as f32).collect::<Vec<_>>(),
+        );
+        let s = swapped(&t);
+        assert_eq!(
+            (s.shape(), &s.as_slice::<f32>()[..6]),
+            (&[1, 3, 2, 2][..], &[0., 1., 6., 7., 2., 3.][..])
+        );
+        assert_eq!(swapped(&s).as_slice::<f32>(), t.as_slice::<f32>());
+        let cut = last(&t.reshaped(&[4, 3]), 1..3);
+        assert_eq!(
+            (cut.shape(), &cut.as_slice::<f32>()[..4]),
+            (&[4, 2][..], &[1., 2., 4., 5.][..])
+        );
+    }
+}

@@ -1,0 +1,327 @@
+//! The whole chain, from input files to frames, by [`generate`] itself: the recorded noise and distances go in, everything that the reference
+//! recorded on the way is compared.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use engines::tensor::Tensor;
+use serde_json::Value;
+
+use super::bench::{Bench, Problem, lacks, number_in};
+use super::media::{PICTURE, area_of};
+use crate::chain::decoders::Mode;
+use crate::chain::events::{Event, Observer};
+use crate::generate::{Clips, Request, generate};
+use crate::media::mp4::Encoding;
+use crate::media::picture::Fit;
+use crate::numbers::latents;
+use crate::numbers::size::SizeMode;
+use crate::placement::plan::{Lanes, Residency, Stages};
+use crate::placement::wavefront::Item;
+use engines::tensor_file::{self, Tensors};
+
+/// File of the recorded noise and distances, the same for every pipeline.
+const REPLAY: &str = "e2e_tpp";
+const STEPS: &str = "e2e_tpp_steps";
+const RUNS: [(&str, Mode, &str); 3] = [
+    (REPLAY, Mode::Tpp, "chain, tpp"),
+    ("e2e_single", Mode::Single, "chain, single"),
+    (
+        "e2e_single_online",
+        Mode::SingleOnline,
+        "chain, single online",
+    ),
+];
+
+pub(super) fn check(bench: &Bench<'_>) {
+    for (file, mode, component) in RUNS {
+        let files: &[&'static str] = if file == REPLAY {
+            &[REPLAY, STEPS]
+        } else {
+            &[file]
+        };
+        let fed = |file: &str, name: &str| {
+            file == REPLAY && (name.ends_with(".noise") || name == "relative_dist")
+        };
+        bench.parts(
+            component,
+            files,
+            |f, n| !fed(f, n),
+            |names| run(bench, file, mode, component, names),
+        );
+    }
+}
+
+pub(super) fn skip(bench: &Bench<'_>) {
+    for file in RUNS.map(|(file, ..)| file).into_iter().chain([STEPS]) {
+        for name in bench.sheet.open(file) {
+            bench
+                .sheet
+                .not_checked(file, &name, "left out by --skip-e2e");
+        }
+    }
+}
+
+fn run(
+    bench: &Bench<'_>,
+    file: &'static str,
+    mode: Mode,
+    component: &str,
+    names: &[(&'static str, String)],
+) -> Result<(), Problem> {
+    let folder = Folder::new(file)?;
+    let request = request(bench, file, mode, &folder.0)?;
+    let watch = Watch::new(names);
+    generate(&bench.engine, &request, &watch, bench.cancel)?;
+    let kept = watch
+        .kept
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    for (item, (x, noise_pred)) in kept.steps {
+        let name = |what: &str| format!("block{}.step{}.{what}", item.block, item.step);
+        bench.sheet.check(component, STEPS, &name("x"), &x);
+        bench
+            .sheet
+            .check(component, STEPS, &name("noise_pred"), &noise_pred);
+    }
+    for (index, frame) in &kept.frames {
+        bench
+            .sheet
+            .check(component, file, &format!("frame{index:03}"), frame);
+    }
+    if let Some(frame) = &kept.last {
+        bench.sheet.check(component, file, "frame_last", frame);
+    }
+    let trace = tensor_file::read(&folder.trace())?;
+    traced(bench, file, component, &trace, names);
+    Ok(())
+}
+
+fn traced(
+    bench: &Bench<'_>,
+    file: &'static str,
+    component: &str,
+    trace: &Tensors,
+    names: &[(&'static str, String)],
+) {
+    for (name, value) in trace {
+        bench.sheet.check(component, file, name, value);
+    }
+    let Some(frames) = trace.get("frames_u8") else {
+        return;
+    };
+    for (_, name) in names {
+        if let Some(stride) = number_in(name, "frames_u8_every", "").filter(|n| *n > 0) {
+            let every = (0..frames.shape()[0])
+                .step_by(stride)
+                .map(|i| frames.lanes(i..i + 1));
+            bench
+                .sheet
+                .check(component, file, name, &Tensor::stack(every));
+        }
+    }
+}
+
+/// The reference's run: its first prompt and first recording, its picture, the set's area.
+fn request(bench: &Bench<'_>, file: &str, mode: Mode, folder: &Path) -> Result<Request, Problem> {
+    let first = |pointer: &str, field: &str| {
+        let all = bench.set.value(pointer).and_then(Value::as_object);
+        let found = all
+            .and_then(|a| a.values().next())
+            .and_then(|v| v.get(field))
+            .and_then(Value::as_str);
+        found
+            .map(str::to_owned)
+            .ok_or_else(|| lacks(format!("values{}.*.{field}", pointer.replace('/', "."))))
+    };
+    let clips = bench.number(&format!("/{file}/clips"))?;
+    recorded(bench, clips)?;
+    Ok(Request {
+        placement: None,
+        image: bench.set.input(PICTURE),
+        audio: bench.set.input(&first("/audio", "file")?),
+        prompt: first("/prompts", "text")?,
+        size: area_of(bench.config("max_area")?),
+        size_mode: SizeMode::Area,
+        fit: Fit::default(),
+        clips: Clips::AtMost(clips),
+        steps: bench.config("steps")?,
+        infer_frames: bench.config("infer_frames")?,
+        ring_blocks: None,
+        seed: 0,
+        mode,
+        stages: Stages::default(),
+        lanes: Lanes::default(),
+        residency: Residency::default(),
+        vae_device: None,
+        device_memory: None,
+        replay: Some(bench.set.file(REPLAY)),
+        trace: Some(folder.join(TRACE)),
+        contact_sheet: None,
+        encoding: Encoding::default(),
+        out: folder.join("video.mp4"),
+    })
+}
+
+/// Without the recorded randomness there is nothing to compare.
+fn recorded(bench: &Bench<'_>, clips: usize) -> Result<(), Problem> {
+    (0..clips)
+        .map(|clip| format!("clip{clip}.noise"))
+        .chain(["relative_dist".to_owned()])
+        .try_for_each(|name| bench.input(REPLAY, &name).map(drop))
+}
+
+const TRACE: &str = "trace.safetensors";
+
+/// A folder for one run's files, gone with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Result<Self, Problem> {
+        // Two verifications may run in one process.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let unique = format!("liveavatar-verify-{}-{count}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(unique);
+        std::fs::create_dir_all(&path).map_err(|source| crate::commands::error::Error::Write {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self(path))
+    }
+
+    fn trace(&self) -> PathBuf {
+        self.0.join(TRACE)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+/// Keeps what the set wants of a run.
+struct Watch {
+    steps: Vec<Item>,
+    frames: Vec<usize>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    /// `x` and `noise_pred`.
+    steps: BTreeMap<Item, (Tensor, Tensor)>,
+    /// `[3, H, W]` by number in the video.
+    frames: BTreeMap<usize, Tensor>,
+    last: Option<Tensor>,
+    count: usize,
+}
+
+impl Watch {
+    fn new(names: &[(&'static str, String)]) -> Self {
+        let step = |name: &str| {
+            let (block, rest) = name.strip_prefix("block")?.split_once(".step")?;
+            Some(Item {
+                block: block.parse().ok()?,
+                step: rest.split('.').next()?.parse().ok()?,
+            })
+        };
+        Self {
+            steps: names.iter().filter_map(|(_, n)| step(n)).collect(),
+            frames: names
+                .iter()
+                .filter_map(|(_, n)| number_in(n, "frame", ""))
+                .collect(),
+            kept: Mutex::default(),
+        }
+    }
+}
+
+impl Observer for Watch {
+    fn event(&self, event: &Event<'_>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Stepped {
+                item,
+                latents,
+                noise_pred,
+            } if self.steps.contains(item) => {
+                kept.steps
+                    .insert(*item, (latents.to_tensor(), noise_pred.to_tensor()));
+            }
+            Event::Decoded { frames, .. } => {
+                let [_, channels, count, height, width] = *frames.pixels.shape() else {
+                    return;
+                };
+                let frame = |i: usize| {
+                    latents::frames(&frames.pixels, i..i + 1).reshaped(&[channels, height, width])
+                };
+                for i in (0..count)
+                    .filter(|i| self.frames.contains(&(kept.count + i)))
+                    .collect::<Vec<_>>()
+                {
+                    let at = kept.count + i;
+                    kept.frames.insert(at, frame(i));
+                }
+                kept.last = count.checked_sub(1).map(frame);
+                kept.count += count;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::vae::Frames;
+    use engines::contract::DType;
+
+    #[test]
+    fn frames_are_counted_over_the_whole_video() {
+        let names = [
+            "frame008",
+            "frame012",
+            "frame_last",
+            "block1.step2.x",
+            "block1.latents",
+        ]
+        .map(|n| ("e2e_tpp", n.to_owned()));
+        let watch = Watch::new(&names);
+        for (block, count) in [(0, 9), (1, 12)] {
+            let pixels: Vec<f32> = (0..3 * count).map(|i| (100 * block + i) as f32).collect();
+            let frames = Frames {
+                pixels: Tensor::from_slice(&[1, 3, count, 1, 1], &pixels),
+                rgb: Tensor::zeros(DType::U8, &[count, 1, 1, 3]),
+            };
+            watch.event(&Event::Decoded {
+                block,
+                frames: &frames,
+            });
+        }
+        let tensor = Tensor::from_slice(&[1, 1], &[5f32]);
+        for step in [1, 2] {
+            let item = Item { block: 1, step };
+            watch.event(&Event::Stepped {
+                item,
+                latents: tensor.view(),
+                noise_pred: tensor.view(),
+            });
+        }
+        let kept = watch.kept.into_inner().unwrap();
+        let frame = |i: usize| kept.frames[&i].as_slice::<f32>().to_vec();
+        assert_eq!(kept.frames.keys().copied().collect::<Vec<_>>(), [8, 12]);
+        assert_eq!(
+            (frame(8), frame(12)),
+            (vec![8., 17., 26.], vec![103., 115., 127.])
+        );
+        assert_eq!(kept.last.unwrap().as_slice::<f32>(), [111., 123., 135.]);
+        assert_eq!(
+            kept.steps.keys().copied().collect::<Vec<_>>(),
+            [Item { block: 1, step: 2 }]
+        );
+    }
+}

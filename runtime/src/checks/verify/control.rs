@@ -1,0 +1,292 @@
+//! Proof that the checks can fail: one weight of each component is moved a little, and some check of that component must notice.
+
+use engines::backend::Perturb;
+use engines::components::{dit, speech, text, vae};
+use engines::contract::DType;
+use engines::manifest::{ComponentEntry, Models, WeightEntry};
+use engines::recipe::Recipe;
+
+use super::set::Set;
+use super::sheet::{Focus, Results, Row};
+use crate::chain::events::{Cancel, Event, Observer, Silent};
+use crate::commands::error::Error;
+use crate::generate::Engine;
+
+/// What is added to every element of the weight. In bf16 more, since rounding alone moves a prediction by half of what 0.01 does.
+fn amount(recipe: Recipe) -> f32 {
+    match recipe {
+        Recipe::Fp32 => 0.01,
+        _ => 0.05,
+    }
+}
+
+/// One deliberate fault and what became of it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Fault {
+    pub component: String,
+    pub weight: String,
+    pub amount: f32,
+    /// The first check that fails with the fault and passes without.
+    pub caught_by: Option<Row>,
+    /// Checks that were run, and those that failed.
+    pub checks: usize,
+    pub failing: usize,
+}
+
+/// Puts a fault into every component in turn. `sound` are the results without faults.
+///
+/// # Errors
+/// [`Error::Interrupted`].
+pub(super) fn run(
+    engine: &Engine<'_>,
+    set: &Set,
+    sound: &Results,
+    focus: Focus<'_>,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Vec<Fault>, Error> {
+    observer.event(&Event::Phase("putting a fault into each component"));
+    let amount = amount(engine.models.recipe());
+    let mut faults = Vec::new();
+    for component in &engine.models.manifest().components {
+        let Some(weight) = chosen(engine.models, component) else {
+            faults.push(Fault {
+                component: component.name.clone(),
+                weight: "none".to_owned(),
+                amount: 0.0,
+                caught_by: None,
+                checks: 0,
+                failing: 0,
+            });
+            continue;
+        };
+        let base = engine.options;
+        let options = |name: &str| {
+            let mut options = base(name);
+            if name == component.name {
+                options.perturb = Some(Perturb {
+                    weight: weight.name.clone(),
+                    amount,
+                });
+            }
+            options
+        };
+        let looked = looked_at(set, &component.contract, focus);
+        let focus = |file: &str, name: &str| looked.iter().any(|(f, n)| f == file && n == name);
+        let (results, _) = super::pass(engine, &options, set, &focus, true, &Silent, cancel)?;
+        faults.push(judge(
+            (&component.name, &weight.name, amount),
+            results.rows,
+            sound,
+        ));
+    }
+    Ok(faults)
+}
+
+/// A fault counts as caught by a value that was made, is wrong, and was right without it.
+fn judge((component, weight, amount): (&str, &str, f32), rows: Vec<Row>, sound: &Results) -> Fault {
+    let was_right = |row: &Row| {
+        let same =
+            |r: &&Row| r.file == row.file && r.tensor == row.tensor && r.component == row.component;
+        sound.rows.iter().find(same).is_some_and(|r| r.pass)
+    };
+    let checks = rows.len();
+    let failing: Vec<Row> = rows
+        .into_iter()
+        .filter(|r| !r.pass && r.made && was_right(r))
+        .collect();
+    Fault {
+        component: component.to_owned(),
+        weight: weight.to_owned(),
+        amount,
+        checks,
+        failing: failing.len(),
+        caught_by: failing.into_iter().next(),
+    }
+}
+
+/// The largest weight of floats of a component, the first of equals. Where convolutions stand before norms over channels, which take away what is
+/// added to all outputs alike, the linear layer after them: such a fault in a convolution there changes no value at all.
+fn chosen<'m>(models: &'m Models, component: &ComponentEntry) -> Option<&'m WeightEntry> {
+    let data = models
+        .manifest()
+        .data
+        .iter()
+        .find(|d| d.file.file == component.data)?;
+    let linear = match component.contract.as_str() {
+        c if c == speech::ADAPTER.name => "final_linear.weight",
+        c if c == speech::ENCODER_FEATURES.name => "feature_projection.projection.weight",
+        _ => "",
+    };
+    let telling = |w: &&WeightEntry| w.key.ends_with(linear);
+    let own = data
+        .weights
+        .iter()
+        .filter(|w| matches!(w.dtype, DType::F32 | DType::BF16))
+        .filter(|w| component.weights.values().any(|n| *n == w.name));
+    own.filter(telling)
+        .fold(None, |most: Option<&WeightEntry>, w| {
+            if most.is_none_or(|m| w.length > m.length) {
+                Some(w)
+            } else {
+                most
+            }
+        })
+}
+
+/// The tensors that a fault in a component of this contract must move: few, so that the control stays quick; all of the components' tensors
+/// where the set has none of these.
+fn looked_at(set: &Set, contract: &str, focus: Focus<'_>) -> Vec<(String, String)> {
+    let listed = |wanted: &dyn Fn(&str, &str) -> bool| -> Vec<(String, String)> {
+        let entries = set
+            .entries()
+            .iter()
+            .filter(|e| focus(&e.file, &e.name) && wanted(&e.file, &e.name));
+        entries.map(|e| (e.file.clone(), e.name.clone())).collect()
+    };
+    let few = listed(&|file, name| moved(contract, file, name));
+    if few.is_empty() {
+        listed(&|file, _| !file.starts_with("e2e_"))
+    } else {
+        few
+    }
+}
+
+fn moved(contract: &str, file: &str, name: &str) -> bool {
+    let is = |c: &engines::contract::Contract| c.name == contract;
+    match file {
+        "text" => is(&text::ENCODER) && name.ends_with(".t5"),
+        "audio" => {
+            [
+                speech::ENCODER_FEATURES,
+                speech::ENCODER_POSITIONS,
+                speech::ENCODER_LAYER,
+                speech::ENCODER_LAST,
+            ]
+            .iter()
+            .any(is)
+                && name.contains(".hidden_")
+        }
+        "causal_audio" => is(&speech::ADAPTER),
+        "vae" if name.starts_with("encode.latents") => {
+            (is(&vae::ENCODER_FIRST) || is(&vae::ENCODER_NEXT)) && !name.ends_with("_repeat73")
+        }
+        "vae" => is(&vae::DECODER_NEXT) && name.starts_with("decode.frames"),
+        "vae_stream" => is(&vae::DECODER_FIRST) && name == "fresh_single_latent.frames",
+        "dit_sink" => match name {
+            "text_embedding_head" => is(&dit::TEXT_EMBED),
+            "block0.input" | "framepack.tokens" => is(&dit::SINK_EMBED),
+            _ => is(&dit::SINK_LAYER) && (name.contains(".cond_") || name == "last_block.output"),
+        },
+        "dit_blocks" => {
+            [dit::EMBED, dit::LAYER, dit::LAYER_AUDIO, dit::HEAD]
+                .iter()
+                .any(is)
+                && name == "block0.noise_pred"
+        }
+        _ => false,
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "control {} weight {} +{}: ",
+            self.component, self.weight, self.amount
+        )?;
+        match &self.caught_by {
+            Some(row) => {
+                let of = format!("{} of {} checks fail", self.failing, self.checks);
+                write!(
+                    f,
+                    "caught by {} (max abs {:.1e}, tolerance {}; {of})",
+                    row.name(),
+                    row.max_abs,
+                    row.rule
+                )
+            }
+            None if self.checks == 0 => f.write_str("NOT CAUGHT: the set has no check for it"),
+            None => write!(f, "NOT CAUGHT by {} checks", self.checks),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sheet::{Sheet, tests::set};
+    use super::*;
+    use engines::tensor::Tensor;
+    use serde_json::json;
+
+    #[test]
+    fn only_a_wrong_value_that_was_right_before_catches_a_fault() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = || Some(Tensor::from_slice(&[1], &[1f32]));
+        let rule = || json!({"atol": 1e-4, "rtol": 0});
+        let set = set(
+            dir.path(),
+            &["was_wrong", "broke", "moved", "same"].map(|n| (n, one(), rule())),
+        );
+        let rows = |values: [Option<f32>; 4]| {
+            let sheet = Sheet::new(&set, &|_, _| true);
+            for (name, value) in ["was_wrong", "broke", "moved", "same"].iter().zip(values) {
+                match value {
+                    Some(v) => sheet.check("c", "f", name, &Tensor::from_slice(&[1], &[v])),
+                    None => sheet.failed("c", "f", name, "no session"),
+                }
+            }
+            sheet.finish()
+        };
+        let sound = rows([Some(2.0), Some(1.0), Some(1.0), Some(1.0)]);
+        let fault = judge(
+            ("c", "w", 0.01),
+            rows([Some(3.0), None, Some(1.5), Some(1.0)]).rows,
+            &sound,
+        );
+        assert_eq!(
+            (
+                fault.caught_by.as_ref().map(Row::name),
+                fault.failing,
+                fault.checks
+            ),
+            (Some("f.moved".to_owned()), 1, 4)
+        );
+        let missed = judge(
+            ("c", "w", 0.01),
+            rows([Some(3.0), None, Some(1.0), Some(1.0)]).rows,
+            &sound,
+        );
+        assert!(missed.caught_by.is_none());
+        assert_eq!(
+            missed.to_string(),
+            "control c weight w +0.01: NOT CAUGHT by 4 checks"
+        );
+    }
+
+    #[test]
+    fn every_contract_has_tensors_that_it_moves() {
+        let names = [
+            ("text", "en.t5"),
+            ("audio", "a16k.hidden_states"),
+            ("causal_audio", "one.global"),
+            ("vae", "encode.latents1"),
+            ("vae", "decode.frames7"),
+            ("vae_stream", "fresh_single_latent.frames"),
+            ("dit_sink", "text_embedding_head"),
+            ("dit_sink", "block0.input"),
+            ("dit_sink", "layer0.cond_k"),
+            ("dit_blocks", "block0.noise_pred"),
+        ];
+        for contract in engines::components::ALL {
+            assert!(
+                names
+                    .iter()
+                    .any(|(file, name)| moved(contract.name, file, name)),
+                "{}",
+                contract.name
+            );
+        }
+        assert!(!moved("dit_head", "e2e_tpp", "block0.latents"));
+    }
+}

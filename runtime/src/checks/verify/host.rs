@@ -1,0 +1,265 @@
+//! What the runtime computes itself, from numbers alone: the schedule, random numbers, rotary tables; and the weights that the export
+//! stored, against the reference's merge.
+
+use engines::contract::DType;
+use engines::manifest::Models;
+use engines::tensor::Tensor;
+use half::bf16;
+
+use super::bench::{Bench, Problem, lacks, number_in};
+use crate::numbers::rng::TorchGenerator;
+use crate::numbers::rope::{self, Rope, ref_shift};
+use crate::numbers::schedule;
+
+pub(super) fn check(bench: &Bench<'_>) {
+    schedules(bench);
+    bench.part(
+        "schedule",
+        "scheduler",
+        |n| n.starts_with("step."),
+        |_| euler(bench),
+    );
+    bench.part(
+        "random numbers",
+        "rng",
+        |_| true,
+        |names| names.iter().try_for_each(|n| random(bench, n)),
+    );
+    bench.part(
+        "rotary tables",
+        "rope",
+        |n| !n.ends_with("_f16"),
+        |names| names.iter().try_for_each(|n| rotary(bench, n)),
+    );
+    bench.part(
+        "export",
+        "lora",
+        |n| n.starts_with("merged_rows."),
+        |names| names.iter().try_for_each(|n| merged(bench, n)),
+    );
+}
+
+fn schedules(bench: &Bench<'_>) {
+    bench.part(
+        "schedule",
+        "scheduler",
+        |n| n.starts_with("steps"),
+        |names| {
+            for name in names {
+                let values = match (
+                    number_in(name, "steps", ".sigmas"),
+                    number_in(name, "steps", ".timesteps"),
+                ) {
+                    (Some(n), _) => schedule::sigmas(n)?,
+                    (_, Some(n)) => schedule::timesteps(n)?,
+                    _ => continue,
+                };
+                bench.sheet.check(
+                    "schedule",
+                    "scheduler",
+                    name,
+                    &Tensor::from_slice(&[values.len()], &values),
+                );
+            }
+            Ok(())
+        },
+    );
+}
+
+/// Samples follow one another: each from the reference's sample before.
+fn euler(bench: &Bench<'_>) -> Result<(), Problem> {
+    let steps = (0..)
+        .take_while(|i| {
+            bench
+                .set
+                .entry("scheduler", &format!("step.v{i}"))
+                .is_some()
+        })
+        .count();
+    let sigmas = schedule::sigmas(steps)?;
+    let note = "by the graph's formula with the host's sigmas: these samples are smaller than a frame's tokens; the graph's own update is \
+                checked by e2e_tpp_steps.*.x and e2e_tpp.*.latents";
+    let mut sample = bench.input("scheduler", "step.sample0")?;
+    for i in 0..steps {
+        let v = bench.input("scheduler", &format!("step.v{i}"))?;
+        if v.dtype() != DType::F32 || sample.dtype() != DType::F32 || v.shape() != sample.shape() {
+            return Err(Problem::Lacks(format!(
+                "scheduler.step.v{i}: wanted {sample:?}, found {v:?}"
+            )));
+        }
+        let by = sigmas[i + 1] - sigmas[i];
+        let next: Vec<f32> = sample
+            .as_slice::<f32>()
+            .iter()
+            .zip(v.as_slice::<f32>())
+            .map(|(x, v)| x + by * v)
+            .collect();
+        let name = format!("step.sample{}", i + 1);
+        bench.sheet.check_noted(
+            "schedule",
+            "scheduler",
+            &name,
+            &Tensor::from_slice(v.shape(), &next),
+            note,
+        );
+        match bench.set.tensor("scheduler", &name)? {
+            Some(theirs) => sample = theirs,
+            None => break,
+        }
+    }
+    Ok(())
+}
+
+fn random(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
+    let want = bench
+        .set
+        .tensor("rng", name)?
+        .ok_or_else(|| lacks(format!("rng.{name}")))?;
+    let Some((seed, kind)) = name.strip_prefix("seed").and_then(|n| n.split_once('.')) else {
+        return Ok(());
+    };
+    let Ok(seed) = seed.parse() else {
+        return Ok(());
+    };
+    let (mut generator, count) = (TorchGenerator::new(seed), want.shape().iter().product());
+    let found = match kind {
+        "f32" | "f32_small" => Tensor::from_slice(want.shape(), &generator.randn(count)),
+        "bf16" => Tensor::from_slice::<bf16>(want.shape(), &generator.randn_bf16(count)),
+        _ => return Ok(()),
+    };
+    bench.sheet.check("random numbers", "rng", name, &found);
+    Ok(())
+}
+
+/// Token rows and columns of the set's transformer inputs.
+pub(super) fn tokens(bench: &Bench<'_>) -> Result<(usize, usize), Problem> {
+    Ok((
+        bench.number("/dit_sink/latent_h")? / 2,
+        bench.number("/dit_sink/latent_w")? / 2,
+    ))
+}
+
+fn rotary(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
+    if let Some(stride) = number_in(name, "index_", "x") {
+        return thinned(bench, name, stride);
+    }
+    let Some((table, part)) = name.rsplit_once('.') else {
+        return Ok(());
+    };
+    let (h, w) = tokens(bench)?;
+    let (rope, half) = (
+        Rope::new(h, w, bench.dit().head_dim()),
+        bench.dit().head_dim() / 2,
+    );
+    let made = if let Some(first) = number_in(table, "noisy.f", "") {
+        rope.noisy(first)
+    } else if let Some((first, distance)) = table
+        .strip_prefix("cond.f")
+        .and_then(|t| t.split_once("_rel"))
+    {
+        let (Ok(first), Ok(distance)) = (first.parse(), distance.parse()) else {
+            return Ok(());
+        };
+        rope.cond(ref_shift(first, distance))
+    } else {
+        return Ok(());
+    };
+    let values = match part {
+        "cos" => made.cos,
+        "sin" => made.sin,
+        _ => return Ok(()),
+    };
+    bench.sheet.check(
+        "rotary tables",
+        "rope",
+        name,
+        &Tensor::from_slice(&[values.len() / half, half], &values),
+    );
+    Ok(())
+}
+
+/// Rows: a number of tokens, then the tokens that a group of every `stride`-th keeps, then -1.
+fn thinned(bench: &Bench<'_>, name: &str, stride: usize) -> Result<(), Problem> {
+    let want = bench
+        .set
+        .tensor("rope", name)?
+        .ok_or_else(|| lacks(format!("rope.{name}")))?;
+    let (DType::I64, &[count, columns], true) = (want.dtype(), want.shape(), stride > 0) else {
+        return Ok(());
+    };
+    let rows = want
+        .as_slice::<i64>()
+        .chunks_exact(columns.max(1))
+        .flat_map(|row| {
+            let n = usize::try_from(row[0]).unwrap_or_default();
+            let kept = rope::spread(n, n / stride).into_iter().map(|i| i as i64);
+            std::iter::once(row[0])
+                .chain(kept)
+                .chain(std::iter::repeat(-1))
+                .take(columns)
+                .collect::<Vec<_>>()
+        });
+    bench.sheet.check(
+        "rotary tables",
+        "rope",
+        name,
+        &Tensor::from_slice(&[count, columns], &rows.collect::<Vec<i64>>()),
+    );
+    Ok(())
+}
+
+/// First rows of a merged weight, out of the export's data files.
+fn merged(bench: &Bench<'_>, name: &str) -> Result<(), Problem> {
+    let key = name.trim_start_matches("merged_rows.");
+    let want = bench
+        .set
+        .tensor("lora", name)?
+        .ok_or_else(|| lacks(format!("lora.{name}")))?;
+    let rows = want.shape()[0];
+    let found = stored_rows(bench.engine.models, key, rows)?;
+    let found = found.ok_or_else(|| {
+        Problem::Failed(format!(
+            "the export has no matrix made from {key} of {rows} rows or more"
+        ))
+    })?;
+    bench.sheet.check("export", "lora", name, &found);
+    Ok(())
+}
+
+/// Rows `0..rows` of the `[out, in]` matrix that was made from checkpoint key `key`.
+fn stored_rows(models: &Models, key: &str, rows: usize) -> Result<Option<Tensor>, Problem> {
+    let manifest = models.manifest();
+    for component in &manifest.components {
+        let data = manifest.data.iter().find(|d| d.file.file == component.data);
+        let weights = data
+            .iter()
+            .flat_map(|d| &d.weights)
+            .filter(|w| w.key == key && w.shape.len() == 2);
+        for w in weights.filter(|w| component.weights.values().any(|n| *n == w.name)) {
+            let Some((w, values)) = models.read_weight(component, &w.name)? else {
+                continue;
+            };
+            let (out, inner) = if w.transposed {
+                (w.shape[1], w.shape[0])
+            } else {
+                (w.shape[0], w.shape[1])
+            };
+            if out < rows {
+                continue;
+            }
+            let at = |r: usize, c: usize| {
+                if w.transposed {
+                    values[c * out + r]
+                } else {
+                    values[r * inner + c]
+                }
+            };
+            let kept: Vec<f32> = (0..rows)
+                .flat_map(|r| (0..inner).map(move |c| (r, c)))
+                .map(|(r, c)| at(r, c))
+                .collect();
+            return Ok(Some(Tensor::from_slice(&[rows, inner], &kept)));
+        }
+    }
+    Ok(None)
+}

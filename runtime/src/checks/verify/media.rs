@@ -1,0 +1,354 @@
+//! What the user gives, as the models get it: prompts to token ids and text rows, recordings to hidden states and features, pictures to
+//! pixels. Each is made from the set's own input files.
+
+use engines::backend::State;
+use engines::components::text;
+use engines::contract::DType;
+use engines::tensor::{Tensor, View};
+use serde_json::Value;
+
+use super::bench::{Bench, Problem, lacks};
+use crate::chain::encoders;
+use crate::inputs::prompt::Prompter;
+use crate::inputs::speech::{Speech, clips, features_30, hidden_frames, row_30};
+use crate::media::picture::{Fit, Picture};
+use crate::numbers::size::{Size, SizeMode, less_than_area};
+
+/// What the parts of the speech encoder are checked as.
+const SPEECH_ENCODER: &str = "audio_encoder";
+/// Picture of every golden set.
+pub(super) const PICTURE: &str = "ref.png";
+
+pub(super) fn check(bench: &Bench<'_>) {
+    prompts(bench);
+    recordings(bench);
+    tables(bench);
+    pictures(bench);
+}
+
+fn prompts(bench: &Bench<'_>) {
+    let known = bench.set.value("/prompts").and_then(Value::as_object);
+    for (tag, facts) in known.into_iter().flatten() {
+        let covers = |name: &str| {
+            name.split_once('.')
+                .is_some_and(|(t, what)| t == tag && ["ids", "mask", "t5"].contains(&what))
+        };
+        bench.part("tokenizer", "text", covers, |names| {
+            prompt(bench, tag, facts, names)
+        });
+    }
+    bench.part(
+        text::ENCODER.name,
+        "text",
+        |name| name == BUCKETS,
+        |_| buckets(bench),
+    );
+}
+
+/// Tap of the text encoder's graph, and the tensor that it answers to.
+const BUCKETS: &str = "relative_buckets";
+
+/// Buckets of all distances (key minus query) from one end of a text to the other, out of the graph's own table.
+fn buckets(bench: &Bench<'_>) -> Result<(), Problem> {
+    let distances = bench
+        .set
+        .tensor("text", BUCKETS)?
+        .map_or(1, |t| t.shape().iter().product());
+    let tokens = distances / 2 + 1;
+    let mut options = (bench.options())(text::ENCODER.name);
+    options.taps.push(BUCKETS.to_owned());
+    let mut session = bench.backend().load(text::ENCODER.name, &options)?;
+    let table = session
+        .run(
+            &[(
+                &text::IDS,
+                View::from_slice(&[1, tokens], &vec![1i64; tokens]),
+            )],
+            State::None,
+        )?
+        .take_named(BUCKETS);
+    let table = table.as_slice::<i64>(); // [query, key]
+    let last_query = &table[(tokens - 1) * tokens..];
+    let first_query = &table[1..tokens];
+    let found = [last_query, first_query].concat();
+    bench.sheet.check(
+        text::ENCODER.name,
+        "text",
+        BUCKETS,
+        &Tensor::from_slice(&[found.len()], &found),
+    );
+    Ok(())
+}
+
+fn prompt(bench: &Bench<'_>, tag: &str, facts: &Value, names: &[String]) -> Result<(), Problem> {
+    let typed = facts
+        .get("text")
+        .and_then(Value::as_str)
+        .ok_or_else(|| lacks(format!("values.prompts.{tag}.text")))?;
+    let prompt = Prompter::open(&bench.engine.models.tokenizer())?.encode(typed)?;
+    let (ids, mask) = prompt.padded();
+    for (what, values) in [("ids", ids), ("mask", mask)] {
+        bench.sheet.check(
+            "tokenizer",
+            "text",
+            &format!("{tag}.{what}"),
+            &Tensor::from_slice(&[1, values.len()], &values),
+        );
+    }
+    let rows = format!("{tag}.t5");
+    if names.contains(&rows) {
+        let context = encoders::encode_text(bench.backend(), bench.options(), &prompt.ids)?;
+        bench
+            .sheet
+            .check(text::ENCODER.name, "text", &rows, &context);
+    }
+    Ok(())
+}
+
+fn recordings(bench: &Bench<'_>) {
+    let known = bench.set.value("/audio").and_then(Value::as_object);
+    for (tag, facts) in known.into_iter().flatten() {
+        let covers = |name: &str| name.split_once('.').is_some_and(|(t, _)| t == tag);
+        bench.part("audio decoder", "audio", covers, |names| {
+            recording(bench, tag, facts, names)
+        });
+    }
+}
+
+fn recording(bench: &Bench<'_>, tag: &str, facts: &Value, names: &[String]) -> Result<(), Problem> {
+    let file = facts
+        .get("file")
+        .and_then(Value::as_str)
+        .ok_or_else(|| lacks(format!("values.audio.{tag}.file")))?;
+    let speech = Speech::open(&bench.set.input(file))?;
+    let name = |what: &str| format!("{tag}.{what}");
+    let n = speech.samples.len();
+    bench.sheet.check(
+        "audio decoder",
+        "audio",
+        &name("pcm16k"),
+        &Tensor::from_slice(&[n], &speech.samples),
+    );
+    let values = speech.input_values();
+    bench.sheet.check(
+        "audio decoder",
+        "audio",
+        &name("input_values"),
+        &Tensor::from_slice(&[1, n], &values),
+    );
+    if names.iter().all(|n| {
+        ["pcm16k", "input_values"]
+            .iter()
+            .any(|what| *n == name(what))
+    }) {
+        return Ok(());
+    }
+    let hidden = encoders::encode_speech(
+        bench.backend(),
+        bench.options(),
+        &bench.engine.models.config().speech,
+        &values,
+        encoders::SpeechChunk::default(),
+    )?;
+    let states = hidden.shape()[0];
+    bench
+        .sheet
+        .check(SPEECH_ENCODER, "audio", &name("hidden_states"), &hidden);
+    bench.sheet.check(
+        SPEECH_ENCODER,
+        "audio",
+        &name("hidden_last"),
+        &hidden.lanes(states - 1..states).to_tensor(),
+    );
+    let features = encoders::audio_features(&hidden)?;
+    bench.sheet.check(
+        "audio features",
+        "audio",
+        &name("feat30_every8"),
+        &every_8(&features, states, hidden.shape()[2]),
+    );
+    if let Some(frames) = facts.get("bucket_frames").and_then(Value::as_u64) {
+        let frames = usize::try_from(frames).unwrap_or_default();
+        let bucket = Tensor::from_slice(
+            &[1, states, features.dim(), frames],
+            &features.block(0..frames),
+        );
+        bench
+            .sheet
+            .check("audio features", "audio", &name("bucket"), &bucket);
+    }
+    Ok(())
+}
+
+/// Every eighth hidden state at 30 fps, `[4, rows, dim]` of 25.
+fn every_8(features: &crate::inputs::speech::AudioFeatures, states: usize, dim: usize) -> Tensor {
+    let rows: Vec<Vec<f32>> = (0..features.rows()).map(|r| features.row(r)).collect();
+    let kept: Vec<usize> = (0..states).step_by(8).collect();
+    let data: Vec<f32> = kept
+        .iter()
+        .flat_map(|s| {
+            rows.iter()
+                .flat_map(move |row| &row[s * dim..(s + 1) * dim])
+        })
+        .copied()
+        .collect();
+    Tensor::from_slice(&[kept.len(), rows.len(), dim], &data)
+}
+
+/// Clip lengths of the reference's length table, in its column order.
+const TABLE_CLIPS: [usize; 3] = [12, 48, 80];
+
+fn tables(bench: &Bench<'_>) {
+    bench.part(
+        "audio features",
+        "audio",
+        |n| n == "length_table",
+        |_| {
+            let want = integers(bench, "audio", "length_table", 3 + TABLE_CLIPS.len())?;
+            let rows = want.iter().flat_map(|row| {
+                let samples = usize::try_from(row[0]).unwrap_or_default();
+                let hidden = hidden_frames(samples);
+                let rows = features_30(hidden);
+                let counts = TABLE_CLIPS.map(|frames| clips(rows, frames));
+                [samples, hidden, rows]
+                    .into_iter()
+                    .chain(counts)
+                    .map(|n| n as i64)
+                    .collect::<Vec<_>>()
+            });
+            let rows: Vec<i64> = rows.collect();
+            bench.sheet.check(
+                "audio features",
+                "audio",
+                "length_table",
+                &Tensor::from_slice(&[want.len(), 3 + TABLE_CLIPS.len()], &rows),
+            );
+            Ok(())
+        },
+    );
+    bench.part(
+        "audio features",
+        "audio",
+        |n| n.starts_with("bucket_index_"),
+        |names| {
+            for name in names {
+                let count = super::bench::number_in(name, "bucket_index_", "")
+                    .ok_or_else(|| lacks("a frame count in the tensor's name"))?;
+                let rows: Vec<i64> = (0..count).map(|frame| row_30(frame) as i64).collect();
+                bench.sheet.check(
+                    "audio features",
+                    "audio",
+                    name,
+                    &Tensor::from_slice(&[count], &rows),
+                );
+            }
+            Ok(())
+        },
+    );
+}
+
+/// Rows of a table whose first columns say what the others are computed from.
+fn integers(
+    bench: &Bench<'_>,
+    file: &str,
+    name: &str,
+    columns: usize,
+) -> Result<Vec<Vec<i64>>, Problem> {
+    let table = bench
+        .set
+        .tensor(file, name)?
+        .ok_or_else(|| lacks(format!("{file}.{name}")))?;
+    match (table.dtype(), table.shape()) {
+        (DType::I64, &[_, c]) if c == columns => Ok(table
+            .as_slice::<i64>()
+            .chunks_exact(c)
+            .map(<[i64]>::to_vec)
+            .collect()),
+        _ => Err(Problem::Lacks(format!(
+            "{file}.{name}: wanted i64 [rows, {columns}], found {table:?}"
+        ))),
+    }
+}
+
+fn pictures(bench: &Bench<'_>) {
+    bench.part(
+        "size rule",
+        "image",
+        |n| n == "size_table",
+        |_| {
+            let want = integers(bench, "image", "size_table", 5)?;
+            let rows = want.iter().flat_map(|row| {
+                let [h, w, area] = [0, 1, 2].map(|i| usize::try_from(row[i]).unwrap_or_default());
+                let size = less_than_area(
+                    Size {
+                        width: w,
+                        height: h,
+                    },
+                    area,
+                )
+                .unwrap_or(Size {
+                    width: 0,
+                    height: 0,
+                });
+                [h, w, area, size.height, size.width].map(|n| n as i64)
+            });
+            let rows: Vec<i64> = rows.collect();
+            bench.sheet.check(
+                "size rule",
+                "image",
+                "size_table",
+                &Tensor::from_slice(&[want.len(), 5], &rows),
+            );
+            Ok(())
+        },
+    );
+    let known = bench.set.value("/image").and_then(Value::as_object);
+    for (tag, facts) in known.into_iter().flatten() {
+        let covers = |name: &str| name.split_once('.').is_some_and(|(t, _)| t == tag);
+        bench.part("picture", "image", covers, |_| picture(bench, tag, facts));
+    }
+}
+
+fn picture(bench: &Bench<'_>, tag: &str, facts: &Value) -> Result<(), Problem> {
+    let number = |pointer: &str| {
+        facts
+            .pointer(pointer)
+            .and_then(Value::as_u64)
+            .and_then(|n| usize::try_from(n).ok())
+    };
+    let picture = Picture::open(&bench.set.input(PICTURE))?;
+    if let (Some(height), Some(width)) = (number("/resized/0"), number("/resized/1")) {
+        let resized = picture.resized(Size { width, height });
+        bench.sheet.check(
+            "picture",
+            "image",
+            &format!("{tag}.resized_u8"),
+            &bytes(&resized),
+        );
+    }
+    let area = number("/area").ok_or_else(|| lacks(format!("values.image.{tag}.area")))?;
+    let cropped = picture.fitted(area_of(area), SizeMode::Area, Fit::default())?;
+    bench.sheet.check(
+        "picture",
+        "image",
+        &format!("{tag}.cropped_u8"),
+        &bytes(&cropped),
+    );
+    let pixels = Tensor::from_slice(&[3, cropped.height, cropped.width], &cropped.pixels());
+    bench
+        .sheet
+        .check("picture", "image", &format!("{tag}.pixels"), &pixels);
+    Ok(())
+}
+
+/// A size of which only the area counts.
+pub(super) fn area_of(pixels: usize) -> Size {
+    Size {
+        width: pixels,
+        height: 1,
+    }
+}
+
+fn bytes(picture: &Picture) -> Tensor {
+    Tensor::from_slice(&[picture.height, picture.width, 3], &picture.rgb)
+}

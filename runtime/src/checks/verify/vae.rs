@@ -1,0 +1,184 @@
+//! The VAE: whole encodes and decodes, and the streaming decoder with its feature caches after priming.
+
+use engines::components::vae;
+use engines::tensor::Tensor;
+use serde_json::Value;
+
+use super::bench::{Bench, Problem, lacks, lane, number_in};
+use crate::numbers::timing::PRIMING_LATENTS;
+use crate::chain::vae::{Decoder, Encoder};
+use crate::numbers::latents;
+
+const ENCODER: &str = "vae_encoder";
+const DECODER: &str = "vae_decoder";
+
+pub(super) fn check(bench: &Bench<'_>) {
+    bench.part(
+        ENCODER,
+        "vae",
+        |n| n.starts_with("encode.latents"),
+        |names| encode(bench, names),
+    );
+    bench.part(
+        DECODER,
+        "vae",
+        |n| n.starts_with("decode.frames"),
+        |names| decode(bench, names),
+    );
+    bench.part(
+        DECODER,
+        "vae_stream",
+        |n| n == "fresh_single_latent.frames",
+        |_| {
+            let frames = decoder(bench)?
+                .decode(&part(&latent(bench)?, 0..1)?)?
+                .pixels;
+            bench
+                .sheet
+                .check(DECODER, "vae_stream", "fresh_single_latent.frames", &frames);
+            Ok(())
+        },
+    );
+    let covers = |n: &str| {
+        n.starts_with("cache_after_prime.") || n.starts_with("prime.") || n.starts_with("block")
+    };
+    bench.part(DECODER, "vae_stream", covers, |names| stream(bench, names));
+}
+
+fn decoder(bench: &Bench<'_>) -> Result<Decoder, Problem> {
+    Ok(Decoder::load(
+        bench.backend(),
+        bench.options(),
+        &bench.engine.models.config().vae,
+    )?)
+}
+
+/// `[1, Z, F, h, w]`.
+fn latent(bench: &Bench<'_>) -> Result<Tensor, Problem> {
+    Ok(lane(bench.floats("vae", "decode.latents", 4)?))
+}
+
+fn part(t: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor, Problem> {
+    match t.shape()[2] >= range.end {
+        true => Ok(latents::frames(t, range)),
+        false => Err(lacks(format!(
+            "latent frames {range:?} in vae.decode.latents"
+        ))),
+    }
+}
+
+fn encode(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
+    let video = lane(bench.floats("vae", "encode.video", 4)?);
+    let (count, shape) = (video.shape()[2], video.shape()[1..].to_vec());
+    let frame =
+        |i: usize| latents::frames(&video, i..i + 1).reshaped(&[shape[0], shape[2], shape[3]]);
+    let frames: Vec<Tensor> = (0..count).map(frame).collect();
+    let negative = Tensor::from_slice(
+        frames[0].shape(),
+        &vec![-1f32; frames[0].shape().iter().product()],
+    );
+    let mut encoder = Encoder::load(
+        bench.backend(),
+        bench.options(),
+        &bench.engine.models.config().vae,
+    )?;
+    for name in names {
+        let found = if let Some(n) =
+            number_in(name, "encode.latents", "").filter(|n| (1..=count).contains(n))
+        {
+            encoder.encode(&frames[..n])?
+        } else if let Some(n) = number_in(name, "encode.latents_repeat", "") {
+            encoder.encode(std::iter::repeat_n(&frames[0], n))?
+        } else if let Some(n) = number_in(name, "encode.latents_minus_one", "") {
+            encoder.encode(std::iter::repeat_n(&negative, n))?
+        } else {
+            continue;
+        };
+        bench.sheet.check(ENCODER, "vae", name, &found);
+    }
+    Ok(())
+}
+
+fn decode(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
+    let latent = latent(bench)?;
+    let mut decoder = decoder(bench)?;
+    for name in names {
+        if let Some(n) = number_in(name, "decode.frames", "") {
+            decoder.reset();
+            bench.sheet.check(
+                DECODER,
+                "vae",
+                name,
+                &decoder.decode(&part(&latent, 0..n)?)?.pixels,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Primes, looks at the caches, then decodes block after block, as the multi-device pipeline does.
+fn stream(bench: &Bench<'_>, names: &[String]) -> Result<(), Problem> {
+    let latent = latent(bench)?;
+    let mut decoder = decoder(bench)?;
+    let primed = decoder.decode(&part(&latent, 0..PRIMING_LATENTS)?)?.pixels;
+    let total = primed.shape()[2];
+    let kept = vae::TEMPORAL_STRIDE.min(total);
+    bench.sheet.check(
+        DECODER,
+        "vae_stream",
+        "prime.frames",
+        &latents::frames(&primed, total - kept..total),
+    );
+    caches(bench, &decoder, names);
+    let frames = bench.dit().block_frames;
+    let blocks = names
+        .iter()
+        .filter_map(|n| number_in(n, "block", ".frames"))
+        .max()
+        .map_or(0, |b| b + 1);
+    for block in 0..blocks {
+        let at = PRIMING_LATENTS + block * frames;
+        let decoded = decoder.decode(&part(&latent, at..at + frames)?)?.pixels;
+        bench.sheet.check(
+            DECODER,
+            "vae_stream",
+            &format!("block{block}.frames"),
+            &decoded,
+        );
+    }
+    Ok(())
+}
+
+/// The reference numbers its caches in the order in which its convolutions run, and leaves some numbers unused; the contract lists its state
+/// in that order too.
+fn caches(bench: &Bench<'_>, decoder: &Decoder, names: &[String]) {
+    let slots = bench
+        .set
+        .value("/vae/decoder_cache_shapes_after_prime")
+        .and_then(Value::as_array);
+    let used: Vec<usize> = match slots {
+        Some(slots) => (0..slots.len()).filter(|&i| !slots[i].is_null()).collect(),
+        None => (0..vae::DECODER_NEXT.state.len()).collect(),
+    };
+    for name in names {
+        let Some(slot) = number_in(name, "cache_after_prime.", "") else {
+            continue;
+        };
+        let port = used
+            .iter()
+            .position(|&u| u == slot)
+            .and_then(|at| vae::DECODER_NEXT.state.get(at));
+        match port.and_then(|p| Some((p, decoder.cache().get(p.name)?))) {
+            Some((port, cache)) => {
+                bench
+                    .sheet
+                    .check_noted(DECODER, "vae_stream", name, cache, port.name);
+            }
+            None => {
+                bench
+                    .sheet
+                    .failed(DECODER, "vae_stream", name, "the decoder has no such cache");
+            }
+        }
+    }
+}

@@ -1,0 +1,770 @@
+//! The command line of `avatar-run`: flags to requests, nothing else. Upstream's flags keep their names; every flag is understood with
+//! underscores and with dashes.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::chain::decoders::Mode;
+use crate::checks::verify;
+use crate::commands::compat::Upstream;
+use crate::commands::device_args::DeviceArgs;
+use crate::commands::error::Error;
+use crate::generate::{Clips, Request};
+use crate::media::mp4::Encoding;
+use crate::media::picture::Fit;
+use crate::numbers::size::{Size, SizeMode};
+use crate::placement::devices::MemorySize;
+use crate::placement::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
+
+/// One picture, speech and a prompt in; talking video out.
+#[derive(Debug, Parser)]
+#[command(name = "avatar-run", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Flags may be written with dashes or, as upstream has them, with underscores.\nExit codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, 6 interrupted (the part is playable), 7 verification failed";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Generate a talking video.
+    Generate(Box<Generate>),
+    /// Run one component of an export on tensors from a file.
+    Exec(Exec),
+    /// Check an export against a folder of reference tensors.
+    Verify(verify::Args),
+    /// Time every component of an export at a given size.
+    Bench(Bench),
+    /// Compare every component of an export on a device with the CPU.
+    Parity(Parity),
+    /// Print size, rate, lengths and sound of a video file.
+    Probe(Probe),
+    /// Say what a machine can do, before anything is loaded: memory of every device, times, and what limits them.
+    Plan(PlanArgs),
+    /// Run a plan's schedule without a model: when each device does what, as a picture or JSON.
+    Simulate(SimulateArgs),
+}
+
+/// Flags of `generate`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct Generate {
+    /// Folder that `avatar-export onnx` made.
+    #[arg(long)]
+    pub models: PathBuf,
+    /// Picture of the person.
+    #[arg(long)]
+    pub image: PathBuf,
+    /// Speech, in any file that FFmpeg decodes.
+    #[arg(long)]
+    pub audio: PathBuf,
+    /// What is to be seen.
+    #[arg(long)]
+    pub prompt: String,
+    /// Width and height of the video.
+    #[arg(long, value_name = "W*H", default_value = "704*384")]
+    pub size: Size,
+    /// What --size means: the video's exact size, or (upstream's rule) only an area that the picture's shape fills.
+    #[arg(long = "size-mode", default_value = "exact")]
+    size_mode: SizeModeArg,
+    /// How a picture of another shape fills an exact size.
+    #[arg(long, default_value = "crop")]
+    fit: FitArg,
+    /// Clips to make, or auto for the whole recording.
+    #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
+    num_clip: Clips,
+    /// Denoising steps; the model is distilled for 4.
+    #[arg(long = "sample-steps", value_name = "N", default_value_t = 4)]
+    sample_steps: usize,
+    /// Video frames of a clip, a multiple of 12.
+    #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
+    infer_frames: usize,
+    /// Blocks of 12 frames that attention sees back; the model's own is a clip's. Fewer save memory and time and change the picture.
+    #[arg(long = "ring-blocks", value_name = "N", value_parser = count)]
+    ring_blocks: Option<usize>,
+    /// Seed of the noise; negative for a random one.
+    #[arg(
+        long = "base-seed",
+        visible_alias = "seed",
+        value_name = "N",
+        default_value_t = 420,
+        allow_negative_numbers = true
+    )]
+    base_seed: i64,
+    /// The video.
+    #[arg(
+        long,
+        alias = "save-file",
+        value_name = "F.mp4",
+        required_unless_present = "save_dir"
+    )]
+    out: Option<PathBuf>,
+    /// Folder for a video named after the picture and the speech.
+    #[arg(long = "save-dir", value_name = "DIR", conflicts_with = "out")]
+    save_dir: Option<PathBuf>,
+    /// Which of the reference's pipelines is followed.
+    #[arg(long, default_value = "tpp")]
+    mode: ModeArg,
+    /// The same as --mode single.
+    #[arg(long = "single-gpu", hide = true)]
+    single_gpu: bool,
+    /// With --mode single: the first clip is decoded before the second begins, and conditions it.
+    #[arg(long = "enable-online-decode")]
+    enable_online_decode: bool,
+    /// Place the work as this kind of machine does: a built-in name such as 4x24g, a file of your own, or auto for the machine at hand.
+    #[arg(long, value_name = "NAME|FILE|auto", conflicts_with_all = ["stages", "num_gpus_dit", "lanes", "resident_layers", "offload_model", "host_rings", "slots", "device_memory", "vae_device", "ring_blocks"])]
+    pub profile: Option<String>,
+    /// The profile's devices are threads on this CPU, each with the memory that is planned for it: to try a placement without the machine.
+    #[arg(long = "virtual", requires = "profile")]
+    pub virtual_devices: bool,
+    /// Run TensorRT engines that `avatar-export build` made for the profile; without it ONNX Runtime runs the graphs.
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "profile",
+        conflicts_with = "virtual_devices"
+    )]
+    pub engines: Option<PathBuf>,
+    /// Placement on virtual CPU devices: 1, LxS, `layers=L,steps=S`, or a list `device:layers/steps;...`.
+    #[arg(long, value_name = "STAGES")]
+    stages: Option<Stages>,
+    /// The same as --stages steps=N.
+    #[arg(
+        long = "num-gpus-dit",
+        value_name = "N",
+        hide = true,
+        conflicts_with = "stages"
+    )]
+    num_gpus_dit: Option<NonZeroUsize>,
+    /// Items of a wave that ride in one call.
+    #[arg(long, value_name = "N|auto", default_value = "auto")]
+    lanes: Lanes,
+    /// Layers of each stage whose weights stay on its device; the others stream from host memory once a call. All by default.
+    #[arg(long = "resident-layers", value_name = "N")]
+    resident_layers: Option<usize>,
+    /// Upstream's offload: True is the same as --resident-layers 0.
+    #[arg(
+        long = "offload-model",
+        value_name = "BOOL",
+        hide = true,
+        ignore_case = true,
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    offload_model: Option<bool>,
+    /// Keep KV rings in host memory; what a call reads streams in and what it writes streams back.
+    #[arg(long = "host-rings", alias = "offload-kv-cache")]
+    host_rings: bool,
+    /// Layers that have room on a device at once where layers stream.
+    #[arg(long, value_name = "N", default_value_t = MIN_SLOTS)]
+    slots: usize,
+    /// Budget of each device; a placement that needs more is refused.
+    #[arg(long = "device-memory", value_name = "SIZE")]
+    device_memory: Option<MemorySize>,
+    /// Device of the VAE decoder.
+    #[arg(long = "vae-device", value_name = "DEVICE")]
+    vae_device: Option<usize>,
+    /// CPU threads; all cores by default.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Take noise and reference distances from a recorded run.
+    #[arg(long, value_name = "F.safetensors")]
+    replay: Option<PathBuf>,
+    /// Write what the run computed; keeps every frame in memory.
+    #[arg(long, value_name = "F.safetensors")]
+    trace: Option<PathBuf>,
+    /// Write a sheet of frames spread over the video.
+    #[arg(long = "contact-sheet", value_name = "F.png")]
+    contact_sheet: Option<PathBuf>,
+    /// Quality of the video: 0 is lossless, 51 is worst.
+    #[arg(long, value_name = "N", default_value_t = 17, value_parser = clap::value_parser!(u8).range(0..=51))]
+    crf: u8,
+    /// One JSON object per event on standard output.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    upstream: Upstream,
+}
+
+/// Flags of `exec`.
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Component, such as `dit_layer.03`.
+    pub component: String,
+    /// Folder that `avatar-export onnx` made.
+    #[arg(long)]
+    pub models: PathBuf,
+    /// Inputs and state by port name.
+    #[arg(long, value_name = "I.safetensors")]
+    pub inputs: PathBuf,
+    /// Where outputs, next states (`name.next`) and taps go.
+    #[arg(long, value_name = "O.safetensors")]
+    pub outputs: PathBuf,
+    /// Inner values to write as well.
+    #[arg(long = "tap", value_name = "PATH", num_args = 1..)]
+    pub taps: Vec<String>,
+    #[command(flatten)]
+    pub on: DeviceArgs,
+}
+
+/// Flags of `bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Folder that `avatar-export onnx` made.
+    #[arg(long, required_unless_present = "synthetic")]
+    pub models: Option<PathBuf>,
+    /// The transformer with made-up weights instead, resident and under a cap, beside a matrix product's rate.
+    #[arg(long, requires = "graphs", conflicts_with = "models")]
+    pub synthetic: bool,
+    /// Folder that `avatar-export graphs` made, without --size.
+    #[arg(long, requires = "synthetic")]
+    pub graphs: Option<PathBuf>,
+    /// Layers of the transformer, when not the model's.
+    #[arg(long, requires = "synthetic")]
+    pub layers: Option<NonZeroUsize>,
+    /// Side of the matrix product.
+    #[arg(long, value_name = "N", default_value_t = 8192, requires = "synthetic", value_parser = clap::value_parser!(u16).range(16..))]
+    pub matmul: u16,
+    /// Also a run that streams what does not fit this much memory.
+    #[arg(long, value_name = "SIZE", requires = "synthetic")]
+    pub offload: Option<MemorySize>,
+    /// Width and height of the video.
+    #[arg(long, value_name = "W*H", default_value = "256*256")]
+    pub size: Size,
+    /// Items of a wave that ride in one call; several numbers are timed one after the other.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub lanes: Vec<u8>,
+    /// Timed runs of each component, after some that are not timed.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    pub runs: u16,
+    #[command(flatten)]
+    pub on: DeviceArgs,
+    /// Print JSON: one object, or one for each number of lanes.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `parity`.
+#[derive(Debug, Args)]
+pub struct Parity {
+    /// Folder that `avatar-export onnx` made.
+    #[arg(long)]
+    pub models: PathBuf,
+    /// Width and height of the video.
+    #[arg(long, value_name = "W*H", default_value = "128*64")]
+    pub size: Size,
+    #[command(flatten)]
+    pub on: DeviceArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `probe`.
+#[derive(Debug, Args)]
+pub struct Probe {
+    pub file: PathBuf,
+    /// As one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to plan, and for which machine.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// Kind of machine: a built-in name such as 4x24g, a file of your own, or auto for the machine at hand.
+    #[arg(long, value_name = "NAME|FILE|auto", default_value = "auto")]
+    pub profile: String,
+    /// Width and height of the video.
+    #[arg(long, value_name = "W*H", default_value = "704*384")]
+    pub size: Size,
+    /// Denoising steps; the model is distilled for 4.
+    #[arg(long = "sample-steps", value_name = "N", default_value_t = 4, value_parser = count)]
+    pub sample_steps: usize,
+    /// Clips to make, or auto for a recording of any length.
+    #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
+    pub num_clip: Clips,
+    /// Video frames of a clip, a multiple of 12.
+    #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
+    pub infer_frames: usize,
+    /// Folder that `avatar-export onnx` made: take the model's sizes from it.
+    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
+    pub models: Option<PathBuf>,
+    /// Sizes of a known model, where no folder is given.
+    #[arg(long, default_value = "full")]
+    pub preset: PresetArg,
+}
+
+/// Flags of `plan`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Refuse a plan for more devices, or more free memory, than this machine has.
+    #[arg(long)]
+    pub check: bool,
+    /// Say where the figures come from, and how busy every device and link is.
+    #[arg(long)]
+    pub explain: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `simulate`.
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+pub struct SimulateArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Blocks of 12 video frames to run.
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = count)]
+    pub blocks: usize,
+    /// Draw the timeline into this file.
+    #[arg(long, value_name = "F.svg")]
+    pub svg: Option<PathBuf>,
+    /// Print the timeline as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A model known by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PresetArg {
+    /// The published model
+    Full,
+    /// About 155 M parameters
+    Small,
+    /// About 8 M parameters
+    Tiny,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SizeModeArg {
+    Exact,
+    Area,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FitArg {
+    Crop,
+    Pad,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ModeArg {
+    Tpp,
+    Single,
+}
+
+impl Cli {
+    /// Reads a command line, the program's name first.
+    ///
+    /// # Errors
+    /// Help and version too are errors of clap, which know how to print themselves; see [`complaint`] for the others.
+    pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(args.into_iter().map(dashed))
+    }
+}
+
+/// What is wrong with a command line, in one line; `None` when help or the version was asked for.
+pub fn complaint(error: &clap::Error) -> Option<String> {
+    let text = error.to_string();
+    let first = text.strip_prefix("error: ")?.split("\n\n").next()?;
+    Some(first.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// `--num_clip` is `--num-clip`; values stay as they are.
+fn dashed(arg: OsString) -> OsString {
+    let Some(text) = arg.to_str().filter(|t| t.starts_with("--")) else {
+        return arg;
+    };
+    let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+    format!("{}{value}", name.replace('_', "-")).into()
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=10_000).contains(&n) => Ok(n),
+        _ => Err(format!("a number from 1 to 10000 is wanted, got `{text}`")),
+    }
+}
+
+fn clips(text: &str) -> Result<Clips, String> {
+    match text {
+        "auto" => Ok(Clips::Auto),
+        _ => match text.parse() {
+            Ok(n) if n > 0 => Ok(Clips::AtMost(n)),
+            _ => Err(format!(
+                "num_clip wants auto or a number of 1 or more, got `{text}`"
+            )),
+        },
+    }
+}
+
+impl Generate {
+    /// The request, and notices for flags that are settled elsewhere. `random` gives the seed where a negative one asks for it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for flags that contradict each other or cannot be honoured.
+    pub fn request(&self, random: impl FnOnce() -> u64) -> Result<(Request, Vec<String>), Error> {
+        let mut notices = self.upstream.check()?;
+        let (mode, asked_for_what_happens) = self.mode();
+        if asked_for_what_happens {
+            notices.push(
+                "--enable_online_decode: mode tpp decodes every block as it is made anyway"
+                    .to_owned(),
+            );
+        }
+        let request = Request {
+            image: self.image.clone(),
+            audio: self.audio.clone(),
+            prompt: self.prompt.clone(),
+            size: self.size,
+            size_mode: match self.size_mode {
+                SizeModeArg::Exact => SizeMode::Exact,
+                SizeModeArg::Area => SizeMode::Area,
+            },
+            fit: match self.fit {
+                FitArg::Crop => Fit::Crop,
+                FitArg::Pad => Fit::Pad,
+            },
+            clips: self.num_clip,
+            steps: self.sample_steps,
+            infer_frames: self.infer_frames,
+            ring_blocks: self.ring_blocks,
+            seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
+            mode,
+            placement: None,
+            stages: self.placement(),
+            lanes: self.lanes,
+            residency: self.residency(),
+            vae_device: self.vae_device,
+            device_memory: self.device_memory,
+            replay: self.replay.clone(),
+            trace: self.trace.clone(),
+            contact_sheet: self.contact_sheet.clone(),
+            encoding: Encoding {
+                crf: self.crf,
+                ..Encoding::default()
+            },
+            out: self.path(),
+        };
+        Ok((request, notices))
+    }
+
+    /// The pipeline, and whether online decoding was asked for where it happens anyway.
+    fn mode(&self) -> (Mode, bool) {
+        let single = self.mode == ModeArg::Single || self.single_gpu;
+        match (single, self.enable_online_decode) {
+            (false, asked) => (Mode::Tpp, asked),
+            (true, false) => (Mode::Single, false),
+            (true, true) => (Mode::SingleOnline, false),
+        }
+    }
+
+    fn placement(&self) -> Stages {
+        let steps = self.num_gpus_dit.map(|n| Stages::Grid {
+            layers: 1,
+            steps: n.get(),
+        });
+        self.stages.clone().or(steps).unwrap_or_default()
+    }
+
+    fn residency(&self) -> Residency {
+        let offloaded = self.offload_model.unwrap_or(false);
+        let all = if offloaded { 0 } else { usize::MAX };
+        Residency {
+            resident_layers: self.resident_layers.unwrap_or(all),
+            rings: if self.host_rings {
+                Rings::OnHost
+            } else {
+                Rings::OnDevice
+            },
+            slots: self.slots,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        let stem = |p: &PathBuf| {
+            p.file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        };
+        match (&self.out, &self.save_dir) {
+            (Some(out), _) => out.clone(),
+            (None, dir) => dir.clone().unwrap_or_default().join(format!(
+                "{}-{}.mp4",
+                stem(&self.image),
+                stem(&self.audio)
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::plan::StageSpec;
+
+    const NEEDED: [&str; 9] = [
+        "generate",
+        "--models",
+        "m",
+        "--image",
+        "p/i.png",
+        "--audio",
+        "a.wav",
+        "--prompt",
+        "a man speaks",
+    ];
+
+    fn read(more: &[&str]) -> Result<Generate, String> {
+        let line = ["avatar-run"]
+            .iter()
+            .chain(&NEEDED)
+            .chain(more)
+            .map(OsString::from);
+        match Cli::read(line).map_err(|e| e.to_string())?.command {
+            Command::Generate(generate) => Ok(*generate),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    fn request(more: &[&str]) -> Result<(Request, Vec<String>), String> {
+        read(more)?
+            .request(|| 7)
+            .map_err(|e| format!("{e} (exit {})", e.kind().code()))
+    }
+
+    #[test]
+    fn the_command_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn both_spellings_and_both_value_forms_mean_the_same() {
+        let want = format!(
+            "{:?}",
+            request(&[
+                "--out",
+                "o.mp4",
+                "--num_clip",
+                "3",
+                "--sample_steps",
+                "2",
+                "--base_seed",
+                "9"
+            ])
+            .unwrap()
+        );
+        for line in [
+            &[
+                "--out",
+                "o.mp4",
+                "--num-clip",
+                "3",
+                "--sample-steps",
+                "2",
+                "--base-seed",
+                "9",
+            ][..],
+            &[
+                "--out=o.mp4",
+                "--num_clip=3",
+                "--sample_steps=2",
+                "--seed=9",
+            ],
+            &[
+                "--save_file",
+                "o.mp4",
+                "--num-clip=3",
+                "--sample_steps",
+                "2",
+                "--seed",
+                "9",
+            ],
+        ] {
+            assert_eq!(format!("{:?}", request(line).unwrap()), want, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_upstreams_published_ones() {
+        let (r, notices) = request(&["--out", "o.mp4"]).unwrap();
+        assert_eq!(
+            (r.size.to_string(), r.steps, r.infer_frames, r.seed, r.clips),
+            ("704*384".to_owned(), 4, 48, 420, Clips::Auto)
+        );
+        assert_eq!(
+            (r.mode, r.stages, r.lanes, r.size_mode),
+            (Mode::Tpp, Stages::default(), Lanes::Auto, SizeMode::Exact)
+        );
+        assert!(notices.is_empty());
+    }
+
+    #[test]
+    fn upstreams_published_command_line_runs_but_for_fp8() {
+        let line = "--ulysses_size 1 --task s2v-14B --size 720*400 --base_seed 420 --training_config liveavatar/configs/s2v_causal_sft.yaml \
+                    --offload_model False --convert_model_dtype --infer_frames 48 --load_lora --lora_path_dmd Quark-Vision/Live-Avatar \
+                    --sample_steps 4 --sample_guide_scale 0 --num_clip 10000 --num_gpus_dit 4 --sample_solver euler --enable_vae_parallel \
+                    --ckpt_dir ckpt/Wan2.2-S2V-14B/ --save_dir out";
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (r, notices) = request(&words).unwrap();
+        assert_eq!(
+            r.stages,
+            Stages::Grid {
+                layers: 1,
+                steps: 4
+            }
+        );
+        assert_eq!(
+            (r.clips, r.out),
+            (Clips::AtMost(10_000), PathBuf::from("out/i-a.mp4"))
+        );
+        assert_eq!(notices.len(), 5, "{notices:?}");
+        assert_eq!(r.residency, Residency::default());
+        let error = request(&[&words[..], &["--fp8"]].concat()).unwrap_err();
+        assert_eq!(
+            error,
+            "--fp8: precision is a recipe of the export, and this export has none with FP8 (exit 2)"
+        );
+    }
+
+    #[test]
+    fn modes_placements_and_seeds() {
+        type Check = fn(&Request) -> bool;
+        let cases: [(&[&str], Check); 13] = [
+            (&["--mode", "single"], |r| r.mode == Mode::Single),
+            (&["--single_gpu"], |r| r.mode == Mode::Single),
+            (&["--mode=single", "--enable-online-decode"], |r| {
+                r.mode == Mode::SingleOnline
+            }),
+            (&["--stages", "layers=2,steps=2"], |r| {
+                r.stages
+                    == Stages::Grid {
+                        layers: 2,
+                        steps: 2,
+                    }
+            }),
+            (&["--stages", "3:0-3/0-3"], |r| {
+                r.stages == Stages::List(vec![StageSpec::new(3, 0..4, 0..4)])
+            }),
+            (&["--lanes", "1"], |r| r.lanes == Lanes::AtMost(1)),
+            (&["--offload_model", "True"], |r| {
+                r.residency.resident_layers == 0 && r.virtual_budget() == Some(u64::MAX)
+            }),
+            (&["--offload_model=False"], |r| {
+                r.residency == Residency::default() && r.virtual_budget().is_none()
+            }),
+            (&["--offload_kv_cache", "--slots", "3"], |r| {
+                r.residency.rings == Rings::OnHost && r.residency.slots == 3
+            }),
+            (
+                &["--offload_model", "True", "--resident_layers", "7"],
+                |r| r.residency.resident_layers == 7,
+            ),
+            (&["--device-memory", "24GB", "--vae-device", "2"], |r| {
+                r.virtual_budget() == Some(24_000_000_000) && r.vae_device == Some(2)
+            }),
+            (&["--base_seed", "-1"], |r| r.seed == 7),
+            (&["--size", "704x384", "--size_mode", "area"], |r| {
+                r.size.to_string() == "704*384" && r.size_mode == SizeMode::Area
+            }),
+        ];
+        for (more, check) in cases {
+            let (r, _) = request(&[more, &["--out", "o.mp4"]].concat()).unwrap();
+            assert!(check(&r), "{more:?}: {r:?}");
+        }
+    }
+
+    #[test]
+    fn online_decode_is_noted_where_it_happens_anyway() {
+        for (more, mode, notices) in [
+            (&["--enable_online_decode"][..], Mode::Tpp, 1),
+            (
+                &["--enable_online_decode", "--mode=single"],
+                Mode::SingleOnline,
+                0,
+            ),
+            (&[], Mode::Tpp, 0),
+        ] {
+            let (r, told) = request(&[more, &["--out", "o.mp4"]].concat()).unwrap();
+            assert_eq!((r.mode, told.len()), (mode, notices), "{more:?}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_with_the_reason() {
+        for (more, want) in [
+            (
+                &["--sample_solver", "unipc"][..],
+                "--sample-solver unipc: only euler is possible",
+            ),
+            (
+                &["--sample_guide_scale", "5"],
+                "--sample-guide-scale 5: only 0 is possible",
+            ),
+            (
+                &["--ulysses_size", "4"],
+                "--ulysses-size 4: only 1 is possible",
+            ),
+            (&["--pose_video", "p.mp4"], "pose video is not built in"),
+            (&["--enable_tts"], "no speech synthesis is built in"),
+            (&["--size", "704"], "size wants W*H"),
+            (&["--size", "0*0"], "size wants both sides within"),
+            (
+                &["--num_clip", "0"],
+                "num_clip wants auto or a number of 1 or more, got `0`",
+            ),
+            (&["--stages", "rows=2"], "stages wants"),
+            (&["--lanes", "0"], "lanes wants auto"),
+            (&["--device-memory", "big"], "device-memory wants a size"),
+            (&["--offload_model", "perhaps"], "offload-model"),
+            (&["--crf", "60"], "60 is not in 0..=51"),
+            (&["--no_such_flag"], "unexpected argument '--no-such-flag'"),
+            (
+                &["--stages", "1", "--num_gpus_dit", "4"],
+                "cannot be used with",
+            ),
+        ] {
+            let error = request(&[more, &["--out", "o.mp4"]].concat()).unwrap_err();
+            assert!(error.contains(want), "{more:?}: {error}");
+        }
+        assert!(
+            request(&[]).unwrap_err().contains("--out"),
+            "an output is required"
+        );
+    }
+
+    #[test]
+    fn a_complaint_is_one_line_and_help_is_none() {
+        let complain =
+            |words: &[&str]| complaint(&Cli::read(words.iter().map(OsString::from)).unwrap_err());
+        assert_eq!(complain(&["avatar-run", "--help"]), None);
+        assert_eq!(complain(&["avatar-run", "--version"]), None);
+        let missing = complain(&["avatar-run", "generate", "--image", "i"]).unwrap();
+        assert_eq!(
+            missing,
+            "the following required arguments were not provided: --models <MODELS> --audio <AUDIO> --prompt <PROMPT> --out <F.mp4>"
+        );
+        let size = complain(&["avatar-run", "generate", "--size", "704"]).unwrap();
+        assert!(
+            size.starts_with("invalid value '704' for '--size <W*H>': size wants W*H"),
+            "{size}"
+        );
+    }
+
+    #[test]
+    fn the_last_of_repeated_flags_counts() {
+        let (r, _) = request(&["--out", "o.mp4", "--num_clip", "1", "--num_clip", "auto"]).unwrap();
+        assert_eq!(r.clips, Clips::Auto);
+    }
+}

@@ -1,0 +1,210 @@
+//! Upstream's flags that choose nothing here: each is accepted where it asks for what happens anyway, told about where it belongs to the
+//! export, and refused with the reason otherwise. None is ignored.
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use crate::commands::error::Error;
+
+/// What a flag may say.
+enum Rule {
+    /// Only these values are what happens anyway.
+    Only(&'static [&'static str], &'static str),
+    /// A switch that is always on.
+    Always,
+    /// Accepted with this notice: it was settled at export, or means nothing on a CPU.
+    Told(&'static str),
+    Refused(&'static str),
+}
+
+struct Flag {
+    name: &'static str,
+    takes_value: bool,
+    rule: Rule,
+}
+
+const fn value(name: &'static str, rule: Rule) -> Flag {
+    Flag {
+        name,
+        takes_value: true,
+        rule,
+    }
+}
+
+const fn switch(name: &'static str, rule: Rule) -> Flag {
+    Flag {
+        name,
+        takes_value: false,
+        rule,
+    }
+}
+
+const AT_EXPORT: &str =
+    "was settled when `avatar-export onnx` made the models folder; it is not read here";
+const NO_PROMPTER: &str = "no prompt extension is built in; write the prompt out";
+const NO_TTS: &str = "no speech synthesis is built in; give --audio";
+
+/// Flags of upstream's `s2v_streaming_interact.py` @ 9c2c38d that [`crate::commands::cli`] does not know itself, with dashes for underscores.
+const FLAGS: &[Flag] = &[
+    value(
+        "task",
+        Rule::Only(&["s2v-14B"], "this is the speech-to-video model"),
+    ),
+    value(
+        "sample-solver",
+        Rule::Only(
+            &["euler"],
+            "the model is distilled for Euler steps, and upstream raises for any other",
+        ),
+    ),
+    value(
+        "sample-guide-scale",
+        Rule::Only(
+            &["0", "0.0"],
+            "there is no guidance pass: upstream reads the flag and never uses it",
+        ),
+    ),
+    value(
+        "sample-shift",
+        Rule::Only(
+            &["3", "3.0"],
+            "the schedule's shift is 3, whatever upstream's flag says",
+        ),
+    ),
+    value(
+        "ulysses-size",
+        Rule::Only(
+            &["1"],
+            "sequence parallelism is refused upstream too; --stages places layers and steps",
+        ),
+    ),
+    value("ckpt-dir", Rule::Told(AT_EXPORT)),
+    value("lora-path", Rule::Told(AT_EXPORT)),
+    value("lora-path-dmd", Rule::Told(AT_EXPORT)),
+    value("training-config", Rule::Told(AT_EXPORT)),
+    switch("load-lora", Rule::Told(AT_EXPORT)),
+    switch("using-merged-ckpt", Rule::Told(AT_EXPORT)),
+    switch("convert-model-dtype", Rule::Told(AT_EXPORT)),
+    switch("enable-vae-parallel", Rule::Always),
+    switch("t5-cpu", Rule::Always),
+    switch(
+        "fp8",
+        Rule::Refused("precision is a recipe of the export, and this export has none with FP8"),
+    ),
+    switch(
+        "t5-fsdp",
+        Rule::Refused("weights are not sharded; --stages places layers"),
+    ),
+    switch(
+        "dit-fsdp",
+        Rule::Refused("weights are not sharded; --stages places layers"),
+    ),
+    switch(
+        "start-from-ref",
+        Rule::Refused("upstream parses it and nothing reads it"),
+    ),
+    switch(
+        "drop-motion-noisy",
+        Rule::Refused("upstream computes zeros for it and never uses them"),
+    ),
+    value(
+        "frame-num",
+        Rule::Refused(
+            "the speech-to-video pipelines never read it; --infer_frames and --num_clip set the length",
+        ),
+    ),
+    value("pose-video", Rule::Refused("pose video is not built in")),
+    switch(
+        "use-dataset",
+        Rule::Refused("it belongs to upstream's training data"),
+    ),
+    value(
+        "dataset-sample-idx",
+        Rule::Refused("it belongs to upstream's training data"),
+    ),
+    switch("use-prompt-extend", Rule::Refused(NO_PROMPTER)),
+    value("prompt-extend-method", Rule::Refused(NO_PROMPTER)),
+    value("prompt-extend-model", Rule::Refused(NO_PROMPTER)),
+    value("prompt-extend-target-lang", Rule::Refused(NO_PROMPTER)),
+    switch("enable-tts", Rule::Refused(NO_TTS)),
+    value("tts-prompt-audio", Rule::Refused(NO_TTS)),
+    value("tts-prompt-text", Rule::Refused(NO_TTS)),
+    value("tts-text", Rule::Refused(NO_TTS)),
+];
+
+/// Upstream's flags as they were given, with their values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Upstream(Vec<(&'static str, Option<String>)>);
+
+impl Upstream {
+    /// Notices for what is settled elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the reason for the first flag that cannot be honoured.
+    pub fn check(&self) -> Result<Vec<String>, Error> {
+        let mut notices = Vec::new();
+        for (name, value) in &self.0 {
+            let Some(flag) = FLAGS.iter().find(|f| f.name == *name) else {
+                continue;
+            };
+            let given = value
+                .as_ref()
+                .map_or_else(|| format!("--{name}"), |v| format!("--{name} {v}"));
+            match (&flag.rule, value) {
+                (Rule::Only(values, _), Some(v)) if values.contains(&v.as_str()) => {}
+                (Rule::Only(values, why), _) => {
+                    return Err(Error::Usage(format!(
+                        "{given}: only {} is possible: {why}",
+                        values[0]
+                    )));
+                }
+                (Rule::Refused(why), _) => return Err(Error::Usage(format!("{given}: {why}"))),
+                (Rule::Told(why), _) => notices.push(format!("{given} {why}")),
+                (Rule::Always, _) => {}
+            }
+        }
+        Ok(notices)
+    }
+}
+
+impl clap::FromArgMatches for Upstream {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = Self::default();
+        given.update_from_arg_matches(matches)?;
+        Ok(given)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for flag in FLAGS {
+            if flag.takes_value {
+                let value = matches.get_one::<String>(flag.name);
+                self.0.extend(value.map(|v| (flag.name, Some(v.clone()))));
+            } else if matches.get_flag(flag.name) {
+                self.0.push((flag.name, None));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl clap::Args for Upstream {
+    fn augment_args(command: Command) -> Command {
+        FLAGS.iter().fold(command, |command, flag| {
+            let action = if flag.takes_value {
+                ArgAction::Set
+            } else {
+                ArgAction::SetTrue
+            };
+            command.arg(
+                Arg::new(flag.name)
+                    .long(flag.name)
+                    .action(action)
+                    .hide(true)
+                    .allow_negative_numbers(flag.takes_value),
+            )
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}

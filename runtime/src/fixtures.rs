@@ -1,0 +1,5 @@
+//! What unit tests share.
+
+pub(crate) mod sizes;
+pub(crate) mod fake;
+pub(crate) mod golden;

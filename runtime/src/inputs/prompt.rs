@@ -1,0 +1,514 @@
+//! From what the user typed to umT5's token ids: the reference's text cleaning, then the tokenizer file of the checkpoint.
+//!
+//! Cleaning is `ftfy.fix_text`, `html.unescape` twice, and white space collapsed to single spaces. Of ftfy 6.3 this does, line by line and
+//! repeated until nothing changes (64 times at most): HTML entities with a semicolon (unless the line or an earlier one has a `<`), C1 controls as
+//! Windows-1252, Latin ligatures, full- and half-width forms, curly to straight quotes, line breaks, terminal escapes, control
+//! characters, NFC. It stops before `fix_encoding`: text decoded with the wrong codec (`cafÃ©`) is passed on as typed. `…` and `½` stay,
+//! as with ftfy. A string here cannot hold lone surrogates, so that repair has nothing to do.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use engines::error_kind::ErrorKind;
+use tokenizers::Tokenizer;
+use unicode_normalization::UnicodeNormalization;
+
+/// Tokens kept of a prompt, `</s>` included (reference `text_len`).
+pub const TEXT_TOKENS: usize = 512;
+const EOS: &str = "</s>";
+/// Characters ftfy looks at together when there is no line break.
+const SEGMENT_CHARS: usize = 1_000_000;
+/// Passes over one segment; ftfy has no end to them, but each only takes one level off `&amp;amp;amp;…`.
+const MAX_PASSES: usize = 64;
+
+/// Why a prompt cannot be tokenized.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    #[error("{path}: wants a tokenizer.json of umT5, {reason}")]
+    Tokenizer { path: PathBuf, reason: String },
+    #[error("{path}: wants a token {EOS} in the vocabulary, found none")]
+    NoEos { path: PathBuf },
+    #[error("prompt of {characters} characters cannot be tokenized: {reason}")]
+    Encode { characters: usize, reason: String },
+}
+
+impl PromptError {
+    /// A bad tokenizer file is the model's fault, anything else the input's.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Tokenizer { .. } | Self::NoEos { .. } => ErrorKind::Model,
+            Self::Encode { .. } => ErrorKind::Input,
+        }
+    }
+}
+
+/// umT5's tokenizer.
+pub struct Prompter {
+    tokenizer: Tokenizer,
+    eos: u32,
+}
+
+/// A prompt as the text encoder takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// The text after cleaning.
+    pub cleaned: String,
+    /// `[1..=512]` token ids, `</s>` last; not padded.
+    pub ids: Vec<i64>,
+    /// The text was longer and its end is lost.
+    pub truncated: bool,
+}
+
+impl Prompter {
+    /// Reads `google/umt5-xxl/tokenizer.json`.
+    ///
+    /// # Errors
+    /// A file that is missing, is not a tokenizer, or has no `</s>`.
+    pub fn open(path: &Path) -> Result<Self, PromptError> {
+        let bad = |reason: String| PromptError::Tokenizer {
+            path: path.to_owned(),
+            reason,
+        };
+        let bytes = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| bad(e.to_string()))?;
+        tokenizer
+            .with_truncation(None)
+            .map_err(|e| bad(e.to_string()))?;
+        tokenizer.with_padding(None);
+        let eos = tokenizer
+            .token_to_id(EOS)
+            .ok_or_else(|| PromptError::NoEos {
+                path: path.to_owned(),
+            })?;
+        Ok(Self { tokenizer, eos })
+    }
+
+    /// Cleans and tokenizes (reference `HuggingfaceTokenizer(clean='whitespace')`). Empty text gives `</s>` alone.
+    ///
+    /// # Errors
+    /// Only what the tokenizer itself refuses.
+    pub fn encode(&self, text: &str) -> Result<Prompt, PromptError> {
+        let cleaned = clean(text);
+        let failed = |e: tokenizers::Error| PromptError::Encode {
+            characters: cleaned.chars().count(),
+            reason: e.to_string(),
+        };
+        let encoding = self
+            .tokenizer
+            .encode_fast(cleaned.as_str(), true)
+            .map_err(failed)?;
+        let mut ids: Vec<i64> = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
+        let truncated = ids.len() > TEXT_TOKENS;
+        if truncated {
+            ids.truncate(TEXT_TOKENS - 1);
+            ids.push(i64::from(self.eos));
+        }
+        Ok(Prompt {
+            cleaned,
+            ids,
+            truncated,
+        })
+    }
+}
+
+impl Prompt {
+    /// Ids padded with 0 to `[512]`, and the mask of the same length.
+    pub fn padded(&self) -> (Vec<i64>, Vec<i64>) {
+        let mut ids = self.ids.clone();
+        ids.resize(TEXT_TOKENS, 0);
+        let mask = (0..TEXT_TOKENS)
+            .map(|i| i64::from(i < self.ids.len()))
+            .collect();
+        (ids, mask)
+    }
+}
+
+/// The reference's `whitespace_clean(basic_clean(text))`; see the module for what of ftfy is in it.
+pub fn clean(text: &str) -> String {
+    let fixed = fix_text(text);
+    let once = unescape(&fixed);
+    let plain = unescape(&once);
+    plain
+        .split(is_space)
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// White space as Python's `str.strip` and `\s` see it.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+/// `ftfy.fix_text` without the repair of mojibake. A `<` anywhere switches entities off from its line on.
+fn fix_text(text: &str) -> String {
+    let mut entities = true;
+    let mut out = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        let mut rest = line;
+        while !rest.is_empty() {
+            let end = rest
+                .char_indices()
+                .nth(SEGMENT_CHARS)
+                .map_or(rest.len(), |(at, _)| at);
+            let (segment, tail) = rest.split_at(end);
+            entities &= !segment.contains('<');
+            out.push_str(&fix_segment(segment, entities));
+            rest = tail;
+        }
+    }
+    out
+}
+
+fn fix_segment(segment: &str, entities: bool) -> String {
+    let mut text = segment.to_owned();
+    for _ in 0..MAX_PASSES {
+        let named = if entities {
+            unescape_marked(&text)
+        } else {
+            Cow::Borrowed(text.as_str())
+        };
+        let mut plain = String::with_capacity(named.len());
+        named.chars().for_each(|c| push_plain(c, &mut plain));
+        let lines = plain
+            .replace("\r\n", "\n")
+            .replace(['\r', '\u{2028}', '\u{2029}', '\u{85}'], "\n");
+        let fixed: String = strip_escapes(&lines)
+            .chars()
+            .filter(|&c| !is_control(c))
+            .nfc()
+            .collect();
+        if fixed == text {
+            break;
+        }
+        text = fixed;
+    }
+    text
+}
+
+/// ftfy's character tables: C1 controls, ligatures, widths, quotes, in that order.
+fn push_plain(c: char, out: &mut String) {
+    match windows_1252(c) {
+        'Ĳ' => out.push_str("IJ"),
+        'ĳ' => out.push_str("ij"),
+        'ŉ' => out.push_str("'n"), // ʼn, whose apostrophe is straightened
+        c @ ('\u{1c4}'..='\u{1cc}' | '\u{1f1}'..='\u{1f3}') => push_digraph(c, out),
+        c @ '\u{fb00}'..='\u{fb06}' => {
+            let letters = ["ff", "fi", "fl", "ffi", "ffl", "ſt", "st"];
+            out.push_str(letters[(u32::from(c) - 0xfb00) as usize]);
+        }
+        '\u{3000}' => out.push(' '),
+        c @ '\u{ff01}'..='\u{ffef}' => out.extend(std::iter::once(c).nfkc().map(straight)),
+        c => out.push(straight(c)),
+    }
+}
+
+fn push_digraph(c: char, out: &mut String) {
+    const LETTERS: [&str; 9] = ["DŽ", "Dž", "dž", "LJ", "Lj", "lj", "NJ", "Nj", "nj"];
+    const DZ: [&str; 3] = ["DZ", "Dz", "dz"];
+    let code = u32::from(c);
+    out.push_str(if code < 0x1f1 {
+        LETTERS[(code - 0x1c4) as usize]
+    } else {
+        DZ[(code - 0x1f1) as usize]
+    });
+}
+
+fn straight(c: char) -> char {
+    match c {
+        '\u{2bc}' | '\u{2018}'..='\u{201b}' => '\'',
+        '\u{201c}'..='\u{201f}' => '"',
+        c => c,
+    }
+}
+
+/// C1 controls read as Windows-1252; the five codes that it leaves open stay.
+fn windows_1252(c: char) -> char {
+    const TABLE: [char; 32] = [
+        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
+        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
+        'ž', 'Ÿ',
+    ];
+    match c {
+        '\u{80}'..='\u{9f}' => TABLE[(u32::from(c) - 0x80) as usize],
+        c => c,
+    }
+}
+
+/// Removes `ESC [ digits and semicolons letter`.
+fn strip_escapes(text: &str) -> Cow<'_, str> {
+    if !text.contains("\u{1b}[") {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("\u{1b}[") {
+        let after = rest[at + 2..].trim_start_matches(|c: char| is_digit(c) || c == ';');
+        let escape = after.starts_with(|c: char| c.is_ascii_alphabetic());
+        let end = if escape {
+            rest.len() - after.len() + 1
+        } else {
+            at + 2
+        };
+        out.push_str(&rest[..if escape { at } else { end }]);
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+/// ASCII digits; Python's `\d` has other scripts' too, which no terminal sends.
+fn is_digit(c: char) -> bool {
+    c.is_ascii_digit()
+}
+
+/// What ftfy removes: ASCII controls except tab, line feed, form feed and carriage return, and a few invisible code points.
+fn is_control(c: char) -> bool {
+    matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}')
+}
+
+/// HTML5's named character references, `name` or `name;` to text (W3C list, as Python's `html.entities.html5`).
+static HTML5: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
+    let line = |line: &'static str| {
+        let (name, codes) = line.split_once(' ')?;
+        let text = codes
+            .split(' ')
+            .filter_map(|c| char::from_u32(u32::from_str_radix(c, 16).ok()?))
+            .collect();
+        Some((name, text))
+    };
+    include_str!("html5_entities.txt")
+        .lines()
+        .filter_map(line)
+        .collect()
+});
+
+/// Longest name without `&` and `;` that a reference may have (Python's `html.unescape`).
+const NAME_CHARS: usize = 32;
+
+/// `html.unescape`: references with and without a semicolon, and the longest known beginning of an unknown name.
+fn unescape(text: &str) -> Cow<'_, str> {
+    each_reference(text, |after| {
+        if let Some(number) = after.strip_prefix('#') {
+            let (value, taken) = number_of(number)?;
+            return Some((character_of(value), 1 + taken));
+        }
+        let name = after
+            .split(|c: char| "\t\n\u{c} <&#;".contains(c))
+            .next()
+            .unwrap_or_default();
+        let end = name
+            .char_indices()
+            .nth(NAME_CHARS)
+            .map_or(name.len(), |(at, _)| at);
+        let marked = after[end..].starts_with(';').then(|| &after[..=end]);
+        let shorter = after[..end]
+            .char_indices()
+            .map(|(at, c)| at + c.len_utf8())
+            .skip(1)
+            .map(|end| &after[..end]);
+        marked
+            .into_iter()
+            .chain(shorter.collect::<Vec<_>>().into_iter().rev())
+            .find_map(|n| Some((HTML5.get(n)?.clone(), n.len())))
+    })
+}
+
+/// ftfy's `unescape_html`: only with a semicolon, and all-capital names of lower-case ones.
+fn unescape_marked(text: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 24;
+    each_reference(text, |after| {
+        let body = after.strip_prefix('#').unwrap_or(after);
+        let length = body
+            .bytes()
+            .take(LONGEST + 1)
+            .take_while(u8::is_ascii_alphanumeric)
+            .count();
+        if !(1..=LONGEST).contains(&length) || body.as_bytes().get(length) != Some(&b';') {
+            return None;
+        }
+        let (name, end) = (&body[..length], after.len() - body.len() + length + 1);
+        let text = if after.starts_with('#') {
+            let (value, taken) = number_of(name)?;
+            (taken == length && value != u32::from(';')).then(|| character_of(value))
+        } else {
+            HTML5.get(&after[..end]).cloned().or_else(|| capital(name))
+        };
+        text.map(|text| (text, end))
+    })
+}
+
+/// `EACUTE` -> `É`, when `eacute;` is a name and no beginning of the capitals is one.
+fn capital(name: &str) -> Option<String> {
+    let lower = name.to_ascii_lowercase();
+    let beginnings = (2..=name.len()).any(|end| HTML5.contains_key(&name[..end]));
+    if name != name.to_ascii_uppercase() || beginnings {
+        return None;
+    }
+    HTML5
+        .get(format!("{lower};").as_str())
+        .map(|text| text.to_uppercase())
+}
+
+/// Replaces what `read` recognises after each `&`; `read` gives the text and the bytes it stands for.
+fn each_reference(text: &str, read: impl Fn(&str) -> Option<(String, usize)>) -> Cow<'_, str> {
+    if !text.contains('&') {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('&') {
+        out.push_str(&rest[..at]);
+        let after = &rest[at + 1..];
+        let (text, taken) = read(after).unwrap_or_else(|| ("&".to_owned(), 0));
+        out.push_str(&text);
+        rest = &after[taken..];
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+/// The value of `123;` or `x7b;` and the bytes read; too large a number saturates.
+fn number_of(text: &str) -> Option<(u32, usize)> {
+    let (digits, radix, prefix) = match text.strip_prefix(['x', 'X']) {
+        Some(rest) => (rest, 16, 1),
+        None => (text, 10, 0),
+    };
+    let end = digits
+        .find(|c: char| !c.is_digit(radix))
+        .unwrap_or(digits.len());
+    if end == 0 {
+        return None;
+    }
+    let value = digits[..end].chars().filter_map(|c| c.to_digit(radix));
+    let value = value.fold(0u32, |value, digit| {
+        value.saturating_mul(radix).saturating_add(digit)
+    });
+    Some((
+        value,
+        prefix + end + usize::from(digits[end..].starts_with(';')),
+    ))
+}
+
+/// What a numeric reference means in HTML5: Windows-1252 for the C1 range, nothing for non-characters.
+fn character_of(value: u32) -> String {
+    let replacement = || char::REPLACEMENT_CHARACTER.to_string();
+    match value {
+        0 => replacement(),
+        0x0d => "\r".to_owned(),
+        0x80..=0x9f => {
+            char::from_u32(value).map_or_else(replacement, |c| windows_1252(c).to_string())
+        }
+        0x01..=0x08 | 0x0b | 0x0e..=0x1f | 0x7f | 0xfdd0..=0xfdef => String::new(),
+        v if v <= 0x10_ffff && v & 0xfffe == 0xfffe => String::new(),
+        v => char::from_u32(v).map_or_else(replacement, String::from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::golden;
+
+    #[test]
+    fn text_is_cleaned_as_the_reference_does() {
+        for (text, want) in [
+            (
+                "  A  man &amp; a woman\n\tspeak&lt;slowly&gt;\u{3000}to the ﬁne camera… ½ “quoted” ＡＢＣ　１２３  ",
+                "A man & a woman speak<slowly> to the fine camera… ½ \"quoted\" ABC 123",
+            ),
+            ("光温暖而柔和，她说！。", "光温暖而柔和,她说!。"),
+            ("", ""),
+            (" \t\r\n ", ""),
+            ("it’s ‘fine’", "it's 'fine'"),
+            ("a\u{1b}[31;1mred\u{1b}[0m b\u{1b}[", "ared b["),
+            ("nul\0 bell\u{7} bom\u{feff}", "nul bell bom"),
+            ("e\u{301} ﬄ ﬆ Ǆ ŉ", "é ffl st DŽ 'n"),
+            ("ﾊﾟ ｶﾞ ￥", "パ ガ ¥"),
+            ("\u{93}C1\u{94} \u{85}", "\"C1\" …"),
+            ("P&EACUTE;REZ &eacute; &checkmark;", "PÉREZ é ✓"),
+            (
+                "this&not that &notit; &ampamp; &bogus; &",
+                "this¬ that ¬it; & &bogus; &",
+            ),
+            (
+                "&#x41;&#66;&#128;&#0;&#xD800;&#xFFFF;&#99999999999;",
+                "AB€\u{fffd}\u{fffd}\u{fffd}",
+            ),
+            ("&amp;amp;lt;", "<"),
+            ("<b> &amp;amp;amp; \n&amp;lt;", "<b> &amp; <"),
+            ("a\u{2028}b\u{a0}c\u{1f}d", "a b cd"),
+            ("cafÃ©", "cafÃ©"),
+        ] {
+            assert_eq!(clean(text), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_run_of_anything_is_cleaned() {
+        for unit in ["word ", "&", "&amp;", "amp;", "\u{1b}[", "<", "é"] {
+            let text = format!("&{}", unit.repeat(100_000 / unit.len()));
+            assert!(clean(&text).len() <= text.len());
+        }
+    }
+
+    fn prompter(set: &golden::Set) -> Prompter {
+        Prompter::open(
+            &set.root
+                .join("ckpt/Wan2.2-S2V-14B/google/umt5-xxl/tokenizer.json"),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn golden_prompts_give_the_references_ids() {
+        for set in golden::sets() {
+            let prompter = prompter(&set);
+            for (tag, value) in set.values()["prompts"].as_object().unwrap() {
+                let prompt = prompter.encode(value["text"].as_str().unwrap()).unwrap();
+                assert_eq!(prompt.cleaned, value["cleaned"].as_str().unwrap(), "{tag}");
+                let (ids, mask) = prompt.padded();
+                assert_eq!(ids, set.i64s("text", &format!("{tag}.ids")), "{tag}");
+                assert_eq!(mask, set.i64s("text", &format!("{tag}.mask")), "{tag}");
+                assert_eq!(prompt.truncated, tag == "long");
+            }
+        }
+    }
+
+    #[test]
+    fn very_long_prompts_are_truncated_not_refused() {
+        for set in golden::sets().into_iter().take(1) {
+            let prompter = prompter(&set);
+            for (unit, length) in [
+                ("the camera ", 1_000_000),
+                ("x", 100_000),
+                ("\0", 100_000),
+                ("说", 100_000),
+            ] {
+                let prompt = prompter.encode(&unit.repeat(length / unit.len())).unwrap();
+                assert!(
+                    prompt.ids.len() <= TEXT_TOKENS && prompt.ids.last() == Some(&1),
+                    "{unit:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_tokenizer_is_the_models_fault() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        assert_eq!(
+            Prompter::open(&path).err().map(|e| e.kind()),
+            Some(ErrorKind::Model)
+        );
+        std::fs::write(&path, "{}").unwrap();
+        let error = Prompter::open(&path).err().unwrap();
+        assert!(
+            error.to_string().contains("wants a tokenizer.json of umT5"),
+            "{error}"
+        );
+    }
+}

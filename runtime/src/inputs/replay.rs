@@ -1,0 +1,272 @@
+//! Random numbers of a recorded run, under the names of the golden end-to-end files.
+
+use std::path::{Path, PathBuf};
+
+use engines::contract::DType;
+use engines::error_kind::ErrorKind;
+use engines::tensor::Tensor;
+use engines::tensor_file::{self, TensorFileError};
+
+use crate::numbers::geometry::Geometry;
+use crate::numbers::rng;
+
+/// Key of the recorded reference distances.
+pub const RELATIVE_DIST: &str = "relative_dist";
+
+/// Why a recorded run cannot be replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    #[error(transparent)]
+    File(#[from] TensorFileError),
+    #[error("{}: key {key}: wanted {want}, got {got}", path.display())]
+    Tensor {
+        path: PathBuf,
+        key: String,
+        want: String,
+        got: String,
+    },
+}
+
+impl ReplayError {
+    /// Always the input's fault.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Input
+    }
+}
+
+/// Random numbers of a recorded run.
+#[derive(Debug)]
+pub struct Replay {
+    noise: Vec<Tensor>,
+    distances: Option<Tensor>,
+}
+
+impl Replay {
+    /// Reads `clip{r}.noise` `[Z, frames, H/8, W/8]` for every clip and, where there is one, `relative_dist` `[blocks, steps]`.
+    ///
+    /// # Errors
+    /// A file that cannot be read; a key that is missing or has another type or shape.
+    pub fn open(
+        path: &Path,
+        geometry: &Geometry,
+        clips: usize,
+        steps: usize,
+    ) -> Result<Self, ReplayError> {
+        let mut tensors = tensor_file::read(path)?;
+        let frames = geometry.clip_blocks * geometry.block_frames;
+        let shape = &geometry.latents_shape(frames)[1..];
+        let noise = (0..clips).map(|clip| {
+            let key = format!("clip{clip}.noise");
+            match tensors.remove(&key) {
+                Some(t) if t.dtype() == DType::F32 && t.shape() == shape => Ok(t),
+                found => Err(mismatch(
+                    path,
+                    &key,
+                    format!("f32 {shape:?}"),
+                    found.as_ref(),
+                )),
+            }
+        });
+        let noise = noise.collect::<Result<_, _>>()?;
+        let distances = tensors.remove(RELATIVE_DIST);
+        if let Some(d) = &distances {
+            check_distances(path, d, clips * geometry.clip_blocks, steps)?;
+        }
+        Ok(Self { noise, distances })
+    }
+
+    /// Noise of one clip, `[Z, frames, H/8, W/8]`. Panics beyond the clips it was opened for.
+    pub fn noise(&self, clip: usize) -> &Tensor {
+        &self.noise[clip]
+    }
+
+    /// The recorded distance of the reference token, if any was recorded.
+    pub fn relative_dist(&self, item: Item) -> Option<u32> {
+        let table = self.distances.as_ref()?;
+        let at = item.block * table.shape()[1] + item.step;
+        table
+            .as_slice::<i64>()
+            .get(at)
+            .and_then(|&d| u32::try_from(d).ok())
+    }
+}
+
+fn mismatch(path: &Path, key: &str, want: String, found: Option<&Tensor>) -> ReplayError {
+    let got = found.map_or_else(
+        || "nothing".to_owned(),
+        |t| format!("{} {:?}", t.dtype(), t.shape()),
+    );
+    ReplayError::Tensor {
+        path: path.to_owned(),
+        key: key.to_owned(),
+        want,
+        got,
+    }
+}
+
+fn check_distances(
+    path: &Path,
+    found: &Tensor,
+    blocks: usize,
+    steps: usize,
+) -> Result<(), ReplayError> {
+    let shape = found.shape();
+    if found.dtype() != DType::I64 || shape.len() != 2 || shape[0] < blocks || shape[1] != steps {
+        return Err(mismatch(
+            path,
+            RELATIVE_DIST,
+            format!("i64 [at least {blocks}, {steps}]"),
+            Some(found),
+        ));
+    }
+    match found
+        .as_slice::<i64>()
+        .iter()
+        .find(|d| !(0..=30).contains(*d))
+    {
+        None => Ok(()),
+        Some(bad) => Err(ReplayError::Tensor {
+            path: path.to_owned(),
+            key: RELATIVE_DIST.to_owned(),
+            want: "values within 0 and 30".to_owned(),
+            got: bad.to_string(),
+        }),
+    }
+}
+
+/// Distance of the reference token for every item: recorded, else drawn from a seed.
+pub struct Distances<'a> {
+    pub seed: u64,
+    pub replay: Option<&'a Replay>,
+}
+
+impl Distances<'_> {
+    pub fn of(&self, item: Item) -> u32 {
+        let drawn = || rng::relative_dist(self.seed, item.block as u64, item.step as u64);
+        self.replay
+            .and_then(|r| r.relative_dist(item))
+            .unwrap_or_else(drawn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::sizes::geometry;
+
+    fn file(
+        tensors: impl IntoIterator<Item = (&'static str, Tensor)>,
+    ) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("replay.safetensors");
+        let tensors = tensors
+            .into_iter()
+            .map(|(k, t)| (k.to_owned(), t))
+            .collect();
+        tensor_file::write(&path, &tensors).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn a_recorded_run_gives_its_noise_and_distances() {
+        let g = geometry(24);
+        let noise = Tensor::from_slice(
+            &[16, 6, 8, 8],
+            &(0..16 * 6 * 64).map(|i| i as f32).collect::<Vec<_>>(),
+        );
+        let table = Tensor::from_slice(&[2, 4], &(4..12).collect::<Vec<i64>>());
+        let (_dir, path) = file([("clip0.noise", noise.clone()), (RELATIVE_DIST, table)]);
+        let replay = Replay::open(&path, &g, 1, 4).unwrap();
+        assert_eq!(replay.noise(0).bytes(), noise.bytes());
+        assert_eq!(replay.relative_dist(Item { block: 1, step: 2 }), Some(10));
+        let recorded = Distances {
+            seed: 1,
+            replay: Some(&replay),
+        };
+        assert_eq!(recorded.of(Item { block: 0, step: 3 }), 7);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_file_key_wanted_and_got() {
+        let g = geometry(24);
+        let noise = || Tensor::zeros(DType::F32, &[16, 6, 8, 8]);
+        let table = |shape: &[usize], value: i64| {
+            Tensor::from_slice(shape, &vec![value; shape.iter().product()])
+        };
+        for (tensors, key, want, got) in [
+            (vec![], "clip0.noise", "f32 [16, 6, 8, 8]", "nothing"),
+            (
+                vec![("clip0.noise", Tensor::zeros(DType::F32, &[16, 6, 8, 9]))],
+                "clip0.noise",
+                "f32 [16, 6, 8, 8]",
+                "f32 [16, 6, 8, 9]",
+            ),
+            (
+                vec![("clip0.noise", Tensor::zeros(DType::BF16, &[16, 6, 8, 8]))],
+                "clip0.noise",
+                "f32 [16, 6, 8, 8]",
+                "bf16 [16, 6, 8, 8]",
+            ),
+            (
+                vec![("clip0.noise", noise()), (RELATIVE_DIST, table(&[1, 4], 4))],
+                RELATIVE_DIST,
+                "i64 [at least 2, 4]",
+                "i64 [1, 4]",
+            ),
+            (
+                vec![("clip0.noise", noise()), (RELATIVE_DIST, table(&[2, 3], 4))],
+                RELATIVE_DIST,
+                "i64 [at least 2, 4]",
+                "i64 [2, 3]",
+            ),
+            (
+                vec![
+                    ("clip0.noise", noise()),
+                    (RELATIVE_DIST, table(&[2, 4], 31)),
+                ],
+                RELATIVE_DIST,
+                "values within 0 and 30",
+                "31",
+            ),
+        ] {
+            let (_dir, path) = file(tensors);
+            let error = Replay::open(&path, &g, 1, 4).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("{}: key {key}: wanted {want}, got {got}", path.display())
+            );
+            assert_eq!(error.kind(), ErrorKind::Input);
+        }
+    }
+
+    #[test]
+    fn a_trace_carries_the_golden_names_and_shapes() {
+        let g = geometry(24);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace.safetensors");
+        let mut trace = Trace::default();
+        trace.keep_block(3, &Tensor::zeros(DType::F32, &g.latents_shape(3)));
+        trace.keep_frames(&Tensor::zeros(DType::U8, &[2, 64, 64, 3]));
+        trace.keep_frames(&Tensor::zeros(DType::U8, &[3, 64, 64, 3]));
+        trace.keep_distances(
+            &Distances {
+                seed: 420,
+                replay: None,
+            },
+            2,
+            4,
+        );
+        trace.write(&path, &g).unwrap();
+        let shapes: Vec<(String, Vec<usize>)> = tensor_file::read(&path)
+            .unwrap()
+            .into_iter()
+            .map(|(k, t)| (k, t.shape().to_vec()))
+            .collect();
+        let want = [
+            ("block3.latents", vec![16, 3, 8, 8]),
+            ("frames_u8", vec![5, 64, 64, 3]),
+            ("relative_dist", vec![2, 4]),
+        ];
+        assert_eq!(shapes, want.map(|(k, s)| (k.to_owned(), s)));
+    }
+}

@@ -1,0 +1,492 @@
+//! What the model hears: speech at 16 kHz, normalised as wav2vec2 wants it, and the encoder's hidden states brought from 50 to 30 to 25
+//! frames a second, one block at a time. The 25 fps bucket of the reference is never stored. The recording for the output video is
+//! [`crate::media::audio_file::AudioTrack`].
+
+use std::ops::Range;
+use std::path::Path;
+
+use crate::media::audio_file::{AudioError, AudioFile, Pcm, Resampler};
+
+/// Samples a second that wav2vec2 takes.
+pub const RATE: u32 = 16_000;
+/// Hidden states of wav2vec2-large: the input of each of 24 layers and the last one's normed output.
+pub const HIDDEN_LAYERS: usize = 25;
+/// Fewest samples that give a 30 fps feature: two hidden frames.
+pub const LEAST_SAMPLES: usize = 720;
+/// Kernels and strides of wav2vec2's convolutions.
+const CONVOLUTIONS: [(usize, usize); 7] = [(10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)];
+/// Below this peak (-80 dB) a recording counts as silent.
+const SILENT_PEAK: f32 = 1e-4;
+
+/// A recording as the model hears it.
+#[derive(Clone, Debug)]
+pub struct Speech {
+    /// Mono samples at 16 kHz.
+    pub samples: Vec<f32>,
+    /// The file's own rate, channels and codec.
+    pub source_rate: u32,
+    pub source_channels: usize,
+    pub codec: &'static str,
+    /// Nothing can be heard; the lips will hardly move.
+    pub silent: bool,
+}
+
+impl Speech {
+    /// Reads a file whole: mean of the channels, then 16 kHz (librosa `load(path, sr=16000)`, resampler soxr HQ). At 16 kHz nothing is
+    /// resampled.
+    ///
+    /// # Errors
+    /// A file without usable audio, or shorter than 45 ms.
+    pub fn open(path: &Path) -> Result<Self, AudioError> {
+        let mut file = AudioFile::open(path)?;
+        let (mut samples, mut read, mut source) = (Vec::new(), 0, None);
+        let mut resampler = None;
+        while let Some(chunk) = file.next_chunk()? {
+            let mono: Vec<f32> = chunk
+                .samples
+                .chunks_exact(chunk.channels)
+                .map(mean)
+                .collect();
+            read += mono.len();
+            if source.is_none() && chunk.rate != RATE {
+                let [from, to] = [chunk.rate, RATE].map(Pcm::mono);
+                resampler = Some(Resampler::new(path, from, to)?);
+            }
+            source = Some((chunk.rate, chunk.channels));
+            match &mut resampler {
+                Some(resampler) => resampler.push(&mono, &mut samples)?,
+                None => samples.extend(mono),
+            }
+        }
+        if let Some(mut resampler) = resampler {
+            resampler.finish(&mut samples)?;
+        }
+        let (source_rate, source_channels) = source.unwrap_or((RATE, 1));
+        samples.resize(resampled_length(read, source_rate), 0.0);
+        if samples.len() < LEAST_SAMPLES {
+            let ms = |n: usize, rate: u32| n * 1000 / rate as usize;
+            return Err(AudioError::TooShort {
+                path: path.to_owned(),
+                least_ms: ms(LEAST_SAMPLES, RATE),
+                got_ms: ms(read, source_rate),
+            });
+        }
+        let silent = samples.iter().all(|v| v.abs() < SILENT_PEAK);
+        Ok(Self {
+            samples,
+            source_rate,
+            source_channels,
+            codec: file.codec(),
+            silent,
+        })
+    }
+
+    /// Length in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.samples.len() as f64 / f64::from(RATE)
+    }
+
+    /// `[samples]`: `(x - mean) / sqrt(var + 1e-7)` over the whole file (transformers `Wav2Vec2FeatureExtractor`), summed in f64.
+    pub fn input_values(&self) -> Vec<f32> {
+        let n = self.samples.len().max(1) as f64;
+        let mean = self.samples.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+        let variance = self
+            .samples
+            .iter()
+            .map(|&x| (f64::from(x) - mean).powi(2))
+            .sum::<f64>()
+            / n;
+        let scale = (variance + 1e-7).sqrt();
+        self.samples
+            .iter()
+            .map(|&x| ((f64::from(x) - mean) / scale) as f32)
+            .collect()
+    }
+
+    /// Clips of `infer_frames` that this recording fills, the last one padded (see [`clips`]).
+    pub fn clips(&self, infer_frames: usize) -> usize {
+        clips(features_30(hidden_frames(self.samples.len())), infer_frames)
+    }
+}
+
+fn mean(channels: &[f32]) -> f32 {
+    channels.iter().sum::<f32>() / channels.len() as f32
+}
+
+/// librosa's `ceil(n * 16000 / rate)`, float product included.
+fn resampled_length(n: usize, rate: u32) -> usize {
+    if rate == RATE {
+        n
+    } else {
+        (n as f64 * (f64::from(RATE) / f64::from(rate))).ceil() as usize
+    }
+}
+
+/// Hidden frames (50 a second) of `samples` at 16 kHz.
+pub fn hidden_frames(samples: usize) -> usize {
+    CONVOLUTIONS
+        .into_iter()
+        .fold(samples, |n, (kernel, stride)| {
+            if n < kernel {
+                0
+            } else {
+                (n - kernel) / stride + 1
+            }
+        })
+}
+
+/// Rows at 30 fps of `hidden` rows at 50: `int(hidden / 50 * 30)`.
+pub fn features_30(hidden: usize) -> usize {
+    (hidden as f64 / 50.0 * 30.0) as usize
+}
+
+/// Clips of `infer_frames` video frames in `rows` 30 fps rows: `int(rows / (infer_frames * 1.2)) + 1`
+/// (reference `get_audio_embed_bucket_fps`, `num_repeat`).
+pub fn clips(rows: usize, infer_frames: usize) -> usize {
+    (rows as f64 / (infer_frames as f64 * 1.2)) as usize + 1
+}
+
+/// 30 fps row of video frame `frame` at 25 fps: `round(frame * 30 / 25)`, which is never half-way.
+pub fn row_30(frame: usize) -> usize {
+    (12 * frame + 5) / 10
+}
+
+/// The audio encoder's hidden states and the interpolation that turns them into blocks.
+pub struct AudioFeatures {
+    hidden: Vec<f32>,
+    frames: usize,
+    dim: usize,
+}
+
+impl AudioFeatures {
+    /// `hidden` is `[25, frames, dim]`, 50 rows a second. `None` when its length is not that product.
+    pub fn new(hidden: Vec<f32>, frames: usize, dim: usize) -> Option<Self> {
+        (hidden.len() == HIDDEN_LAYERS * frames * dim && dim > 0).then_some(Self {
+            hidden,
+            frames,
+            dim,
+        })
+    }
+
+    /// Width of a hidden state.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Rows at 30 fps; video frames beyond them are zero.
+    pub fn rows(&self) -> usize {
+        features_30(self.frames)
+    }
+
+    /// One row at 30 fps of every hidden state: `[25, dim]`. Panics beyond [`Self::rows`].
+    pub fn row(&self, row: usize) -> Vec<f32> {
+        assert!(row < self.rows(), "row {row} of {}", self.rows());
+        let mut out = vec![0.0; HIDDEN_LAYERS * self.dim];
+        self.interpolate(row, |layer, channel, value| {
+            out[layer * self.dim + channel] = value;
+        });
+        out
+    }
+
+    /// Features of video frames `frames` (25 fps, counted from the recording's start): `[25, dim, n]`, zeros after its end.
+    /// Reference: `linear_interpolation` to 30 fps (align_corners), then `get_audio_embed_bucket_fps`.
+    pub fn block(&self, frames: Range<usize>) -> Vec<f32> {
+        let n = frames.len();
+        let mut out = vec![0.0; HIDDEN_LAYERS * self.dim * n];
+        for (column, frame) in frames.enumerate() {
+            let row = row_30(frame);
+            if row < self.rows() {
+                self.interpolate(row, |layer, channel, value| {
+                    out[(layer * self.dim + channel) * n + column] = value;
+                });
+            }
+        }
+        out
+    }
+
+    /// Gives every value of one 30 fps row. f32 throughout, as torch computes positions and weights.
+    fn interpolate(&self, row: usize, mut give: impl FnMut(usize, usize, f32)) {
+        let scale = if self.rows() > 1 {
+            (self.frames - 1) as f32 / (self.rows() - 1) as f32
+        } else {
+            0.0
+        };
+        let position = scale * row as f32;
+        let first = (position as usize).min(self.frames - 1);
+        let second = (first + 1).min(self.frames - 1);
+        let weight = (position - first as f32).clamp(0.0, 1.0);
+        for layer in 0..HIDDEN_LAYERS {
+            let at =
+                |frame: usize| &self.hidden[(layer * self.frames + frame) * self.dim..][..self.dim];
+            for (channel, (a, b)) in at(first).iter().zip(at(second)).enumerate() {
+                give(layer, channel, (1.0 - weight) * a + weight * b);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use engines::error_kind::ErrorKind;
+    use hound::{SampleFormat, WavSpec, WavWriter};
+
+    use super::*;
+    use crate::fixtures::golden;
+    use crate::media::audio_file::AudioTrack;
+
+    fn spec(rate: u32, channels: u16) -> WavSpec {
+        WavSpec {
+            channels,
+            sample_rate: rate,
+            bits_per_sample: 32,
+            sample_format: SampleFormat::Float,
+        }
+    }
+
+    fn wav(spec: WavSpec, samples: impl IntoIterator<Item = f32>) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.wav");
+        let mut writer = WavWriter::create(&path, spec).unwrap();
+        for sample in samples {
+            writer.write_sample(sample).unwrap();
+        }
+        writer.finalize().unwrap();
+        (dir, path)
+    }
+
+    fn tone(rate: u32, seconds: f32) -> impl Iterator<Item = f32> {
+        (0..(rate as f32 * seconds) as usize)
+            .map(move |i| 0.5 * (i as f32 * 440.0 * std::f32::consts::TAU / rate as f32).sin())
+    }
+
+    #[test]
+    fn golden_recordings_are_heard_as_the_reference_does() {
+        for set in golden::sets() {
+            for (tag, file, tolerance) in [
+                ("a16k", "speech_16k_mono.wav", 0.0),
+                ("a44k", "speech_44k1_stereo.wav", 2e-3),
+            ] {
+                let speech = Speech::open(&set.input(file)).unwrap();
+                let worst = golden::worst(
+                    &speech.samples,
+                    &set.f32s("audio", &format!("{tag}.pcm16k")),
+                );
+                assert!(worst <= tolerance, "{tag}: {worst}");
+                if let Some(want) = set.try_f32s("audio", &format!("{tag}.input_values")) {
+                    let worst = golden::worst(&speech.input_values(), &want);
+                    assert!(worst <= 1e-4, "{tag}: {worst}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_are_slices_of_the_references_bucket() {
+        for set in golden::sets() {
+            let [_, frames, dim] = set.shape("audio", "a16k.hidden_states")[..] else {
+                panic!("hidden states")
+            };
+            let features =
+                AudioFeatures::new(set.f32s("audio", "a16k.hidden_states"), frames, dim).unwrap();
+            let [rows, repeats] =
+                ["T30", "num_repeat"].map(|name| set.number(&format!("/values/audio/a16k/{name}")));
+            assert_eq!(
+                (features.rows(), clips(features.rows(), 48)),
+                (rows, repeats)
+            );
+            let bucket = set.f32s("audio", "a16k.bucket");
+            let worst = golden::worst(&features.block(0..48 * repeats), &bucket);
+            assert!(worst <= 2e-6, "{worst}");
+            let want: Vec<f32> = bucket
+                .chunks(48 * repeats)
+                .flat_map(|row| &row[12..24])
+                .copied()
+                .collect();
+            assert!(golden::worst(&features.block(12..24), &want) <= 2e-6);
+        }
+    }
+
+    #[test]
+    fn frames_after_the_end_are_zero() {
+        let features = AudioFeatures::new(vec![1.0; 25 * 50 * 2], 50, 2).unwrap();
+        assert_eq!(features.rows(), 30);
+        let block = features.block(24..27); // rows 29, 30, 31
+        assert!(block.chunks(3).all(|row| row == [1.0, 0.0, 0.0]));
+        assert!(AudioFeatures::new(vec![0.0; 10], 1, 1).is_none());
+    }
+
+    #[test]
+    fn lengths_follow_the_reference() {
+        for (samples, hidden, rows) in [
+            (0, 0, 0),
+            (399, 0, 0),
+            (400, 1, 0),
+            (720, 2, 1),
+            (48_000, 149, 89),
+            (27_200, 84, 50),
+        ] {
+            assert_eq!(
+                (hidden_frames(samples), features_30(hidden_frames(samples))),
+                (hidden, rows),
+                "{samples}"
+            );
+        }
+        assert_eq!(resampled_length(74_970, 44_100), 27_200);
+        for set in golden::sets() {
+            let table = set.i64s("audio", "length_table");
+            for row in table
+                .chunks(6)
+                .map(|r| r.iter().map(|&v| v as usize).collect::<Vec<_>>())
+            {
+                let rows = features_30(hidden_frames(row[0]));
+                assert_eq!(
+                    [
+                        hidden_frames(row[0]),
+                        rows,
+                        clips(rows, 12),
+                        clips(rows, 48),
+                        clips(rows, 80)
+                    ],
+                    row[1..]
+                );
+            }
+            let index = set.i64s("audio", "bucket_index_480");
+            assert!(
+                index
+                    .iter()
+                    .enumerate()
+                    .all(|(i, &row)| row_30(i) == row as usize)
+            );
+        }
+    }
+
+    #[test]
+    fn channels_are_averaged_and_16_khz_is_left_alone() {
+        let (_dir, path) = wav(
+            spec(16_000, 3),
+            (0..2000).flat_map(|i| [0.3, 0.6, i as f32 / 1e4]),
+        );
+        let speech = Speech::open(&path).unwrap();
+        assert_eq!((speech.samples.len(), speech.source_channels), (2000, 3));
+        assert_eq!(speech.samples[7], (0.3 + 0.6 + 7.0 / 1e4) / 3.0);
+    }
+
+    #[test]
+    fn a_tone_keeps_its_shape_at_every_rate() {
+        for rate in [8_000, 11_025, 22_050, 44_100, 48_000, 96_000] {
+            let (_dir, path) = wav(spec(rate, 1), tone(rate, 1.0));
+            let speech = Speech::open(&path).unwrap();
+            assert_eq!(speech.samples.len(), 16_000, "{rate}");
+            let want: Vec<f32> = tone(16_000, 1.0).collect();
+            let worst = golden::worst(&speech.samples[1000..15_000], &want[1000..15_000]);
+            assert!(worst < 2e-3, "{rate}: {worst}");
+        }
+    }
+
+    #[test]
+    fn bad_audio_is_an_error_of_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let says = |path: &Path, want: &str| {
+            let error = Speech::open(path).expect_err(want);
+            let text = error.to_string();
+            assert!(
+                text.contains(want)
+                    && text.contains(path.to_str().unwrap())
+                    && !text.contains('\n'),
+                "{text}"
+            );
+            assert_eq!(error.kind(), ErrorKind::Input);
+        };
+        let file = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path
+        };
+        says(&dir.path().join("none.wav"), "No such file");
+        says(dir.path(), "got a folder");
+        says(&file("empty.wav", b""), "the file is empty");
+        says(
+            &file("text.wav", b"hello, this is no sound"),
+            "that FFmpeg reads",
+        );
+        says(
+            &file("list.m3u8", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"),
+            "media",
+        );
+        let (_d, path) = wav(spec(16_000, 1), tone(16_000, 0.005));
+        says(&path, "at least 45 ms of audio, got 5 ms");
+        let (_d, path) = wav(spec(16_000, 1), []);
+        says(&path, "no sample could be decoded");
+        for bad in [f32::NAN, f32::INFINITY] {
+            let (_d, path) = wav(spec(16_000, 1), tone(16_000, 0.5).chain([bad]));
+            says(&path, "audio wants finite samples");
+        }
+        let png = dir.path().join("picture.png");
+        image::RgbImage::new(32, 32).save(&png).unwrap();
+        says(&png, "wants an audio stream, found none among 1 streams");
+    }
+
+    #[test]
+    fn silence_is_allowed_and_noticed() {
+        let (_dir, path) = wav(spec(16_000, 1), vec![0.0; 16_000]);
+        let speech = Speech::open(&path).unwrap();
+        assert!(speech.silent && speech.input_values().iter().all(|&v| v == 0.0));
+        let (_dir, path) = wav(spec(16_000, 1), tone(16_000, 1.0));
+        assert!(!Speech::open(&path).unwrap().silent);
+    }
+
+    #[test]
+    fn the_track_keeps_the_recording_and_ends_in_silence() {
+        let (_dir, path) = wav(spec(48_000, 2), tone(48_000, 0.1).flat_map(|v| [v, -v]));
+        let mut track = AudioTrack::open(&path).unwrap();
+        assert_eq!(
+            (track.rate(), track.channels(), track.samples_of(12)),
+            (48_000, 2, 23_040)
+        );
+        let read = [track.read(3000).unwrap(), track.read(3000).unwrap()].concat();
+        let want: Vec<f32> = tone(48_000, 0.1)
+            .flat_map(|v| [v, -v])
+            .chain([0.0; 2400])
+            .collect();
+        assert_eq!(read, want);
+    }
+
+    #[test]
+    fn a_track_can_begin_later() {
+        let (_dir, path) = wav(spec(48_000, 1), (0..9600).map(|i| i as f32 / 1e4));
+        let mut track = AudioTrack::open(&path).unwrap();
+        track.skip(3).unwrap();
+        assert_eq!(track.read(2).unwrap(), [0.576, 0.5761]);
+    }
+
+    #[test]
+    fn other_rates_and_channels_become_stereo_at_48_khz() {
+        for (rate, channels, want) in [
+            (96_000, 1, (48_000, 1)),
+            (44_100, 6, (44_100, 2)),
+            (50_000, 2, (48_000, 2)),
+            (16_000, 1, (48_000, 1)),
+        ] {
+            let (_dir, path) = wav(
+                spec(rate, channels),
+                tone(rate, 0.5).flat_map(|v| vec![v; usize::from(channels)]),
+            );
+            let mut track = AudioTrack::open(&path).unwrap();
+            assert_eq!(
+                (track.rate(), track.channels()),
+                want,
+                "{rate} x {channels}"
+            );
+            let half = track.read(track.rate() as usize / 2).unwrap();
+            let loud = half.iter().filter(|v| v.abs() > 0.1).count();
+            assert!(loud > half.len() / 2, "{rate} x {channels}: {loud}");
+            assert!(
+                track.read(8000).unwrap()[4000..]
+                    .iter()
+                    .all(|v| v.abs() < 1e-3)
+            );
+        }
+    }
+}

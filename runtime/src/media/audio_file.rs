@@ -1,0 +1,504 @@
+//! Sound out of any file FFmpeg decodes, chunk by chunk: [`AudioFile`] gives the samples as they are stored, [`AudioTrack`] gives them as
+//! the output video wants them. What the model hears is made in [`crate::inputs::speech`].
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+
+use engines::error_kind::ErrorKind;
+use ffmpeg_next::format::Sample;
+use ffmpeg_next::format::context::Input;
+use ffmpeg_next::format::sample::Type;
+use ffmpeg_next::software::resampling::Context as Swr;
+use ffmpeg_next::{
+    ChannelLayout, Dictionary, Error, Packet, Rational, codec, decoder, frame, media,
+};
+
+use crate::media::ffmpeg::{self, OpenError};
+use crate::numbers::timing::FPS;
+
+/// Why a file gives no usable sound.
+#[derive(Debug, thiserror::Error)]
+pub enum AudioError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("{path}: wants an audio stream, found none among {streams} streams")]
+    NoStream { path: PathBuf, streams: usize },
+    #[error("{path}: cannot decode the audio stream ({codec}): {source}")]
+    Decode {
+        path: PathBuf,
+        codec: &'static str,
+        source: Error,
+    },
+    #[error("{path}: audio stream is empty or damaged, no sample could be decoded")]
+    NoSamples { path: PathBuf },
+    #[error(
+        "{path}: audio wants one format throughout, got {was_rate} Hz x {was_channels}, then {rate} Hz x {channels}"
+    )]
+    Changed {
+        path: PathBuf,
+        was_rate: u32,
+        was_channels: usize,
+        rate: u32,
+        channels: usize,
+    },
+    #[error("{path}: audio wants finite samples, got {value} at {seconds:.3} s")]
+    NotFinite {
+        path: PathBuf,
+        value: f32,
+        seconds: f64,
+    },
+    #[error("{path}: wants at least {least_ms} ms of audio, got {got_ms} ms")]
+    TooShort {
+        path: PathBuf,
+        least_ms: usize,
+        got_ms: usize,
+    },
+    #[error(
+        "{path}: cannot resample from {from} Hz to {to} Hz: {source} (FFmpeg must be built with libsoxr)"
+    )]
+    Resample {
+        path: PathBuf,
+        from: u32,
+        to: u32,
+        source: Error,
+    },
+}
+
+impl AudioError {
+    /// The input's fault, unless FFmpeg lacks its resampler.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Resample { .. } => ErrorKind::Resources,
+            _ => ErrorKind::Input,
+        }
+    }
+}
+
+/// The best audio stream of a file, decoded as it is read.
+pub struct AudioFile {
+    path: PathBuf,
+    input: Input,
+    stream: usize,
+    decoder: decoder::Audio,
+    codec: &'static str,
+    shape: Option<(u32, usize)>,
+    time_base: Rational,
+    samples: usize,
+    drained: bool,
+}
+
+/// Consecutive samples, at least one, `[n, channels]` interleaved.
+pub struct Chunk {
+    pub rate: u32,
+    pub channels: usize,
+    pub samples: Vec<f32>,
+    layout: ChannelLayout,
+}
+
+impl AudioFile {
+    /// Opens the file's best audio stream; a video's sound track is one.
+    ///
+    /// # Errors
+    /// A file that FFmpeg cannot open, that has no audio stream, or whose codec is unknown.
+    pub fn open(path: &Path) -> Result<Self, AudioError> {
+        let input = ffmpeg::open(path)?;
+        let Some(stream) = input.streams().best(media::Type::Audio) else {
+            return Err(AudioError::NoStream {
+                path: path.to_owned(),
+                streams: input.streams().count(),
+            });
+        };
+        let (index, parameters, time_base) =
+            (stream.index(), stream.parameters(), stream.time_base());
+        let codec = parameters.id().name();
+        let decode = |source| AudioError::Decode {
+            path: path.to_owned(),
+            codec,
+            source,
+        };
+        let mut context = codec::Context::from_parameters(parameters)
+            .map_err(decode)?
+            .decoder();
+        context.set_packet_time_base(time_base);
+        let decoder = context.audio().map_err(decode)?;
+        Ok(Self {
+            path: path.to_owned(),
+            input,
+            stream: index,
+            decoder,
+            codec,
+            shape: None,
+            time_base,
+            samples: 0,
+            drained: false,
+        })
+    }
+
+    /// FFmpeg's name of the codec.
+    pub fn codec(&self) -> &'static str {
+        self.codec
+    }
+
+    /// The next samples, `None` at the end. A damaged packet is skipped, as players do.
+    ///
+    /// # Errors
+    /// A file that cannot be read on, changes its format, or holds a value that is no number.
+    pub fn next_chunk(&mut self) -> Result<Option<Chunk>, AudioError> {
+        let mut frame = frame::Audio::empty();
+        loop {
+            match self.decoder.receive_frame(&mut frame) {
+                Ok(()) => match self.chunk(&frame)? {
+                    chunk if chunk.samples.is_empty() => {}
+                    chunk => return Ok(Some(chunk)),
+                },
+                Err(Error::Eof) if self.samples == 0 => {
+                    return Err(AudioError::NoSamples {
+                        path: self.path.clone(),
+                    });
+                }
+                Err(Error::Eof) => return Ok(None),
+                Err(Error::Other {
+                    errno: ffmpeg_next::error::EAGAIN,
+                }) => self.feed()?,
+                Err(Error::InvalidData) => {}
+                Err(source) => return Err(self.decode_error(source)),
+            }
+        }
+    }
+
+    fn feed(&mut self) -> Result<(), AudioError> {
+        if self.drained {
+            return Err(self.decode_error(Error::Bug));
+        }
+        let mut packet = Packet::empty();
+        let sent = match packet.read(&mut self.input) {
+            Ok(()) if packet.stream() == self.stream => self.decoder.send_packet(&packet),
+            Ok(()) | Err(Error::InvalidData) => Ok(()),
+            Err(Error::Eof) => {
+                self.drained = true;
+                self.decoder.send_eof()
+            }
+            Err(source) => Err(source),
+        };
+        match sent {
+            Ok(()) | Err(Error::InvalidData) => Ok(()),
+            Err(source) => Err(self.decode_error(source)),
+        }
+    }
+
+    fn decode_error(&self, source: Error) -> AudioError {
+        AudioError::Decode {
+            path: self.path.clone(),
+            codec: self.codec,
+            source,
+        }
+    }
+
+    fn chunk(&mut self, frame: &frame::Audio) -> Result<Chunk, AudioError> {
+        let (rate, channels) = (frame.rate(), usize::from(frame.channels()));
+        let (was_rate, was_channels) = *self.shape.get_or_insert((rate, channels));
+        let path = || self.path.clone();
+        if (was_rate, was_channels) != (rate, channels) || rate == 0 || channels == 0 {
+            return Err(AudioError::Changed {
+                path: path(),
+                was_rate,
+                was_channels,
+                rate,
+                channels,
+            });
+        }
+        let mut samples =
+            interleaved(frame).ok_or_else(|| self.decode_error(Error::PatchWelcome))?;
+        samples.drain(..channels * self.lead_in(frame));
+        if let Some(at) = samples.iter().position(|v| !v.is_finite()) {
+            let seconds = (self.samples + at / channels) as f64 / f64::from(rate);
+            return Err(AudioError::NotFinite {
+                path: path(),
+                value: samples[at],
+                seconds,
+            });
+        }
+        self.samples += samples.len() / channels;
+        Ok(Chunk {
+            rate,
+            channels,
+            samples,
+            layout: frame.channel_layout(),
+        })
+    }
+
+    /// Samples of a frame before time 0: an encoder's lead-in, not part of the recording.
+    fn lead_in(&self, frame: &frame::Audio) -> usize {
+        let before = frame.pts().map_or(0, |pts| (-pts).max(0)) as f64
+            * f64::from(self.time_base)
+            * f64::from(frame.rate());
+        frame.samples().min(before.round() as usize)
+    }
+}
+
+/// A frame's samples as f32, `[n, channels]`: integers over their full scale, as libsndfile gives them. `None` for an unknown format.
+fn interleaved(frame: &frame::Audio) -> Option<Vec<f32>> {
+    match frame.format() {
+        Sample::U8(kind) => Some(collect(frame, kind, |[b]| (f32::from(b) - 128.0) / 128.0)),
+        Sample::I16(kind) => Some(collect(frame, kind, |b| {
+            f32::from(i16::from_ne_bytes(b)) / 32_768.0
+        })),
+        Sample::I32(kind) => Some(collect(frame, kind, |b| {
+            (f64::from(i32::from_ne_bytes(b)) / 2_147_483_648.0) as f32
+        })),
+        Sample::I64(kind) => Some(collect(frame, kind, |b| {
+            (i64::from_ne_bytes(b) as f64 / 9_223_372_036_854_775_808.0) as f32
+        })),
+        Sample::F32(kind) => Some(collect(frame, kind, f32::from_ne_bytes)),
+        Sample::F64(kind) => Some(collect(frame, kind, |b| f64::from_ne_bytes(b) as f32)),
+        Sample::None => None,
+    }
+}
+
+fn collect<const N: usize>(
+    frame: &frame::Audio,
+    kind: Type,
+    value: impl Fn([u8; N]) -> f32,
+) -> Vec<f32> {
+    let (n, channels) = (frame.samples(), usize::from(frame.channels()));
+    let values = |bytes: &[u8], count: usize| {
+        bytes
+            .as_chunks::<N>()
+            .0
+            .iter()
+            .take(count)
+            .map(|&b| value(b))
+            .collect::<Vec<_>>()
+    };
+    if kind == Type::Packed {
+        return values(frame.data(0), n * channels);
+    }
+    let planes: Vec<Vec<f32>> = (0..channels).map(|c| values(frame.data(c), n)).collect();
+    (0..n)
+        .flat_map(|i| planes.iter().map(move |p| p[i]))
+        .collect()
+}
+
+/// Rate and channel conversion by swresample with the soxr engine (its high quality, 20 bits).
+pub(crate) struct Resampler {
+    swr: Swr,
+    path: PathBuf,
+}
+
+/// Interleaved f32 of a layout at a rate.
+#[derive(Clone, Copy)]
+pub(crate) struct Pcm {
+    pub(crate) rate: u32,
+    pub(crate) layout: ChannelLayout,
+}
+
+impl Pcm {
+    pub(crate) fn mono(rate: u32) -> Self {
+        Self {
+            rate,
+            layout: ChannelLayout::MONO,
+        }
+    }
+}
+
+const F32: Sample = Sample::F32(Type::Packed);
+
+impl Resampler {
+    pub(crate) fn new(path: &Path, from: Pcm, to: Pcm) -> Result<Self, AudioError> {
+        let mut options = Dictionary::new();
+        if from.rate != to.rate {
+            options.set("resampler", "soxr");
+            options.set("precision", "20");
+        }
+        let made = Swr::get_with(
+            F32,
+            from.layout,
+            from.rate,
+            F32,
+            to.layout,
+            to.rate,
+            options,
+        );
+        let failed = |source| AudioError::Resample {
+            path: path.to_owned(),
+            from: from.rate,
+            to: to.rate,
+            source,
+        };
+        Ok(Self {
+            swr: made.map_err(failed)?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Takes `[n, channels]` and appends what is ready.
+    pub(crate) fn push(&mut self, samples: &[f32], out: &mut Vec<f32>) -> Result<(), AudioError> {
+        let (from, to) = (*self.swr.input(), *self.swr.output());
+        let n = samples.len() / from.channel_layout.channels() as usize;
+        let mut input = frame::Audio::new(F32, n, from.channel_layout);
+        input.set_rate(from.rate);
+        input.plane_mut::<f32>(0).copy_from_slice(samples);
+        let room = n * to.rate as usize / from.rate as usize + SLACK;
+        let mut output = frame::Audio::new(F32, room, to.channel_layout);
+        self.swr
+            .run(&input, &mut output)
+            .map_err(|e| self.failed(e))?;
+        out.extend_from_slice(output.plane::<f32>(0));
+        Ok(())
+    }
+
+    /// Appends what is still inside.
+    pub(crate) fn finish(&mut self, out: &mut Vec<f32>) -> Result<(), AudioError> {
+        loop {
+            let mut output = frame::Audio::new(F32, SLACK, self.swr.output().channel_layout);
+            self.swr.flush(&mut output).map_err(|e| self.failed(e))?;
+            if output.samples() == 0 {
+                return Ok(());
+            }
+            out.extend_from_slice(output.plane::<f32>(0));
+        }
+    }
+
+    fn failed(&self, source: Error) -> AudioError {
+        AudioError::Resample {
+            path: self.path.clone(),
+            from: self.swr.input().rate,
+            to: self.swr.output().rate,
+            source,
+        }
+    }
+}
+
+/// Samples of room beyond what one call is expected to give.
+const SLACK: usize = 4096;
+/// Rates of a track; each a whole number of samples per video frame. Lower ones are raised to 48 kHz: an AAC encoder's lead-in is 1024
+/// samples, which at 16 kHz would be more than a frame of video to a player that does not skip it.
+const TRACK_RATES: [u32; 2] = [48_000, 44_100];
+
+/// The output video's sound: the original recording, mono or stereo, at its own rate if that is 44.1 or 48 kHz and at 48 kHz otherwise,
+/// read as the video grows and silent after the recording's end.
+pub struct AudioTrack {
+    file: AudioFile,
+    rate: u32,
+    channels: usize,
+    resampler: Option<Resampler>,
+    ready: VecDeque<f32>,
+    ended: bool,
+}
+
+impl AudioTrack {
+    /// Opens the recording and decodes its beginning.
+    ///
+    /// # Errors
+    /// As [`AudioFile`].
+    pub fn open(path: &Path) -> Result<Self, AudioError> {
+        let mut file = AudioFile::open(path)?;
+        let first = file.next_chunk()?.ok_or_else(|| AudioError::NoSamples {
+            path: path.to_owned(),
+        })?;
+        let rate = if TRACK_RATES.contains(&first.rate) {
+            first.rate
+        } else {
+            TRACK_RATES[0]
+        };
+        let channels = first.channels.min(2);
+        let from = Pcm {
+            rate: first.rate,
+            layout: layout_of(&first),
+        };
+        let to = Pcm {
+            rate,
+            layout: if channels == 1 {
+                ChannelLayout::MONO
+            } else {
+                ChannelLayout::STEREO
+            },
+        };
+        let same = rate == first.rate && channels == first.channels;
+        let resampler = if same {
+            None
+        } else {
+            Some(Resampler::new(path, from, to)?)
+        };
+        let mut track = Self {
+            file,
+            rate,
+            channels,
+            resampler,
+            ready: VecDeque::new(),
+            ended: false,
+        };
+        track.take(&first.samples)?;
+        Ok(track)
+    }
+
+    /// Samples a second.
+    pub fn rate(&self) -> u32 {
+        self.rate
+    }
+
+    /// 1 or 2.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Samples (per channel) that `frames` of video last; exact for every rate.
+    pub fn samples_of(&self, frames: usize) -> usize {
+        frames * self.rate as usize / FPS as usize
+    }
+
+    /// Passes over the sound of the first `frames` of video.
+    ///
+    /// # Errors
+    /// As [`AudioFile::next_chunk`].
+    pub fn skip(&mut self, frames: usize) -> Result<(), AudioError> {
+        (0..frames).try_for_each(|_| self.read(self.samples_of(1)).map(drop))
+    }
+
+    /// The next `n` samples, `[n, channels]`, zeros after the end.
+    ///
+    /// # Errors
+    /// As [`AudioFile::next_chunk`].
+    pub fn read(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
+        let wanted = n * self.channels;
+        while self.ready.len() < wanted && !self.ended {
+            match self.file.next_chunk()? {
+                Some(chunk) => self.take(&chunk.samples)?,
+                None => {
+                    self.ended = true;
+                    let mut rest = Vec::new();
+                    self.resampler
+                        .as_mut()
+                        .map_or(Ok(()), |r| r.finish(&mut rest))?;
+                    self.ready.extend(rest);
+                }
+            }
+        }
+        let have = wanted.min(self.ready.len());
+        let mut out: Vec<f32> = self.ready.drain(..have).collect();
+        out.resize(wanted, 0.0);
+        Ok(out)
+    }
+
+    fn take(&mut self, samples: &[f32]) -> Result<(), AudioError> {
+        match &mut self.resampler {
+            None => self.ready.extend(samples),
+            Some(resampler) => {
+                let mut out = Vec::new();
+                resampler.push(samples, &mut out)?;
+                self.ready.extend(out);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The stream's own layout, or the usual one for its number of channels.
+fn layout_of(chunk: &Chunk) -> ChannelLayout {
+    let channels = chunk.channels as i32;
+    if chunk.layout.channels() == channels {
+        chunk.layout
+    } else {
+        ChannelLayout::default(channels)
+    }
+}

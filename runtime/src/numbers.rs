@@ -1,0 +1,12 @@
+//! Pure functions of numbers: sizes, times, schedules, positions and random numbers.
+
+pub(crate) mod timing;
+pub(crate) mod geometry;
+pub(crate) mod latents;
+pub(crate) mod rng;
+pub(crate) mod rope;
+pub(crate) mod schedule;
+pub(crate) mod size;
+
+pub use geometry::Geometry;
+pub use size::{Size, SizeMode};

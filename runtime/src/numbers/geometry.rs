@@ -1,0 +1,236 @@
+//! Every size of one run, and the rows of the KV ring that a block writes and sees.
+
+use engines::components::dit::DitConfig;
+use engines::contract::DType;
+use engines::error_kind::ErrorKind;
+
+use crate::numbers::size::Size;
+use crate::numbers::timing::FRAMES_PER_LATENT;
+
+/// Why a clip length cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "infer_frames wants a multiple of {unit}, the frames of a block, got {got}; the model is made for 48"
+)]
+pub struct ClipLengthError {
+    pub got: usize,
+    pub unit: usize,
+}
+
+impl ClipLengthError {
+    /// Always a usage error.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Usage
+    }
+}
+
+/// Why a ring cannot be so long.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "ring_blocks wants 1 to {most}, the blocks of a clip, got {got}; the model is made for {most}"
+)]
+pub struct RingLengthError {
+    pub got: usize,
+    pub most: usize,
+}
+
+impl RingLengthError {
+    /// Always a usage error.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Usage
+    }
+}
+
+/// Every size that a run's tensors are made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    pub size: Size,
+    /// Rows and columns of tokens in a latent frame.
+    pub tokens: (usize, usize),
+    /// Rows and columns of latents in a latent frame.
+    pub latent: (usize, usize),
+    pub latent_channels: usize,
+    /// Latent frames of a block.
+    pub block_frames: usize,
+    pub clip_blocks: usize,
+    /// Blocks that the ring holds, the newest ones; a clip's unless told otherwise.
+    pub ring_blocks: usize,
+    pub sink_tokens: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+}
+
+impl Geometry {
+    /// Sizes of clips of `infer_frames` video frames at `size`, with a ring of as many blocks.
+    ///
+    /// # Errors
+    /// `infer_frames` that is not a whole number of blocks.
+    pub fn new(
+        config: &DitConfig,
+        size: Size,
+        infer_frames: usize,
+    ) -> Result<Self, ClipLengthError> {
+        let unit = config.block_frames * FRAMES_PER_LATENT;
+        if infer_frames == 0 || !infer_frames.is_multiple_of(unit) {
+            return Err(ClipLengthError {
+                got: infer_frames,
+                unit,
+            });
+        }
+        let tokens = size.tokens();
+        Ok(Self {
+            size,
+            tokens,
+            latent: size.latent(),
+            latent_channels: config.latent_channels,
+            block_frames: config.block_frames,
+            clip_blocks: infer_frames / unit,
+            ring_blocks: infer_frames / unit,
+            sink_tokens: config.sink_tokens(tokens.0, tokens.1),
+            heads: config.heads,
+            head_dim: config.head_dim(),
+        })
+    }
+
+    /// The same with a ring of `blocks`: attention sees no older ones, so the video is another than the model's own.
+    ///
+    /// # Errors
+    /// No block, or more than a clip has.
+    pub fn with_ring(self, blocks: usize) -> Result<Self, RingLengthError> {
+        if blocks == 0 || blocks > self.clip_blocks {
+            return Err(RingLengthError {
+                got: blocks,
+                most: self.clip_blocks,
+            });
+        }
+        Ok(Self {
+            ring_blocks: blocks,
+            ..self
+        })
+    }
+
+    /// Video frames of a block after the first.
+    pub fn block_video_frames(&self) -> usize {
+        self.block_frames * FRAMES_PER_LATENT
+    }
+
+    /// Video frames of a clip.
+    pub fn clip_video_frames(&self) -> usize {
+        self.clip_blocks * self.block_video_frames()
+    }
+
+    /// Tokens of a block, `3*h*w`.
+    pub fn block_tokens(&self) -> usize {
+        self.block_frames * self.tokens.0 * self.tokens.1
+    }
+
+    /// Tokens of the ring, `S`.
+    pub fn ring_tokens(&self) -> usize {
+        self.ring_blocks * self.block_tokens()
+    }
+
+    /// First global latent frame of a block.
+    pub fn first_frame(&self, block: usize) -> usize {
+        block * self.block_frames
+    }
+
+    /// First ring token that `block` writes. Blocks divide the ring, so a write never wraps.
+    pub fn slot(&self, block: usize) -> usize {
+        (block % self.ring_blocks) * self.block_tokens()
+    }
+
+    /// Ring tokens that are filled once `block` is written: one contiguous prefix.
+    pub fn filled(&self, block: usize) -> usize {
+        (block + 1).min(self.ring_blocks) * self.block_tokens()
+    }
+
+    /// `[1, Z, frames, H/8, W/8]`.
+    pub fn latents_shape(&self, frames: usize) -> [usize; 5] {
+        [
+            1,
+            self.latent_channels,
+            frames,
+            self.latent.0,
+            self.latent.1,
+        ]
+    }
+
+    /// Bytes of the keys and values of one layer and one step, over the whole ring.
+    pub fn ring_lane_bytes(&self, dtype: DType) -> usize {
+        2 * self.heads * self.ring_tokens() * self.head_dim * dtype.size()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::sizes::{config, geometry};
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_ring_holds_a_clip_and_the_fifth_block_takes_the_first_slot() {
+        let g = geometry(48);
+        let n = 16;
+        assert_eq!(
+            (g.block_tokens(), g.ring_tokens(), g.sink_tokens),
+            (3 * n, 12 * n, 40)
+        );
+        let seen: Vec<(usize, usize)> = (0..6).map(|b| (g.slot(b) / n, g.filled(b) / n)).collect();
+        assert_eq!(seen, [(0, 3), (3, 6), (6, 9), (9, 12), (0, 12), (3, 12)]);
+    }
+
+    #[test]
+    fn clip_lengths_are_whole_blocks() {
+        for (frames, blocks) in [
+            (12, Some(1)),
+            (36, Some(3)),
+            (48, Some(4)),
+            (0, None),
+            (80, None),
+            (47, None),
+        ] {
+            let got = Geometry::new(
+                &config(1),
+                Size {
+                    width: 64,
+                    height: 64,
+                },
+                frames,
+            );
+            assert_eq!(got.clone().map(|g| g.clip_blocks).ok(), blocks, "{frames}");
+            assert!(blocks.is_some() || got.is_err_and(|e| e.got == frames && e.unit == 12));
+        }
+    }
+
+    #[test]
+    fn a_ring_has_a_block_and_no_more_than_a_clip() {
+        for (blocks, fits) in [(0, false), (1, true), (4, true), (5, false)] {
+            let got = geometry(48).with_ring(blocks);
+            let want = if fits { Ok(blocks) } else { Err((blocks, 4)) };
+            assert_eq!(
+                got.map(|g| g.ring_blocks).map_err(|e| (e.got, e.most)),
+                want
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_ring_always_holds_the_newest_blocks_and_nothing_else(clip in 1usize..6, blocks in 1usize..6, last in 0usize..40) {
+            let blocks = blocks.min(clip);
+            let g = geometry(12 * clip).with_ring(blocks).unwrap();
+            let mut ring = vec![None; g.ring_tokens()];
+            for b in 0..=last {
+                let slot = g.slot(b);
+                prop_assert!(slot + g.block_tokens() <= ring.len());
+                prop_assert!(slot + g.block_tokens() <= g.filled(b));
+                ring[slot..slot + g.block_tokens()].fill(Some(b));
+            }
+            let mut seen: Vec<usize> = ring[..g.filled(last)].iter().map(|t| t.expect("filled")).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            prop_assert_eq!(seen, ((last + 1).saturating_sub(blocks)..=last).collect::<Vec<_>>());
+            prop_assert!(ring[g.filled(last)..].iter().all(Option::is_none));
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The denoising schedule: sigmas, timesteps and the timestep's sinusoid, as functions of numbers.
+//! The Euler update itself lives in the graph; this only says which sigmas it goes between.
+
+use engines::error_kind::ErrorKind;
+
+/// Flow-matching shift, fixed in the reference whatever `--sample_shift` says.
+pub const SHIFT: f64 = 3.0;
+/// Training timesteps; `t = 1000 * sigma`.
+pub const TRAIN_STEPS: f64 = 1000.0;
+/// Width of [`sinusoid`].
+pub const FREQUENCIES: usize = 256;
+
+/// Why a schedule cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScheduleError {
+    #[error("sample_steps wants at least 1, got {got}; the model is distilled for 4")]
+    NoSteps { got: usize },
+    #[error("sample_steps wants at most {most}, got {got}; the model is distilled for 4")]
+    TooManySteps { got: usize, most: usize },
+}
+
+impl ScheduleError {
+    /// Always a usage error.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Usage
+    }
+}
+
+/// More steps than the model was trained with mean nothing.
+pub const MAX_STEPS: usize = 1000;
+
+/// `n + 1` sigmas, falling from 1 to 0 (diffusers `FlowMatchEulerDiscreteScheduler(shift=3).set_timesteps(n)`).
+/// `sigma = 3u / (1 + 2u)` over `n` even points from 1 to the smallest *already shifted* training sigma, then 0.
+///
+/// # Errors
+/// `n` outside 1..=1000.
+pub fn sigmas(n: usize) -> Result<Vec<f32>, ScheduleError> {
+    match n {
+        0 => return Err(ScheduleError::NoSteps { got: n }),
+        MAX_STEPS.. if n > MAX_STEPS => {
+            return Err(ScheduleError::TooManySteps {
+                got: n,
+                most: MAX_STEPS,
+            });
+        }
+        _ => {}
+    }
+    let lowest = shifted(1.0 / TRAIN_STEPS);
+    let step = if n > 1 {
+        (lowest - 1.0) / (n - 1) as f64
+    } else {
+        0.0
+    };
+    let points = (0..n).map(|i| shifted(1.0 + step * i as f64) as f32);
+    Ok(points.chain([0.0]).collect())
+}
+
+/// `n` timesteps `1000 * sigma`, one per step.
+///
+/// # Errors
+/// As [`sigmas`].
+pub fn timesteps(n: usize) -> Result<Vec<f32>, ScheduleError> {
+    let mut t = sigmas(n)?;
+    t.pop();
+    Ok(t.into_iter()
+        .map(|sigma| sigma * TRAIN_STEPS as f32)
+        .collect())
+}
+
+fn shifted(u: f64) -> f64 {
+    SHIFT * u / (1.0 + (SHIFT - 1.0) * u)
+}
+
+/// `[cos | sin]` of `t * 10000^(-i/128)`, `[256]`, computed in f64 (reference `sinusoidal_embedding_1d`).
+pub fn sinusoid(t: f32) -> [f32; FREQUENCIES] {
+    const HALF: usize = FREQUENCIES / 2;
+    let mut out = [0.0; FREQUENCIES];
+    for i in 0..HALF {
+        let angle = f64::from(t) * 10000f64.powf(-(i as f64) / HALF as f64);
+        out[i] = angle.cos() as f32;
+        out[HALF + i] = angle.sin() as f32;
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::golden;
+
+    #[test]
+    fn four_steps_are_the_models_own() {
+        let want = [1.0, 0.857_692_3, 0.602_150_5, 0.008_928_571, 0.0];
+        assert!(golden::worst(&sigmas(4).unwrap(), &want) < 1e-6);
+        assert!(
+            golden::worst(
+                &timesteps(4).unwrap(),
+                &[1000.0, 857.692_3, 602.150_6, 8.928_572]
+            ) < 1e-3
+        );
+    }
+
+    #[test]
+    fn no_steps_is_an_error_and_so_are_too_many() {
+        assert_eq!(sigmas(0), Err(ScheduleError::NoSteps { got: 0 }));
+        assert_eq!(
+            timesteps(1001),
+            Err(ScheduleError::TooManySteps {
+                got: 1001,
+                most: 1000
+            })
+        );
+        assert_eq!(sigmas(1000).map(|s| s.len()), Ok(1001));
+    }
+
+    #[test]
+    fn sigmas_fall_strictly() {
+        for n in 1..=64 {
+            assert!(sigmas(n).unwrap().is_sorted_by(|a, b| a > b), "{n} steps");
+        }
+    }
+
+    #[test]
+    fn schedules_of_1_to_8_steps_are_the_references() {
+        for (set, n) in golden::sets()
+            .iter()
+            .flat_map(|set| (1..=8).map(move |n| (set, n)))
+        {
+            let want = set.f32s("scheduler", &format!("steps{n}.sigmas"));
+            assert!(
+                golden::worst(&sigmas(n).unwrap(), &want) <= 1e-6,
+                "{n} steps"
+            );
+            let want = set.f32s("scheduler", &format!("steps{n}.timesteps"));
+            assert!(
+                golden::worst(&timesteps(n).unwrap(), &want) <= 1e-3,
+                "{n} steps"
+            );
+        }
+    }
+
+    #[test]
+    fn the_sinusoid_is_cos_then_sin() {
+        let s = sinusoid(0.0);
+        assert!(s[..128].iter().all(|&c| c == 1.0) && s[128..].iter().all(|&s| s == 0.0));
+        for set in golden::sets() {
+            for tag in ["t0", "t1", "t2", "t3", "tzero"] {
+                let t = set.f32s("time", &format!("{tag}.timestep"));
+                let want = set.f32s("time", &format!("{tag}.sinusoid"));
+                let worst = golden::worst(&sinusoid(t[0]), &want);
+                assert!(worst <= 1e-6, "{tag}: {worst}");
+            }
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! Video sizes: what `--size` may look like, and which size a picture really gets.
+//! Pure arithmetic: no picture is opened here, and nothing is rounded without saying so.
+
+use std::fmt;
+
+use engines::error_kind::ErrorKind;
+
+/// Pixels of one latent row or column (the VAE's spatial stride).
+pub const LATENT_STRIDE: usize = 8;
+/// Pixels of one token row or column: the VAE's stride times the patch size.
+pub const TOKEN_STRIDE: usize = 16;
+/// Smallest side of a video.
+pub const MIN_SIDE: usize = 64;
+/// Largest side of a video.
+pub const MAX_SIDE: usize = 8192;
+/// Sides of an area-mode video are multiples of this (reference `get_size_less_than_area`, `divisor`).
+const AREA_STRIDE: usize = 64;
+
+/// Sizes people know from upstream's `SIZE_CONFIGS`; used for hints only.
+const KNOWN: [(usize, usize); 12] = [
+    (384, 256),
+    (480, 832),
+    (688, 368),
+    (704, 384),
+    (704, 1024),
+    (704, 1280),
+    (720, 400),
+    (720, 1280),
+    (832, 480),
+    (1024, 704),
+    (1280, 704),
+    (1280, 720),
+];
+
+/// How `--size` is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SizeMode {
+    /// The video has exactly this size; the picture is cropped or padded to it.
+    #[default]
+    Exact,
+    /// Upstream's rule: the size is only an area, the picture gives the aspect ratio.
+    Area,
+}
+
+/// Width and height in pixels, written `W*H`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct Size {
+    pub width: usize,
+    pub height: usize,
+}
+
+/// Why a size cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    #[error("size wants W*H such as 704*384, got `{got}`; did you mean `{hint}`?")]
+    Malformed { got: String, hint: Size },
+    #[error(
+        "size wants both sides within {MIN_SIDE} and {MAX_SIDE}, got {got}; did you mean `{hint}`?"
+    )]
+    Range { got: String, hint: Size },
+    #[error(
+        "size mode exact wants multiples of {TOKEN_STRIDE}, got {got}; nearest are {below} and {above}, or use size mode area"
+    )]
+    Multiple { got: Size, below: Size, above: Size },
+    #[error("size mode area wants an area of at least {} for a picture of {picture}, got {got}: no multiple of {AREA_STRIDE} fits", AREA_STRIDE * AREA_STRIDE)]
+    NoFit { got: Size, picture: Size },
+}
+
+impl SizeError {
+    /// Always a usage error, except where the picture is what does not fit.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoFit { .. } => ErrorKind::Input,
+            _ => ErrorKind::Usage,
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}*{}", self.width, self.height)
+    }
+}
+
+impl std::str::FromStr for Size {
+    type Err = SizeError;
+
+    /// Reads `W*H`. Also `x`, `X`, `×` between the sides, spaces, quotes and full-width forms.
+    fn from_str(text: &str) -> Result<Self, SizeError> {
+        let plain: String = text
+            .chars()
+            .map(half_width)
+            .filter(|c| !c.is_whitespace())
+            .collect();
+        let plain = plain.trim_matches(['"', '\'', '\u{201c}', '\u{201d}']);
+        let malformed = || SizeError::Malformed {
+            got: shorten(text),
+            hint: hint(plain),
+        };
+        let (width, height) = plain.split_once('*').ok_or_else(malformed)?;
+        let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+        if !digits(width) || !digits(height) {
+            return Err(malformed());
+        }
+        let range = || SizeError::Range {
+            got: shorten(plain),
+            hint: hint(plain),
+        };
+        let size = Size {
+            width: width.parse().map_err(|_| range())?,
+            height: height.parse().map_err(|_| range())?,
+        };
+        let allowed = MIN_SIDE..=MAX_SIDE;
+        if allowed.contains(&size.width) && allowed.contains(&size.height) {
+            Ok(size)
+        } else {
+            Err(range())
+        }
+    }
+}
+
+impl Size {
+    /// The size of the video made from `picture` when `self` was asked for.
+    ///
+    /// # Errors
+    /// [`SizeError::Multiple`] in exact mode, [`SizeError::NoFit`] in area mode.
+    pub fn effective(self, mode: SizeMode, picture: Size) -> Result<Size, SizeError> {
+        match mode {
+            SizeMode::Exact => self.exact(),
+            SizeMode::Area => self.within_area(picture),
+        }
+    }
+
+    fn exact(self) -> Result<Size, SizeError> {
+        if self.width.is_multiple_of(TOKEN_STRIDE) && self.height.is_multiple_of(TOKEN_STRIDE) {
+            return Ok(self);
+        }
+        let each = |f: fn(usize) -> usize| Size {
+            width: f(self.width),
+            height: f(self.height),
+        };
+        let below = each(|n| n / TOKEN_STRIDE * TOKEN_STRIDE);
+        let above = each(|n| n.div_ceil(TOKEN_STRIDE) * TOKEN_STRIDE);
+        Err(SizeError::Multiple {
+            got: self,
+            below,
+            above,
+        })
+    }
+
+    fn within_area(self, picture: Size) -> Result<Size, SizeError> {
+        let none = SizeError::NoFit { got: self, picture };
+        match less_than_area(picture, self.width * self.height) {
+            Some(size) if size.width > 0 && size.height > 0 => Ok(size),
+            _ => Err(none),
+        }
+    }
+
+    /// Latent rows and columns, `(H/8, W/8)`.
+    pub fn latent(self) -> (usize, usize) {
+        (self.height / LATENT_STRIDE, self.width / LATENT_STRIDE)
+    }
+
+    /// Token rows and columns, `(h, w) = (H/16, W/16)`.
+    pub fn tokens(self) -> (usize, usize) {
+        (self.height / TOKEN_STRIDE, self.width / TOKEN_STRIDE)
+    }
+}
+
+/// Reference `WanS2V.get_size_less_than_area`: the largest of 100 scales whose sides, rounded up to multiples of 64, keep within `area`.
+/// The `2ac` under the root is the reference's. Sides may come out as 0; `None` where the reference's root is of a negative number.
+pub(crate) fn less_than_area(picture: Size, area: usize) -> Option<Size> {
+    let (h, w) = (picture.height, picture.width);
+    let (low, high) = if h * w <= area {
+        (0.1, 1.0)
+    } else {
+        scale_bounds(h, w, area)?
+    };
+    let up =
+        |side: usize, scale: f64| ((side as f64 * scale) as usize).next_multiple_of(AREA_STRIDE);
+    (0..100)
+        .map(|i| high - (high - low) * f64::from(i) / 100.0)
+        .map(|scale| Size {
+            width: up(w, scale),
+            height: up(h, scale),
+        })
+        .find(|s| s.width * s.height <= area)
+        .or_else(|| Some(by_aspect(h, w, area)))
+}
+
+fn scale_bounds(h: usize, w: usize, area: usize) -> Option<(f64, f64)> {
+    let d = AREA_STRIDE as i128 - 1;
+    let (a, b, c) = ((h * w) as i128, d * (h + w) as i128, d * d - area as i128);
+    let under = b * b - 2 * a * c;
+    let low = (under >= 0).then(|| (-(b as f64) + (under as f64).sqrt()) / (2 * a) as f64)?;
+    Some((low, (area as f64 / a as f64).sqrt()))
+}
+
+fn by_aspect(h: usize, w: usize, area: usize) -> Size {
+    let aspect = w as f64 / h as f64;
+    let floor = |x: f64| (x / AREA_STRIDE as f64).floor() as usize * AREA_STRIDE;
+    let size = Size {
+        width: floor((area as f64 * aspect).sqrt()),
+        height: floor((area as f64 / aspect).sqrt()),
+    };
+    if size.width >= w || size.height >= h {
+        return Size {
+            width: w / AREA_STRIDE * AREA_STRIDE,
+            height: h / AREA_STRIDE * AREA_STRIDE,
+        };
+    }
+    size
+}
+
+/// Full-width forms to ASCII, every multiplication sign to `*`.
+fn half_width(c: char) -> char {
+    let ascii = match c {
+        '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
+        '\u{3000}' => ' ',
+        c => c,
+    };
+    if matches!(ascii, 'x' | 'X' | '×' | '✕' | '∗' | '﹡') {
+        '*'
+    } else {
+        ascii
+    }
+}
+
+/// The known size nearest to the numbers found in `text`.
+fn hint(text: &str) -> Size {
+    let mut numbers = text
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|n| n.parse::<usize>().ok().filter(|&n| n > 0));
+    let (width, height) = (numbers.next(), numbers.next());
+    let far = |side: usize, wanted: Option<usize>| wanted.map_or(0, |n| n.abs_diff(side));
+    let distance = |&(w, h): &(usize, usize)| far(w, width).saturating_add(far(h, height));
+    let default = (704, 384);
+    let (width, height) = match width {
+        None => default,
+        Some(_) => KNOWN.into_iter().min_by_key(distance).unwrap_or(default),
+    };
+    Size { width, height }
+}
+
+fn shorten(text: &str) -> String {
+    const SHOWN: usize = 40;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(width: usize, height: usize) -> Size {
+        Size { width, height }
+    }
+
+    #[test]
+    fn every_way_to_write_a_size_means_the_same() {
+        for text in [
+            "704*384",
+            "704x384",
+            "704X384",
+            "704×384",
+            " 704 * 384 ",
+            "７０４＊３８４",
+            "７０４×３８４",
+            "“704*384”",
+            "704　ｘ　384",
+        ] {
+            assert_eq!(text.parse(), Ok(size(704, 384)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bad_size_says_what_was_wanted_and_got() {
+        for (text, message) in [
+            (
+                "704",
+                "size wants W*H such as 704*384, got `704`; did you mean `704*384`?",
+            ),
+            (
+                "704*",
+                "size wants W*H such as 704*384, got `704*`; did you mean `704*384`?",
+            ),
+            (
+                "-1*384",
+                "size wants W*H such as 704*384, got `-1*384`; did you mean `384*256`?",
+            ),
+            (
+                "",
+                "size wants W*H such as 704*384, got ``; did you mean `704*384`?",
+            ),
+            (
+                "688x36o",
+                "size wants W*H such as 704*384, got `688x36o`; did you mean `688*368`?",
+            ),
+            (
+                "0*0",
+                "size wants both sides within 64 and 8192, got 0*0; did you mean `704*384`?",
+            ),
+            (
+                "704*384*3",
+                "size wants W*H such as 704*384, got `704*384*3`; did you mean `704*384`?",
+            ),
+            (
+                "99999999999999999999*64",
+                "size wants both sides within 64 and 8192, got 99999999999999999999*64; did you mean `384*256`?",
+            ),
+        ] {
+            let error = text.parse::<Size>().expect_err(text);
+            assert_eq!(error.to_string(), message);
+            assert_eq!(error.kind(), ErrorKind::Usage);
+        }
+    }
+
+    #[test]
+    fn exact_mode_wants_multiples_of_16_and_names_the_nearest() {
+        assert_eq!(
+            size(688, 368).effective(SizeMode::Exact, size(1, 1)),
+            Ok(size(688, 368))
+        );
+        let error = size(700, 384)
+            .effective(SizeMode::Exact, size(9, 9))
+            .unwrap_err();
+        assert_eq!(
+            error,
+            SizeError::Multiple {
+                got: size(700, 384),
+                below: size(688, 384),
+                above: size(704, 384)
+            }
+        );
+    }
+
+    #[test]
+    fn area_mode_follows_upstreams_rule() {
+        for ((h, w), area, want) in [
+            ((389, 517), size(128, 64), size(128, 64)),
+            ((389, 517), size(64, 64), size(64, 64)),
+            ((389, 517), size(192, 128), size(192, 128)),
+            ((720, 1280), size(688, 368), size(640, 384)),
+            ((720, 1280), size(704, 384), size(704, 384)),
+            ((1024, 1024), size(688, 368), size(448, 448)),
+        ] {
+            assert_eq!(
+                area.effective(SizeMode::Area, size(w, h)),
+                Ok(want),
+                "{h}x{w} in {area}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_picture_that_fits_no_multiple_of_64_is_an_error() {
+        let error = size(64, 64)
+            .effective(SizeMode::Area, size(3000, 10))
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Input);
+    }
+
+    #[test]
+    fn the_size_table_of_the_reference_is_met() {
+        let tables = crate::fixtures::golden::sets()
+            .into_iter()
+            .map(|set| set.i64s("image", "size_table"));
+        for row in tables.flat_map(|table| table.chunks(5).map(<[i64]>::to_vec).collect::<Vec<_>>())
+        {
+            let [h, w, area, out_h, out_w] = [0, 1, 2, 3, 4].map(|i| row[i] as usize);
+            assert_eq!(
+                less_than_area(size(w, h), area),
+                Some(size(out_w, out_h)),
+                "{h}x{w} in {area}"
+            );
+        }
+    }
+
+    #[test]
+    fn latents_are_an_eighth_and_tokens_a_sixteenth() {
+        assert_eq!(size(704, 384).latent(), (48, 88));
+        assert_eq!(size(704, 384).tokens(), (24, 44));
+    }
+}

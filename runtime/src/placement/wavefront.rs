@@ -1,0 +1,366 @@
+//! The order of work, as pure state: item (block, step) sits in wave `block + step`; it needs the block's previous step, and the ring of its
+//! step filled by the previous block. Which items ride in one call depends on numbers alone, never on timing; only when a call may start
+//! does. No tensor, no thread, no clock.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use crate::placement::plan::Plan;
+
+/// One denoising step of one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Item {
+    /// Global block number.
+    pub block: usize,
+    pub step: usize,
+}
+
+/// Items of one wave that run as the lanes of one call: contiguous steps of one chain, one anchor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    pub chain: usize,
+    /// 0 for the picture's anchor, 1 for the one after the swap.
+    pub anchor: usize,
+    /// Ascending steps, so descending blocks.
+    pub items: Vec<Item>,
+}
+
+/// What has to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grid {
+    pub blocks: usize,
+    pub steps: usize,
+    /// First block that needs the second anchor.
+    pub swap_at: Option<usize>,
+}
+
+impl Grid {
+    /// The anchor of a block.
+    pub fn anchor(&self, block: usize) -> usize {
+        usize::from(self.swap_at.is_some_and(|at| block >= at))
+    }
+
+    fn waves(&self) -> usize {
+        if self.blocks == 0 {
+            0
+        } else {
+            self.blocks + self.steps - 1
+        }
+    }
+}
+
+struct ChainState {
+    steps: Range<usize>,
+    lanes: usize,
+    /// Calls that may be under way at once: one a stage, and one waiting.
+    depth: usize,
+    in_flight: usize,
+}
+
+/// Blocks that may be open beyond one a step: enough that no chain waits for the decoder of another block.
+const SPARE_BLOCKS: usize = 2;
+
+/// The state of the grid.
+pub struct Wavefront {
+    grid: Grid,
+    chains: Vec<ChainState>,
+    pending: VecDeque<Group>,
+    next_wave: usize,
+    /// Blocks issued and finished, per step; both only grow.
+    issued: Vec<usize>,
+    done: Vec<usize>,
+    prepared: usize,
+    delivered: usize,
+    anchors: usize,
+}
+
+impl Wavefront {
+    /// Nothing issued yet.
+    pub fn new(grid: Grid, plan: &Plan) -> Self {
+        let chains = plan
+            .chains
+            .iter()
+            .map(|c| ChainState {
+                steps: c.steps.clone(),
+                lanes: c.lanes,
+                depth: c.stages.len() + 1,
+                in_flight: 0,
+            })
+            .collect();
+        let steps = grid.steps;
+        Self {
+            grid,
+            chains,
+            pending: VecDeque::new(),
+            next_wave: 0,
+            issued: vec![0; steps],
+            done: vec![0; steps],
+            prepared: 0,
+            delivered: 0,
+            anchors: 0,
+        }
+    }
+
+    /// The oldest call that may start now, if any; the caller must start it.
+    pub fn issue(&mut self) -> Option<Group> {
+        self.look_ahead();
+        let at = self.pending.iter().position(|g| self.may_start(g))?;
+        let group = self.pending.remove(at)?;
+        self.chains[group.chain].in_flight += 1;
+        for item in &group.items {
+            self.issued[item.step] += 1;
+        }
+        Some(group)
+    }
+
+    /// Blocks, in order, whose noise and audio should be at hand by now.
+    pub fn wanted(&self) -> usize {
+        (self.issued[0] + SPARE_BLOCKS).min(self.grid.blocks)
+    }
+
+    /// One more block has its noise and audio.
+    pub fn prepared(&mut self) {
+        self.prepared += 1;
+    }
+
+    /// One more anchor is there.
+    pub fn anchored(&mut self) {
+        self.anchors += 1;
+    }
+
+    /// A call has come back.
+    pub fn finished(&mut self, group: &Group) {
+        self.chains[group.chain].in_flight -= 1;
+        for item in &group.items {
+            debug_assert_eq!(self.done[item.step], item.block, "a chain keeps its order");
+            self.done[item.step] += 1;
+        }
+    }
+
+    /// One more finished block has left.
+    pub fn delivered(&mut self) {
+        self.delivered += 1;
+    }
+
+    /// Every item is finished.
+    pub fn is_complete(&self) -> bool {
+        self.done.iter().all(|&n| n == self.grid.blocks)
+    }
+
+    /// Splits the next waves into groups; a wave's worth of waves is enough, because an item waits for its neighbour of the wave before.
+    fn look_ahead(&mut self) {
+        let oldest = self
+            .pending
+            .front()
+            .and_then(|g| g.items.first())
+            .map(|i| i.block + i.step);
+        let until = oldest
+            .map_or(self.next_wave + 1, |w| w + self.grid.steps)
+            .min(self.grid.waves());
+        while self.next_wave < until {
+            let wave = self.next_wave;
+            for (chain, state) in self.chains.iter().enumerate() {
+                self.pending.extend(groups(&self.grid, wave, chain, state));
+            }
+            self.next_wave += 1;
+        }
+    }
+
+    fn may_start(&self, group: &Group) -> bool {
+        let chain = &self.chains[group.chain];
+        let fed = |&Item { block, step }: &Item| match step {
+            0 => block < self.prepared && block < self.delivered + self.grid.steps + SPARE_BLOCKS,
+            _ => self.done[step - 1] > block,
+        };
+        let in_turn = |i: &Item| self.issued[i.step] == i.block;
+        chain.in_flight < chain.depth
+            && group.anchor < self.anchors
+            && group.items.iter().all(|i| in_turn(i) && fed(i))
+    }
+}
+
+fn groups(grid: &Grid, wave: usize, index: usize, chain: &ChainState) -> Vec<Group> {
+    let mut out: Vec<Group> = Vec::new();
+    for step in chain
+        .steps
+        .clone()
+        .filter(|&s| s <= wave && wave - s < grid.blocks)
+    {
+        let item = Item {
+            block: wave - step,
+            step,
+        };
+        let anchor = grid.anchor(item.block);
+        match out.last_mut() {
+            Some(g) if g.anchor == anchor && g.items.len() < chain.lanes => g.items.push(item),
+            _ => out.push(Group {
+                chain: index,
+                anchor,
+                items: vec![item],
+            }),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::plan::{Lanes, Stages};
+    use proptest::prelude::*;
+
+    fn front(
+        blocks: usize,
+        steps: usize,
+        swap_at: Option<usize>,
+        stages: &Stages,
+        lanes: usize,
+    ) -> Wavefront {
+        let plan = Plan::new(stages, Lanes::AtMost(lanes.min(steps)), 4, steps).unwrap();
+        Wavefront::new(
+            Grid {
+                blocks,
+                steps,
+                swap_at,
+            },
+            &plan,
+        )
+    }
+
+    #[test]
+    fn one_stage_runs_whole_waves_and_splits_them_at_the_anchor() {
+        let mut f = front(6, 4, Some(4), &Stages::default(), 4);
+        f.anchored();
+        f.anchored();
+        (0..6).for_each(|_| f.prepared());
+        let mut calls = Vec::new();
+        while let Some(g) = f.issue() {
+            calls.push(
+                g.items
+                    .iter()
+                    .map(|i| (i.block, i.step))
+                    .collect::<Vec<_>>(),
+            );
+            f.finished(&g);
+            if g.items.iter().any(|i| i.step == 3) {
+                f.delivered();
+            }
+        }
+        assert!(f.is_complete());
+        assert_eq!(calls[3], [(3, 0), (2, 1), (1, 2), (0, 3)]);
+        assert_eq!(calls[4..6], [vec![(4, 0)], vec![(3, 1), (2, 2), (1, 3)]]);
+        assert_eq!(calls.last(), Some(&vec![(5, 3)]));
+    }
+
+    #[test]
+    fn old_blocks_go_on_while_the_second_anchor_is_awaited() {
+        let mut f = front(8, 4, Some(4), &Stages::default(), 4);
+        f.anchored();
+        (0..8).for_each(|_| f.prepared());
+        let mut seen = Vec::new();
+        while let Some(g) = f.issue() {
+            f.finished(&g);
+            seen.extend(g.items);
+        }
+        let old: Vec<Item> = (0..4)
+            .flat_map(|block| (0..4).map(move |step| Item { block, step }))
+            .collect();
+        seen.sort_unstable();
+        assert_eq!(seen, old, "every item of the first clip, and no other");
+    }
+
+    #[test]
+    fn a_decoder_that_stops_stops_the_blocks() {
+        let mut f = front(100, 4, None, &Stages::default(), 4);
+        f.anchored();
+        (0..100).for_each(|_| f.prepared());
+        let mut blocks = 0;
+        while let Some(g) = f.issue() {
+            blocks = blocks.max(g.items[0].block + 1);
+            f.finished(&g);
+        }
+        assert_eq!(blocks, 4 + SPARE_BLOCKS);
+    }
+
+    #[test]
+    fn four_layer_stages_are_kept_busy_by_single_items() {
+        let mut f = front(
+            40,
+            4,
+            None,
+            &Stages::Grid {
+                layers: 4,
+                steps: 1,
+            },
+            1,
+        );
+        f.anchored();
+        (0..40).for_each(|_| f.prepared());
+        let (mut queue, mut idle, mut clock) = (VecDeque::new(), 0, 0);
+        while !f.is_complete() {
+            match f.issue() {
+                Some(g) => queue.push_back((clock + 4, g)),
+                None if clock > 0 && !queue.iter().any(|(t, _)| *t == clock + 4) => idle += 1,
+                None => {}
+            }
+            clock += 1;
+            while queue.front().is_some_and(|(t, _)| *t <= clock) {
+                let (_, g): (usize, Group) = queue.pop_front().unwrap();
+                f.finished(&g);
+                if g.items[0].step == 3 {
+                    f.delivered();
+                }
+            }
+        }
+        assert!(
+            clock <= 160 + 16 + 4,
+            "{clock} ticks for 160 items, {idle} idle"
+        );
+    }
+
+    proptest! {
+        /// Any placement, any lanes, any order of completion that keeps each chain's order.
+        #[test]
+        fn every_item_runs_once_after_what_it_needs(
+            blocks in 0usize..14, steps in 1usize..6, l in 1usize..5, s in 1usize..6, lanes in 1usize..6,
+            swap in proptest::option::of(0usize..8), choices in prop::collection::vec(0usize..6, 400),
+        ) {
+            let at = |block, step| Item { block, step };
+            let mut f = front(blocks, steps, swap, &Stages::Grid { layers: l, steps: s.min(steps) }, lanes);
+            let mut flying: Vec<VecDeque<Group>> = (0..s.min(steps)).map(|_| VecDeque::new()).collect();
+            let (mut issued, mut done) = (Vec::new(), Vec::new());
+            let (mut left, mut anchors) = (0, 0);
+            for choice in choices.into_iter().cycle().take(20_000) {
+                while let Some(g) = f.issue() {
+                    prop_assert!(g.items.len() <= lanes);
+                    prop_assert!(g.items.windows(2).all(|p| p[1].step == p[0].step + 1 && p[0].block == p[1].block + 1));
+                    for i in &g.items {
+                        prop_assert!(g.anchor < anchors && g.anchor == usize::from(swap.is_some_and(|at| i.block >= at)));
+                        prop_assert!(!issued.contains(i));
+                        let (before, ahead) = (i.step == 0 || done.contains(&at(i.block, i.step - 1)), i.block == 0 || issued.contains(&at(i.block - 1, i.step)));
+                        prop_assert!(before && ahead);
+                        issued.push(*i);
+                    }
+                    flying[g.chain].push_back(g);
+                }
+                if f.is_complete() {
+                    break;
+                }
+                match choice {
+                    0 if f.prepared < f.wanted() => f.prepared(),
+                    1 if anchors < 2 => { anchors += 1; f.anchored(); }
+                    2 if left < f.done[steps - 1] => { left += 1; f.delivered(); }
+                    n => {
+                        let chain = n % flying.len();
+                        if let Some(g) = flying[chain].pop_front() {
+                            f.finished(&g);
+                            done.extend(g.items);
+                        }
+                    }
+                }
+            }
+            prop_assert!(f.is_complete());
+            prop_assert_eq!(done.len(), blocks * steps);
+        }
+    }
+}
