@@ -17,7 +17,7 @@ use crate::manifest::ManifestError;
 use crate::memory::{Memory, MemoryError};
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View, ViewMut};
-use crate::weights::{HostWeights, WeightSet};
+use crate::weights::{BoundWeights, HostWeights};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -104,7 +104,7 @@ pub trait Session: Send {
 
     /// The weights of the runs from here on, for a contract whose weights are bound; they must lie where this session's device reads. A
     /// graph with its weights inside ignores them.
-    fn bind(&mut self, weights: WeightSet);
+    fn bind(&mut self, weights: BoundWeights);
 
     /// Nodes that run elsewhere than on the session's device; only what computes shapes ever does.
     fn elsewhere(&self) -> &[Elsewhere] {

@@ -1,11 +1,7 @@
 //! Names a device and opens a backend on it. Only this crate knows the features `cuda` and `tensorrt`: without one, opening returns an
 //! error that says how to build the program with it.
 
-mod gpu;
-
-#[cfg(feature = "cuda")]
-pub(crate) use gpu::link_of;
-pub use gpu::{Gpu, PcieLink, gpu, gpus};
+pub use crate::memory::gpu::{Gpu, PcieLink};
 
 use std::fmt;
 use std::path::Path;
@@ -14,6 +10,7 @@ use std::str::FromStr;
 use crate::backend::ort::Runtime;
 use crate::backend::{Backend, EngineError};
 use crate::manifest::Models;
+use crate::memory::MemoryError;
 
 /// The CPU, or an NVIDIA device by its number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -65,6 +62,29 @@ impl FromStr for Device {
     }
 }
 
+/// Lists every NVIDIA device of this machine, in the driver's order.
+///
+/// # Errors
+/// [`MemoryError::NoDriver`] where there is no driver; [`MemoryError::Driver`] when it refuses, or
+/// when this build lacks the feature `cuda`.
+pub fn gpus() -> Result<Vec<Gpu>, MemoryError> {
+    #[cfg(feature = "cuda")]
+    return crate::memory::cuda::gpus();
+    #[cfg(not(feature = "cuda"))]
+    return Err(without_cuda("cuda"));
+}
+
+/// Describes one NVIDIA device.
+///
+/// # Errors
+/// As [`gpus`], and [`MemoryError::NoDevice`] for a number that no device has.
+pub fn gpu(ordinal: u32) -> Result<Gpu, MemoryError> {
+    #[cfg(feature = "cuda")]
+    return crate::memory::cuda::CudaDevice::open(ordinal)?.describe();
+    #[cfg(not(feature = "cuda"))]
+    return Err(without_cuda(&format!("cuda:{ordinal}")));
+}
+
 /// Opens CUDA device `ordinal` for ONNX Runtime. `budget` limits its bytes; `None` takes what is free.
 ///
 /// # Errors
@@ -87,8 +107,8 @@ pub fn cuda(ordinal: u32, _: Option<u64>, _: usize) -> Result<Runtime, EngineErr
 
 /// The error of every call that this build lacks the feature `cuda` for.
 #[cfg(not(feature = "cuda"))]
-fn without_cuda(device: &str) -> crate::memory::MemoryError {
-    crate::memory::MemoryError::Driver {
+fn without_cuda(device: &str) -> MemoryError {
+    MemoryError::Driver {
         device: device.to_owned(),
         reason: "this program was built without the feature `cuda`".to_owned(),
     }

@@ -12,7 +12,7 @@ pub mod dim;
 pub mod dtype;
 pub mod error_kind;
 pub mod files;
-pub mod graph_set;
+pub mod graph_folder;
 pub mod manifest;
 pub mod memory;
 pub mod profile;

@@ -1,8 +1,8 @@
 //! `manifest.json`: what an export holds, written once by the exporter and checked by everyone who opens the folder.
+pub use crate::components::ModelConfig;
+
 use crate::components;
-use crate::components::{dit::DitConfig, speech::SpeechConfig, text::TextConfig, vae::VaeConfig};
-use crate::contract::{Contract, DType, Sizes};
-use crate::dim::Bindings;
+use crate::contract::{Contract, DType};
 use crate::error_kind::ErrorKind;
 use crate::recipe::Recipe;
 use memmap2::Mmap;
@@ -15,27 +15,6 @@ use std::sync::Arc;
 pub const FORMAT: &str = "liveavatar-models/2";
 /// Name of the manifest inside the folder.
 pub const FILE: &str = "manifest.json";
-
-/// Sizes of every component.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    pub dit: DitConfig,
-    pub vae: VaeConfig,
-    pub text: TextConfig,
-    pub speech: SpeechConfig,
-}
-
-impl Sizes for ModelConfig {
-    /// Every symbol that any component's configuration fixes.
-    fn bindings(&self) -> Bindings {
-        let mut all = self.dit.bindings();
-        all.extend(self.vae.bindings());
-        all.extend(self.text.bindings());
-        all.extend(self.speech.bindings());
-        all
-    }
-}
 
 /// One file of the export and its BLAKE3 hash.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -109,7 +88,7 @@ pub struct Manifest {
     pub exporter: String,
     pub recipe: Recipe,
     pub config: ModelConfig,
-    /// Layers of the checkpoint's transformer, where the export holds only the first [`DitConfig::layers`] of them.
+    /// Layers of the checkpoint's transformer, where the export holds only the first [`components::dit::DitConfig::layers`] of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers_of: Option<usize>,
     pub lora: Option<LoraEntry>,

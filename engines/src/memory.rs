@@ -4,6 +4,7 @@
 pub mod cuda;
 #[cfg(feature = "cuda")]
 mod driver;
+pub mod gpu;
 
 use memmap2::Mmap;
 use std::any::Any;

@@ -158,7 +158,7 @@ impl HostWeights {
     }
 
     /// Views of the mapped file: no copy, host memory.
-    pub fn mapped(&self) -> WeightSet {
+    pub fn mapped(&self) -> BoundWeights {
         let source = || self.source.as_ref().expect("a weight has a file");
         let named = self.named.iter();
         named
@@ -181,14 +181,14 @@ impl HostWeights {
     }
 
     /// The set of tensors in a slab that they were uploaded to.
-    pub fn in_slab(&self, slab: &Arc<Block>) -> WeightSet {
+    pub fn in_slab(&self, slab: &Arc<Block>) -> BoundWeights {
         self.in_slab_of(self, slab)
             .expect("every weight lies in a run")
     }
 
     /// The set of tensors in a slab that the weights of `whole`, another component of the same file, were uploaded to: a graph that takes
     /// some of another's weights needs no copy of its own. `None` when one of them is not among those of `whole`.
-    pub fn in_slab_of(&self, whole: &Self, slab: &Arc<Block>) -> Option<WeightSet> {
+    pub fn in_slab_of(&self, whole: &Self, slab: &Arc<Block>) -> Option<BoundWeights> {
         let tensor = |w: &WeightEntry| {
             let (file, len) = (size(w.offset), size(w.length));
             let holds = |r: &&Run| r.file <= file && file + len <= r.file + r.len;
@@ -199,14 +199,14 @@ impl HostWeights {
         let named = self.named.iter();
         named
             .map(|(n, w)| Some((n.clone(), tensor(w)?)))
-            .collect::<Option<WeightSet>>()
+            .collect::<Option<BoundWeights>>()
     }
 
     /// A copy in a device's memory, counted as weights.
     ///
     /// # Errors
     /// The device's budget or the device refuses.
-    pub fn resident(&self, memory: &dyn Memory) -> Result<WeightSet, MemoryError> {
+    pub fn resident(&self, memory: &dyn Memory) -> Result<BoundWeights, MemoryError> {
         let mut slab = memory.alloc(self.slab_bytes(), Class::Weights)?;
         self.upload(memory, &mut slab)?;
         Ok(self.in_slab(&Arc::new(slab)))
@@ -334,11 +334,11 @@ impl Models {
 
 /// Weights of one component, by their names in its graph, ready to be bound.
 #[derive(Clone, Debug, Default)]
-pub struct WeightSet {
+pub struct BoundWeights {
     tensors: Vec<(String, Tensor)>,
 }
 
-impl WeightSet {
+impl BoundWeights {
     /// Every weight.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(n, t)| (n.as_str(), t))
@@ -352,7 +352,7 @@ impl WeightSet {
     }
 }
 
-impl FromIterator<(String, Tensor)> for WeightSet {
+impl FromIterator<(String, Tensor)> for BoundWeights {
     fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(tensors: I) -> Self {
         Self {
             tensors: tensors.into_iter().collect(),
@@ -369,7 +369,7 @@ mod tests {
         values.iter().enumerate().map(one).collect()
     }
 
-    fn values(set: &WeightSet) -> Vec<f32> {
+    fn values(set: &BoundWeights) -> Vec<f32> {
         set.iter().map(|(_, t)| t.as_slice::<f32>()[0]).collect()
     }
 

@@ -12,7 +12,7 @@ use crate::manifest::{ComponentEntry, ManifestError, Models};
 use crate::memory::{Charge, Class, HostMemory, Memory, Place, Span};
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View, ViewMut};
-use crate::weights::{HostWeights, WeightSet};
+use crate::weights::{BoundWeights, HostWeights};
 use half::bf16;
 use library::{COPIED_STATE, Kind};
 use ort::environment::Environment;
@@ -154,7 +154,7 @@ impl Runtime {
         let loaded = OrtSession {
             rim,
             taps: BTreeMap::new(),
-            weights: WeightSet::default(),
+            weights: BoundWeights::default(),
             _charge: None,
             device: self.device(&graph.path, &component, &session, &load)?,
             session,
@@ -425,7 +425,7 @@ impl Ort {
             taps,
             device: self.runtime.device(&path, &entry.name, &session, &load)?,
             session,
-            weights: WeightSet::default(),
+            weights: BoundWeights::default(),
             _charge: charge,
         };
         loaded.check_rim(&path)?;
@@ -512,7 +512,7 @@ struct OrtSession {
     taps: BTreeMap<String, String>,
     session: ort::session::Session,
     device: Device,
-    weights: WeightSet,
+    weights: BoundWeights,
     /// Weights inside, where the device is apart.
     _charge: Option<Charge>,
 }
@@ -856,7 +856,7 @@ impl Session for OrtSession {
         self.rim.recipe
     }
 
-    fn bind(&mut self, weights: WeightSet) {
+    fn bind(&mut self, weights: BoundWeights) {
         self.weights = weights;
     }
 

@@ -7,7 +7,7 @@ use crate::dim::{Bindings, Dim};
 use crate::manifest::ComponentEntry;
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View};
-use crate::weights::WeightSet;
+use crate::weights::BoundWeights;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The rim of one loaded graph.
@@ -128,7 +128,7 @@ impl Rim {
     /// Lists the weights to bind, in the order of their names.
     pub(super) fn bound<'a>(
         &'a self,
-        bound: &'a WeightSet,
+        bound: &'a BoundWeights,
     ) -> impl Iterator<Item = Result<(&'a str, &'a Tensor), EngineError>> {
         self.weights.iter().map(|name| {
             let found = bound.iter().find(|(n, _)| n == name);

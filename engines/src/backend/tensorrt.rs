@@ -2,7 +2,7 @@
 //! What an engine file is and which one is refused is plain data and always here; loading the library, building and running are behind the
 //! features `tensorrt-rtx` (RTX cards) and `tensorrt` (data-centre cards). The two link different headers, so a binary has one of them.
 //! Not here: ONNX graphs (the exporter prepares them), and what is worth placing where.
-pub mod set;
+pub mod engine_list;
 
 #[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
 pub mod build;

@@ -1,10 +1,10 @@
 //! Sizes of the models that are known by name. The exporter's synthetic checkpoints have the same (a test of the whole compares them), so
 //! that a machine can be planned for without any model at hand.
+use super::ModelConfig;
 use super::dit::{AudioConfig, DitConfig};
 use super::speech::SpeechConfig;
 use super::text::TextConfig;
 use super::vae::VaeConfig;
-use crate::manifest::ModelConfig;
 
 /// A model known by name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,10 +6,10 @@ use super::driver::{
     PCI_ADDRESS, PINNED_PORTABLE, PINNED_READ_ONLY, READ_ONLY_REGISTER, Refusal,
     STREAM_NON_BLOCKING, Table,
 };
+use super::gpu::{Gpu, link_of};
 use super::{
     Block, Charge, Class, Ledger, Locked, Memory, MemoryError, Pages, Place, Rows, Span, SpanMut,
 };
-use crate::device::{Gpu, link_of};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;

@@ -11,15 +11,15 @@ use std::time::Instant;
 use engines::backend::ort::{Runtime, WeightPort};
 use engines::backend::{Backend, EngineError, LoadOptions, Session, State};
 use engines::components::dit::{self, DitConfig};
-use engines::components::probe;
+use engines::components::matmul;
 use engines::contract::{Contract, DType};
-use engines::graph_set::GraphSet;
+use engines::graph_folder::GraphFolder;
 use engines::manifest::ModelConfig;
 use engines::memory::{Class, Counts, Ledger, Memory, MemoryError};
 use engines::profile::Kind;
 use engines::recipe::Recipe;
 use engines::tensor::Tensor;
-use engines::weights::{HostWeights, WeightSet};
+use engines::weights::{BoundWeights, HostWeights};
 use half::bf16;
 
 use crate::chain::call::{Anchor, BlockAudio, Lane, LayerCondition, Placed, Tables};
@@ -127,7 +127,7 @@ pub type Opener<'a> = &'a dyn Fn(Option<u64>) -> Result<Runtime, Error>;
 /// Graphs or a device that cannot be used; less memory than needed; an offload cap that not even the streaming slots fit.
 pub fn run(request: &Request, open: Opener<'_>) -> Result<Report, Error> {
     let before = smi(request.device);
-    let set = GraphSet::open(&request.graphs)?;
+    let set = GraphFolder::open(&request.graphs)?;
     let mut model = set.config.dit.clone();
     model.layers = request.layers.unwrap_or(model.layers);
     model.audio_inject_layers.retain(|l| *l < model.layers);
@@ -159,9 +159,13 @@ pub fn run(request: &Request, open: Opener<'_>) -> Result<Report, Error> {
 }
 
 /// One matrix product, timed.
-fn product(runtime: &Runtime, set: &GraphSet, request: &Request) -> Result<Product, EngineError> {
+fn product(
+    runtime: &Runtime,
+    set: &GraphFolder,
+    request: &Request,
+) -> Result<Product, EngineError> {
     let side = request.matmul;
-    let (mut session, _) = runtime.open(&set.file(&request.graphs, &probe::MATMUL))?;
+    let (mut session, _) = runtime.open(&set.file(&request.graphs, &matmul::MATMUL))?;
     let memory = &**runtime.memory();
     let square = |seed| {
         made_up(
@@ -175,7 +179,10 @@ fn product(runtime: &Runtime, set: &GraphSet, request: &Request) -> Result<Produ
     let (left, right) = (square(1)?, square(2)?);
     let mut times = Vec::new();
     for _ in 0..request.runs + 2 {
-        let inputs = [(&probe::LEFT, left.view()), (&probe::RIGHT, right.view())];
+        let inputs = [
+            (&matmul::LEFT, left.view()),
+            (&matmul::RIGHT, right.view()),
+        ];
         let began = Instant::now();
         session.run(&inputs, State::None)?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
@@ -202,7 +209,7 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(
         runtime: Runtime,
-        set: &'a GraphSet,
+        set: &'a GraphFolder,
         model: &'a DitConfig,
         geometry: &'a Geometry,
         request: &'a Request,
@@ -423,7 +430,7 @@ impl<'a> Bench<'a> {
 /// A backend whose weights are made up: one host copy for each kind of layer stands for every layer of the kind.
 struct Synthetic<'a> {
     runtime: Runtime,
-    set: &'a GraphSet,
+    set: &'a GraphFolder,
     request: &'a Request,
     model: &'a DitConfig,
     layers: BTreeMap<&'static str, HostWeights>,
@@ -432,7 +439,7 @@ struct Synthetic<'a> {
 impl<'a> Synthetic<'a> {
     fn new(
         runtime: Runtime,
-        set: &'a GraphSet,
+        set: &'a GraphFolder,
         model: &'a DitConfig,
         request: &'a Request,
         ledger: &Arc<Ledger>,
@@ -505,7 +512,7 @@ impl Backend for Synthetic<'_> {
             let there = weight(p, seed).copied_to(memory, Class::Weights)?;
             Ok((p.name.clone(), there))
         });
-        session.bind(weights.collect::<Result<WeightSet, MemoryError>>()?);
+        session.bind(weights.collect::<Result<BoundWeights, MemoryError>>()?);
         Ok(session)
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use engines::backend::EngineError;
 use engines::error_kind::ErrorKind;
-use engines::graph_set::GraphSetError;
+use engines::graph_folder::GraphFolderError;
 use engines::manifest::ManifestError;
 
 use crate::numbers::geometry::{ClipLengthError, RingLengthError};
@@ -62,7 +62,7 @@ pub enum Error {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
-    Graphs(#[from] GraphSetError),
+    Graphs(#[from] GraphFolderError),
     #[error(transparent)]
     Differs(#[from] Differs),
     #[error(transparent)]

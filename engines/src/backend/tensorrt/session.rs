@@ -1,8 +1,8 @@
 //! Running engines: a folder of them opened for one device, and sessions that bind every port and every bound weight by its address. Outputs
 //! and scratch come from the caller's counted memory. Nothing here was run on a GPU yet; what comes before one is needed is tested.
 use super::TensorRtError;
+use super::engine_list::{Engines, Here, engine_name};
 use super::library::{self, Library};
-use super::set::{Engines, Here, engine_name};
 use crate::backend::rim::{Facts, Mismatch, Rim};
 use crate::backend::{Backend, EngineError, LoadOptions, Outputs, Session, State};
 use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind, Weights};
@@ -12,7 +12,7 @@ use crate::memory::cuda::{CudaDevice, CudaMemory};
 use crate::memory::{Block, Class, Memory, Place};
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View};
-use crate::weights::{HostWeights, WeightSet};
+use crate::weights::{BoundWeights, HostWeights};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::path::Path;
@@ -123,7 +123,7 @@ impl TensorRt {
         let plan = std::fs::read(&path).map_err(|source| TensorRtError::Read {
             path,
             source,
-            rebuild: self.engines.set().command.clone(),
+            rebuild: self.engines.list().command.clone(),
         })?;
         let mut made = None;
         self.device.compute(|_| {
@@ -194,7 +194,7 @@ impl TensorRt {
             memory: Arc::clone(&self.memory),
             scratch: Arc::clone(&self.scratch),
             on_host,
-            weights: WeightSet::default(),
+            weights: BoundWeights::default(),
         };
         session.check_rim()?;
         Ok(session)
@@ -305,7 +305,7 @@ struct TensorRtSession {
     scratch: Arc<Mutex<Option<Block>>>,
     /// Inputs that TensorRT reads on the host.
     on_host: BTreeSet<String>,
-    weights: WeightSet,
+    weights: BoundWeights,
 }
 
 impl TensorRtSession {
@@ -491,7 +491,7 @@ impl Session for TensorRtSession {
         self.rim.recipe
     }
 
-    fn bind(&mut self, weights: WeightSet) {
+    fn bind(&mut self, weights: BoundWeights) {
         self.weights = weights;
     }
 

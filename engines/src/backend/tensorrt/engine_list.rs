@@ -64,7 +64,7 @@ pub struct EngineEntry {
 /// The whole folder.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct EngineSet {
+pub struct EngineList {
     pub format: String,
     pub flavour: Flavour,
     /// Version of the library, e.g. `1.7.1`.
@@ -90,7 +90,7 @@ pub struct Here {
 #[derive(Clone, Debug)]
 pub struct Engines {
     dir: PathBuf,
-    set: EngineSet,
+    list: EngineList,
 }
 
 impl Engines {
@@ -105,10 +105,10 @@ impl Engines {
         wanted: &dyn Fn(&str) -> bool,
     ) -> Result<Self, TensorRtError> {
         let path = dir.join(FILE);
-        let set = read(&path, models, here)?;
+        let list = read(&path, models, here)?;
         let engines = Self {
             dir: dir.to_owned(),
-            set,
+            list,
         };
         engines.check_machine(&path, models, here)?;
         let mut checked = BTreeSet::new();
@@ -129,12 +129,12 @@ impl Engines {
     /// The engine of a component and its file.
     pub fn of(&self, component: &ComponentEntry) -> Option<(&EngineEntry, PathBuf)> {
         let name = engine_name(component);
-        let entry = self.set.engines.iter().find(|e| e.name == name)?;
+        let entry = self.list.engines.iter().find(|e| e.name == name)?;
         Some((entry, self.dir.join(&entry.file.file)))
     }
 
-    pub fn set(&self) -> &EngineSet {
-        &self.set
+    pub fn list(&self) -> &EngineList {
+        &self.list
     }
 
     pub fn dir(&self) -> &Path {
@@ -147,7 +147,7 @@ impl Engines {
         models: &Models,
         here: &Here,
     ) -> Result<(), TensorRtError> {
-        let s = &self.set;
+        let s = &self.list;
         let facts = [
             ("TensorRT", here.flavour.to_string(), s.flavour.to_string()),
             (
@@ -185,7 +185,7 @@ impl Engines {
             return Err(TensorRtError::Missing {
                 path: self.dir.join(FILE),
                 engine: engine_name(component).to_owned(),
-                have: match &self.set.engines[..] {
+                have: match &self.list.engines[..] {
                     [] => "none".to_owned(),
                     some => some
                         .iter()
@@ -266,7 +266,7 @@ pub fn data_of<'d>(component: &ComponentEntry, data: &'d [DataEntry]) -> Option<
     }
 }
 
-fn read(path: &Path, models: &Models, here: &Here) -> Result<EngineSet, TensorRtError> {
+fn read(path: &Path, models: &Models, here: &Here) -> Result<EngineList, TensorRtError> {
     let dir = path.parent().unwrap_or(path);
     let rebuild = || rebuild(dir, models, here);
     let text = std::fs::read_to_string(path).map_err(|source| TensorRtError::Read {
@@ -282,7 +282,7 @@ fn read(path: &Path, models: &Models, here: &Here) -> Result<EngineSet, TensorRt
 }
 
 /// Reads a list of engines; an error is its reason.
-pub fn parse(text: &str) -> Result<EngineSet, String> {
+pub fn parse(text: &str) -> Result<EngineList, String> {
     let probe: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
     match probe.get("format").and_then(|f| f.as_str()) {
         Some(FORMAT) => serde_json::from_value(probe).map_err(|e| e.to_string()),
@@ -295,7 +295,7 @@ pub fn parse(text: &str) -> Result<EngineSet, String> {
 
 /// The command that builds a folder for what is here. The sizes are those of the profile that it was built for, which only its user knows.
 fn rebuild(dir: &Path, models: &Models, here: &Here) -> String {
-    let command = |at: &str| at.parse::<EngineSet>().ok().map(|s| s.command);
+    let command = |at: &str| at.parse::<EngineList>().ok().map(|s| s.command);
     let known = std::fs::read_to_string(dir.join(FILE))
         .ok()
         .and_then(|t| command(&t));
@@ -310,7 +310,7 @@ fn rebuild(dir: &Path, models: &Models, here: &Here) -> String {
     })
 }
 
-impl std::str::FromStr for EngineSet {
+impl std::str::FromStr for EngineList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {

@@ -1,7 +1,6 @@
-//! Lists the NVIDIA devices of this machine: name, compute capability, memory and PCIe link, from
-//! the driver and from Linux's sysfs.
+//! Describes an NVIDIA device: name, compute capability, memory, and the PCIe link, which Linux's
+//! sysfs knows.
 
-use crate::memory::MemoryError;
 use std::path::Path;
 
 /// An NVIDIA device, as its driver describes it.
@@ -42,29 +41,6 @@ pub struct PcieLink {
     pub lanes: u32,
 }
 
-/// Lists every NVIDIA device of this machine, in the driver's order.
-///
-/// # Errors
-/// [`MemoryError::NoDriver`] where there is no driver; [`MemoryError::Driver`] when it refuses, or
-/// when this build lacks the feature `cuda`.
-pub fn gpus() -> Result<Vec<Gpu>, MemoryError> {
-    #[cfg(feature = "cuda")]
-    return crate::memory::cuda::gpus();
-    #[cfg(not(feature = "cuda"))]
-    return Err(super::without_cuda("cuda"));
-}
-
-/// Describes one NVIDIA device.
-///
-/// # Errors
-/// As [`gpus`], and [`MemoryError::NoDevice`] for a number that no device has.
-pub fn gpu(ordinal: u32) -> Result<Gpu, MemoryError> {
-    #[cfg(feature = "cuda")]
-    return crate::memory::cuda::CudaDevice::open(ordinal)?.describe();
-    #[cfg(not(feature = "cuda"))]
-    return Err(super::without_cuda(&format!("cuda:{ordinal}")));
-}
-
 /// Reads the link of the device at a PCI address such as `0000:65:00.0`, below `devices`, which is
 /// `/sys/bus/pci/devices` on Linux. The device's folder there is a link into the tree of bridges,
 /// so that the slot is its parent folder.
@@ -72,7 +48,7 @@ pub fn gpu(ordinal: u32) -> Result<Gpu, MemoryError> {
     not(any(feature = "cuda", test)),
     expect(dead_code, reason = "only the CUDA driver knows the addresses")
 )]
-pub(crate) fn link_of(devices: &Path, address: &str) -> Option<PcieLink> {
+pub(super) fn link_of(devices: &Path, address: &str) -> Option<PcieLink> {
     let device = devices.join(address).canonicalize().ok()?;
     let own = link_in(&device)?;
     let slot = device.parent().and_then(link_in).unwrap_or(own);
