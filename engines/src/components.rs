@@ -11,7 +11,7 @@ pub mod vae;
 use crate::contract::{Contract, Sizes};
 use crate::dim::Bindings;
 
-/// Every contract of the project, in data-flow order.
+/// Contracts of every component of a model, in data-flow order.
 pub const ALL: &[Contract] = &[
     text::ENCODER,
     speech::ENCODER_FEATURES,
@@ -32,13 +32,17 @@ pub const ALL: &[Contract] = &[
     dit::HEAD,
 ];
 
-/// Sizes of every component.
+/// Sizes of every component of a model.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
+    /// The transformer.
     pub dit: dit::DitConfig,
+    /// The video VAE.
     pub vae: vae::VaeConfig,
+    /// The text encoder.
     pub text: text::TextConfig,
+    /// The speech encoder.
     pub speech: speech::SpeechConfig,
 }
 

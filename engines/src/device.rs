@@ -1,5 +1,5 @@
-//! Names a device and opens a backend on it. Only this crate knows the features `cuda` and `tensorrt`: without one, opening returns an
-//! error that says how to build the program with it.
+//! Names a device and opens a backend on it. Only this crate knows the features `cuda` and
+//! `tensorrt`. Without one, opening returns an error that says how to build the program with it.
 
 pub use crate::memory::gpu::{Gpu, PcieLink};
 
@@ -85,11 +85,12 @@ pub fn gpu(ordinal: u32) -> Result<Gpu, MemoryError> {
     return Err(without_cuda(&format!("cuda:{ordinal}")));
 }
 
-/// Opens CUDA device `ordinal` for ONNX Runtime. `budget` limits its bytes; `None` takes what is free.
+/// Opens CUDA device `ordinal` for ONNX Runtime. `budget` limits its bytes; `None` takes what is
+/// free.
 ///
 /// # Errors
-/// [`EngineError::DeviceMemory`] when the driver or the device is missing, or less than `budget` is free;
-/// [`EngineError::CudaLibrary`] when a library of NVIDIA's is missing.
+/// [`EngineError::DeviceMemory`] when the driver or the device is missing, or less than `budget` is
+/// free; [`EngineError::CudaLibrary`] when a library of NVIDIA's is missing.
 #[cfg(feature = "cuda")]
 pub fn cuda(ordinal: u32, budget: Option<u64>, threads: usize) -> Result<Runtime, EngineError> {
     let memory = crate::memory::cuda::CudaMemory::open(ordinal, budget)?;
@@ -127,7 +128,8 @@ pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, 
     cuda(ordinal, Some(most), threads)
 }
 
-/// Opens the TensorRT engines in `folder` on CUDA device `ordinal`, with at most `most` bytes of what is free.
+/// Opens the TensorRT engines in `folder` on CUDA device `ordinal`, with at most `most` bytes of
+/// what is free.
 ///
 /// # Errors
 /// A driver or library is missing; an engine is missing, stale, damaged or for another GPU;
@@ -162,7 +164,8 @@ pub fn tensorrt(
     Err(EngineError::NotBuilt {
         wanted: format!("--engines {}", folder.display()),
         missing: "TensorRT",
-        build: "`cargo build --release --features tensorrt-rtx` (RTX cards) or `tensorrt` (data-centre cards)",
+        build: "`cargo build --release --features tensorrt-rtx` (RTX cards) or `tensorrt` \
+             (data-centre cards)",
     })
 }
 

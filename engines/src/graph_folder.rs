@@ -1,5 +1,6 @@
-//! A folder of graphs without weights, as `avatar-export graphs` writes it: what they are graphs of, and which file holds which. Not here:
-//! exports with weights, which [`crate::manifest`] describes.
+//! `graphs.json`: describes a folder of graphs without weights, which `avatar-export graphs`
+//! writes. Exports with weights are in [`crate::manifest`].
+
 use crate::backend::ort::GraphFile;
 use crate::components::{dit, matmul};
 use crate::contract::{Contract, Sizes};
@@ -8,22 +9,25 @@ use crate::manifest::ModelConfig;
 use crate::recipe::Recipe;
 use std::path::{Path, PathBuf};
 
-/// File that describes the folder.
+/// Name of the description inside the folder.
 pub const FILE: &str = "graphs.json";
 /// Format that this version writes and reads.
 const FORMAT: &str = "liveavatar-graphs/1";
 
-/// What a folder of graphs holds.
+/// A folder of graphs: its model and precision.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GraphFolder {
     format: String,
+    /// Precision of the graphs.
     pub recipe: Recipe,
+    /// Sizes of the model that they are graphs of.
     pub config: ModelConfig,
 }
 
 /// Why a folder of graphs cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "a variant's message says what its fields are")]
 pub enum GraphFolderError {
     #[error("{}: cannot read: {source}; `avatar-export graphs` makes this folder", path.display())]
     Read {
@@ -35,19 +39,22 @@ pub enum GraphFolderError {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("{}: format wants {FORMAT}, got {found}; make the folder again with `avatar-export graphs`", path.display())]
+    #[error(
+        "{}: format wants {FORMAT}, got {found}; make the folder again with `avatar-export graphs`",
+        path.display()
+    )]
     Format { path: PathBuf, found: String },
 }
 
 impl GraphFolderError {
-    /// Always the graphs' fault.
+    /// Returns the kind of failure: always the model.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Model
     }
 }
 
 impl GraphFolder {
-    /// A set of this version's format.
+    /// Describes a folder in this version's format.
     pub fn new(recipe: Recipe, config: ModelConfig) -> Self {
         Self {
             format: FORMAT.to_owned(),
@@ -80,7 +87,8 @@ impl GraphFolder {
         })
     }
 
-    /// The file of a component of the transformer, or of the probe. Any layer's graph stands for all of its kind.
+    /// Returns the file of a component of the transformer, or of the matrix product. The graph of
+    /// any layer stands for all of its kind.
     pub fn file(&self, folder: &Path, contract: &'static Contract) -> GraphFile {
         let inject = &self.config.dit.audio_inject_layers;
         let plain = (0..self.config.dit.layers).find(|l| !inject.contains(l));

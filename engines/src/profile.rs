@@ -1,5 +1,7 @@
-//! Hardware profiles: what one kind of machine is, and how the project is laid out on it. Data in TOML, checked for numbers that cannot
-//! be; not here: what fits and how fast it is (the runtime's planner), and what is there (its look at the devices).
+//! Hardware profiles: one kind of machine each, and the project's layout on it. They are data in
+//! TOML, checked for impossible numbers. The runtime's planner decides what fits and how fast it
+//! is.
+
 mod check;
 mod keys;
 
@@ -21,7 +23,7 @@ macro_rules! built_in {
     };
 }
 
-/// Every profile that comes with the program: name and text.
+/// Names and texts of the profiles that come with the program.
 pub const BUILT_IN: &[(&str, &str)] = built_in![
     "cpu",
     "5x80g",
@@ -40,21 +42,40 @@ pub const BUILT_IN: &[(&str, &str)] = built_in![
 ];
 
 /// One kind of machine.
+///
+/// ```
+/// use engines::profile::Profile;
+///
+/// let profile = Profile::open("4x24g")?;
+/// assert_eq!((profile.device_count(), profile.devices[0].sm), (4, 89));
+/// let error = Profile::parse("my.toml", "recipie = \"bf16\"").unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "my.toml:1:1: field recipie is not known; did you mean `recipe`?"
+/// );
+/// # Ok::<(), engines::profile::ProfileError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
-    /// The built-in's name, or the file's.
+    /// Name of the built-in profile, or of the file without its folder and extension.
     #[serde(skip)]
     pub name: String,
-    /// One line on what it is for.
+    /// The profile's purpose, in one line.
     pub about: String,
+    /// Precision of the export.
     pub recipe: Recipe,
-    /// Devices in order; a group of equal ones is one entry.
+    /// Devices in order; one entry may stand for several equal ones.
     pub devices: Vec<Device>,
+    /// The machine around the devices.
     pub host: Host,
+    /// The device of each part of the work.
     pub layout: Layout,
+    /// The bytes that stay on a device.
     pub residency: Residency,
+    /// Sizes of the video that engines are built for.
     pub sizes: Sizes,
+    /// Settings of engine builds.
     pub builder: Builder,
 }
 
@@ -62,7 +83,9 @@ pub struct Profile {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
+    /// Number of devices.
     pub count: usize,
+    /// Processor or GPU.
     pub kind: Kind,
     /// The card whose data sheet the figures are from.
     pub card: String,
@@ -74,26 +97,30 @@ pub struct Device {
     /// Cores that `tflops` stands for, on a CPU; 0 for a GPU.
     #[serde(default)]
     pub cores: usize,
+    /// Memory in GiB.
     pub memory_gib: f64,
-    /// What driver, context and libraries take before the first tensor.
+    /// GiB that driver, context and libraries take before the first tensor.
     pub reserve_gib: f64,
-    /// Dense, no sparsity, f32 accumulation, from the data sheet; 0 where the device lacks the type.
+    /// Dense rates without sparsity and with f32 accumulation, from the data sheet. A rate is 0
+    /// where the device lacks the type.
     pub tflops: Tflops,
+    /// Shares of the rates that graphs reach.
     pub achieved: Achieved,
+    /// Memory bandwidth in GB/s.
     pub bandwidth_gbs: f64,
-    /// Pinned host memory to the device, one way; 0 where there is no link to cross.
+    /// GB/s from pinned host memory to the device, one way; 0 where there is no link to cross.
     pub host_link_gbs: f64,
-    /// Device to device, one way, by whatever way the machine has.
+    /// GB/s from device to device, one way, by the fastest way that the machine has.
     pub peer_link_gbs: f64,
 }
 
-/// What runs graphs.
+/// The kind of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// Attention is not fused: its scores are tensors. Weights are used as they are mapped.
+    /// A processor: attention is not fused, so its scores are tensors. Weights are used as mapped.
     Cpu,
-    /// Attention is fused.
+    /// A GPU: attention is fused.
     Gpu,
 }
 
@@ -101,8 +128,11 @@ pub enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tflops {
+    /// Rate of f32.
     pub fp32: f64,
+    /// Rate of bf16.
     pub bf16: f64,
+    /// Rate of e4m3.
     pub fp8: f64,
 }
 
@@ -110,14 +140,15 @@ pub struct Tflops {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Achieved {
-    /// Large matrix products.
+    /// Share of large matrix products.
     pub linear: f64,
+    /// Share of fused attention.
     pub attention: f64,
-    /// The VAE's convolutions.
+    /// Share of the VAE's convolutions.
     pub convolution: f64,
-    /// Of the memory bandwidth, by what moves bytes and computes little.
+    /// Share of the memory bandwidth that operators reach which move bytes and compute little.
     pub memory: f64,
-    /// Where the shares come from.
+    /// Source of the shares.
     pub reason: String,
 }
 
@@ -125,50 +156,55 @@ pub struct Achieved {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Host {
+    /// Memory in GiB.
     pub memory_gib: f64,
-    /// What the system keeps.
+    /// GiB that the system keeps.
     pub reserve_gib: f64,
-    /// Most memory that may be pinned.
+    /// Most GiB that may be pinned.
     pub pinned_gib: f64,
-    /// Reading a file once, for the time to load.
+    /// GB/s of reading a file once, for the time to load.
     pub disk_gbs: f64,
 }
 
-/// Which parts of the work go where.
+/// The device of each part of the work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
     /// Parts of the layers: a number of even parts, or their proportion.
     pub layers: Parts,
-    /// Devices that the denoising steps are dealt over; never more than there are steps.
+    /// Devices that the denoising steps are dealt over; at most the number of steps.
     pub steps: usize,
-    /// Items of a wave that ride in one call.
+    /// Items of a wave that share one call.
     pub lanes: LanePolicy,
     /// Blocks that a KV ring holds; the model is made for 4.
     pub ring_blocks: usize,
+    /// Device of the VAE's decoder.
     pub vae: VaePolicy,
+    /// How long the encoders stay.
     pub encoders: EncoderPolicy,
 }
 
-/// How the layers are cut.
+/// The cut of the layers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub enum Parts {
+    /// Even parts, by number.
     Even(usize),
-    /// `[11, 9]` are 22 and 18 of 40 layers.
+    /// Proportion of the parts: `[11, 9]` are 22 and 18 of 40 layers.
     Shares(Vec<usize>),
 }
 
-/// How many lanes a call has.
+/// Number of lanes in a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub enum LanePolicy {
-    /// One a step: for a device that waits for weights.
+    /// One lane for each step, for a device that waits for weights.
     Wave,
+    /// At most so many.
     AtMost(usize),
 }
 
-/// Where the VAE decodes.
+/// The device on which the VAE decodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VaePolicy {
@@ -188,22 +224,25 @@ pub enum EncoderPolicy {
     Kept,
 }
 
-/// What stays on a device.
+/// The bytes that stay on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Residency {
+    /// Weights of the layers.
     pub weights: Keep,
+    /// KV rings.
     pub rings: Keep,
     /// Layers that are on their way at once where anything streams.
     pub slots: usize,
 }
 
-/// Where a layer's bytes lie between two calls.
+/// The place of a layer's bytes between two calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
+    /// On the device.
     Device,
-    /// In pinned host memory, streamed for each call.
+    /// In pinned host memory; they stream for each call.
     Host,
     /// On the device as far as it has room.
     Fit,
@@ -213,27 +252,33 @@ pub enum Keep {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sizes {
+    /// The smallest.
     pub min: Extent,
+    /// The size that engines are tuned for.
     pub opt: Extent,
+    /// The largest.
     pub max: Extent,
 }
 
 /// Width and height in pixels, written `W*H`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
+    /// Width in pixels.
     pub width: usize,
+    /// Height in pixels.
     pub height: usize,
 }
 
-/// How engines are built.
+/// Settings of engine builds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Builder {
-    /// What an engine's library takes beside tensors, as planned on every device.
+    /// MiB that an engine's library takes beside tensors, as planned on every device.
     pub workspace_mib: usize,
-    /// Most that one TensorRT engine may take for kernels and inner tensors; of the plan's activations and workspace, or of the VAE's.
+    /// Most MiB that one TensorRT engine may take for kernels and inner tensors. They are part of
+    /// the plan's activations and workspace, or of the VAE's.
     pub scratch_mib: usize,
-    /// 0 to 5.
+    /// TensorRT's optimisation level, 0 to 5.
     pub optimization_level: usize,
 }
 
@@ -257,6 +302,7 @@ impl fmt::Display for Location {
 
 /// Why a profile cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "a variant's message says what its fields are")]
 pub enum ProfileError {
     #[error(
         "profile `{got}` is neither built in nor a file; built in are {have}{}",
@@ -295,17 +341,17 @@ fn did_you_mean(hint: &Option<String>) -> String {
 }
 
 impl ProfileError {
-    /// Always a usage error.
+    /// Returns the kind of failure: always the usage.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Usage
     }
 }
 
 impl Profile {
-    /// A built-in by its name, or a file by its path.
+    /// Opens a built-in profile by its name, or a file by its path.
     ///
     /// # Errors
-    /// No such profile, a file that does not parse, a key that is not known, a number that cannot be.
+    /// The profile does not exist, does not parse, or has an unknown key or an impossible number.
     pub fn open(name: &str) -> Result<Self, ProfileError> {
         if let Some((name, text)) = BUILT_IN.iter().find(|(n, _)| *n == name) {
             return Self::parse(name, text);
@@ -326,10 +372,10 @@ impl Profile {
         Self::parse(name, &text)
     }
 
-    /// Every built-in profile.
+    /// Reads every built-in profile.
     ///
     /// # Errors
-    /// Never for the program's own profiles; a test reads them all.
+    /// None for the program's own profiles; a test reads them all.
     pub fn built_in() -> Result<Vec<Self>, ProfileError> {
         BUILT_IN
             .iter()
@@ -351,22 +397,22 @@ impl Profile {
         Ok(profile)
     }
 
-    /// The same machine for an export of another precision.
+    /// Returns the same machine for an export of another precision.
     ///
     /// # Errors
-    /// A device that has no rate for it.
+    /// A device has no rate for it.
     pub fn with_recipe(self, recipe: Recipe) -> Result<Self, ProfileError> {
         let profile = Self { recipe, ..self };
         profile.check(&Places::unknown(&profile.name))?;
         Ok(profile)
     }
 
-    /// Devices of the machine.
+    /// Counts the devices of the machine.
     pub fn device_count(&self) -> usize {
         self.devices.iter().map(|d| d.count).sum()
     }
 
-    /// One entry a device, in order.
+    /// Lists one entry for each device, in order.
     pub fn each_device(&self) -> impl Iterator<Item = &Device> {
         self.devices
             .iter()
@@ -375,12 +421,13 @@ impl Profile {
 }
 
 impl Device {
-    /// Bytes that tensors may take.
+    /// Counts the bytes that tensors may take.
     pub fn usable_bytes(&self) -> u64 {
         ((self.memory_gib - self.reserve_gib) * GIB) as u64
     }
 
-    /// Operations a second of matrix products in `recipe`'s weights, at their peak. A card without FP8 computes in bf16.
+    /// Returns the peak rate of matrix products with `recipe`'s weights, in operations a second. A
+    /// card without FP8 computes in bf16.
     pub fn peak(&self, recipe: Recipe) -> f64 {
         let t = &self.tflops;
         1e12 * match recipe {
@@ -392,7 +439,7 @@ impl Device {
 }
 
 impl Parts {
-    /// How many there are.
+    /// Counts the parts.
     pub fn count(&self) -> usize {
         match self {
             Self::Even(n) => *n,
@@ -402,6 +449,7 @@ impl Parts {
 }
 
 impl Extent {
+    /// Counts the pixels.
     pub fn area(self) -> usize {
         self.width * self.height
     }
@@ -417,6 +465,7 @@ impl fmt::Display for Extent {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("size wants W*H such as 704*384, got `{got}`")]
 pub struct BadExtent {
+    /// The text.
     pub got: String,
 }
 
@@ -467,7 +516,12 @@ impl TryFrom<Value> for Parts {
                 .map(Self::Shares),
             other => count(other).map(Self::Even),
         };
-        parsed.ok_or_else(|| format!("layers wants a number of parts of 1 or more, or their proportion such as [11, 9], got {value}"))
+        parsed.ok_or_else(|| {
+            format!(
+                "layers wants a number of parts of 1 or more, or their proportion such as \
+                 [11, 9], got {value}"
+            )
+        })
     }
 }
 

@@ -1,5 +1,7 @@
-//! ONNX Runtime: on the CPU the embedded default and the oracle for every other backend, with weights that stay a memory map of the export's
-//! data files; on an NVIDIA device with everything bound where it lies. One global thread pool serves all sessions of the process.
+//! ONNX Runtime: the default on the CPU and the oracle for every other backend. On the CPU weights
+//! stay a memory map of the export's data files; on an NVIDIA device every tensor is bound where it
+//! lies. One global thread pool serves all sessions of the process.
+
 #[cfg(feature = "cuda")]
 mod cuda;
 mod library;
@@ -25,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// ONNX Runtime over one opened export: its CPU provider, unless it was made for another device.
+/// ONNX Runtime over one opened export, on the CPU or on one NVIDIA device.
 pub struct Ort {
     runtime: Runtime,
     models: Arc<Models>,
@@ -40,7 +42,7 @@ pub struct Runtime {
     memory: Arc<dyn Memory>,
 }
 
-/// Where graphs run.
+/// The provider that runs graphs.
 #[derive(Clone)]
 enum Provider {
     Cpu,
@@ -48,26 +50,33 @@ enum Provider {
     Cuda(cuda::Cuda),
 }
 
-/// A graph file outside an export, all of its weights inputs.
+/// A graph file outside an export; all of its weights are inputs.
 #[derive(Clone, Debug)]
 pub struct GraphFile {
+    /// The ONNX file.
     pub path: PathBuf,
+    /// Contract that the graph must have.
     pub contract: &'static Contract,
+    /// Precision of the graph.
     pub recipe: Recipe,
     /// Sizes that every call must agree with.
     pub bindings: Bindings,
 }
 
-/// An input that a contract does not list: a weight, named as in the graph.
+/// An input that a contract does not list: a weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightPort {
+    /// Name in the graph.
     pub name: String,
+    /// Element type.
     pub dtype: DType,
+    /// Shape.
     pub shape: Vec<usize>,
 }
 
 impl Runtime {
-    /// The CPU provider. Loads the library and starts the shared pool of `threads` threads. One per process: later calls share the first pool.
+    /// Opens the CPU provider. Loads the library and starts the shared pool of `threads` threads. A
+    /// process has one pool: later calls share the first one.
     ///
     /// # Errors
     /// [`EngineError::Library`].
@@ -79,10 +88,12 @@ impl Runtime {
         })
     }
 
-    /// The CUDA provider on the device of `memory`, from which it takes everything it needs: weights, workspace and outputs are counted.
+    /// Opens the CUDA provider on the device of `memory`. It takes everything it needs from there:
+    /// weights, workspace and outputs are counted.
     ///
     /// # Errors
-    /// [`EngineError::CudaLibrary`] for each library that is missing, before anything is loaded; [`EngineError::Library`].
+    /// [`EngineError::CudaLibrary`] for the first library that is missing, before anything is
+    /// loaded; [`EngineError::Library`].
     #[cfg(feature = "cuda")]
     pub fn cuda(
         threads: usize,
@@ -99,7 +110,7 @@ impl Runtime {
         })
     }
 
-    /// The same library as a virtual device of the CPU with memory of its own.
+    /// Makes a virtual device of the CPU with memory of its own, on the same library.
     #[must_use]
     pub fn on(&self, memory: Arc<dyn Memory>) -> Self {
         Self {
@@ -109,15 +120,15 @@ impl Runtime {
         }
     }
 
-    /// The device's memory.
+    /// Returns the device's memory.
     pub fn memory(&self) -> &Arc<dyn Memory> {
         &self.memory
     }
 
-    /// Loads a graph that no export lists; the weights to bind come with it.
+    /// Loads a graph that no export lists, and lists the weights to bind.
     ///
     /// # Errors
-    /// A file that does not load, a rim that is not the contract's, a weight of unknown size.
+    /// The file does not load, its rim is not the contract's, or a weight has no fixed size.
     pub fn open(
         &self,
         graph: &GraphFile,
@@ -161,7 +172,7 @@ impl Runtime {
         Ok((Box::new(loaded), weights))
     }
 
-    /// Options that every session of this provider has.
+    /// Makes a builder with the options that every session of this provider has.
     fn builder(
         &self,
         load: &dyn Fn(ort::Error) -> EngineError,
@@ -187,7 +198,7 @@ impl Runtime {
         }
     }
 
-    /// Makes a session, its allocations counted as weights.
+    /// Makes a session and counts its allocations as weights.
     fn commit(
         &self,
         load: &dyn Fn(ort::Error) -> EngineError,
@@ -203,7 +214,8 @@ impl Runtime {
         }
     }
 
-    /// What a session needs to know of its device; refuses one with work left on the host.
+    /// Collects the facts about its device that a session needs. Refuses a graph with work left on
+    /// the host.
     #[cfg_attr(
         not(feature = "cuda"),
         expect(unused_variables, unused_mut, reason = "only a device can differ")
@@ -251,7 +263,7 @@ impl Runtime {
         Ok(device)
     }
 
-    /// Whether sessions read bound memory wherever it lies in the process.
+    /// Says whether sessions read bound memory wherever it lies in the process.
     fn on_host(&self) -> bool {
         matches!(self.provider, Provider::Cpu)
     }
@@ -270,7 +282,7 @@ fn weight_port(name: &str, dtype: &ValueType) -> Option<WeightPort> {
 }
 
 impl Ort {
-    /// An export on the CPU, see [`Runtime::cpu`].
+    /// Opens an export on the CPU, see [`Runtime::cpu`].
     ///
     /// # Errors
     /// As there.
@@ -278,7 +290,7 @@ impl Ort {
         Ok(Self::with(models, Runtime::cpu(threads)?))
     }
 
-    /// An export on any device.
+    /// Opens an export on the device of `runtime`.
     pub fn with(models: Models, runtime: Runtime) -> Self {
         Self {
             runtime,
@@ -287,7 +299,7 @@ impl Ort {
         }
     }
 
-    /// The same library and export as a virtual device of the CPU with memory of its own.
+    /// Makes a virtual device of the CPU with memory of its own, on the same library and export.
     #[must_use]
     pub fn on(&self, memory: Arc<dyn Memory>) -> Self {
         Self {
@@ -297,11 +309,12 @@ impl Ort {
         }
     }
 
+    /// Returns the export.
     pub fn models(&self) -> &Models {
         &self.models
     }
 
-    /// Names of the tapped values in the graph.
+    /// Names the tapped values in the graph.
     fn taps(
         &self,
         entry: &ComponentEntry,
@@ -318,7 +331,7 @@ impl Ort {
         found.collect()
     }
 
-    /// A weight's own values plus the fault, under its name in the graph.
+    /// Returns a weight's own values plus the fault, under its name in the graph.
     fn perturbed(
         &self,
         entry: &ComponentEntry,
@@ -345,7 +358,7 @@ impl Ort {
         Ok((input.clone(), tensor))
     }
 
-    /// Counts the weights inside a graph, which another device would hold a copy of.
+    /// Counts the weights inside a graph, of which another device would hold a copy.
     fn charge(
         &self,
         entry: &ComponentEntry,
@@ -483,8 +496,9 @@ impl Backend for Ort {
     }
 }
 
-/// Protobuf bytes that, appended to a serialised model, make inner values outputs: a repeated `graph` field (7) merges into the first, and
-/// its repeated `output` entries (12) are appended.
+/// Returns protobuf bytes that make inner values outputs when they follow a serialised model. A
+/// repeated `graph` field (7) merges into the first one, and its repeated `output` entries (12) are
+/// appended.
 fn extra_outputs(names: &BTreeSet<&str>) -> Vec<u8> {
     fn field(tag: u8, body: &[u8]) -> Vec<u8> {
         let mut out = vec![tag << 3 | 2];

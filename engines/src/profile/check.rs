@@ -255,7 +255,8 @@ mod tests {
             (
                 "reserve_gib = 1.25",
                 "reserve_gib = 25.0",
-                "13:1: field devices[0].reserve_gib: wanted less than devices[0].memory_gib = 24, got 25",
+                "13:1: field devices[0].reserve_gib: wanted less than devices[0].memory_gib = 24, \
+                 got 25",
             ),
             (
                 "reserve_gib = 1.25",
@@ -270,7 +271,8 @@ mod tests {
             (
                 "linear = 0.85",
                 "linear = 1.5",
-                "20:1: field devices[0].achieved.linear: wanted a share above 0 and at most 1, got 1.5",
+                "20:1: field devices[0].achieved.linear: wanted a share above 0 and at most 1, got \
+                 1.5",
             ),
             (
                 "host_link_gbs = 24",
@@ -280,7 +282,8 @@ mod tests {
             (
                 "count = 4",
                 "count = 3",
-                "6:3: field devices: wanted 4 devices (4 parts of the layers x 1 of the steps), got 3",
+                "6:3: field devices: wanted 4 devices (4 parts of the layers x 1 of the steps), \
+                 got 3",
             ),
             (
                 "count = 4",
@@ -290,7 +293,8 @@ mod tests {
             (
                 "vae = \"least-loaded\"",
                 "vae = \"own\"",
-                "6:3: field devices: wanted 5 devices (4 parts of the layers x 1 of the steps and one for the VAE), got 4",
+                "6:3: field devices: wanted 5 devices (4 parts of the layers x 1 of the steps and \
+                 one for the VAE), got 4",
             ),
             (
                 "ring_blocks = 4",
@@ -310,7 +314,8 @@ mod tests {
             (
                 "max = \"720*400\"",
                 "max = \"256*240\"",
-                "45:2: field sizes: wanted min, opt and max of ascending area, got 256*256, 704*384, 256*240",
+                "45:2: field sizes: wanted min, opt and max of ascending area, got 256*256, \
+                 704*384, 256*240",
             ),
             (
                 "max = \"720*400\"",

@@ -117,7 +117,7 @@ impl OrtSession {
         }
     }
 
-    /// Binds an input where it lies, or a copy where it should: that is kept in `moved` for the call.
+    /// Binds an input where it lies, or else a copy of it that `moved` keeps for the call.
     fn bind_input(
         &self,
         binding: &mut IoBinding,
@@ -406,7 +406,8 @@ fn run_error(component: &str, source: ort::Error) -> EngineError {
     }
 }
 
-/// Wraps memory as a tensor value without a copy. The caller keeps the memory alive and unmoved until the value is gone.
+/// Wraps memory as a tensor value without a copy. The caller keeps the memory alive and in place
+/// until the value is gone.
 #[expect(
     unsafe_code,
     reason = "the binding's safe constructors copy borrowed memory"
@@ -420,8 +421,9 @@ fn wrap(
 ) -> Result<DynValue, ort::Error> {
     let dims: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
     let mut value: *mut sys::OrtValue = ptr::null_mut();
-    // SAFETY: `bytes` points to `len` valid bytes of the stated type and shape (checked against the port by the caller); inputs are only
-    // read; the value is dropped with the binding, before the borrow that `bytes` came from ends.
+    // SAFETY: `bytes` points to `len` valid bytes of the stated type and shape (checked against the
+    // port by the caller); inputs are only read; the value is dropped with the binding, before the
+    // borrow that `bytes` came from ends.
     unsafe {
         let status = (ort::api().CreateTensorWithDataAsOrtValue)(
             memory.ptr(),

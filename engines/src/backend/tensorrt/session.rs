@@ -1,5 +1,6 @@
-//! Running engines: a folder of them opened for one device, and sessions that bind every port and every bound weight by its address. Outputs
-//! and scratch come from the caller's counted memory. Nothing here was run on a GPU yet; what comes before one is needed is tested.
+//! Runs engines: a folder of them opened for one device, and sessions that bind every port and
+//! every bound weight by its address. Outputs and scratch come from the caller's counted memory.
+
 use super::TensorRtError;
 use super::engine_list::{Engines, Here, engine_name};
 use super::library::{self, Library};
@@ -33,7 +34,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub enum InsideBudget {
     /// On the device.
     Resident,
-    /// At most so many bytes an engine on the device, the rest streamed from the host: enterprise engines that were built for it.
+    /// At most so many bytes of an engine on the device; the rest streams from the host. Only for
+    /// enterprise engines that were built for it.
     AtMost(u64),
 }
 
@@ -65,11 +67,12 @@ unsafe impl<T> Send for Shared<T> {}
 unsafe impl<T> Sync for Shared<T> {}
 
 impl TensorRt {
-    /// Opens the engines at `dir` for the components that `wanted` names. Driver, library, GPU, and then each engine are checked before
-    /// anything is loaded.
+    /// Opens the engines at `dir` for the components that `wanted` names. Checks driver, library,
+    /// GPU and then each engine before it loads anything.
     ///
     /// # Errors
-    /// A driver or library that is missing; an engine that is missing, stale, damaged or for another GPU, with the command that rebuilds it.
+    /// A driver or library is missing; an engine is missing, stale, damaged or for another GPU,
+    /// with the command that rebuilds it.
     pub fn open(
         models: Models,
         dir: &Path,
@@ -102,6 +105,7 @@ impl TensorRt {
         })
     }
 
+    /// Returns the export.
     pub fn models(&self) -> &Models {
         &self.models
     }
@@ -294,7 +298,8 @@ fn dtype_of(ty: DataType) -> Option<DType> {
     })
 }
 
-/// One engine's context. Fields are dropped in this order: the context before its engine, the engine before the runtime.
+/// One engine's context. The order of the fields is the order of their drops: the context before
+/// its engine, the engine before the runtime.
 struct TensorRtSession {
     context: Shared<ExecutionContext<'static>>,
     engine: Arc<Shared<CudaEngine<'static>>>,
@@ -328,7 +333,8 @@ impl TensorRtSession {
         }
     }
 
-    /// Where the elements of an input are to be read: where they lie, or a copy that `moved` keeps for the call.
+    /// Where the elements of an input are to be read: where they lie, or a copy that `moved` keeps
+    /// for the call.
     fn place(
         &self,
         name: &str,
@@ -376,8 +382,9 @@ impl TensorRtSession {
                 .set_input_shape(name, &Dims64::from_slice(&dims))
                 .map_err(fail)?;
         }
-        // SAFETY: the address names memory of the tensor's type and shape (checked against the port), where the engine reads it, that the
-        // caller of `run` or this call's own tensors keep until the stream has been waited for.
+        // SAFETY: the address names memory of the tensor's type and shape (checked against the
+        // port), where the engine reads it, that the caller of `run` or this call's own tensors
+        // keep until the stream has been waited for.
         unsafe { context.set_tensor_address(name, address) }.map_err(fail)
     }
 
@@ -465,14 +472,16 @@ impl TensorRtSession {
         let (address, len) = scratch.as_ref().map_or((std::ptr::null_mut(), 0), |b| {
             (b.span(0, b.len()).address().as_ptr().cast(), b.len())
         });
-        // SAFETY: the block lies on this device, is as large as stated, and stays locked until the stream has been waited for.
+        // SAFETY: the block lies on this device, is as large as stated, and stays locked until the
+        // stream has been waited for.
         unsafe { context.set_device_memory_v2(address, len as i64) };
         Ok(())
     }
 
     #[expect(unsafe_code, reason = "work is queued on a CUDA stream")]
     fn enqueue(&self, stream: *mut c_void) -> Result<(), EngineError> {
-        // SAFETY: every tensor of the rim was bound; all memory outlives the wait that follows; the stream is the device's own.
+        // SAFETY: every tensor of the rim was bound; all memory outlives the wait that follows; the
+        // stream is the device's own.
         unsafe { lock(&self.context.0).enqueue_v3(stream) }
             .map_err(|e| run_error(&self.rim.component, &e))
     }
@@ -544,7 +553,8 @@ pub fn inspect(_library: Library, path: &Path, plan: &[u8]) -> Result<String, Te
     Ok(layers)
 }
 
-/// Kernels that TensorRT for RTX finishes when an engine is first used, kept in a file beside the engines for the next run.
+/// Kernels that TensorRT for RTX finishes when an engine is first used, kept in a file beside the
+/// engines for the next run.
 #[cfg(feature = "tensorrt-rtx")]
 mod cache {
     use std::path::{Path, PathBuf};
@@ -586,7 +596,8 @@ mod cache {
             config.set_runtime_cache(shared)
         }
 
-        /// Writes it out. Losing it costs time at the next start and nothing else, so a folder that cannot be written is no error.
+        /// Writes the cache to its file. A lost cache costs time at the next start and nothing
+        /// else, so a folder that cannot be written is no error.
         pub(super) fn keep(&self) {
             let Some(cache) = super::lock(&self.cache).take() else {
                 return;

@@ -1,4 +1,5 @@
-//! A driver of two devices whose memory is the host's, so that everything but the hardware is real: counts, order of calls, addresses.
+//! A driver of two devices whose memory is the host's, so that everything but the hardware is real:
+//! counts, order of calls, addresses.
 #![expect(
     unsafe_code,
     reason = "the driver's entry points are C functions over raw memory"
@@ -345,7 +346,8 @@ fn a_device_that_is_full_says_what_is_free() {
     let error = memory.alloc(700 << 10, Class::Weights).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "cuda:0: weights of 716800 bytes: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY (2): out of memory; 331776 of 1048576 bytes are free"
+        "cuda:0: weights of 716800 bytes: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY (2): out of memory; \
+         331776 of 1048576 bytes are free"
     );
     assert_eq!(
         memory.ledger().counts().total(),
@@ -362,7 +364,8 @@ fn a_device_with_less_free_than_the_plan_is_refused() {
     let error = CudaMemory::of(driver.device(1).unwrap(), Some(22_000_000_000)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "cuda:1: wanted 22000000000 bytes, 3221225472 of 3221225472 are free; end what else uses the device (nvidia-smi lists it) or plan for less"
+        "cuda:1: wanted 22000000000 bytes, 3221225472 of 3221225472 are free; end what else uses \
+         the device (nvidia-smi lists it) or plan for less"
     );
     let all = CudaMemory::of(driver.device(1).unwrap(), None).unwrap();
     assert_eq!(all.ledger().budget(), (3 << 30) - RESERVE);
@@ -487,7 +490,8 @@ fn layers_that_stream_are_pinned_once_or_copied_or_left_and_the_same_in_any_case
         };
         weights.iter().map(first).collect()
     };
-    // Bytes of the host's budget; whether files can be pinned; registrations, bytes counted, and whether there is a refusal.
+    // Bytes of the host's budget; whether files can be pinned; registrations, bytes counted, and
+    // whether there is a refusal.
     for (budget, pins_files, want) in [
         (10_000, true, (1, 800, false)),
         (10_000, false, (0, 80, false)),
