@@ -1,8 +1,11 @@
-//! Three nouns: a backend loads artefacts, a session runs one. A session binds by port, checks every binding against the contract before
-//! anything runs, and never falls back to another device.
+//! Backends and sessions. A backend loads artefacts of an export on one device; a session runs one
+//! of them. A session binds tensors by port and checks each against the contract before anything
+//! runs. It never falls back to another device.
+
 mod named;
 pub mod ort;
 mod recorder;
+mod rim;
 pub mod tensorrt;
 #[cfg(test)]
 mod tiny;
@@ -11,13 +14,12 @@ pub use named::{NamedCall, run_named};
 pub use recorder::Recorder;
 
 use crate::contract::{Contract, DType, Port};
-use crate::dim::{Bindings, Dim};
 use crate::error_kind::ErrorKind;
 use crate::manifest::ManifestError;
 use crate::memory::{Memory, MemoryError};
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View, ViewMut};
-use crate::weights::{HostWeights, WeightSet};
+use crate::weights::{BoundWeights, HostWeights};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 /// Says how to load each component, by its name: with which taps and faults.
 pub type Loading = Arc<dyn Fn(&str) -> LoadOptions + Send + Sync>;
 
-/// Returns the [`Loading`] without taps and without faults.
+/// Loads a component without taps and without faults.
 pub fn plain() -> Loading {
     Arc::new(|_| LoadOptions::default())
 }
@@ -36,16 +38,16 @@ pub type FeatureCache = BTreeMap<&'static str, Tensor>;
 
 /// State of one call.
 pub enum State<'a> {
-    /// The contract has none.
+    /// The contract has no state.
     None,
-    /// Memory bound both as input and as output.
+    /// Memory that is bound both as input and as output, by port name.
     InPlace(Vec<(&'static str, ViewMut<'a>)>),
-    /// Read (unless the contract only produces it) and replaced.
+    /// Caches that the call reads (unless the contract only produces them) and replaces.
     Replace(&'a mut FeatureCache),
 }
 
 impl State<'_> {
-    /// Type and shape of what is bound to a state port.
+    /// Returns type and shape of the tensor that is bound to a state port.
     fn fact(&self, port: &Port) -> Option<(DType, Vec<usize>)> {
         match self {
             Self::None => None,
@@ -60,31 +62,38 @@ impl State<'_> {
     }
 }
 
-/// Outputs of one call, by name.
+/// Outputs and taps of one call, by name.
 #[derive(Debug)]
 pub struct Outputs(pub(crate) BTreeMap<String, Tensor>);
 
 impl From<BTreeMap<String, Tensor>> for Outputs {
-    /// For backends outside this crate; `run` of a session must return exactly its contract's outputs and taps.
+    /// Wraps the outputs of a backend outside this crate. [`Session::run`] must return exactly the
+    /// outputs and taps of its contract.
     fn from(outputs: BTreeMap<String, Tensor>) -> Self {
         Self(outputs)
     }
 }
 
 impl Outputs {
-    /// Takes one output. Panics on a port that the contract lacks: that is a contract broken in code.
+    /// Takes one output.
+    ///
+    /// # Panics
+    /// If the contract has no such port, or the output was taken before.
     pub fn take(&mut self, port: &Port) -> Tensor {
         self.take_named(port.name)
     }
 
-    /// Takes a tap or an output by name; panics as [`Self::take`].
+    /// Takes a tap or an output by its name.
+    ///
+    /// # Panics
+    /// If there is no such output, or it was taken before.
     pub fn take_named(&mut self, name: &str) -> Tensor {
         self.0
             .remove(name)
             .unwrap_or_else(|| panic!("no output {name}"))
     }
 
-    /// Every output that was not taken.
+    /// Returns every output that was not taken.
     pub fn into_inner(self) -> BTreeMap<String, Tensor> {
         self.0
     }
@@ -92,26 +101,32 @@ impl Outputs {
 
 /// One loaded graph.
 pub trait Session: Send {
+    /// Returns the contract that the graph was checked against.
     fn contract(&self) -> &'static Contract;
 
-    /// Name of the loaded component, as errors show it. One contract may serve many components.
+    /// Names the loaded component, as errors show it. One contract may serve many components.
     fn component(&self) -> &str {
         self.contract().name
     }
 
-    /// Precision of the export that the graph belongs to.
+    /// Returns the precision of the export that the graph belongs to.
     fn recipe(&self) -> Recipe;
 
-    /// The weights of the runs from here on, for a contract whose weights are bound; they must lie where this session's device reads. A
-    /// graph with its weights inside ignores them.
-    fn bind(&mut self, weights: WeightSet);
+    /// Binds the weights of the runs from here on, for a contract whose weights are bound. They
+    /// must lie where the session's device reads. A graph with its weights inside ignores them.
+    fn bind(&mut self, weights: BoundWeights);
 
-    /// Nodes that run elsewhere than on the session's device; only what computes shapes ever does.
+    /// Lists nodes that run elsewhere than on the session's device. Only nodes that compute shapes
+    /// do.
     fn elsewhere(&self) -> &[Elsewhere] {
         &[]
     }
 
-    /// Runs once. Every input and state port of the contract must be bound, by its name.
+    /// Runs the graph once.
+    ///
+    /// # Errors
+    /// [`EngineError::Bind`] if an input or state port of the contract is not bound, or not with
+    /// its type and shape; the library's own errors.
     fn run(
         &mut self,
         inputs: &[(&Port, View<'_>)],
@@ -122,11 +137,14 @@ pub trait Session: Send {
 /// Nodes of a graph that run elsewhere than on its device.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Elsewhere {
-    /// Where they run instead, in the library's words.
+    /// Name of the provider that runs them, as the library spells it.
     pub provider: String,
+    /// ONNX operator of the nodes.
     pub operator: String,
+    /// Number of nodes.
     pub nodes: usize,
-    /// They compute sizes, not values: nothing waits for them and no tensor leaves the device.
+    /// Whether they compute sizes only. Then nothing waits for them, and no tensor leaves the
+    /// device.
     pub shapes_only: bool,
 }
 
@@ -138,25 +156,35 @@ impl fmt::Display for Elsewhere {
 
 /// Loads components of an opened export on one device.
 pub trait Backend: Send + Sync {
-    /// The device's memory: outputs come from it, and what a caller wants to keep there.
+    /// Returns the device's memory. Outputs come from it.
     fn memory(&self) -> &Arc<dyn Memory>;
 
-    /// Precision of the export.
+    /// Returns the precision of the export.
     fn recipe(&self) -> Recipe;
 
-    /// Loads one component with extra outputs `taps`, weights and all.
+    /// Loads one component with its weights.
+    ///
+    /// # Errors
+    /// The component, a tap or a weight does not exist; the graph does not load or is not the
+    /// contract's; the device lacks memory.
     fn load(&self, component: &str, options: &LoadOptions)
     -> Result<Box<dyn Session>, EngineError>;
 
-    /// Loads the graph of a component whose weights are bound, without them: the caller binds a set before the first run, of this component
-    /// or of any other with the same graph.
+    /// Loads the graph of a component with bound weights, without the weights. The caller binds
+    /// those of this component, or of another one with the same graph, before the first run.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
     fn load_unbound(
         &self,
         component: &str,
         options: &LoadOptions,
     ) -> Result<Box<dyn Session>, EngineError>;
 
-    /// The weights of a component, on the host.
+    /// Returns the weights of a component, on the host.
+    ///
+    /// # Errors
+    /// The component does not exist.
     fn weights(&self, component: &str) -> Result<HostWeights, EngineError>;
 }
 
@@ -165,14 +193,15 @@ pub trait Backend: Send + Sync {
 pub struct LoadOptions {
     /// Inner values to return as well, by tap name.
     pub taps: Vec<String>,
-    /// Replaces one weight by its own value plus this, to prove that a check can fail.
+    /// A fault to put into one weight, which proves that a check can fail.
     pub perturb: Option<Perturb>,
-    /// Whether the component gets a session of its own even where one could serve several, so that its outputs can be told apart.
+    /// Whether the component gets a session of its own even where one could serve several. Then its
+    /// outputs can be told from those of others.
     pub alone: bool,
 }
 
 impl LoadOptions {
-    /// Whether a session that is loaded with these can serve no other component.
+    /// Says whether a session that is loaded with these options can serve no other component.
     pub fn is_particular(&self) -> bool {
         self.alone || !self.taps.is_empty() || self.perturb.is_some()
     }
@@ -181,12 +210,15 @@ impl LoadOptions {
 /// A deliberate fault: `amount` added to every element of a weight.
 #[derive(Clone, Debug)]
 pub struct Perturb {
+    /// Name of the weight in its data file.
     pub weight: String,
+    /// Value to add.
     pub amount: f32,
 }
 
 /// Why a component could not be loaded or run.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "a variant's message says what its fields are")]
 pub enum EngineError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -195,7 +227,8 @@ pub enum EngineError {
     #[error(transparent)]
     TensorRt(#[from] tensorrt::TensorRtError),
     #[error(
-        "libonnxruntime: {reason}; `scripts/setup` fetches it, or set ORT_DYLIB_PATH to libonnxruntime.so of version 1.{minor} or later"
+        "libonnxruntime: {reason}; `scripts/setup` fetches it, or set ORT_DYLIB_PATH to \
+         libonnxruntime.so of version 1.{minor} or later"
     )]
     Library { reason: String, minor: u32 },
     #[error("{reason}; {library} comes with {package}")]
@@ -205,7 +238,9 @@ pub enum EngineError {
         package: &'static str,
     },
     #[error(
-        "{}: component {component}: {device} cannot run {nodes}; export in a recipe that it has kernels for", path.display()
+        "{}: component {component}: {device} cannot run {nodes}; export in a recipe that it has \
+         kernels for",
+        path.display()
     )]
     Placement {
         path: PathBuf,
@@ -219,7 +254,10 @@ pub enum EngineError {
         component: String,
         source: ::ort::Error,
     },
-    #[error("{}: component {component}: port {port}: wanted {want}, graph has {got}; export again", path.display())]
+    #[error(
+        "{}: component {component}: port {port}: wanted {want}, graph has {got}; export again",
+        path.display()
+    )]
     Graph {
         path: PathBuf,
         component: String,
@@ -259,10 +297,11 @@ pub enum EngineError {
     },
 }
 
-/// Most characters of a library's message that are shown.
+/// Most characters of a library's message that an error shows.
 const BRIEF: usize = 300;
 
-/// The first line of a library's message, of so many characters: some print a page, such as cuDNN a graph in JSON.
+/// Returns the first line of a library's message, cut at [`BRIEF`]. Some libraries print a page:
+/// cuDNN prints a graph in JSON.
 fn brief(source: &impl fmt::Display) -> String {
     let text = source.to_string();
     let mut lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
@@ -274,6 +313,7 @@ fn brief(source: &impl fmt::Display) -> String {
 }
 
 impl EngineError {
+    /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::TensorRt(e) => e.kind(),
@@ -288,126 +328,9 @@ impl EngineError {
     }
 }
 
-/// What a call of one loaded graph must bind: the same whatever runs it.
-struct Rim<'a> {
-    component: &'a str,
-    contract: &'static Contract,
-    recipe: Recipe,
-    /// Sizes that the export fixes.
-    bindings: &'a Bindings,
-}
-
-impl Rim<'_> {
-    fn error(&self, port: &str, want: impl Into<String>, got: impl Into<String>) -> EngineError {
-        EngineError::Bind {
-            component: self.component.to_owned(),
-            port: port.to_owned(),
-            want: want.into(),
-            got: got.into(),
-        }
-    }
-
-    /// Checks every binding of a call and returns what they fix.
-    fn check(&self, inputs: &[(&Port, View<'_>)], state: &State<'_>) -> Result<Facts, EngineError> {
-        let mut facts = Facts::new(self.recipe, self.bindings.clone());
-        for port in self.contract.graph_inputs() {
-            let fact = match inputs.iter().find(|(p, _)| p.name == port.name) {
-                Some((_, v)) => Some((v.dtype, v.shape.clone())),
-                None => state.fact(port),
-            };
-            let (dtype, shape) =
-                fact.ok_or_else(|| self.error(port.name, port.fact(self.recipe), "nothing"))?;
-            facts
-                .learn(port, dtype, &shape)
-                .map_err(|(w, g)| self.error(port.name, w, g))?;
-        }
-        let known = |p: &Port| self.contract.inputs.iter().any(|q| q.name == p.name);
-        match inputs.iter().find(|(p, _)| !known(p)) {
-            None => Ok(facts),
-            Some((p, v)) => {
-                let got = format!("{} {:?}", v.dtype, v.shape);
-                Err(self.error(p.name, "no such port", got))
-            }
-        }
-    }
-}
-
-/// What the bindings of one call have fixed so far.
-#[derive(Clone, Debug)]
-struct Facts {
-    recipe: Recipe,
-    symbols: Bindings,
-    /// Sizes of dimensions with several unknown symbols, e.g. `3*h*w`.
-    products: BTreeMap<Dim, i64>,
-}
-
-impl Facts {
-    fn new(recipe: Recipe, symbols: Bindings) -> Self {
-        Self {
-            recipe,
-            symbols,
-            products: BTreeMap::new(),
-        }
-    }
-
-    /// Checks one binding against its port and learns from it. An error is (wanted, got).
-    fn learn(
-        &mut self,
-        port: &Port,
-        dtype: DType,
-        shape: &[usize],
-    ) -> Result<(), (String, String)> {
-        let dims = port.dims();
-        let fits = dtype == port.dtype(self.recipe)
-            && dims.len() == shape.len()
-            && dims.iter().zip(shape).all(|(d, &n)| self.dim(d, n as i64));
-        if fits {
-            return Ok(());
-        }
-        let dims = dims.iter().map(|d| d.bind(&self.symbols));
-        let want = dims.map(|d| match self.products.get(&d) {
-            Some(size) => size.to_string(),
-            None => d.to_string(),
-        });
-        let want = want.collect::<Vec<_>>().join(", ");
-        Err((
-            format!("{} [{want}]", port.dtype(self.recipe)),
-            format!("{dtype} {shape:?}"),
-        ))
-    }
-
-    fn dim(&mut self, dim: &Dim, size: i64) -> bool {
-        let bound = dim.bind(&self.symbols);
-        if let Some(c) = bound.as_const() {
-            return c == size;
-        }
-        if let Some((name, value)) = bound.solve(size, &self.symbols) {
-            return value >= 0 && self.symbols.insert(name, value).is_none();
-        }
-        // One unknown that no whole number satisfies is a misfit; several unknowns stand as one.
-        bound.solve(0, &self.symbols).is_none()
-            && *self.products.entry(bound).or_insert(size) == size
-    }
-
-    /// The port's shape, when everything in it is known.
-    fn shape(&self, port: &Port) -> Option<Vec<usize>> {
-        let size = |d: &Dim| {
-            let bound = d.bind(&self.symbols);
-            bound
-                .as_const()
-                .or_else(|| self.products.get(&bound).copied())
-        };
-        port.dims()
-            .iter()
-            .map(|d| size(d).and_then(|n| usize::try_from(n).ok()))
-            .collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::components::dit;
 
     #[test]
     fn a_page_that_a_library_prints_is_shown_as_its_first_line() {
@@ -424,53 +347,5 @@ mod tests {
         ] {
             assert_eq!(brief(&text), want);
         }
-    }
-
-    #[test]
-    fn bindings_are_learned_and_then_held() {
-        let mut facts = Facts::new(
-            Recipe::Fp32,
-            Bindings::from([
-                ("D".to_owned(), 8),
-                ("F".to_owned(), 3),
-                ("Z".to_owned(), 16),
-            ]),
-        );
-        facts
-            .learn(&dit::LATENTS, DType::F32, &[2, 16, 3, 8, 16])
-            .unwrap();
-        let symbols = &facts.symbols;
-        assert_eq!((symbols["B"], symbols["h"], symbols["w"]), (2, 4, 8));
-        let err = facts
-            .learn(&dit::HIDDEN, DType::F32, &[2, 95, 8])
-            .unwrap_err();
-        assert_eq!(
-            err,
-            ("f32 [2, 96, 8]".to_owned(), "f32 [2, 95, 8]".to_owned())
-        );
-    }
-
-    #[test]
-    fn a_product_of_unknowns_is_held_as_one() {
-        let mut facts = Facts::new(
-            Recipe::Fp32,
-            Bindings::from([("D".to_owned(), 8), ("F".to_owned(), 3)]),
-        );
-        facts.learn(&dit::HIDDEN, DType::F32, &[1, 96, 8]).unwrap();
-        assert_eq!(facts.shape(&dit::HIDDEN_OUT), Some(vec![1, 96, 8]));
-        let err = facts
-            .learn(&dit::HIDDEN, DType::F32, &[1, 93, 8])
-            .unwrap_err();
-        assert_eq!(err.0, "f32 [1, 96, 8]");
-    }
-
-    #[test]
-    fn odd_latents_do_not_fit_whole_tokens() {
-        let mut facts = Facts::new(Recipe::Fp32, Bindings::new());
-        assert!(
-            facts
-                .learn(&dit::LATENTS, DType::F32, &[1, 16, 3, 9, 16])
-                .is_err()
-        );
     }
 }

@@ -1,16 +1,17 @@
 //! The contracts of every component, one file each: symbols, ports, sizes; no logic.
 //! [`symbols`] says what the letters in the shapes mean.
 pub mod dit;
+pub mod matmul;
 pub mod preset;
-pub mod probe;
 pub mod speech;
 pub mod symbols;
 pub mod text;
 pub mod vae;
 
-use crate::contract::Contract;
+use crate::contract::{Contract, Sizes};
+use crate::dim::Bindings;
 
-/// Every contract of the project, in data-flow order.
+/// Contracts of every component of a model, in data-flow order.
 pub const ALL: &[Contract] = &[
     text::ENCODER,
     speech::ENCODER_FEATURES,
@@ -30,6 +31,31 @@ pub const ALL: &[Contract] = &[
     dit::LAYER_AUDIO,
     dit::HEAD,
 ];
+
+/// Sizes of every component of a model.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// The transformer.
+    pub dit: dit::DitConfig,
+    /// The video VAE.
+    pub vae: vae::VaeConfig,
+    /// The text encoder.
+    pub text: text::TextConfig,
+    /// The speech encoder.
+    pub speech: speech::SpeechConfig,
+}
+
+impl Sizes for ModelConfig {
+    /// Every symbol that any component's configuration fixes.
+    fn bindings(&self) -> Bindings {
+        let mut all = self.dit.bindings();
+        all.extend(self.vae.bindings());
+        all.extend(self.text.bindings());
+        all.extend(self.speech.bindings());
+        all
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,6 @@
-//! Ports and contracts: the names, element types and symbolic shapes that exporter, artefact and runtime agree on.
-//! Everything here is data; the lists themselves stand in [`crate::components`].
+//! Ports and contracts: names, element types and symbolic shapes that exporter, artefact and
+//! runtime agree on. The contracts themselves stand in [`crate::components`].
+
 pub use crate::dtype::DType;
 
 use crate::dim::{Bindings, Dim};
@@ -9,9 +10,10 @@ use std::fmt;
 /// Element type of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Elem {
-    /// The same in every export: what the host computes or reads.
+    /// One type in every export: values that the host computes or reads.
     Is(DType),
-    /// What the recipe computes in: what stays on the device (hidden states, keys, values, feature caches).
+    /// The recipe's compute type: values that stay on the device, such as hidden states, keys,
+    /// values and feature caches.
     Compute,
 }
 
@@ -24,17 +26,20 @@ impl fmt::Display for Elem {
     }
 }
 
-/// One named tensor of a graph's rim. `shape` is written as in the docs: dimensions without spaces, separated by spaces,
-/// e.g. `"B 16 F 2*h 2*w"`; the empty string is a scalar.
+/// One named tensor of a graph's rim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Port {
+    /// Name of the tensor in the graph.
     pub name: &'static str,
+    /// Element type.
     pub elem: Elem,
+    /// Shape: dimensions without spaces inside, with spaces between, such as `"B 16 F 2*h 2*w"`.
+    /// The empty text is a scalar. [`crate::components::symbols`] lists the symbols.
     pub shape: &'static str,
 }
 
 impl Port {
-    /// A port of one type in every export.
+    /// Makes a port of one type in every export.
     pub const fn new(name: &'static str, dtype: DType, shape: &'static str) -> Self {
         Self {
             name,
@@ -43,7 +48,7 @@ impl Port {
         }
     }
 
-    /// A port of the recipe's compute type.
+    /// Makes a port of the recipe's compute type.
     pub const fn compute(name: &'static str, shape: &'static str) -> Self {
         Self {
             name,
@@ -52,7 +57,7 @@ impl Port {
         }
     }
 
-    /// The element type in an export of `recipe`.
+    /// Returns the element type in an export of `recipe`.
     pub fn dtype(&self, recipe: Recipe) -> DType {
         match self.elem {
             Elem::Is(dtype) => dtype,
@@ -60,7 +65,7 @@ impl Port {
         }
     }
 
-    /// Type and shape as errors show them: `f32 [B, M, T]`.
+    /// Prints type and shape as errors show them, such as `f32 [B, M, T]`.
     pub fn fact(&self, recipe: Recipe) -> String {
         format!("{} [{}]", self.dtype(recipe), self.list())
     }
@@ -69,7 +74,10 @@ impl Port {
         self.shape.split_whitespace().collect::<Vec<_>>().join(", ")
     }
 
-    /// The shape as dimensions. Panics on a malformed const; a unit test parses every one.
+    /// Returns the shape as dimensions.
+    ///
+    /// # Panics
+    /// If the shape is malformed; a unit test parses the shape of every contract.
     pub fn dims(&self) -> Vec<Dim> {
         self.shape
             .split_whitespace()
@@ -86,24 +94,44 @@ impl fmt::Display for Port {
 
 /// The whole rim of one graph.
 ///
-/// A state port is an input `name` and an output `name.next` of the same type and shape. With [`StateKind::InPlace`] both are bound
-/// to the same memory and the graph writes only part of it.
+/// A state port is an input `name` and an output `name.next` of the same type and shape. With
+/// [`StateKind::InPlace`] both are bound to the same memory, and the graph writes part of it.
+///
+/// ```
+/// use engines::components::text;
+/// use engines::contract::DType;
+/// use engines::recipe::Recipe;
+///
+/// let contract = text::ENCODER;
+/// let inputs: Vec<&str> = contract.graph_inputs().map(|port| port.name).collect();
+/// assert_eq!(inputs, ["ids"]);
+/// assert_eq!(text::IDS.dtype(Recipe::Bf16), DType::I64);
+/// assert_eq!(text::CONTEXT_ROWS.fact(Recipe::Bf16), "f32 [1, t, T]");
+/// println!("{contract}  fingerprint {}", contract.fingerprint());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Contract {
+    /// Name of the graph, without a layer's number.
     pub name: &'static str,
+    /// Inputs in the graph's order.
     pub inputs: &'static [Port],
+    /// State in the graph's order, after the inputs and after the outputs.
     pub state: &'static [Port],
+    /// How the graph hands its state on.
     pub state_kind: StateKind,
+    /// Outputs in the graph's order.
     pub outputs: &'static [Port],
+    /// Where the graph's weights are.
     pub weights: Weights,
 }
 
 /// Where a graph's weights are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Weights {
-    /// Initializers: the graph is loaded with them.
+    /// Initializers: the graph is loaded with its weights.
     Inside,
-    /// Inputs, bound for each call: one graph serves every layer, and the weights may lie or stream where the plan says.
+    /// Inputs, bound for each call. One graph serves every layer, and weights lie or stream
+    /// wherever the plan puts them.
     Bound,
 }
 
@@ -122,7 +150,7 @@ pub enum StateKind {
 pub const NEXT: &str = ".next";
 
 impl Contract {
-    /// Every graph input in order: inputs, then state (none when the state is only produced).
+    /// Lists every graph input in order: inputs, then the state that the graph reads.
     pub fn graph_inputs(&self) -> impl Iterator<Item = &'static Port> + use<> {
         let state = if self.state_kind == StateKind::Produce {
             &[][..]
@@ -132,7 +160,7 @@ impl Contract {
         self.inputs.iter().chain(state)
     }
 
-    /// Every graph output as (name, port): outputs, then `state.next`.
+    /// Lists every graph output as (name, port): outputs, then `NAME.next` of each state port.
     pub fn graph_outputs(&self) -> impl Iterator<Item = (String, &'static Port)> + use<> {
         let state = self.state.iter().map(|p| (format!("{}{NEXT}", p.name), p));
         self.outputs
@@ -141,7 +169,7 @@ impl Contract {
             .chain(state)
     }
 
-    /// Hash of every name, type and shape; equal contracts have equal fingerprints on every machine.
+    /// Hashes every name, type and shape. Equal contracts have equal fingerprints on every machine.
     pub fn fingerprint(&self) -> String {
         blake3::hash(self.to_string().as_bytes()).to_hex()[..16].to_owned()
     }
@@ -176,6 +204,6 @@ impl fmt::Display for Contract {
 
 /// Sizes that bind a contract's symbols, read from a checkpoint (see [`crate::components`]).
 pub trait Sizes {
-    /// Values of the symbols that the checkpoint fixes; what stays unbound is dynamic.
+    /// Returns the values of the symbols that the checkpoint fixes. The other symbols are dynamic.
     fn bindings(&self) -> Bindings;
 }

@@ -1,5 +1,7 @@
-//! Names a device and opens a backend on it. Only this crate knows the features `cuda` and `tensorrt`: without one, opening returns an
-//! error that says how to build the program with it.
+//! Names a device and opens a backend on it. Only this crate knows the features `cuda` and
+//! `tensorrt`. Without one, opening returns an error that says how to build the program with it.
+
+pub use crate::memory::gpu::{Gpu, PcieLink};
 
 use std::fmt;
 use std::path::Path;
@@ -8,6 +10,7 @@ use std::str::FromStr;
 use crate::backend::ort::Runtime;
 use crate::backend::{Backend, EngineError};
 use crate::manifest::Models;
+use crate::memory::MemoryError;
 
 /// The CPU, or an NVIDIA device by its number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -59,11 +62,35 @@ impl FromStr for Device {
     }
 }
 
-/// Opens CUDA device `ordinal` for ONNX Runtime. `budget` limits its bytes; `None` takes what is free.
+/// Lists every NVIDIA device of this machine, in the driver's order.
 ///
 /// # Errors
-/// [`EngineError::DeviceMemory`] when the driver or the device is missing, or less than `budget` is free;
-/// [`EngineError::CudaLibrary`] when a library of NVIDIA's is missing.
+/// [`MemoryError::NoDriver`] where there is no driver; [`MemoryError::Driver`] when it refuses, or
+/// when this build lacks the feature `cuda`.
+pub fn gpus() -> Result<Vec<Gpu>, MemoryError> {
+    #[cfg(feature = "cuda")]
+    return crate::memory::cuda::gpus();
+    #[cfg(not(feature = "cuda"))]
+    return Err(without_cuda("cuda"));
+}
+
+/// Describes one NVIDIA device.
+///
+/// # Errors
+/// As [`gpus`], and [`MemoryError::NoDevice`] for a number that no device has.
+pub fn gpu(ordinal: u32) -> Result<Gpu, MemoryError> {
+    #[cfg(feature = "cuda")]
+    return crate::memory::cuda::CudaDevice::open(ordinal)?.describe();
+    #[cfg(not(feature = "cuda"))]
+    return Err(without_cuda(&format!("cuda:{ordinal}")));
+}
+
+/// Opens CUDA device `ordinal` for ONNX Runtime. `budget` limits its bytes; `None` takes what is
+/// free.
+///
+/// # Errors
+/// [`EngineError::DeviceMemory`] when the driver or the device is missing, or less than `budget` is
+/// free; [`EngineError::CudaLibrary`] when a library of NVIDIA's is missing.
 #[cfg(feature = "cuda")]
 pub fn cuda(ordinal: u32, budget: Option<u64>, threads: usize) -> Result<Runtime, EngineError> {
     let memory = crate::memory::cuda::CudaMemory::open(ordinal, budget)?;
@@ -76,11 +103,16 @@ pub fn cuda(ordinal: u32, budget: Option<u64>, threads: usize) -> Result<Runtime
 /// Always [`EngineError::DeviceMemory`].
 #[cfg(not(feature = "cuda"))]
 pub fn cuda(ordinal: u32, _: Option<u64>, _: usize) -> Result<Runtime, EngineError> {
-    Err(crate::memory::MemoryError::Driver {
-        device: format!("cuda:{ordinal}"),
+    Err(without_cuda(&format!("cuda:{ordinal}")).into())
+}
+
+/// The error of every call that this build lacks the feature `cuda` for.
+#[cfg(not(feature = "cuda"))]
+fn without_cuda(device: &str) -> MemoryError {
+    MemoryError::Driver {
+        device: device.to_owned(),
         reason: "this program was built without the feature `cuda`".to_owned(),
     }
-    .into())
 }
 
 /// Opens CUDA device `ordinal` for ONNX Runtime, with at most `most` bytes of what is free.
@@ -96,7 +128,8 @@ pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, 
     cuda(ordinal, Some(most), threads)
 }
 
-/// Opens the TensorRT engines in `folder` on CUDA device `ordinal`, with at most `most` bytes of what is free.
+/// Opens the TensorRT engines in `folder` on CUDA device `ordinal`, with at most `most` bytes of
+/// what is free.
 ///
 /// # Errors
 /// A driver or library is missing; an engine is missing, stale, damaged or for another GPU;
@@ -131,7 +164,8 @@ pub fn tensorrt(
     Err(EngineError::NotBuilt {
         wanted: format!("--engines {}", folder.display()),
         missing: "TensorRT",
-        build: "`cargo build --release --features tensorrt-rtx` (RTX cards) or `tensorrt` (data-centre cards)",
+        build: "`cargo build --release --features tensorrt-rtx` (RTX cards) or `tensorrt` \
+             (data-centre cards)",
     })
 }
 

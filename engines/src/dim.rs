@@ -1,5 +1,7 @@
-//! A dimension: an integer polynomial over named symbols and floor divisions, kept in normal form, so that equality of
-//! two dimensions is equality of two values. No solver, no inequality: a graph either proves its shapes by algebra or fails.
+//! Dimensions: integer polynomials over named symbols and floor divisions, in normal form. Equality
+//! of two dimensions is equality of two values. There is no solver and no inequality: a graph
+//! proves its shapes by algebra, or it fails.
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -9,35 +11,49 @@ pub type Bindings = BTreeMap<String, i64>;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Atom {
     Symbol(String),
-    /// `floor(dim / divisor)`, kept only when it does not divide evenly by algebra.
+    /// `floor(dim / divisor)`, kept when it does not divide evenly by algebra.
     Floor(Dim, i64),
 }
 
-/// Integer polynomial over symbols, e.g. `2*h`, `3*h*w`, `2*h*w + floor(h/2)*floor(w/2)`.
+/// A dimension: an integer polynomial over symbols, such as `2*h*w + floor(h/2)*floor(w/2)`.
+///
+/// ```
+/// use engines::dim::{Bindings, Dim};
+///
+/// let tokens = Dim::parse("3*h*w")?;
+/// assert_eq!(tokens, Dim::symbol("w") * Dim::symbol("h") * Dim::from(3));
+/// let rows = Bindings::from([("h".to_owned(), 24)]);
+/// assert_eq!(tokens.bind(&rows).to_string(), "72*w");
+/// assert_eq!(tokens.solve(3168, &rows), Some(("w".to_owned(), 44)));
+/// # Ok::<(), engines::dim::DimParseError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Dim {
-    /// Sorted product of atoms -> non-zero coefficient. The empty product is the constant term.
+    /// Non-zero coefficients by sorted product of atoms. The empty product is the constant term.
     terms: BTreeMap<Vec<Atom>, i64>,
 }
 
-/// Why a dimension could not be read.
+/// A text that is no dimension.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("dimension {text:?}: {reason} at byte {at}")]
 pub struct DimParseError {
+    /// The text of the dimension.
     pub text: String,
+    /// Byte at which the text cannot be read.
     pub at: usize,
+    /// The rule that the text breaks there.
     pub reason: &'static str,
 }
 
 impl Dim {
-    /// The named symbol itself.
+    /// Makes the dimension that is one symbol.
     pub fn symbol(name: impl Into<String>) -> Self {
         Self {
             terms: BTreeMap::from([(vec![Atom::Symbol(name.into())], 1)]),
         }
     }
 
-    /// The constant, when no symbol is left.
+    /// Returns the constant, if no symbol is left.
     pub fn as_const(&self) -> Option<i64> {
         match self.terms.len() {
             0 => Some(0),
@@ -46,13 +62,17 @@ impl Dim {
         }
     }
 
-    /// `floor(self / divisor)`; exact by algebra where every coefficient divides. Panics on a divisor below 1.
+    /// Returns `floor(self / divisor)`, exact by algebra where every coefficient divides.
+    ///
+    /// # Panics
+    /// If `divisor` is below 1.
     pub fn floor_div(&self, divisor: i64) -> Self {
         assert!(divisor >= 1, "floor_div by {divisor}");
         if let Some(c) = self.as_const() {
             return Self::from(c.div_euclid(divisor));
         }
-        // floor((d*a + b) / d) = a + floor(b / d): pull the divisible terms out, so that equal dims look equal.
+        // floor((d*a + b) / d) = a + floor(b / d): the divisible terms come out, so that equal
+        // dimensions have one form.
         let (mut whole, mut rest) = (Self::default(), Self::default());
         for (product, &c) in &self.terms {
             let (q, r) = (c.div_euclid(divisor), c.rem_euclid(divisor));
@@ -80,7 +100,7 @@ impl Dim {
         whole
     }
 
-    /// `self / divisor` when every coefficient divides evenly.
+    /// Returns `self / divisor`, if every coefficient divides evenly.
     pub fn exact_div(&self, divisor: i64) -> Option<Self> {
         (divisor != 0 && self.terms.values().all(|c| c % divisor == 0)).then(|| Self {
             terms: self
@@ -110,12 +130,12 @@ impl Dim {
         sum
     }
 
-    /// The value, when `bindings` names every symbol.
+    /// Returns the value, if `bindings` names every symbol.
     pub fn eval(&self, bindings: &Bindings) -> Option<i64> {
         self.bind(bindings).as_const()
     }
 
-    /// The symbol's name, when the dimension is one bare symbol.
+    /// Returns the symbol's name, if the dimension is one bare symbol.
     pub fn as_symbol(&self) -> Option<&str> {
         match self.terms.iter().next() {
             Some((p, 1)) if self.terms.len() == 1 => match p.as_slice() {
@@ -126,8 +146,9 @@ impl Dim {
         }
     }
 
-    /// Solves `self = value` for the only symbol that `known` does not bind, when the dimension is linear in it.
-    /// Returns the symbol's name and value; `None` when there is no such single symbol or no whole solution.
+    /// Solves `self = value` for the only symbol that `known` does not bind, where the dimension is
+    /// linear in it. Returns the symbol's name and value. Returns `None` without such a single
+    /// symbol or without a whole solution.
     pub fn solve(&self, value: i64, known: &Bindings) -> Option<(String, i64)> {
         let bound = self.bind(known);
         let (mut symbol, mut slope, mut offset) = (None, 0, 0);
@@ -145,7 +166,11 @@ impl Dim {
         (numerator % slope == 0).then(|| (name, numerator / slope))
     }
 
-    /// Reads `2*h*w + floor(h/2)*3 - 1`: sums of products of integers, symbols and `floor(dim/int)`.
+    /// Reads sums of products of integers, symbols and `floor(dim/int)`, such as
+    /// `2*h*w + floor(h/2)*3 - 1`.
+    ///
+    /// # Errors
+    /// The text is malformed; the error names the byte.
     pub fn parse(text: &str) -> Result<Self, DimParseError> {
         let mut p = Parser { text, at: 0 };
         let dim = p.sum()?;
@@ -425,8 +450,14 @@ mod tests {
         }
 
         #[test]
-        fn algebra_agrees_with_integers(a in any_dim(), b in any_dim(), v in prop::array::uniform4(1i64..9), n in 1i64..6) {
-            let at: Bindings = ["a", "b", "c", "d"].iter().map(ToString::to_string).zip(v).collect();
+        fn algebra_agrees_with_integers(
+            a in any_dim(),
+            b in any_dim(),
+            v in prop::array::uniform4(1i64..9),
+            n in 1i64..6,
+        ) {
+            let names = ["a", "b", "c", "d"].iter().map(ToString::to_string);
+            let at: Bindings = names.zip(v).collect();
             let (x, y) = (a.eval(&at).unwrap(), b.eval(&at).unwrap());
             prop_assert_eq!((a.clone() + b.clone()).eval(&at), Some(x + y));
             prop_assert_eq!((a.clone() * b).eval(&at), Some(x * y));

@@ -1,4 +1,5 @@
 //! Element types of tensors.
+
 use std::fmt;
 
 /// Element type of a tensor.
@@ -7,16 +8,22 @@ use std::fmt;
 )]
 #[serde(rename_all = "lowercase")]
 pub enum DType {
+    /// IEEE 754, 32 bits.
     F32,
+    /// IEEE 754, 16 bits.
     F16,
+    /// The upper 16 bits of an `f32`.
     BF16,
+    /// Signed integer, 64 bits.
     I64,
+    /// Unsigned integer, 8 bits.
     U8,
+    /// One byte, 0 or 1.
     Bool,
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Counts the bytes of one element.
     pub const fn size(self) -> usize {
         match self {
             Self::F32 => 4,

@@ -1,4 +1,5 @@
-//! Kinds of failure, one list for every binary. A caller acts on the kind; the process reports it as its exit code.
+//! Kinds of failure, one list for every binary. A caller acts on the kind; a process returns it as
+//! its exit code.
 
 /// What a failure means to the caller.
 ///

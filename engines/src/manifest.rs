@@ -1,8 +1,10 @@
-//! `manifest.json`: what an export holds, written once by the exporter and checked by everyone who opens the folder.
+//! `manifest.json`: describes an export. The exporter writes it once, and everyone who opens the
+//! folder checks it.
+
+pub use crate::components::ModelConfig;
+
 use crate::components;
-use crate::components::{dit::DitConfig, speech::SpeechConfig, text::TextConfig, vae::VaeConfig};
-use crate::contract::{Contract, DType, Sizes};
-use crate::dim::Bindings;
+use crate::contract::{Contract, DType};
 use crate::error_kind::ErrorKind;
 use crate::recipe::Recipe;
 use memmap2::Mmap;
@@ -16,33 +18,15 @@ pub const FORMAT: &str = "liveavatar-models/2";
 /// Name of the manifest inside the folder.
 pub const FILE: &str = "manifest.json";
 
-/// Sizes of every component.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    pub dit: DitConfig,
-    pub vae: VaeConfig,
-    pub text: TextConfig,
-    pub speech: SpeechConfig,
-}
-
-impl Sizes for ModelConfig {
-    /// Every symbol that any component's configuration fixes.
-    fn bindings(&self) -> Bindings {
-        let mut all = self.dit.bindings();
-        all.extend(self.vae.bindings());
-        all.extend(self.text.bindings());
-        all.extend(self.speech.bindings());
-        all
-    }
-}
-
-/// One file of the export and its BLAKE3 hash.
+/// One file of the export.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
+    /// Name of the file, inside the folder.
     pub file: String,
+    /// Size of the file in bytes.
     pub bytes: u64,
+    /// BLAKE3 hash of the file, in hexadecimal.
     pub blake3: String,
 }
 
@@ -50,21 +34,23 @@ pub struct FileEntry {
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ComponentEntry {
-    /// Unique name, e.g. `dit_layer.03`.
+    /// Unique name, such as `dit_layer.03`.
     pub name: String,
-    /// Name of its contract, e.g. `dit_layer_audio`.
+    /// Name of its contract, such as `dit_layer_audio`.
     pub contract: String,
+    /// Fingerprint of that contract, see [`Contract::fingerprint`].
     pub fingerprint: String,
-    /// Components whose weights are bound share a graph.
+    /// File of the graph. Components with bound weights share one.
     pub graph: FileEntry,
-    /// The same graph for ONNX Runtime's CPU provider, where that lacks kernels of the recipe's type: casts around them.
+    /// The same graph for ONNX Runtime's CPU provider, with casts around operators that it has no
+    /// kernel of the recipe's type for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_graph: Option<FileEntry>,
-    /// Data file that holds its weights.
+    /// Data file that holds the weights.
     pub data: String,
-    /// Weights it reads: name in the graph -> name in that file's [`DataEntry::weights`].
+    /// Weights of the graph: name in the graph, to name in [`DataEntry::weights`] of the data file.
     pub weights: BTreeMap<String, String>,
-    /// Inner values that can be asked for: module path -> name of the value in the graph.
+    /// Inner values that a caller can ask for: module path, to name of the value in the graph.
     pub taps: BTreeMap<String, String>,
 }
 
@@ -72,14 +58,19 @@ pub struct ComponentEntry {
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightEntry {
+    /// Name within the data file.
     pub name: String,
-    /// Checkpoint key it was made from.
+    /// Checkpoint key that the weight was made from.
     pub key: String,
+    /// Element type.
     pub dtype: DType,
+    /// Shape as stored.
     pub shape: Vec<usize>,
+    /// First byte in the data file.
     pub offset: u64,
+    /// Length in bytes.
     pub length: u64,
-    /// True when a matrix is stored as its transpose.
+    /// Whether a matrix is stored as its transpose.
     pub transposed: bool,
 }
 
@@ -87,17 +78,23 @@ pub struct WeightEntry {
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataEntry {
+    /// The file.
     pub file: FileEntry,
+    /// Weights that it holds.
     pub weights: Vec<WeightEntry>,
 }
 
-/// What was merged into the DiT.
+/// A LoRA that was merged into the transformer.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraEntry {
+    /// Name of the LoRA's file.
     pub file: String,
+    /// Factor of the merged product.
     pub scale: f32,
+    /// Ranks that occur in the LoRA.
     pub ranks: Vec<usize>,
+    /// Number of weights that it changed.
     pub targets: usize,
 }
 
@@ -105,21 +102,30 @@ pub struct LoraEntry {
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// Layout of the folder, [`FORMAT`].
     pub format: String,
+    /// Version of the program that wrote it.
     pub exporter: String,
+    /// Precision.
     pub recipe: Recipe,
+    /// Sizes of every component.
     pub config: ModelConfig,
-    /// Layers of the checkpoint's transformer, where the export holds only the first [`DitConfig::layers`] of them.
+    /// Layers of the checkpoint's transformer, if the export holds the first few of them only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers_of: Option<usize>,
+    /// The LoRA that was merged, if any.
     pub lora: Option<LoraEntry>,
+    /// File of the tokenizer.
     pub tokenizer: FileEntry,
+    /// Graphs.
     pub components: Vec<ComponentEntry>,
+    /// Files of weights.
     pub data: Vec<DataEntry>,
 }
 
 /// Why a models folder cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "a variant's message says what its fields are")]
 pub enum ManifestError {
     #[error("{}: cannot read: {source}; `avatar-export onnx` makes this folder", path.display())]
     Read {
@@ -131,21 +137,36 @@ pub enum ManifestError {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("{}: field format: wanted {FORMAT:?}, found {found:?}; export again with this version", path.display())]
+    #[error(
+        "{}: field format: wanted {FORMAT:?}, found {found:?}; export again with this version",
+        path.display()
+    )]
     Format { path: PathBuf, found: String },
-    #[error("{}: size: wanted {want} bytes, found {found}; the folder is incomplete or mixed, export again", path.display())]
+    #[error(
+        "{}: size: wanted {want} bytes, found {found}; the folder is incomplete or mixed, export \
+         again",
+        path.display()
+    )]
     Size {
         path: PathBuf,
         want: u64,
         found: u64,
     },
-    #[error("{}: hash: wanted {want}, found {found}; the file is damaged or from another export, export again", path.display())]
+    #[error(
+        "{}: hash: wanted {want}, found {found}; the file is damaged or from another export, \
+         export again",
+        path.display()
+    )]
     Hash {
         path: PathBuf,
         want: String,
         found: String,
     },
-    #[error("{}: component {name}: contract {contract}: wanted fingerprint {want}, found {found}; export again with this version", path.display())]
+    #[error(
+        "{}: component {name}: contract {contract}: wanted fingerprint {want}, found {found}; \
+         export again with this version",
+        path.display()
+    )]
     Fingerprint {
         path: PathBuf,
         name: String,
@@ -159,7 +180,11 @@ pub enum ManifestError {
         name: String,
         have: String,
     },
-    #[error("{}: component {component}: weight {weight:?}: wanted an entry inside its data file, found none", path.display())]
+    #[error(
+        "{}: component {component}: weight {weight:?}: wanted an entry inside its data file, found \
+         none",
+        path.display()
+    )]
     Weight {
         path: PathBuf,
         component: String,
@@ -170,29 +195,45 @@ pub enum ManifestError {
 }
 
 impl ManifestError {
+    /// Returns the kind of failure: always the model.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Model
     }
 }
 
 /// An opened and checked export.
+///
+/// ```no_run
+/// use engines::components::dit;
+/// use engines::manifest::Models;
+///
+/// let models = Models::open("models".as_ref())?;
+/// let (entry, contract) = models.component(&dit::layer_name(0))?;
+/// println!("{}: {contract}", entry.graph.file);
+/// # Ok::<(), engines::manifest::ManifestError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Models {
     pub(crate) dir: PathBuf,
     pub(crate) manifest: Manifest,
-    /// One per data file, in the manifest's order.
+    /// One map for each data file, in the manifest's order.
     pub(crate) maps: Vec<Arc<Mmap>>,
 }
 
 impl Models {
-    /// Reads the manifest and checks size, hash and contract of everything it names.
+    /// Opens a folder. Checks size, hash and contract of everything that the manifest names.
+    ///
+    /// # Errors
+    /// The folder has no manifest or one of another format; a file is missing, of another size or
+    /// damaged; a contract is not this program's.
     pub fn open(dir: &Path) -> Result<Self, ManifestError> {
         let path = dir.join(FILE);
         let text = std::fs::read_to_string(&path).map_err(|source| ManifestError::Read {
             path: path.clone(),
             source,
         })?;
-        // The format is looked at first: a folder of another version deserves that answer, not "unknown field".
+        // The format is looked at first: a folder of another version deserves that answer, not
+        // "unknown field".
         let probe: serde_json::Value =
             serde_json::from_str(&text).map_err(|source| ManifestError::Parse {
                 path: path.clone(),
@@ -237,29 +278,35 @@ impl Models {
         Ok(models)
     }
 
-    /// Precision of the export.
+    /// Returns the precision of the export.
     pub fn recipe(&self) -> Recipe {
         self.manifest.recipe
     }
 
+    /// Returns the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
+    /// Returns the manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
+    /// Returns the sizes of every component.
     pub fn config(&self) -> &ModelConfig {
         &self.manifest.config
     }
 
-    /// Path of the tokenizer.
+    /// Returns the path of the tokenizer.
     pub fn tokenizer(&self) -> PathBuf {
         self.dir.join(&self.manifest.tokenizer.file)
     }
 
-    /// The entry and contract of one component.
+    /// Finds one component: its entry and its contract.
+    ///
+    /// # Errors
+    /// [`ManifestError::Missing`] with the names of those that exist.
     pub fn component(
         &self,
         name: &str,
@@ -288,7 +335,7 @@ impl Models {
         Ok((entry, contract))
     }
 
-    /// One weight of a component and the file that holds it.
+    /// Finds one weight of a component and the file that holds it.
     pub fn weight(
         &self,
         component: &ComponentEntry,
@@ -303,7 +350,11 @@ impl Models {
         Some((self.dir.join(&data.file.file), weight))
     }
 
-    /// Reads one weight of floats as f32; `None` when the component has no such weight of f32 or bf16.
+    /// Reads one weight of floats as f32. Returns `None` if the component has no weight of that
+    /// name in f32 or bf16.
+    ///
+    /// # Errors
+    /// [`ManifestError::Read`].
     pub fn read_weight(
         &self,
         component: &ComponentEntry,
@@ -427,7 +478,8 @@ fn map_file(path: &Path) -> Result<Arc<Mmap>, ManifestError> {
         source,
     };
     let file = File::open(path).map_err(read)?;
-    // SAFETY: an export is written once and renamed into place; a file cut short under a running process is the operator's fault.
+    // SAFETY: an export is written once and renamed into place; a file cut short under a running
+    // process is the operator's fault.
     let map = unsafe { Mmap::map(&file) }.map_err(read)?;
     Ok(Arc::new(map))
 }

@@ -1,9 +1,12 @@
-//! Memory of a device: allocations that are counted against a budget, and copies to and from them. Host memory is one such device, so that
-//! a placement for any machine runs, budgets and all, where there is no other. Not here: what is worth keeping where (the runtime's plan).
+//! Memory of a device: allocations that are counted against a budget, and copies to and from them.
+//! Host memory is one such device, so a placement for any machine runs here with its budgets. The
+//! runtime's plan decides what memory holds.
+
 #[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(feature = "cuda")]
 mod driver;
+pub mod gpu;
 
 use memmap2::Mmap;
 use std::any::Any;
@@ -13,11 +16,12 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Where bytes lie.
+/// The memory that bytes lie in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
+    /// Memory of the host.
     Host,
-    /// A CUDA device, by ordinal.
+    /// Memory of a CUDA device, by ordinal.
     Cuda(u32),
 }
 
@@ -30,14 +34,17 @@ impl fmt::Display for Place {
     }
 }
 
-/// What an allocation is for; a ledger counts each apart.
+/// The purpose of an allocation; a ledger counts each purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
+    /// Weights of graphs.
     Weights,
+    /// KV rings.
     Rings,
     /// Keys and values of the sink and of the text.
     Condition,
+    /// Inputs, outputs and caches of a call.
     Activations,
     /// Slots that weights and rings stream through.
     Slots,
@@ -72,6 +79,7 @@ impl fmt::Display for Class {
 
 /// Why memory could not be had or reached.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "a variant's message says what its fields are")]
 pub enum MemoryError {
     #[error(
         "{device}: {class} of {bytes} bytes pass the budget: {used} of {budget} bytes are in use"
@@ -97,13 +105,15 @@ pub enum MemoryError {
         reason: String,
     },
     #[error(
-        "{reason}; libcuda.so.1 comes with the NVIDIA driver (Debian: libcuda1 and nvidia-driver; in a container: start it with --gpus all)"
+        "{reason}; libcuda.so.1 comes with the NVIDIA driver (Debian: libcuda1 and nvidia-driver; \
+         in a container: start it with --gpus all)"
     )]
     NoDriver { reason: String },
     #[error("cuda:{ordinal} does not exist: the driver has {have} devices{}", first(*have))]
     NoDevice { ordinal: u32, have: u32 },
     #[error(
-        "{device}: wanted {wanted} bytes, {free} of {total} are free; end what else uses the device (nvidia-smi lists it) or plan for less"
+        "{device}: wanted {wanted} bytes, {free} of {total} are free; end what else uses the \
+         device (nvidia-smi lists it) or plan for less"
     )]
     Short {
         device: String,
@@ -115,7 +125,7 @@ pub enum MemoryError {
     Driver { device: String, reason: String },
 }
 
-/// What the system's loader said: the error itself only says that it failed.
+/// Returns the message of the system's loader; the error itself only says that it failed.
 #[cfg(feature = "cuda")]
 pub(crate) fn loader_words(error: &libloading::Error) -> String {
     let words = std::error::Error::source(error).map(ToString::to_string);
@@ -129,7 +139,7 @@ fn first(have: u32) -> &'static str {
     }
 }
 
-/// Bytes in use on one device and the most there ever were, against a budget.
+/// Counts bytes in use on one device, and their peak, against a budget.
 #[derive(Debug)]
 pub struct Ledger {
     device: String,
@@ -137,27 +147,29 @@ pub struct Ledger {
     state: Mutex<Counts>,
 }
 
-/// What a ledger has counted, in bytes.
+/// Bytes that a ledger has counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
+    /// Bytes in use, by class in the order of [`Class::ALL`].
     pub used: [u64; Class::ALL.len()],
+    /// Most bytes that were ever in use.
     pub peak: u64,
 }
 
 impl Counts {
-    /// Bytes in use.
+    /// Sums the bytes in use.
     pub fn total(&self) -> u64 {
         self.used.iter().sum()
     }
 
-    /// Bytes in use for one purpose.
+    /// Returns the bytes in use for one purpose.
     pub fn of(&self, class: Class) -> u64 {
         self.used[class as usize]
     }
 }
 
 impl Ledger {
-    /// A ledger of `budget` bytes; `u64::MAX` is no limit.
+    /// Makes a ledger of `budget` bytes; `u64::MAX` is no limit.
     pub fn new(device: impl Into<String>, budget: u64) -> Arc<Self> {
         Arc::new(Self {
             device: device.into(),
@@ -166,14 +178,17 @@ impl Ledger {
         })
     }
 
+    /// Returns the device's name, as errors show it.
     pub fn device(&self) -> &str {
         &self.device
     }
 
+    /// Returns the budget in bytes; `u64::MAX` is no limit.
     pub fn budget(&self) -> u64 {
         self.budget
     }
 
+    /// Returns the counts of this moment.
     pub fn counts(&self) -> Counts {
         self.lock().clone()
     }
@@ -181,7 +196,7 @@ impl Ledger {
     /// Counts `bytes` until the charge is dropped.
     ///
     /// # Errors
-    /// [`MemoryError::Budget`], and nothing is counted.
+    /// [`MemoryError::Budget`], and then nothing is counted.
     pub fn charge(self: &Arc<Self>, bytes: u64, class: Class) -> Result<Charge, MemoryError> {
         let mut state = self.lock();
         let used = state.total();
@@ -209,7 +224,7 @@ impl Ledger {
     }
 }
 
-/// Bytes counted in a ledger for as long as this lives.
+/// Bytes that are counted in a ledger for as long as this value lives.
 #[derive(Debug)]
 pub struct Charge {
     ledger: Arc<Ledger>,
@@ -223,16 +238,17 @@ impl Drop for Charge {
     }
 }
 
-/// A piece of one device's memory, freed on drop. Whoever holds it alone may write it.
+/// A piece of one device's memory, freed on drop. A sole owner may write it.
 pub struct Block {
     address: NonNull<u8>,
     bytes: usize,
     place: Place,
-    /// What frees the memory, and the charge.
+    /// Frees the memory and the charge when it is dropped.
     _keep: Box<dyn Any + Send + Sync>,
 }
 
-// SAFETY: the block owns its memory (through `_keep`), and lends it only by `&self` for reading and `&mut self` for writing.
+// SAFETY: the block owns its memory (through `_keep`), and lends it only by `&self` for reading and
+// `&mut self` for writing.
 #[expect(unsafe_code, reason = "an owned allocation named by its address")]
 unsafe impl Send for Block {}
 // SAFETY: as above.
@@ -240,10 +256,11 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// A block at `address` that lives as long as `keep`.
+    /// Makes a block at `address` that lives as long as `keep`.
     ///
     /// # Safety
-    /// `keep` must own `bytes` bytes at `address` in `place`, exclusively and until it is dropped; host memory must be initialised.
+    /// `keep` must own `bytes` bytes at `address` in `place`, exclusively and until it is dropped.
+    /// Host memory must be initialised.
     #[expect(unsafe_code, reason = "an owned allocation named by its address")]
     pub unsafe fn from_raw(
         address: NonNull<u8>,
@@ -259,24 +276,33 @@ impl Block {
         }
     }
 
+    /// Counts the bytes.
     pub fn len(&self) -> usize {
         self.bytes
     }
 
+    /// Says whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
+    /// Says which memory the bytes lie in.
     pub fn place(&self) -> Place {
         self.place
     }
 
-    /// Bytes `at..at + len`. Panics past the end.
+    /// Borrows bytes `at..at + len`.
+    ///
+    /// # Panics
+    /// If they pass the end.
     pub fn span(&self, at: usize, len: usize) -> Span<'_> {
         Span::within(self.place, self.address, self.bytes, at, len)
     }
 
-    /// Host bytes `at..at + len` for writing. Panics past the end, and for a block elsewhere.
+    /// Borrows host bytes `at..at + len` for writing.
+    ///
+    /// # Panics
+    /// If they pass the end, or the block does not lie on the host.
     #[expect(unsafe_code, reason = "host bytes behind an address")]
     pub fn bytes_mut(&mut self, at: usize, len: usize) -> &mut [u8] {
         let span = self.span(at, len);
@@ -290,7 +316,10 @@ impl Block {
         unsafe { std::slice::from_raw_parts_mut(span.address.as_ptr(), len) }
     }
 
-    /// As [`Self::span`], for writing.
+    /// Borrows bytes `at..at + len` for writing.
+    ///
+    /// # Panics
+    /// If they pass the end.
     pub fn span_mut(&mut self, at: usize, len: usize) -> SpanMut<'_> {
         SpanMut(
             Span::within(self.place, self.address, self.bytes, at, len),
@@ -322,7 +351,7 @@ unsafe impl Send for Span<'_> {}
 unsafe impl Sync for Span<'_> {}
 
 impl<'a> Span<'a> {
-    /// Host bytes.
+    /// Borrows host bytes.
     pub fn host(bytes: &'a [u8]) -> Self {
         Self {
             place: Place::Host,
@@ -348,29 +377,38 @@ impl<'a> Span<'a> {
         }
     }
 
+    /// Says which memory the bytes lie in.
     pub fn place(&self) -> Place {
         self.place
     }
 
-    /// Where the bytes lie, in the address space of their place.
+    /// Returns the address, in the address space of the place.
     pub fn address(&self) -> NonNull<u8> {
         self.address
     }
 
+    /// Counts the bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
+    /// Says whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes `at..at + len` of these. Panics past the end.
+    /// Borrows bytes `at..at + len` of these.
+    ///
+    /// # Panics
+    /// If they pass the end.
     pub fn part(&self, at: usize, len: usize) -> Self {
         Self::within(self.place, self.address, self.len, at, len)
     }
 
-    /// The bytes. Panics when they do not lie on the host: that is a placement broken in code.
+    /// Borrows the bytes as a slice.
+    ///
+    /// # Panics
+    /// If they do not lie on the host: that is a placement broken in code.
     #[expect(unsafe_code, reason = "host bytes behind an address")]
     pub fn bytes(&self) -> &'a [u8] {
         assert_eq!(
@@ -379,7 +417,8 @@ impl<'a> Span<'a> {
             "bytes of {} read on the host",
             self.place
         );
-        // SAFETY: the span borrows `len` initialised host bytes at `address` for `'a`, see its constructors.
+        // SAFETY: the span borrows `len` initialised host bytes at `address` for `'a`, see its
+        // constructors.
         unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.len) }
     }
 }
@@ -389,7 +428,7 @@ impl<'a> Span<'a> {
 pub struct SpanMut<'a>(Span<'a>, PhantomData<&'a mut [u8]>);
 
 impl<'a> SpanMut<'a> {
-    /// Host bytes.
+    /// Borrows host bytes for writing.
     pub fn host(bytes: &'a mut [u8]) -> Self {
         let address = NonNull::new(bytes.as_mut_ptr()).expect("a slice pointer is never null");
         Self(
@@ -403,39 +442,52 @@ impl<'a> SpanMut<'a> {
         )
     }
 
-    /// The same bytes for reading.
+    /// Borrows the same bytes for reading.
     pub fn as_span(&self) -> Span<'_> {
         self.0
     }
 
+    /// Says which memory the bytes lie in.
     pub fn place(&self) -> Place {
         self.0.place
     }
 
+    /// Returns the address, in the address space of the place.
     pub fn address(&self) -> NonNull<u8> {
         self.0.address
     }
 
+    /// Counts the bytes.
     pub fn len(&self) -> usize {
         self.0.len
     }
 
+    /// Says whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.0.len == 0
     }
 
-    /// Bytes `at..at + len` of these. Panics past the end.
+    /// Borrows bytes `at..at + len` of these for a shorter time.
+    ///
+    /// # Panics
+    /// If they pass the end.
     pub fn part(&mut self, at: usize, len: usize) -> SpanMut<'_> {
         SpanMut(self.0.part(at, len), PhantomData)
     }
 
-    /// As [`Self::part`], giving these up.
+    /// Turns these into bytes `at..at + len` of them.
+    ///
+    /// # Panics
+    /// If they pass the end.
     #[must_use]
     pub fn into_part(self, at: usize, len: usize) -> Self {
         Self(self.0.part(at, len), PhantomData)
     }
 
-    /// The bytes. Panics when they do not lie on the host: that is a placement broken in code.
+    /// Borrows the bytes as a slice for writing.
+    ///
+    /// # Panics
+    /// If they do not lie on the host: that is a placement broken in code.
     #[expect(unsafe_code, reason = "host bytes behind an address")]
     pub fn bytes(&mut self) -> &mut [u8] {
         assert_eq!(
@@ -444,7 +496,8 @@ impl<'a> SpanMut<'a> {
             "bytes of {} written on the host",
             self.place()
         );
-        // SAFETY: the span borrows `len` initialised host bytes at `address` for `'a` exclusively, see its constructors.
+        // SAFETY: the span borrows `len` initialised host bytes at `address` for `'a` exclusively,
+        // see its constructors.
         unsafe { std::slice::from_raw_parts_mut(self.0.address.as_ptr(), self.0.len) }
     }
 }
@@ -452,42 +505,54 @@ impl<'a> SpanMut<'a> {
 /// Rows of equal length that lie a fixed distance apart, on either side of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {
+    /// Number of rows.
     pub count: usize,
     /// Bytes of one row.
     pub bytes: usize,
-    /// Bytes from the start of a row to the start of the next.
+    /// Bytes from the start of a source row to the start of the next.
     pub from_pitch: usize,
+    /// Bytes from the start of a target row to the start of the next.
     pub to_pitch: usize,
 }
 
 /// One device's memory.
 pub trait Memory: Send + Sync + fmt::Debug {
+    /// Says which memory it is.
     fn place(&self) -> Place;
 
+    /// Returns the ledger that counts its allocations.
     fn ledger(&self) -> &Arc<Ledger>;
 
-    /// Whether what a session of this device takes must be brought here first. Only the process's own memory is not apart: its sessions
-    /// read and write wherever the process does.
+    /// Says whether everything that a session of this device takes must be copied here first. Only
+    /// the process's own memory is not separate: its sessions read and write wherever the process
+    /// does.
     fn is_separate(&self) -> bool {
         true
     }
 
-    /// Zeroed bytes, aligned to 256.
+    /// Allocates zeroed bytes, aligned to 256.
     ///
     /// # Errors
-    /// [`MemoryError::Budget`] before anything is asked of the device, [`MemoryError::Device`] when it refuses.
+    /// [`MemoryError::Budget`] before the device is asked; [`MemoryError::Device`] when it refuses.
     fn alloc(&self, bytes: usize, class: Class) -> Result<Block, MemoryError>;
 
-    /// Copies between any two places, complete when it returns. Calls from several threads may overlap.
+    /// Copies between any two places; the copy is complete on return. Several threads may copy at
+    /// once.
     ///
     /// # Errors
-    /// [`MemoryError::Copy`]. Panics when the lengths differ.
+    /// [`MemoryError::Copy`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
     fn copy(&self, from: Span<'_>, to: SpanMut<'_>) -> Result<(), MemoryError>;
 
-    /// Copies rows, as [`Self::copy`]; a device that copies in two dimensions does it at once.
+    /// Copies rows, as [`Self::copy`] does. A device that copies in two dimensions does it at once.
     ///
     /// # Errors
-    /// [`MemoryError::Copy`]. Panics when a row passes the end of either side.
+    /// [`MemoryError::Copy`].
+    ///
+    /// # Panics
+    /// If a row passes the end of either side.
     fn copy_rows(
         &self,
         rows: Rows,
@@ -501,10 +566,11 @@ pub trait Memory: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Zeroed host memory that streams to and from this device at full speed (page-locked where that matters), counted in `host`.
+    /// Allocates zeroed host memory that streams to and from this device at full speed, counted in
+    /// `host`. It is page-locked where that matters.
     ///
     /// # Errors
-    /// The budget of `host`, or the system refuses.
+    /// The budget of `host` or the system refuses.
     fn host_alloc(
         &self,
         host: &Arc<Ledger>,
@@ -514,17 +580,18 @@ pub trait Memory: Send + Sync + fmt::Debug {
         HostMemory::counted_in(host).alloc(bytes, class)
     }
 
-    /// Locks pages of a mapped file for as long as the guard lives, so that copies from them to any device of this kind run at the link's
-    /// rate. `None` where copies gain nothing by it.
+    /// Locks pages of a mapped file for as long as the guard lives. Copies from them to any device
+    /// of this kind then run at the link's rate. Returns `None` where copies gain nothing by it.
     ///
     /// # Errors
-    /// The system refuses: pages of a file are not what every machine can lock. Copies then work as before, only slower.
+    /// The system refuses: not every machine can lock pages of a file. Copies then work as before,
+    /// only slower.
     fn lock_pages(&self, _pages: Arc<Pages>) -> Result<Option<Locked>, MemoryError> {
         Ok(None)
     }
 }
 
-/// Keeps pages locked.
+/// A guard that keeps pages locked.
 pub type Locked = Box<dyn Any + Send + Sync>;
 
 /// A stretch of a mapped file.
@@ -535,7 +602,10 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Panics past the end of the map.
+    /// Takes a range of a mapped file.
+    ///
+    /// # Panics
+    /// If it passes the end of the map.
     pub fn new(map: Arc<Mmap>, range: Range<usize>) -> Self {
         assert!(
             range.start <= range.end && range.end <= map.len(),
@@ -552,7 +622,7 @@ impl AsRef<[u8]> for Pages {
     }
 }
 
-/// Unit of host allocations.
+/// The unit of host allocations.
 #[derive(Clone, Copy)]
 #[repr(C, align(256))]
 struct Chunk([u8; 256]);
@@ -565,7 +635,8 @@ pub struct HostMemory {
 }
 
 impl HostMemory {
-    /// A virtual device of `budget` bytes: everything that its sessions take is copied to it, as to any other device.
+    /// Makes a virtual device of `budget` bytes. Everything that its sessions take is copied to it,
+    /// as to any other device.
     pub fn new(device: impl Into<String>, budget: u64) -> Arc<Self> {
         Arc::new(Self {
             ledger: Ledger::new(device, budget),
@@ -573,12 +644,12 @@ impl HostMemory {
         })
     }
 
-    /// The process's own memory, without limit.
+    /// Makes the process's own memory, without limit.
     pub fn unlimited() -> Arc<Self> {
         Self::counted_in(&Ledger::new("cpu:0", u64::MAX))
     }
 
-    /// The process's own memory, against the budget of `ledger`.
+    /// Makes the process's own memory, against the budget of `ledger`.
     pub fn counted_in(ledger: &Arc<Ledger>) -> Arc<Self> {
         Arc::new(Self {
             ledger: Arc::clone(ledger),
@@ -606,7 +677,8 @@ impl Memory for HostMemory {
         let mut chunks = vec![Chunk([0; 256]); bytes.div_ceil(256)].into_boxed_slice();
         let address =
             NonNull::new(chunks.as_mut_ptr().cast::<u8>()).expect("a slice pointer is never null");
-        // SAFETY: the boxed chunks own at least `bytes` zeroed bytes at a fixed address, and nobody else holds them.
+        // SAFETY: the boxed chunks own at least `bytes` zeroed bytes at a fixed address, and nobody
+        // else holds them.
         Ok(unsafe { Block::from_raw(address, bytes, Place::Host, Box::new((chunks, charge))) })
     }
 

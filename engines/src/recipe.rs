@@ -1,5 +1,7 @@
-//! Precision of an export: which type weights are stored in, activations flow in and rings are kept in. What stays f32 in every recipe
-//! (norms, softmax, modulation, time, rotation, the residual inside a block) is the models' own business.
+//! Precision of an export: the type of stored weights, of activations and of rings. The models
+//! decide which values stay f32 in every recipe: norms, softmax, modulation, time, rotation and the
+//! residual inside a block.
+
 use crate::dtype::DType;
 use std::fmt;
 use std::str::FromStr;
@@ -10,9 +12,9 @@ pub enum Recipe {
     /// Everything in f32: the oracle for every other recipe.
     #[default]
     Fp32,
-    /// The reference's own: bf16 with f32 islands.
+    /// The reference's own precision: bf16 with f32 islands.
     Bf16,
-    /// Weights and rings in e4m3 with scales, arithmetic in bf16. Planned for; no exporter makes it yet.
+    /// Weights and rings in e4m3 with scales, arithmetic in bf16. No exporter makes it yet.
     Fp8,
 }
 
@@ -20,7 +22,7 @@ impl Recipe {
     /// Every recipe.
     pub const ALL: [Self; 3] = [Self::Fp32, Self::Bf16, Self::Fp8];
 
-    /// As manifests, profiles and command lines spell it.
+    /// Returns the name as manifests, profiles and command lines spell it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Fp32 => "fp32",
@@ -29,7 +31,8 @@ impl Recipe {
         }
     }
 
-    /// Type of hidden states, condition keys and values, and feature caches.
+    /// Returns the type of hidden states, of keys and values of the condition, and of feature
+    /// caches.
     pub const fn compute(self) -> DType {
         match self {
             Self::Fp32 => DType::F32,
@@ -37,7 +40,7 @@ impl Recipe {
         }
     }
 
-    /// Bytes of one element of a large weight matrix.
+    /// Counts the bytes of one element of a large weight matrix.
     pub const fn weight_bytes(self) -> usize {
         match self {
             Self::Fp32 => 4,
@@ -46,7 +49,7 @@ impl Recipe {
         }
     }
 
-    /// Bytes of one element of a KV ring.
+    /// Counts the bytes of one element of a KV ring.
     pub const fn ring_bytes(self) -> usize {
         self.weight_bytes()
     }
@@ -56,6 +59,7 @@ impl Recipe {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("recipe wants fp32, bf16 or fp8, got `{got}`")]
 pub struct UnknownRecipe {
+    /// The name.
     pub got: String,
 }
 

@@ -1,4 +1,6 @@
-//! Tensors and borrowed views of them, row major, on the host or on a device. Shapes and bytes only: all arithmetic lives in graphs.
+//! Tensors and borrowed views of them, row major, on the host or on a device. They hold shapes and
+//! bytes; graphs do the arithmetic.
+
 use crate::contract::DType;
 use crate::memory::{Block, Class, Memory, MemoryError, Place, Span, SpanMut};
 use memmap2::Mmap;
@@ -7,8 +9,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Rust types that a tensor can hold.
+/// A Rust type that a tensor can hold.
 pub trait Element: bytemuck::Pod {
+    /// The element type of such a tensor.
     const DTYPE: DType;
 }
 
@@ -85,7 +88,7 @@ fn count(shape: &[usize]) -> usize {
 }
 
 impl Tensor {
-    /// Zeros.
+    /// Makes a host tensor of zeros.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Self {
         let bytes = count(shape) * dtype.size();
         Self {
@@ -95,10 +98,10 @@ impl Tensor {
         }
     }
 
-    /// Zeros in a device's memory, counted as `class`.
+    /// Makes a tensor of zeros in a device's memory, counted as `class`.
     ///
     /// # Errors
-    /// The device's budget or the device refuses.
+    /// The device or its budget refuses.
     pub fn zeros_in(
         memory: &dyn Memory,
         class: Class,
@@ -113,7 +116,10 @@ impl Tensor {
         })
     }
 
-    /// Elements `at` bytes into a block. Panics when they pass its end.
+    /// Makes a tensor of the elements `at` bytes into a block.
+    ///
+    /// # Panics
+    /// If they pass the block's end.
     pub fn in_block(block: Arc<Block>, at: usize, dtype: DType, shape: &[usize]) -> Self {
         block.span(at, count(shape) * dtype.size());
         Self {
@@ -123,7 +129,10 @@ impl Tensor {
         }
     }
 
-    /// Elements `at` bytes into a mapped file. Panics when they pass its end.
+    /// Makes a tensor of the elements `at` bytes into a mapped file.
+    ///
+    /// # Panics
+    /// If they pass the file's end.
     pub fn mapped(map: Arc<Mmap>, at: usize, dtype: DType, shape: &[usize]) -> Self {
         Span::host(&map).part(at, count(shape) * dtype.size());
         Self {
@@ -133,17 +142,18 @@ impl Tensor {
         }
     }
 
-    /// A copy in a device's memory, counted as `class`.
+    /// Copies the elements to a device's memory, counted as `class`.
     ///
     /// # Errors
-    /// The device's budget or the device refuses.
+    /// The device or its budget refuses.
     pub fn copied_to(&self, memory: &dyn Memory, class: Class) -> Result<Self, MemoryError> {
         let mut copy = Self::zeros_in(memory, class, self.dtype, &self.shape)?;
         memory.copy(self.span(), copy.span_mut())?;
         Ok(copy)
     }
 
-    /// A copy in plain host memory; itself when `memory`, where it lies, is the process's own.
+    /// Returns a copy in plain host memory. Returns the tensor itself if `memory`, where it lies,
+    /// is the process's own.
     ///
     /// # Errors
     /// The device refuses.
@@ -156,7 +166,7 @@ impl Tensor {
         Ok(copy)
     }
 
-    /// Where the elements lie.
+    /// Says where the elements lie.
     pub fn place(&self) -> Place {
         self.span().place()
     }
@@ -186,7 +196,10 @@ impl Tensor {
         }
     }
 
-    /// Copies `data`. Panics when its length is not the shape's.
+    /// Copies `data` into a host tensor.
+    ///
+    /// # Panics
+    /// If the length is not the shape's.
     pub fn from_slice<T: Element>(shape: &[usize], data: &[T]) -> Self {
         assert_eq!(
             count(shape),
@@ -199,20 +212,28 @@ impl Tensor {
         t
     }
 
+    /// Returns the element type.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
+    /// Returns the shape.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// The bytes of a tensor on the host; panics for any other.
+    /// Borrows the bytes of a host tensor.
+    ///
+    /// # Panics
+    /// If the elements do not lie on the host.
     pub fn bytes(&self) -> &[u8] {
         self.span().bytes()
     }
 
-    /// As [`Self::bytes`], for writing; panics too when the tensor is mapped or shared.
+    /// Borrows the bytes of a host tensor for writing.
+    ///
+    /// # Panics
+    /// As [`Self::bytes`], and if the tensor is mapped from a file or shares its memory.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let size = self.size();
         match &mut self.storage {
@@ -224,13 +245,19 @@ impl Tensor {
         }
     }
 
-    /// The elements. Panics when `T` is not the tensor's type: that is a contract broken in code.
+    /// Borrows the elements of a host tensor, row major.
+    ///
+    /// # Panics
+    /// If `T` is not the tensor's element type, or the elements do not lie on the host.
     pub fn as_slice<T: Element>(&self) -> &[T] {
         assert_eq!(T::DTYPE, self.dtype, "tensor holds {}", self.dtype);
         bytemuck::cast_slice(self.bytes())
     }
 
-    /// As [`Self::as_slice`].
+    /// Borrows the elements of a host tensor for writing, row major.
+    ///
+    /// # Panics
+    /// As [`Self::as_slice`], and if the tensor is mapped from a file or shares its memory.
     pub fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(T::DTYPE, self.dtype, "tensor holds {}", self.dtype);
         bytemuck::cast_slice_mut(self.bytes_mut())
@@ -264,7 +291,10 @@ impl Tensor {
         array_mut(&shape, self.as_mut_slice())
     }
 
-    /// The same elements under another shape. Panics when the counts differ.
+    /// Gives the same elements another shape.
+    ///
+    /// # Panics
+    /// If the counts differ.
     pub fn reshaped(mut self, shape: &[usize]) -> Self {
         assert_eq!(
             count(shape),
@@ -276,6 +306,7 @@ impl Tensor {
         self
     }
 
+    /// Borrows the whole tensor.
     pub fn view(&self) -> View<'_> {
         View {
             dtype: self.dtype,
@@ -284,6 +315,10 @@ impl Tensor {
         }
     }
 
+    /// Borrows the whole tensor for writing.
+    ///
+    /// # Panics
+    /// If the tensor is mapped from a file or shares its memory.
     pub fn view_mut(&mut self) -> ViewMut<'_> {
         ViewMut {
             dtype: self.dtype,
@@ -299,7 +334,10 @@ impl Tensor {
         (shape, lanes.start * stride..lanes.end * stride)
     }
 
-    /// Rows `lanes` of the leading dimension, without a copy.
+    /// Borrows rows `lanes` of the leading dimension.
+    ///
+    /// # Panics
+    /// If they pass the last row.
     pub fn lanes(&self, lanes: Range<usize>) -> View<'_> {
         let (shape, range) = self.lane_bytes(&lanes);
         View {
@@ -309,7 +347,10 @@ impl Tensor {
         }
     }
 
-    /// Rows `lanes` of the leading dimension, without a copy.
+    /// Borrows rows `lanes` of the leading dimension for writing.
+    ///
+    /// # Panics
+    /// As [`Self::lanes`], and if the tensor is mapped from a file or shares its memory.
     pub fn lanes_mut(&mut self, lanes: Range<usize>) -> ViewMut<'_> {
         let (shape, range) = self.lane_bytes(&lanes);
         ViewMut {
@@ -319,7 +360,10 @@ impl Tensor {
         }
     }
 
-    /// Joins equally shaped tensors along the leading dimension. Panics on an empty list or on different trailing shapes.
+    /// Joins tensors along the leading dimension.
+    ///
+    /// # Panics
+    /// If there are none, or their types or trailing shapes differ.
     pub fn stack<'a>(parts: impl IntoIterator<Item = View<'a>>) -> Self {
         let parts: Vec<View<'_>> = parts.into_iter().collect();
         let first = parts.first().expect("stack of no tensors");
@@ -370,7 +414,10 @@ impl fmt::Debug for Tensor {
 }
 
 impl ViewMut<'_> {
-    /// Copies as many bytes; the shapes may differ. Panics when the counts do.
+    /// Copies the elements of another view of as many; the shapes may differ.
+    ///
+    /// # Panics
+    /// If types or counts differ, or either side does not lie on the host.
     pub fn fill_from(&mut self, other: &View<'_>) {
         assert_eq!(self.dtype, other.dtype, "copy of another type");
         self.span.bytes().copy_from_slice(other.bytes());
@@ -378,7 +425,10 @@ impl ViewMut<'_> {
 }
 
 impl<'a> View<'a> {
-    /// The same elements under another shape. Panics when the counts differ.
+    /// Gives the same elements another shape.
+    ///
+    /// # Panics
+    /// If the counts differ.
     pub fn reshaped(mut self, shape: &[usize]) -> Self {
         assert_eq!(
             count(shape),
@@ -390,7 +440,10 @@ impl<'a> View<'a> {
         self
     }
 
-    /// Borrows a slice. Panics when its length is not the shape's.
+    /// Views a slice as a tensor.
+    ///
+    /// # Panics
+    /// If the length is not the shape's.
     pub fn from_slice<T: Element>(shape: &[usize], data: &'a [T]) -> Self {
         assert_eq!(
             count(shape),
@@ -405,25 +458,33 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Returns the element type.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
+    /// Returns the shape.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// The bytes of a view on the host; panics for any other.
+    /// Borrows the bytes of a host view.
+    ///
+    /// # Panics
+    /// If the elements do not lie on the host.
     pub fn bytes(&self) -> &'a [u8] {
         self.span.bytes()
     }
 
-    /// The elements, wherever they lie.
+    /// Returns the bytes, wherever they lie.
     pub fn span(&self) -> Span<'a> {
         self.span
     }
 
-    /// The elements. Panics when `T` is not the view's type: that is a contract broken in code.
+    /// Borrows the elements of a host view, row major.
+    ///
+    /// # Panics
+    /// If `T` is not the view's element type, or the elements do not lie on the host.
     pub fn as_slice<T: Element>(&self) -> &'a [T] {
         assert_eq!(T::DTYPE, self.dtype, "view holds {}", self.dtype);
         bytemuck::cast_slice(self.span.bytes())
@@ -437,16 +498,20 @@ impl<'a> View<'a> {
         array(&self.shape, self.as_slice())
     }
 
-    /// A copy in a device's memory, counted as `class`.
+    /// Copies the elements to a device's memory, counted as `class`.
     ///
     /// # Errors
-    /// The device's budget or the device refuses.
+    /// The device or its budget refuses.
     pub fn copied_to(&self, memory: &dyn Memory, class: Class) -> Result<Tensor, MemoryError> {
         let mut copy = Tensor::zeros_in(memory, class, self.dtype, &self.shape)?;
         memory.copy(self.span, copy.span_mut())?;
         Ok(copy)
     }
 
+    /// Copies a host view into a tensor of its own.
+    ///
+    /// # Panics
+    /// If the elements do not lie on the host.
     pub fn to_tensor(&self) -> Tensor {
         let mut t = Tensor::zeros(self.dtype, &self.shape);
         t.bytes_mut().copy_from_slice(self.bytes());
@@ -455,7 +520,7 @@ impl<'a> View<'a> {
 }
 
 impl ViewMut<'_> {
-    /// The same elements, borrowed from this.
+    /// Borrows the same elements for a shorter time.
     pub(crate) fn again(&mut self) -> ViewMut<'_> {
         let len = self.span.len();
         ViewMut {
@@ -465,17 +530,21 @@ impl ViewMut<'_> {
         }
     }
 
-    /// The elements, wherever they lie.
+    /// Returns the bytes for writing, wherever they lie.
     pub fn span_mut(&mut self) -> SpanMut<'_> {
         let len = self.span.len();
         self.span.part(0, len)
     }
 
+    /// Returns the shape.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// The elements. Panics when `T` is not the view's type: that is a contract broken in code.
+    /// Borrows the elements of a host view for writing, row major.
+    ///
+    /// # Panics
+    /// If `T` is not the view's element type, or the elements do not lie on the host.
     pub fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(T::DTYPE, self.dtype, "view holds {}", self.dtype);
         bytemuck::cast_slice_mut(self.span.bytes())

@@ -1,4 +1,5 @@
-//! Named tensors in safetensors files, read whole and written atomically.
+//! Named tensors in safetensors files. A file is read whole, and appears under its name once it is
+//! whole.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ pub type Tensors = BTreeMap<String, Tensor>;
 
 /// Why a tensor file cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "a variant's message says what its fields are")]
 pub enum TensorFileError {
     #[error("{}: wants a safetensors file: {source}", path.display())]
     Read {
@@ -45,7 +47,7 @@ pub enum TensorFileError {
 }
 
 impl TensorFileError {
-    /// The input's fault, a full disk apart.
+    /// Returns the kind of failure: a full disk is a lack of resources, all else is the input.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
@@ -65,10 +67,10 @@ const DTYPES: [(DType, Dtype); 6] = [
     (DType::Bool, Dtype::BOOL),
 ];
 
-/// Every tensor of a file.
+/// Reads every tensor of a file.
 ///
 /// # Errors
-/// A file that is missing, damaged, or holds another element type.
+/// The file is missing, damaged, or holds another element type than [`DType`] knows.
 pub fn read(path: &Path) -> Result<Tensors, TensorFileError> {
     let bytes = std::fs::read(path).map_err(|source| TensorFileError::Read {
         path: path.to_owned(),
@@ -95,10 +97,13 @@ pub fn read(path: &Path) -> Result<Tensors, TensorFileError> {
     file.tensors().into_iter().map(tensor).collect()
 }
 
-/// Writes `tensors` under a temporary name beside `path`, then renames.
+/// Writes `tensors` to `path`, in place of an older file once all of it is written.
 ///
 /// # Errors
-/// A path that cannot be written.
+/// The path cannot be written.
+///
+/// # Panics
+/// If a tensor does not lie on the host.
 pub fn write(path: &Path, tensors: &Tensors) -> Result<(), TensorFileError> {
     let fail = |source| TensorFileError::Write {
         path: path.to_owned(),

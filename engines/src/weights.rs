@@ -1,4 +1,6 @@
-//! The weights of one component: mapped on the host, and as a set of tensors that a graph with bound weights takes, wherever they lie.
+//! The weights of one component: mapped on the host, and as the tensors that a graph with bound
+//! weights takes, wherever they lie.
+
 use crate::manifest::{self, ManifestError, Models, WeightEntry};
 use crate::memory::{
     Block, Charge, Class, HostMemory, Ledger, Locked, Memory, MemoryError, Pages, Span,
@@ -17,11 +19,11 @@ pub struct HostWeights {
     source: Option<Source>,
     /// Name in the graph, and the entry; in file order.
     named: Vec<(String, WeightEntry)>,
-    /// The stretches of the file that hold them, and where each begins in a slab.
+    /// Stretches of the file that hold them, and where each begins in a slab.
     runs: Vec<Run>,
 }
 
-/// Where the bytes are.
+/// Memory that holds the bytes.
 #[derive(Clone)]
 enum Source {
     File(Arc<Mmap>),
@@ -67,7 +69,7 @@ impl HostWeights {
         Self::at(map.map(Source::File), named)
     }
 
-    /// Weights that no file holds, such as those of a test: copied to host memory once.
+    /// Copies weights that no file holds, such as those of a test, to host memory.
     ///
     /// # Errors
     /// The system refuses the memory.
@@ -103,15 +105,17 @@ impl HostWeights {
         Ok(Self::at(Some(source), named))
     }
 
-    /// The same weights in host memory that streams to `memory` at the link's rate, counted in `host`.
+    /// Copies the weights to host memory that streams to `memory` at the link's rate, counted in
+    /// `host`.
     ///
     /// # Errors
-    /// The budget of `host`, or the system refuses.
+    /// The budget of `host` or the system refuses.
     pub fn locked_for(&self, memory: &dyn Memory, host: &Arc<Ledger>) -> Result<Self, MemoryError> {
         let Some(source) = &self.source else {
             return Ok(self.clone());
         };
-        // A stretch may hold gaps that are nobody's, up to the size of the file; weights of a component lie together.
+        // A stretch may hold gaps that are nobody's, up to the size of the file; weights of a
+        // component lie together.
         let start = self.runs.first().map_or(0, |r| r.file);
         let end = self.runs.last().map_or(0, |r| r.file + r.len);
         let mut block = memory.host_alloc(host, end - start, Class::Weights)?;
@@ -152,13 +156,13 @@ impl HostWeights {
         }
     }
 
-    /// Bytes that a slab of them takes.
+    /// Counts the bytes of a slab that holds them.
     pub fn slab_bytes(&self) -> usize {
         slab_end(&self.runs)
     }
 
-    /// Views of the mapped file: no copy, host memory.
-    pub fn mapped(&self) -> WeightSet {
+    /// Views the mapped file: nothing is copied, and the tensors lie on the host.
+    pub fn mapped(&self) -> BoundWeights {
         let source = || self.source.as_ref().expect("a weight has a file");
         let named = self.named.iter();
         named
@@ -166,10 +170,13 @@ impl HostWeights {
             .collect()
     }
 
-    /// Copies them into a device's memory, at the start of `slab`.
+    /// Copies the weights into a device's memory, at the start of `slab`.
     ///
     /// # Errors
-    /// The device refuses. Panics when `slab` is smaller than [`Self::slab_bytes`].
+    /// The device refuses.
+    ///
+    /// # Panics
+    /// If `slab` is smaller than [`Self::slab_bytes`].
     pub fn upload(&self, memory: &dyn Memory, slab: &mut Block) -> Result<(), MemoryError> {
         let Some(source) = &self.source else {
             return Ok(());
@@ -180,15 +187,16 @@ impl HostWeights {
         Ok(())
     }
 
-    /// The set of tensors in a slab that they were uploaded to.
-    pub fn in_slab(&self, slab: &Arc<Block>) -> WeightSet {
+    /// Returns the tensors in a slab that the weights were uploaded to.
+    pub fn in_slab(&self, slab: &Arc<Block>) -> BoundWeights {
         self.in_slab_of(self, slab)
             .expect("every weight lies in a run")
     }
 
-    /// The set of tensors in a slab that the weights of `whole`, another component of the same file, were uploaded to: a graph that takes
-    /// some of another's weights needs no copy of its own. `None` when one of them is not among those of `whole`.
-    pub fn in_slab_of(&self, whole: &Self, slab: &Arc<Block>) -> Option<WeightSet> {
+    /// Returns the tensors in a slab that the weights of `whole` were uploaded to, another
+    /// component of the same file. A graph that takes some of another's weights needs no copy of
+    /// its own. Returns `None` if one of them is not among those of `whole`.
+    pub fn in_slab_of(&self, whole: &Self, slab: &Arc<Block>) -> Option<BoundWeights> {
         let tensor = |w: &WeightEntry| {
             let (file, len) = (size(w.offset), size(w.length));
             let holds = |r: &&Run| r.file <= file && file + len <= r.file + r.len;
@@ -199,32 +207,33 @@ impl HostWeights {
         let named = self.named.iter();
         named
             .map(|(n, w)| Some((n.clone(), tensor(w)?)))
-            .collect::<Option<WeightSet>>()
+            .collect::<Option<BoundWeights>>()
     }
 
-    /// A copy in a device's memory, counted as weights.
+    /// Copies the weights to a device's memory, counted as weights.
     ///
     /// # Errors
-    /// The device's budget or the device refuses.
-    pub fn resident(&self, memory: &dyn Memory) -> Result<WeightSet, MemoryError> {
+    /// The device or its budget refuses.
+    pub fn resident(&self, memory: &dyn Memory) -> Result<BoundWeights, MemoryError> {
         let mut slab = memory.alloc(self.slab_bytes(), Class::Weights)?;
         self.upload(memory, &mut slab)?;
         Ok(self.in_slab(&Arc::new(slab)))
     }
 }
 
-/// Weights that stream, made ready for it once, however many stages stream them.
+/// Weights that stream, made ready once for all stages that stream them.
 pub struct Streaming {
-    /// As they were given, in the same order.
+    /// The weights in the order in which they were given.
     pub weights: Vec<HostWeights>,
-    /// Why they are as slow to copy as any memory.
+    /// The reason why copies from them are as slow as from any memory, if they are.
     pub refused: Option<MemoryError>,
     _guards: Vec<(Locked, Charge)>,
 }
 
 impl Streaming {
-    /// Locks the pages of the files that `weights` lie in, each page once; where the system cannot, copies them to memory that is locked;
-    /// where it cannot do that either, leaves them. What is locked is counted in `host`. Nothing is done where `memory` gains nothing by it.
+    /// Locks the pages of the files that hold `weights`, each page once. Where the system refuses,
+    /// it copies them to locked memory; where it refuses that too, it leaves them. Locked bytes are
+    /// counted in `host`. Nothing happens where `memory` gains nothing by it.
     pub fn new(weights: Vec<HostWeights>, memory: &dyn Memory, host: &Arc<Ledger>) -> Self {
         let (weights, refused, guards) = match lock_files(&weights, memory, host) {
             Ok(guards) => (weights, None, guards),
@@ -259,10 +268,11 @@ fn lock_files(
     Ok(guards)
 }
 
-/// The largest page of the hosts that CUDA runs on. A page must not be locked twice, so stretches that share one are one.
+/// The largest page of the hosts that CUDA runs on. A page must not be locked twice, so stretches
+/// that share a page are merged.
 const PAGE: usize = 1 << 16;
 
-/// The stretches of files that hold `weights`, in whole pages, none touching another.
+/// Lists the stretches of files that hold `weights`, in whole pages that no two stretches share.
 fn pages(weights: &[HostWeights]) -> Vec<(Arc<Mmap>, Range<usize>)> {
     let mut all: Vec<(&Arc<Mmap>, Range<usize>)> = Vec::new();
     for w in weights {
@@ -298,10 +308,10 @@ fn size(bytes: u64) -> usize {
 }
 
 impl Models {
-    /// The mapped weights of one component, by their names in its graph. Nothing is copied.
+    /// Maps the weights of one component, by their names in its graph. Nothing is copied.
     ///
     /// # Errors
-    /// A component that is not there, or that names a weight that is not there.
+    /// The component, or a weight that it names, does not exist.
     pub fn weights(&self, component: &str) -> Result<HostWeights, ManifestError> {
         let (entry, _) = self.component(component)?;
         let at = self
@@ -334,11 +344,11 @@ impl Models {
 
 /// Weights of one component, by their names in its graph, ready to be bound.
 #[derive(Clone, Debug, Default)]
-pub struct WeightSet {
+pub struct BoundWeights {
     tensors: Vec<(String, Tensor)>,
 }
 
-impl WeightSet {
+impl BoundWeights {
     /// Every weight.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(n, t)| (n.as_str(), t))
@@ -352,7 +362,7 @@ impl WeightSet {
     }
 }
 
-impl FromIterator<(String, Tensor)> for WeightSet {
+impl FromIterator<(String, Tensor)> for BoundWeights {
     fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(tensors: I) -> Self {
         Self {
             tensors: tensors.into_iter().collect(),
@@ -369,7 +379,7 @@ mod tests {
         values.iter().enumerate().map(one).collect()
     }
 
-    fn values(set: &WeightSet) -> Vec<f32> {
+    fn values(set: &BoundWeights) -> Vec<f32> {
         set.iter().map(|(_, t)| t.as_slice::<f32>()[0]).collect()
     }
 
@@ -402,7 +412,8 @@ mod tests {
             };
             HostWeights::new(Some(Arc::clone(&map)), vec![("w".to_owned(), entry)])
         };
-        // Two that share a page, one of them given twice; a gap; the last page, which the file does not fill.
+        // Two that share a page, one of them given twice; a gap; the last page, which the file does
+        // not fill.
         let near = [at(0, PAGE + 4), at(PAGE + 256, PAGE), at(0, PAGE + 4)];
         let far = [at(9 * PAGE, 400), at(10 * PAGE, 100)];
         let all = [&near[..], &far[..]].concat();

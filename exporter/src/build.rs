@@ -11,7 +11,7 @@ mod tool;
 pub use item::{Item, Source, items};
 pub use memory::{Peak, available};
 
-use engines::backend::tensorrt::set::{self, EngineEntry, EngineSet};
+use engines::backend::tensorrt::engine_list::{self, EngineEntry, EngineList};
 use engines::backend::tensorrt::{Flavour, TensorRtError};
 use engines::error_kind::ErrorKind;
 use engines::manifest::{FileEntry, ManifestError, hash_file};
@@ -227,10 +227,10 @@ pub fn run(
     items: &[Item],
     watch: &dyn Watch,
     make: &dyn Fn(&Item, &Path) -> Result<Made, TensorRtError>,
-) -> Result<EngineSet, BuildError> {
+) -> Result<EngineList, BuildError> {
     let before = known(&request.out);
-    let mut built = EngineSet {
-        format: set::FORMAT.to_owned(),
+    let mut built = EngineList {
+        format: engine_list::FORMAT.to_owned(),
         flavour: request.flavour,
         version: version.to_owned(),
         sm: request.sm,
@@ -280,19 +280,21 @@ fn one(
 
 /// Engines of the folder's list; none when it has none that can be read.
 fn known(out: &Path) -> Vec<EngineEntry> {
-    let text = fs::read_to_string(out.join(set::FILE)).unwrap_or_default();
-    set::parse(&text).map(|s| s.engines).unwrap_or_default()
+    let text = fs::read_to_string(out.join(engine_list::FILE)).unwrap_or_default();
+    engine_list::parse(&text)
+        .map(|s| s.engines)
+        .unwrap_or_default()
 }
 
 /// Writes the list; `more` are engines of an older list that are still to be looked at, so that an interruption forgets none.
-fn write_list(out: &Path, built: &EngineSet, more: &[EngineEntry]) -> Result<(), BuildError> {
+fn write_list(out: &Path, built: &EngineList, more: &[EngineEntry]) -> Result<(), BuildError> {
     let mut list = built.clone();
     let rest = more
         .iter()
         .filter(|m| !built.engines.iter().any(|e| e.name == m.name));
     list.engines.extend(rest.cloned());
     let text = serde_json::to_string_pretty(&list).expect("a list of engines is plain data");
-    write_atomically(&out.join(set::FILE), text.as_bytes())
+    write_atomically(&out.join(engine_list::FILE), text.as_bytes())
 }
 
 /// No file has its name before it is complete.

@@ -4,10 +4,10 @@ use crate::export::{ExportError, ShapeSources};
 use crate::graph::write::{WeightPlacement, WriteError, to_model, write_model};
 use crate::graph::{Builder, Graph};
 use crate::synth::{self, Preset};
-use engines::components::probe;
+use engines::components::matmul;
 use engines::dim::Bindings;
 use engines::error_kind::ErrorKind;
-use engines::graph_set::{self, GraphSet};
+use engines::graph_folder::{self, GraphFolder};
 use engines::recipe::Recipe;
 use std::collections::BTreeMap;
 use std::fs;
@@ -111,13 +111,13 @@ pub fn write(
         count += 1;
     }
     write_model(
-        &out.join(format!("{}.onnx", probe::MATMUL.name)),
+        &out.join(format!("{}.onnx", matmul::MATMUL.name)),
         &to_model(&matmul(recipe)?, WeightPlacement::AsInputs)?,
     )?;
     // What the graphs show, not what the preset says: a preset cut to fewer layers is another model.
-    let set = GraphSet::new(recipe, shapes.config.clone());
-    let path = out.join(graph_set::FILE);
-    let text = serde_json::to_vec_pretty(&set).expect("a description is plain data");
+    let folder = GraphFolder::new(recipe, shapes.config.clone());
+    let path = out.join(graph_folder::FILE);
+    let text = serde_json::to_vec_pretty(&folder).expect("a description is plain data");
     fs::write(&path, text).map_err(|source| GraphsError::Io { path, source })?;
     Ok(count + 1)
 }
@@ -125,13 +125,13 @@ pub fn write(
 /// The graph that measures a device.
 fn matmul(recipe: Recipe) -> Result<Graph, GraphsError> {
     let none = BTreeMap::<String, Vec<usize>>::new();
-    let b = Builder::new(probe::MATMUL.name, &none).with_recipe(recipe);
-    b.contract(&probe::MATMUL);
-    let product = b.input(&probe::LEFT).matmul(b.input(&probe::RIGHT));
-    b.output(&probe::PRODUCT, product);
+    let b = Builder::new(matmul::MATMUL.name, &none).with_recipe(recipe);
+    b.contract(&matmul::MATMUL);
+    let product = b.input(&matmul::LEFT).matmul(b.input(&matmul::RIGHT));
+    b.output(&matmul::PRODUCT, product);
     b.finish().map_err(|errors| {
         GraphsError::Build(ExportError::Graph {
-            checkpoint: probe::MATMUL.name.to_owned(),
+            checkpoint: matmul::MATMUL.name.to_owned(),
             errors,
         })
     })

@@ -1,31 +1,33 @@
-//! ONNX Runtime: on the CPU the embedded default and the oracle for every other backend, with weights that stay a memory map of the export's
-//! data files; on an NVIDIA device with everything bound where it lies. One global thread pool serves all sessions of the process.
+//! ONNX Runtime: the default on the CPU and the oracle for every other backend. On the CPU weights
+//! stay a memory map of the export's data files; on an NVIDIA device every tensor is bound where it
+//! lies. One global thread pool serves all sessions of the process.
+
 #[cfg(feature = "cuda")]
 mod cuda;
 mod library;
+mod session;
 
-use super::{Backend, Elsewhere, EngineError, LoadOptions, Outputs, Perturb, Rim, Session, State};
-use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind, Weights};
+use super::rim::Rim;
+use super::{Backend, EngineError, LoadOptions, Perturb, Session};
+use crate::contract::{Contract, DType, Sizes, Weights};
 use crate::dim::Bindings;
 use crate::manifest::{ComponentEntry, ManifestError, Models};
-use crate::memory::{Charge, Class, HostMemory, Memory, Place, Span};
+use crate::memory::{Charge, Class, HostMemory, Memory, Place};
 use crate::recipe::Recipe;
-use crate::tensor::{Tensor, View};
-use crate::weights::{HostWeights, WeightSet};
+use crate::tensor::Tensor;
+use crate::weights::{BoundWeights, HostWeights};
 use half::bf16;
-use library::{COPIED_STATE, Kind};
+use library::Kind;
 use ort::environment::Environment;
-use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::value::{DynValue, TensorElementType, ValueType};
-use ort::{AsPointer, sys};
+use ort::value::ValueType;
+use session::{Device, OrtSession, dtype_of, owned};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-/// ONNX Runtime over one opened export: its CPU provider, unless it was made for another device.
+/// ONNX Runtime over one opened export, on the CPU or on one NVIDIA device.
 pub struct Ort {
     runtime: Runtime,
     models: Arc<Models>,
@@ -40,7 +42,7 @@ pub struct Runtime {
     memory: Arc<dyn Memory>,
 }
 
-/// Where graphs run.
+/// The provider that runs graphs.
 #[derive(Clone)]
 enum Provider {
     Cpu,
@@ -48,26 +50,33 @@ enum Provider {
     Cuda(cuda::Cuda),
 }
 
-/// A graph file outside an export, all of its weights inputs.
+/// A graph file outside an export; all of its weights are inputs.
 #[derive(Clone, Debug)]
 pub struct GraphFile {
+    /// The ONNX file.
     pub path: PathBuf,
+    /// Contract that the graph must have.
     pub contract: &'static Contract,
+    /// Precision of the graph.
     pub recipe: Recipe,
     /// Sizes that every call must agree with.
     pub bindings: Bindings,
 }
 
-/// An input that a contract does not list: a weight, named as in the graph.
+/// An input that a contract does not list: a weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightPort {
+    /// Name in the graph.
     pub name: String,
+    /// Element type.
     pub dtype: DType,
+    /// Shape.
     pub shape: Vec<usize>,
 }
 
 impl Runtime {
-    /// The CPU provider. Loads the library and starts the shared pool of `threads` threads. One per process: later calls share the first pool.
+    /// Opens the CPU provider. Loads the library and starts the shared pool of `threads` threads. A
+    /// process has one pool: later calls share the first one.
     ///
     /// # Errors
     /// [`EngineError::Library`].
@@ -79,10 +88,12 @@ impl Runtime {
         })
     }
 
-    /// The CUDA provider on the device of `memory`, from which it takes everything it needs: weights, workspace and outputs are counted.
+    /// Opens the CUDA provider on the device of `memory`. It takes everything it needs from there:
+    /// weights, workspace and outputs are counted.
     ///
     /// # Errors
-    /// [`EngineError::CudaLibrary`] for each library that is missing, before anything is loaded; [`EngineError::Library`].
+    /// [`EngineError::CudaLibrary`] for the first library that is missing, before anything is
+    /// loaded; [`EngineError::Library`].
     #[cfg(feature = "cuda")]
     pub fn cuda(
         threads: usize,
@@ -99,7 +110,7 @@ impl Runtime {
         })
     }
 
-    /// The same library as a virtual device of the CPU with memory of its own.
+    /// Makes a virtual device of the CPU with memory of its own, on the same library.
     #[must_use]
     pub fn on(&self, memory: Arc<dyn Memory>) -> Self {
         Self {
@@ -109,15 +120,15 @@ impl Runtime {
         }
     }
 
-    /// The device's memory.
+    /// Returns the device's memory.
     pub fn memory(&self) -> &Arc<dyn Memory> {
         &self.memory
     }
 
-    /// Loads a graph that no export lists; the weights to bind come with it.
+    /// Loads a graph that no export lists, and lists the weights to bind.
     ///
     /// # Errors
-    /// A file that does not load, a rim that is not the contract's, a weight of unknown size.
+    /// The file does not load, its rim is not the contract's, or a weight has no fixed size.
     pub fn open(
         &self,
         graph: &GraphFile,
@@ -142,14 +153,17 @@ impl Runtime {
                 got: format!("{:?}", input.dtype()),
             })?);
         }
-        let loaded = OrtSession {
+        let rim = Rim {
             component: component.clone(),
             contract: graph.contract,
             recipe: graph.recipe,
             bindings: graph.bindings.clone(),
+            weights: weights.iter().map(|w| w.name.clone()).collect(),
+        };
+        let loaded = OrtSession {
+            rim,
             taps: BTreeMap::new(),
-            inputs: weights.iter().map(|w| w.name.clone()).collect(),
-            weights: WeightSet::default(),
+            weights: BoundWeights::default(),
             _charge: None,
             device: self.device(&graph.path, &component, &session, &load)?,
             session,
@@ -158,7 +172,7 @@ impl Runtime {
         Ok((Box::new(loaded), weights))
     }
 
-    /// Options that every session of this provider has.
+    /// Makes a builder with the options that every session of this provider has.
     fn builder(
         &self,
         load: &dyn Fn(ort::Error) -> EngineError,
@@ -184,7 +198,7 @@ impl Runtime {
         }
     }
 
-    /// Makes a session, its allocations counted as weights.
+    /// Makes a session and counts its allocations as weights.
     fn commit(
         &self,
         load: &dyn Fn(ort::Error) -> EngineError,
@@ -200,7 +214,8 @@ impl Runtime {
         }
     }
 
-    /// What a session needs to know of its device; refuses one with work left on the host.
+    /// Collects the facts about its device that a session needs. Refuses a graph with work left on
+    /// the host.
     #[cfg_attr(
         not(feature = "cuda"),
         expect(unused_variables, unused_mut, reason = "only a device can differ")
@@ -248,7 +263,7 @@ impl Runtime {
         Ok(device)
     }
 
-    /// Whether sessions read bound memory wherever it lies in the process.
+    /// Says whether sessions read bound memory wherever it lies in the process.
     fn on_host(&self) -> bool {
         matches!(self.provider, Provider::Cpu)
     }
@@ -267,7 +282,7 @@ fn weight_port(name: &str, dtype: &ValueType) -> Option<WeightPort> {
 }
 
 impl Ort {
-    /// An export on the CPU, see [`Runtime::cpu`].
+    /// Opens an export on the CPU, see [`Runtime::cpu`].
     ///
     /// # Errors
     /// As there.
@@ -275,7 +290,7 @@ impl Ort {
         Ok(Self::with(models, Runtime::cpu(threads)?))
     }
 
-    /// An export on any device.
+    /// Opens an export on the device of `runtime`.
     pub fn with(models: Models, runtime: Runtime) -> Self {
         Self {
             runtime,
@@ -284,7 +299,7 @@ impl Ort {
         }
     }
 
-    /// The same library and export as a virtual device of the CPU with memory of its own.
+    /// Makes a virtual device of the CPU with memory of its own, on the same library and export.
     #[must_use]
     pub fn on(&self, memory: Arc<dyn Memory>) -> Self {
         Self {
@@ -294,11 +309,12 @@ impl Ort {
         }
     }
 
+    /// Returns the export.
     pub fn models(&self) -> &Models {
         &self.models
     }
 
-    /// Names of the tapped values in the graph.
+    /// Names the tapped values in the graph.
     fn taps(
         &self,
         entry: &ComponentEntry,
@@ -315,7 +331,7 @@ impl Ort {
         found.collect()
     }
 
-    /// A weight's own values plus the fault, under its name in the graph.
+    /// Returns a weight's own values plus the fault, under its name in the graph.
     fn perturbed(
         &self,
         entry: &ComponentEntry,
@@ -342,7 +358,7 @@ impl Ort {
         Ok((input.clone(), tensor))
     }
 
-    /// Counts the weights inside a graph, which another device would hold a copy of.
+    /// Counts the weights inside a graph, of which another device would hold a copy.
     fn charge(
         &self,
         entry: &ComponentEntry,
@@ -415,20 +431,12 @@ impl Ort {
             self.runtime
                 .commit(&load, || builder.commit_from_memory(&graph))
         }?;
-        let inputs = match contract.weights {
-            Weights::Inside => BTreeSet::new(),
-            Weights::Bound => entry.weights.keys().cloned().collect(),
-        };
         let loaded = OrtSession {
-            component: entry.name.clone(),
-            contract,
-            recipe: self.models.recipe(),
-            bindings: self.bindings.clone(),
+            rim: Rim::of(entry, contract, self.models.recipe(), &self.bindings),
             taps,
             device: self.runtime.device(&path, &entry.name, &session, &load)?,
             session,
-            inputs,
-            weights: WeightSet::default(),
+            weights: BoundWeights::default(),
             _charge: charge,
         };
         loaded.check_rim(&path)?;
@@ -488,8 +496,9 @@ impl Backend for Ort {
     }
 }
 
-/// Protobuf bytes that, appended to a serialised model, make inner values outputs: a repeated `graph` field (7) merges into the first, and
-/// its repeated `output` entries (12) are appended.
+/// Returns protobuf bytes that make inner values outputs when they follow a serialised model. A
+/// repeated `graph` field (7) merges into the first one, and its repeated `output` entries (12) are
+/// appended.
 fn extra_outputs(names: &BTreeSet<&str>) -> Vec<u8> {
     fn field(tag: u8, body: &[u8]) -> Vec<u8> {
         let mut out = vec![tag << 3 | 2];
@@ -507,472 +516,4 @@ fn extra_outputs(names: &BTreeSet<&str>) -> Vec<u8> {
         .flat_map(|n| field(12, &field(1, n.as_bytes())))
         .collect();
     field(7, &outputs)
-}
-
-struct OrtSession {
-    component: String,
-    contract: &'static Contract,
-    recipe: Recipe,
-    bindings: Bindings,
-    /// Module path -> name of the value in the graph.
-    taps: BTreeMap<String, String>,
-    session: ort::session::Session,
-    device: Device,
-    /// Names of the weights that must be bound.
-    inputs: BTreeSet<String>,
-    weights: WeightSet,
-    /// Weights inside, where the device is apart.
-    _charge: Option<Charge>,
-}
-
-/// The device of a session. Dropped after it: its memory, its stream.
-struct Device {
-    provider: Provider,
-    /// Outputs come from here.
-    memory: Arc<dyn Memory>,
-    info: MemoryInfo<'static>,
-    host: MemoryInfo<'static>,
-    place: Place,
-    /// What is read on the host whatever the device.
-    host_inputs: BTreeSet<String>,
-    elsewhere: Vec<Elsewhere>,
-}
-
-impl Device {
-    /// Where an input must lie.
-    fn wants(&self, input: &str) -> Place {
-        match self.host_inputs.contains(input) {
-            true => Place::Host,
-            false => self.place,
-        }
-    }
-
-    fn info(&self, place: Place) -> &MemoryInfo<'static> {
-        match place {
-            Place::Host => &self.host,
-            Place::Cuda(_) => &self.info,
-        }
-    }
-
-    /// A copy in `place`.
-    fn moved(&self, view: &View<'_>, place: Place) -> Result<Tensor, EngineError> {
-        if place != Place::Host {
-            return Ok(view.copied_to(&*self.memory, Class::Activations)?);
-        }
-        let mut copy = Tensor::zeros(view.dtype, &view.shape);
-        self.memory.copy(view.span, copy.view_mut().span)?;
-        Ok(copy)
-    }
-
-    /// The refusal behind an error of the library.
-    fn error(&self, component: &str, source: ort::Error) -> EngineError {
-        match &self.provider {
-            Provider::Cpu => run_error(component, source),
-            #[cfg(feature = "cuda")]
-            Provider::Cuda(cuda) => match cuda.refusal() {
-                Some(refusal) => refusal.into(),
-                None => run_error(component, source),
-            },
-        }
-    }
-}
-
-impl OrtSession {
-    /// The graph's real rim must be the contract's, before any frame is made.
-    fn check_rim(&self, path: &Path) -> Result<(), EngineError> {
-        let wanted = self
-            .contract
-            .graph_inputs()
-            .map(|p| (p.name.to_owned(), p))
-            .chain(self.contract.graph_outputs());
-        let rim = self.session.inputs().iter().chain(self.session.outputs());
-        let mut found: BTreeMap<&str, &ValueType> = rim.map(|o| (o.name(), o.dtype())).collect();
-        let mismatch = |port: &str, want: String, got: String| EngineError::Graph {
-            path: path.to_owned(),
-            component: self.component.clone(),
-            port: port.to_owned(),
-            want,
-            got,
-        };
-        for (name, port) in wanted {
-            let fact = found.remove(name.as_str());
-            let fits = matches!(fact, Some(ValueType::Tensor { ty, shape, .. })
-                if dtype_of(*ty) == Some(port.dtype(self.recipe)) && shape.len() == port.dims().len());
-            if !fits {
-                let got = fact.map_or_else(|| "no such port".to_owned(), |f| format!("{f:?}"));
-                return Err(mismatch(&name, port.fact(self.recipe), got));
-            }
-        }
-        match found
-            .into_keys()
-            .find(|name| !self.inputs.contains(*name) && !self.taps.values().any(|t| t == name))
-        {
-            Some(name) => Err(mismatch(
-                name,
-                "no such port".to_owned(),
-                "one more".to_owned(),
-            )),
-            None => Ok(()),
-        }
-    }
-
-    fn run_error(&self, source: ort::Error) -> EngineError {
-        EngineError::Run {
-            component: self.component.clone(),
-            source,
-        }
-    }
-
-    fn rim(&self) -> Rim<'_> {
-        Rim {
-            component: &self.component,
-            contract: self.contract,
-            recipe: self.recipe,
-            bindings: &self.bindings,
-        }
-    }
-
-    fn bind_error(
-        &self,
-        port: &str,
-        want: impl Into<String>,
-        got: impl Into<String>,
-    ) -> EngineError {
-        self.rim().error(port, want, got)
-    }
-
-    /// Binds an input where it lies, or a copy where it should: that is kept in `moved` for the call.
-    fn bind_input(
-        &self,
-        binding: &mut ort::session::IoBinding,
-        name: &str,
-        view: &View<'_>,
-        moved: &mut Vec<Tensor>,
-    ) -> Result<(), EngineError> {
-        let wanted = self.device.wants(name);
-        if view.span.place() == wanted {
-            return self.bind_there(binding, name, view);
-        }
-        let copy = self.device.moved(view, wanted)?;
-        self.bind_there(binding, name, &copy.view())?;
-        moved.push(copy);
-        Ok(())
-    }
-
-    fn bind_there(
-        &self,
-        binding: &mut ort::session::IoBinding,
-        name: &str,
-        view: &View<'_>,
-    ) -> Result<(), EngineError> {
-        let value = self.wrap(name, view.dtype, &view.shape, view.span)?;
-        binding
-            .bind_input(name, &value)
-            .map_err(|e| self.run_error(e))
-    }
-
-    /// The caller holds the memory exclusively until the run is over.
-    fn bind_output(
-        &self,
-        binding: &mut ort::session::IoBinding,
-        name: &str,
-        dtype: DType,
-        shape: &[usize],
-        span: Span<'_>,
-    ) -> Result<(), EngineError> {
-        let mut value = self.wrap(name, dtype, shape, span)?;
-        binding
-            .bind_output(name, &mut value)
-            .map_err(|e| self.run_error(e))
-    }
-
-    fn wrap(
-        &self,
-        name: &str,
-        dtype: DType,
-        shape: &[usize],
-        span: Span<'_>,
-    ) -> Result<DynValue, EngineError> {
-        let place = span.place();
-        if place != Place::Host && place != self.device.place {
-            let wanted = format!("memory of {}", self.device.place);
-            return Err(self.bind_error(name, wanted, place.to_string()));
-        }
-        let info = self.device.info(place);
-        wrap(info, dtype, shape, span.address(), span.len()).map_err(|e| self.run_error(e))
-    }
-
-    /// Copies of rings that lie elsewhere than this session's device; none when they lie there.
-    fn rings(&self, state: &State<'_>) -> Result<Vec<Tensor>, EngineError> {
-        let State::InPlace(views) = state else {
-            return Ok(Vec::new());
-        };
-        let place = self.device.place;
-        if views.iter().all(|(_, v)| v.span.place() == place) {
-            return Ok(Vec::new());
-        }
-        let copy = |v: &crate::tensor::ViewMut<'_>| {
-            let span = v.span.as_span();
-            let view = View {
-                dtype: v.dtype,
-                shape: v.shape.clone(),
-                span,
-            };
-            self.device.moved(&view, place)
-        };
-        views.iter().map(|(_, v)| copy(v)).collect()
-    }
-
-    fn bind_weights(&self, binding: &mut ort::session::IoBinding) -> Result<(), EngineError> {
-        for name in &self.inputs {
-            let found = self.weights.iter().find(|(n, _)| n == name);
-            let (_, tensor) =
-                found.ok_or_else(|| self.bind_error(name, "a bound weight", "nothing"))?;
-            let wanted = self.device.wants(name);
-            if tensor.place() != wanted {
-                let wanted = format!("a weight in memory of {wanted}");
-                return Err(self.bind_error(name, wanted, tensor.place().to_string()));
-            }
-            self.bind_there(binding, name, &tensor.view())?;
-        }
-        Ok(())
-    }
-}
-
-impl Session for OrtSession {
-    fn contract(&self) -> &'static Contract {
-        self.contract
-    }
-
-    fn component(&self) -> &str {
-        &self.component
-    }
-
-    fn recipe(&self) -> Recipe {
-        self.recipe
-    }
-
-    fn bind(&mut self, weights: WeightSet) {
-        self.weights = weights;
-    }
-
-    fn elsewhere(&self) -> &[Elsewhere] {
-        &self.device.elsewhere
-    }
-
-    fn run(
-        &mut self,
-        inputs: &[(&Port, View<'_>)],
-        mut state: State<'_>,
-    ) -> Result<Outputs, EngineError> {
-        let facts = self.rim().check(inputs, &state)?;
-        let in_place = self.contract.state_kind == StateKind::InPlace;
-        let mut owned: BTreeMap<String, Tensor> = BTreeMap::new();
-        let mut unknown: BTreeSet<String> = self.taps.values().cloned().collect();
-        for (name, _) in self.contract.graph_outputs() {
-            unknown.remove(&name);
-        }
-        for (name, port) in self
-            .contract
-            .graph_outputs()
-            .filter(|(n, _)| !(in_place && n.ends_with(NEXT)))
-        {
-            // What the bindings fix is allocated here and bound; any other is allocated by ONNX Runtime and copied.
-            match facts.shape(port) {
-                Some(shape) => {
-                    let dtype = port.dtype(self.recipe);
-                    let t =
-                        Tensor::zeros_in(&*self.device.memory, Class::Activations, dtype, &shape)?;
-                    owned.insert(name, t);
-                }
-                None => drop(unknown.insert(name)),
-            }
-        }
-        let mut binding = self
-            .session
-            .create_binding()
-            .map_err(|e| self.run_error(e))?;
-        let mut moved = Vec::new();
-        for (port, view) in inputs {
-            self.bind_input(&mut binding, port.name, view, &mut moved)?;
-        }
-        self.bind_weights(&mut binding)?;
-        // Rings of a caller that keeps them on the host, on the device for this call.
-        let mut rings = self.rings(&state)?;
-        match &mut state {
-            State::InPlace(views) => {
-                for (i, (name, v)) in views.iter_mut().enumerate() {
-                    let v = match rings.get_mut(i) {
-                        Some(ring) => ring.view_mut(),
-                        None => v.again(),
-                    };
-                    let (shape, span) = (&v.shape, v.span.as_span());
-                    let view = View {
-                        dtype: v.dtype,
-                        shape: shape.clone(),
-                        span,
-                    };
-                    self.bind_there(&mut binding, name, &view)?;
-                    let next = format!("{name}{NEXT}");
-                    self.bind_output(&mut binding, &next, v.dtype, shape, span)?;
-                }
-            }
-            State::Replace(cache) if self.contract.state_kind == StateKind::Replace => {
-                for port in self.contract.state {
-                    let v = cache[port.name].view();
-                    self.bind_input(&mut binding, port.name, &v, &mut moved)?;
-                }
-            }
-            State::Replace(_) | State::None => {}
-        }
-        for (name, t) in &mut owned {
-            let v = t.view_mut();
-            self.bind_output(&mut binding, name, v.dtype, &v.shape, v.span.as_span())?;
-        }
-        for name in &unknown {
-            binding
-                .bind_output_to_device(name.as_str(), &self.device.host)
-                .map_err(|e| self.run_error(e))?;
-        }
-        let component = &self.component;
-        let device = &self.device;
-        let outputs = self
-            .session
-            .run_binding(&binding)
-            .map_err(|source| device.error(component, source))?;
-        for name in unknown {
-            let tensor =
-                copy_out(&outputs[name.as_str()]).map_err(|source| run_error(component, source))?;
-            owned.insert(name, tensor);
-        }
-        drop(outputs);
-        drop(moved);
-        if let State::InPlace(views) = &mut state {
-            for ((_, v), ring) in views.iter_mut().zip(&rings) {
-                self.device.memory.copy(ring.view().span, v.again().span)?;
-            }
-        }
-        if in_place && COPIED_STATE.load(Ordering::Relaxed) {
-            let message = "a KV ring was copied instead of written in place".to_owned();
-            return Err(EngineError::Aliasing {
-                component: component.clone(),
-                message,
-            });
-        }
-        for (tap, value) in &self.taps {
-            if let Some(t) = owned.get(value).cloned() {
-                owned.insert(tap.clone(), t);
-            }
-        }
-        if let State::Replace(cache) = state {
-            for port in self.contract.state {
-                if let Some(next) = owned.remove(&format!("{}{NEXT}", port.name)) {
-                    cache.insert(port.name, next);
-                }
-            }
-        }
-        Ok(Outputs(owned))
-    }
-}
-
-fn run_error(component: &str, source: ort::Error) -> EngineError {
-    let text = source.to_string();
-    if text.contains("Failed to allocate") || text.contains("bad_alloc") {
-        EngineError::Memory {
-            component: component.to_owned(),
-            reason: text,
-        }
-    } else {
-        EngineError::Run {
-            component: component.to_owned(),
-            source,
-        }
-    }
-}
-
-/// Wraps memory as a tensor value without a copy. The caller keeps the memory alive and unmoved until the value is gone.
-#[expect(
-    unsafe_code,
-    reason = "the binding's safe constructors copy borrowed memory"
-)]
-fn wrap(
-    memory: &MemoryInfo<'_>,
-    dtype: DType,
-    shape: &[usize],
-    bytes: NonNull<u8>,
-    len: usize,
-) -> Result<DynValue, ort::Error> {
-    let dims: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
-    let mut value: *mut sys::OrtValue = ptr::null_mut();
-    // SAFETY: `bytes` points to `len` valid bytes of the stated type and shape (checked against the port by the caller); inputs are only
-    // read; the value is dropped with the binding, before the borrow that `bytes` came from ends.
-    unsafe {
-        let status = (ort::api().CreateTensorWithDataAsOrtValue)(
-            memory.ptr(),
-            bytes.as_ptr().cast(),
-            len,
-            dims.as_ptr(),
-            dims.len(),
-            element_type(dtype).into(),
-            &mut value,
-        );
-        ort::Error::result_from_status(status)?;
-        let value = NonNull::new(value).expect("a successful call returns a value");
-        Ok(DynValue::from_ptr(value, Some(&Allocator::default())))
-    }
-}
-
-/// A value with a copy of a weight.
-fn owned(tensor: &Tensor) -> Result<DynValue, ort::Error> {
-    let shape = tensor.shape().to_vec();
-    Ok(match tensor.dtype() {
-        DType::BF16 => {
-            let data = tensor.as_slice::<bf16>().to_vec();
-            ort::value::Tensor::from_array((shape, data))?.into_dyn()
-        }
-        _ => {
-            let data = tensor.as_slice::<f32>().to_vec();
-            ort::value::Tensor::from_array((shape, data))?.into_dyn()
-        }
-    })
-}
-
-fn copy_out(value: &DynValue) -> Result<Tensor, ort::Error> {
-    fn take<T: crate::tensor::Element + ort::value::PrimitiveTensorElementType>(
-        value: &DynValue,
-    ) -> Result<Tensor, ort::Error> {
-        let (shape, data) = value.try_extract_tensor::<T>()?;
-        let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
-        Ok(Tensor::from_slice(&shape, data))
-    }
-    match value.dtype().tensor_type() {
-        Some(TensorElementType::Int64) => take::<i64>(value),
-        Some(TensorElementType::Uint8) => take::<u8>(value),
-        Some(TensorElementType::Bfloat16) => take::<bf16>(value),
-        _ => take::<f32>(value),
-    }
-}
-
-fn element_type(dtype: DType) -> TensorElementType {
-    match dtype {
-        DType::F32 => TensorElementType::Float32,
-        DType::F16 => TensorElementType::Float16,
-        DType::BF16 => TensorElementType::Bfloat16,
-        DType::I64 => TensorElementType::Int64,
-        DType::U8 => TensorElementType::Uint8,
-        DType::Bool => TensorElementType::Bool,
-    }
-}
-
-fn dtype_of(ty: TensorElementType) -> Option<DType> {
-    [
-        DType::F32,
-        DType::F16,
-        DType::BF16,
-        DType::I64,
-        DType::U8,
-        DType::Bool,
-    ]
-    .into_iter()
-    .find(|&d| element_type(d) == ty)
 }

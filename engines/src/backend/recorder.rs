@@ -6,7 +6,7 @@ use crate::contract::{Contract, Port};
 use crate::memory::Memory;
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View};
-use crate::weights::{HostWeights, WeightSet};
+use crate::weights::{BoundWeights, HostWeights};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -104,7 +104,7 @@ impl Session for Recorded {
         self.inner.elsewhere()
     }
 
-    fn bind(&mut self, weights: WeightSet) {
+    fn bind(&mut self, weights: BoundWeights) {
         self.inner.bind(weights);
     }
 
@@ -132,7 +132,7 @@ mod tests {
     use crate::memory::HostMemory;
 
     /// A session that adds one to its input, and says that a node of it runs elsewhere.
-    struct Fake(Vec<Elsewhere>, WeightSet);
+    struct Fake(Vec<Elsewhere>, BoundWeights);
 
     impl Session for Fake {
         fn contract(&self) -> &'static Contract {
@@ -147,7 +147,7 @@ mod tests {
             &self.0
         }
 
-        fn bind(&mut self, weights: WeightSet) {
+        fn bind(&mut self, weights: BoundWeights) {
             self.1 = weights;
         }
 
@@ -182,7 +182,7 @@ mod tests {
         }
 
         fn load(&self, _: &str, _: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
-            Ok(Box::new(Fake(elsewhere(), WeightSet::default())))
+            Ok(Box::new(Fake(elsewhere(), BoundWeights::default())))
         }
 
         fn load_unbound(

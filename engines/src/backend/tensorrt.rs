@@ -1,8 +1,11 @@
-//! TensorRT: engines built ahead for one kind of GPU, found again by what they were built from, and run on device memory that the caller owns.
-//! What an engine file is and which one is refused is plain data and always here; loading the library, building and running are behind the
-//! features `tensorrt-rtx` (RTX cards) and `tensorrt` (data-centre cards). The two link different headers, so a binary has one of them.
-//! Not here: ONNX graphs (the exporter prepares them), and what is worth placing where.
-pub mod set;
+//! TensorRT: engines that are built ahead for one kind of GPU, found again by what they were built
+//! from, and run on device memory that the caller owns.
+//!
+//! The list of engines and its checks are always here. Loading the library, building and running
+//! are behind the features `tensorrt-rtx` (RTX cards) and `tensorrt` (data-centre cards). The two
+//! link different headers, so a binary has one of them. The exporter prepares the ONNX graphs.
+
+pub mod engine_list;
 
 #[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
 pub mod build;
@@ -15,7 +18,8 @@ mod streaming;
 
 #[cfg(all(feature = "tensorrt-rtx", feature = "tensorrt"))]
 compile_error!(
-    "features `tensorrt-rtx` and `tensorrt` link different TensorRT headers: build each binary with one of them"
+    "features `tensorrt-rtx` and `tensorrt` link different TensorRT headers: build each binary \
+     with one of them"
 );
 
 use crate::error_kind::ErrorKind;
@@ -24,19 +28,20 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Which TensorRT.
+/// One of the two libraries named TensorRT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Flavour {
-    /// TensorRT for RTX: builds for any RTX card on any machine, finishes kernels when an engine is loaded.
+    /// TensorRT for RTX: builds for any RTX card on any machine, and finishes kernels when an
+    /// engine is loaded.
     #[serde(rename = "tensorrt-rtx")]
     Rtx,
-    /// TensorRT: builds on the kind of GPU that it runs on.
+    /// TensorRT: builds on the kind of GPU that will run the engine.
     #[serde(rename = "tensorrt")]
     Enterprise,
 }
 
 impl Flavour {
-    /// What this binary was built with.
+    /// The library that this binary was built with.
     pub const BUILT: Option<Self> = if cfg!(feature = "tensorrt-rtx") {
         Some(Self::Rtx)
     } else if cfg!(feature = "tensorrt") {
@@ -45,7 +50,7 @@ impl Flavour {
         None
     };
 
-    /// As command lines, Cargo features and engine sets spell it.
+    /// Returns the name as command lines, Cargo features and lists of engines spell it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Rtx => "tensorrt-rtx",
@@ -53,7 +58,8 @@ impl Flavour {
         }
     }
 
-    /// The version that this program is made for, and what its engines are planned with where the library is not at hand.
+    /// Returns the version that this program is made for. Engines are planned with it where the
+    /// library is not at hand.
     pub const fn version(self) -> &'static str {
         match self {
             Self::Rtx => "1.7.1",
@@ -61,7 +67,8 @@ impl Flavour {
         }
     }
 
-    /// Streaming multiprocessor versions that engines can be built for without such a card; none: only on the card itself.
+    /// Lists the streaming multiprocessor versions that engines can be built for without such a
+    /// card. An empty list means: only on the card itself.
     pub const fn ahead_of_card(self) -> &'static [u32] {
         match self {
             Self::Rtx => &[75, 80, 86, 89, 120, 121],
@@ -69,7 +76,7 @@ impl Flavour {
         }
     }
 
-    /// That this binary can use it.
+    /// Checks that this binary can use the library.
     ///
     /// # Errors
     /// [`TensorRtError::NotBuilt`].
@@ -103,9 +110,11 @@ impl FromStr for Flavour {
 
 /// Why TensorRT cannot be had, an engine cannot be built, or one may not be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "a variant's message says what its fields are")]
 pub enum TensorRtError {
     #[error(
-        "{wanted} is not in this binary (it has {built}); build it with `cargo build --release --features {wanted}`"
+        "{wanted} is not in this binary (it has {built}); build it with `cargo build --release \
+         --features {wanted}`"
     )]
     NotBuilt {
         wanted: Flavour,
@@ -149,7 +158,10 @@ pub enum TensorRtError {
         reason: String,
         rebuild: String,
     },
-    #[error("{}: {what}: wanted {want}, engine has {got}; rebuild with `{rebuild}`", path.display())]
+    #[error(
+        "{}: {what}: wanted {want}, engine has {got}; rebuild with `{rebuild}`",
+        path.display()
+    )]
     Foreign {
         path: PathBuf,
         what: String,
@@ -169,6 +181,7 @@ pub enum TensorRtError {
 }
 
 impl TensorRtError {
+    /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Library { .. } | Self::Version { .. } | Self::Driver(_) => ErrorKind::Resources,

@@ -1,10 +1,11 @@
-//! Sizes of the models that are known by name. The exporter's synthetic checkpoints have the same (a test of the whole compares them), so
-//! that a machine can be planned for without any model at hand.
+//! Sizes of the models that are known by name, so that a machine can be planned for without any
+//! model at hand. The exporter's synthetic checkpoints have the same sizes; a test compares them.
+
+use super::ModelConfig;
 use super::dit::{AudioConfig, DitConfig};
 use super::speech::SpeechConfig;
 use super::text::TextConfig;
 use super::vae::VaeConfig;
-use crate::manifest::ModelConfig;
 
 /// A model known by name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,12 +14,12 @@ pub enum Preset {
     Tiny,
     /// About 155 M parameters, for benchmarks.
     Small,
-    /// The published one: Wan 2.2 S2V 14B, umT5-XXL, wav2vec2-large-xlsr-53, the Wan 2.1 VAE.
+    /// The published one: Wan 2.2 S2V 14B, umT5-XXL, wav2vec2-large-xlsr-53 and the Wan 2.1 VAE.
     #[default]
     Full,
 }
 
-/// What tells one preset from another.
+/// Sizes in which the presets differ.
 struct Row {
     heads: usize,
     ffn: usize,
@@ -26,7 +27,7 @@ struct Row {
     inject: &'static [usize],
     text: TextConfig,
     vae_dim: usize,
-    /// hidden, ffn, heads
+    /// Width of the hidden state, inner width of the feed-forward network, and heads.
     speech: [usize; 3],
 }
 
@@ -77,7 +78,7 @@ impl Preset {
     /// Every preset.
     pub const ALL: [Self; 3] = [Self::Tiny, Self::Small, Self::Full];
 
-    /// As command lines spell it.
+    /// Returns the name as command lines spell it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tiny => "tiny",
@@ -86,7 +87,7 @@ impl Preset {
         }
     }
 
-    /// Sizes of every component.
+    /// Returns the sizes of every component.
     pub fn config(self) -> ModelConfig {
         let row = match self {
             Self::Tiny => &TINY,

@@ -126,12 +126,12 @@ pub fn bindings(sizes: impl IntoIterator<Item = (&'static str, usize)>) -> Bindi
 mod tests {
     use super::*;
     use crate::components;
-    use crate::components::probe;
+    use crate::components::matmul;
     use std::collections::BTreeSet;
 
     #[test]
     fn contracts_use_these_symbols_and_no_others() {
-        let contracts = components::ALL.iter().chain([&probe::MATMUL]);
+        let contracts = components::ALL.iter().chain([&matmul::MATMUL]);
         let ports = contracts.flat_map(|c| c.inputs.iter().chain(c.state).chain(c.outputs));
         let words = |shape: &'static str| shape.split(|c: char| !c.is_ascii_alphanumeric());
         let used: BTreeSet<&str> = ports

@@ -1,21 +1,29 @@
-//! The Wan 2.1 video VAE as a stream: the first frame, then chunks of one latent frame (four pixel frames), with the feature cache of every
-//! causal convolution as a state port. A port is named by its convolution's checkpoint path and holds that convolution's last input frames.
+//! Contracts and sizes of the Wan 2.1 video VAE as a stream: the first frame, then chunks of one
+//! latent frame (four pixel frames). The feature cache of each causal convolution is a state port:
+//! it has the name of the convolution's checkpoint path and holds its last input frames.
+//!
 //! Mirrors `WanVAE_`, liveavatar/models/wan/wan_2_2/modules/vae2_1.py @ 9c2c38d.
+
 use super::symbols;
 use crate::contract::{Contract, DType::F32, DType::U8, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 
-/// Pixels in [-1, 1].
+/// The first pixel frame, `[1, 3, 1, 8*H, 8*W]`, RGB in [-1, 1].
 pub const PIXELS_FIRST: Port = Port::new("pixels", F32, "1 3 1 8*H 8*W");
+/// The next four pixel frames, `[1, 3, 4, 8*H, 8*W]`, RGB in [-1, 1].
 pub const PIXELS_NEXT: Port = Port::new("pixels", F32, "1 3 4 8*H 8*W");
-/// Normalised latent `(mu - mean) / std` of one latent frame.
+/// Normalised latent of one latent frame, `[1, Z, 1, H, W]`: `(mu - mean) / std`.
 pub const LATENTS_OUT: Port = Port::new("latents_out", F32, "1 Z 1 H W");
+/// Normalised latent of one latent frame, `[1, Z, 1, H, W]`.
 pub const LATENTS: Port = Port::new("latents", F32, "1 Z 1 H W");
-/// Decoded pixels, clamped to [-1, 1].
+/// The first decoded frame, `[1, 3, 1, 8*H, 8*W]`, RGB clamped to [-1, 1].
 pub const FRAMES_FIRST: Port = Port::new("frames", F32, "1 3 1 8*H 8*W");
+/// The next four decoded frames, `[1, 3, 4, 8*H, 8*W]`, RGB clamped to [-1, 1].
 pub const FRAMES_NEXT: Port = Port::new("frames", F32, "1 3 4 8*H 8*W");
-/// The same frames as the video encoder takes them: `trunc((x + 1) / 2 * 255)`.
+/// The first decoded frame as the video encoder takes it, `[1, 8*H, 8*W, 3]`:
+/// `trunc((x + 1) / 2 * 255)`.
 pub const FRAMES_U8_FIRST: Port = Port::new("frames_u8", U8, "1 8*H 8*W 3");
+/// The next four decoded frames as the video encoder takes them, `[4, 8*H, 8*W, 3]`.
 pub const FRAMES_U8_NEXT: Port = Port::new("frames_u8", U8, "4 8*H 8*W 3");
 
 const ENCODER_CACHES: &[Port] = &[
@@ -45,7 +53,8 @@ const ENCODER_CACHES: &[Port] = &[
     Port::compute("encoder.head.2", "1 4*c 2 H W"),
 ];
 
-/// The temporal up-sampling convolutions neither see nor remember the very first latent frame; their caches start at zeros.
+/// The convolutions that up-sample in time neither see nor keep the very first latent frame; their
+/// caches start at zeros.
 const DECODER_CACHES_FIRST: &[Port] = &[
     Port::compute("decoder.conv1", "1 Z 2 H W"),
     Port::compute("decoder.middle.0.residual.2", "1 4*c 2 H W"),
@@ -114,6 +123,7 @@ const DECODER_CACHES: &[Port] = &[
     Port::compute("decoder.head.2", "1 c 2 8*H 8*W"),
 ];
 
+/// Encodes the first frame and produces the caches.
 pub const ENCODER_FIRST: Contract = Contract {
     name: "vae_encoder_first",
     inputs: &[PIXELS_FIRST],
@@ -122,6 +132,7 @@ pub const ENCODER_FIRST: Contract = Contract {
     outputs: &[LATENTS_OUT],
     weights: Weights::Inside,
 };
+/// Encodes the next four frames and replaces the caches.
 pub const ENCODER_NEXT: Contract = Contract {
     name: "vae_encoder_next",
     inputs: &[PIXELS_NEXT],
@@ -130,6 +141,7 @@ pub const ENCODER_NEXT: Contract = Contract {
     outputs: &[LATENTS_OUT],
     weights: Weights::Inside,
 };
+/// Decodes the first latent frame and produces the caches.
 pub const DECODER_FIRST: Contract = Contract {
     name: "vae_decoder_first",
     inputs: &[LATENTS],
@@ -138,6 +150,7 @@ pub const DECODER_FIRST: Contract = Contract {
     outputs: &[FRAMES_FIRST, FRAMES_U8_FIRST],
     weights: Weights::Inside,
 };
+/// Decodes the next latent frame and replaces the caches.
 pub const DECODER_NEXT: Contract = Contract {
     name: "vae_decoder_next",
     inputs: &[LATENTS],
@@ -156,8 +169,9 @@ pub const TEMPORAL_STRIDE: usize = 4;
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VaeConfig {
-    /// Base width (96 in the published model).
+    /// Base width: 96 in the published model.
     pub dim: usize,
+    /// Channels of a latent.
     pub latent_channels: usize,
 }
 

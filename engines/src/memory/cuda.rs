@@ -1,10 +1,13 @@
-//! Memory of an NVIDIA device: counted allocations, zeroed, with freed activations kept for the next call; copies on streams of their own, so
-//! that an upload overlaps what the device computes; pinned host memory. Not here: kernels (they live in engines) and what is worth keeping
-//! where (the plan).
+//! Memory of an NVIDIA device: counted, zeroed allocations, copies on streams of their own, and
+//! pinned host memory. An upload overlaps what the device computes. Freed activations are kept for
+//! the next call. Kernels live in engines.
+
 use super::driver::{
     Address, CAPABILITY, Copy2d, Device, Handle, KIND_DEVICE, KIND_HOST, OUT_OF_MEMORY,
-    PINNED_PORTABLE, PINNED_READ_ONLY, READ_ONLY_REGISTER, Refusal, STREAM_NON_BLOCKING, Table,
+    PCI_ADDRESS, PINNED_PORTABLE, PINNED_READ_ONLY, READ_ONLY_REGISTER, Refusal,
+    STREAM_NON_BLOCKING, Table,
 };
+use super::gpu::{Gpu, link_of};
 use super::{
     Block, Charge, Class, Ledger, Locked, Memory, MemoryError, Pages, Place, Rows, Span, SpanMut,
 };
@@ -12,6 +15,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::mem::ManuallyDrop;
+use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -75,9 +79,15 @@ impl Driver {
         devices.insert(ordinal, Arc::downgrade(&device));
         Ok(device)
     }
+
+    /// Describes every device. Each is let go again, unless someone else uses it.
+    fn gpus(self: &Arc<Self>) -> Result<Vec<Gpu>, MemoryError> {
+        let describe = |n| self.device(n)?.describe();
+        (0..self.count()?).map(describe).collect()
+    }
 }
 
-/// Devices of this machine.
+/// Counts the devices of this machine.
 ///
 /// # Errors
 /// [`MemoryError::NoDriver`] where there is no driver.
@@ -85,8 +95,16 @@ pub fn device_count() -> Result<u32, MemoryError> {
     Driver::installed()?.count()
 }
 
-/// An NVIDIA device in use: its primary context (the one that libraries on top of the CUDA runtime use as well), idle copy streams and one
-/// stream to compute on.
+/// Describes every device of this machine, see [`crate::device::gpus`].
+///
+/// # Errors
+/// [`MemoryError::NoDriver`] where there is no driver, or the driver refuses.
+pub fn gpus() -> Result<Vec<Gpu>, MemoryError> {
+    Driver::installed()?.gpus()
+}
+
+/// An NVIDIA device in use: its primary context, idle copy streams, and one stream to compute on.
+/// Libraries on top of the CUDA runtime use the same context.
 pub struct CudaDevice {
     driver: Arc<Driver>,
     ordinal: u32,
@@ -139,10 +157,12 @@ impl CudaDevice {
         })
     }
 
+    /// Returns the device's number.
     pub fn ordinal(&self) -> u32 {
         self.ordinal
     }
 
+    /// Returns the device's memory as a place.
     pub fn place(&self) -> Place {
         Place::Cuda(self.ordinal)
     }
@@ -166,7 +186,7 @@ impl CudaDevice {
         self.table().check("cuCtxSetCurrent", code)
     }
 
-    /// The marketing name, such as `NVIDIA H100 80GB HBM3`.
+    /// Returns the marketing name, such as `NVIDIA H100 80GB HBM3`.
     ///
     /// # Errors
     /// The driver refuses.
@@ -183,7 +203,7 @@ impl CudaDevice {
         Ok(name.to_string_lossy().into_owned())
     }
 
-    /// Compute capability, such as (9, 0).
+    /// Returns the compute capability, such as (9, 0).
     ///
     /// # Errors
     /// The driver refuses.
@@ -204,7 +224,32 @@ impl CudaDevice {
         Ok(value)
     }
 
-    /// Free and all bytes of the device, whoever uses them.
+    /// Returns the address on the PCI bus, such as `0000:65:00.0`.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn pci_address(&self) -> Result<String, MemoryError> {
+        let [domain, bus, device] = PCI_ADDRESS.map(|a| self.attribute(a));
+        Ok(format!("{:04x}:{:02x}:{:02x}.0", domain?, bus?, device?))
+    }
+
+    /// Describes the device for a plan or a report.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn describe(&self) -> Result<Gpu, MemoryError> {
+        let (free, total) = self.free_and_total()?;
+        Ok(Gpu {
+            ordinal: self.ordinal,
+            name: self.name()?,
+            capability: self.capability()?,
+            free,
+            total,
+            link: link_of(Path::new("/sys/bus/pci/devices"), &self.pci_address()?),
+        })
+    }
+
+    /// Returns the free bytes and all bytes of the device, whoever uses them.
     ///
     /// # Errors
     /// The driver refuses.
@@ -230,7 +275,8 @@ impl CudaDevice {
         Ok(stream)
     }
 
-    /// The stream that engines of this device compute on, a `CUstream` that lives as long as the device object.
+    /// Returns the stream that engines of this device compute on: a `CUstream` that lives as long
+    /// as the device object.
     ///
     /// # Errors
     /// The driver refuses.
@@ -245,10 +291,11 @@ impl CudaDevice {
         Ok(self.compute.get().map_or(ptr::null_mut(), |s| s.0))
     }
 
-    /// Lets `queue` put work on the compute stream, with the device's context as this thread's, and waits until it is done.
+    /// Lets `queue` put work on the compute stream, and waits until the work is done. The device's
+    /// context is this thread's meanwhile.
     ///
     /// # Errors
-    /// Whatever `queue` says; the driver refuses.
+    /// The error of `queue`; the driver refuses.
     #[expect(unsafe_code, reason = "a call of the driver")]
     pub fn compute<E: From<MemoryError>>(
         &self,
@@ -309,11 +356,13 @@ impl CudaDevice {
         })
     }
 
-    /// Pins pages of the host for as long as the guard lives, so that copies from them run at the link's rate and beside everything else.
-    /// Pages of a mapped file are pinned for reading, which not every machine can.
+    /// Pins pages of the host for as long as the guard lives. Copies from them run at the link's
+    /// rate and beside everything else. Pages of a mapped file are pinned for reading, which not
+    /// every machine can.
     ///
     /// # Errors
-    /// The driver refuses: pages that cannot be pinned, or more of them than the system's limit on locked memory.
+    /// The driver refuses: pages that cannot be pinned, or more than the system lets a process
+    /// lock.
     #[expect(unsafe_code, reason = "calls of the driver")]
     pub fn pin<T: AsRef<[u8]> + Send + Sync + 'static>(
         self: &Arc<Self>,
@@ -329,7 +378,8 @@ impl CudaDevice {
         self.enter().map_err(|e| self.refused(e))?;
         let address = slice.as_ptr().cast_mut().cast::<c_void>();
         let flags = PINNED_PORTABLE | PINNED_READ_ONLY;
-        // SAFETY: the pages stay mapped until the guard, which holds them, has unpinned them; the device only reads.
+        // SAFETY: the pages stay mapped until the guard, which holds them, has unpinned them; the
+        // device only reads.
         let code = unsafe { (self.table().host_register)(address, slice.len(), flags) };
         self.table()
             .check("cuMemHostRegister", code)
@@ -349,7 +399,8 @@ impl Drop for CudaDevice {
         let table = self.driver.table;
         if self.enter().is_ok() {
             for stream in lock(&self.idle).drain(..).chain(self.compute.take()) {
-                // SAFETY: a stream of this device that nothing uses any more: its users hold the device.
+                // SAFETY: a stream of this device that nothing uses any more: its users hold the
+                // device.
                 unsafe { (table.stream_free)(stream) };
             }
         }
@@ -367,11 +418,12 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// Bytes that are pinned.
+    /// Counts the pinned bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
+    /// Says whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -429,9 +481,10 @@ impl Drop for Shelved {
 
 /// Memory of one NVIDIA device under a budget.
 ///
-/// What a call needs anew each time ([`Class::Activations`] and, for engines, [`Class::Workspace`]) is kept when it is freed, by size, because
-/// asking the driver stops the device; kept bytes stay counted, and are given up before an allocation is refused. The two purposes never
-/// share: an engine frees its workspace in the order of its stream, not when the device is done with it.
+/// What a call needs anew each time ([`Class::Activations`] and, for engines, [`Class::Workspace`])
+/// is kept when it is freed, by size, because asking the driver stops the device; kept bytes stay
+/// counted, and are given up before an allocation is refused. The two purposes never share: an
+/// engine frees its workspace in the order of its stream, not when the device is done with it.
 pub struct CudaMemory {
     device: Arc<CudaDevice>,
     ledger: Arc<Ledger>,
@@ -445,10 +498,12 @@ impl fmt::Debug for CudaMemory {
 }
 
 impl CudaMemory {
-    /// Memory of device `ordinal`: `budget` bytes, or what is free but for a reserve.
+    /// Opens memory of device `ordinal`, limited to `budget` bytes. Without a budget it takes the
+    /// free bytes except for a reserve.
     ///
     /// # Errors
-    /// No driver, no such device, or fewer bytes free than the budget ([`MemoryError::Short`]).
+    /// There is no driver or no such device, or fewer bytes are free than the budget
+    /// ([`MemoryError::Short`]).
     pub fn open(ordinal: u32, budget: Option<u64>) -> Result<Arc<Self>, MemoryError> {
         Self::of(CudaDevice::open(ordinal)?, budget)
     }
@@ -471,11 +526,12 @@ impl CudaMemory {
         }))
     }
 
+    /// Returns the device.
     pub fn device(&self) -> &Arc<CudaDevice> {
         &self.device
     }
 
-    /// Frees every allocation that is kept for later; how many bytes that were.
+    /// Frees every allocation that is kept for later, and counts their bytes.
     pub fn purge(&self) -> u64 {
         let kept = std::mem::take(&mut *lock(&self.shelf));
         kept.into_values().flatten().map(|a| a.bytes as u64).sum()
@@ -498,7 +554,8 @@ impl CudaMemory {
         }
     }
 
-    /// A new allocation of `bytes`, uninitialised; what is kept for later is given up first where that makes room.
+    /// A new allocation of `bytes`, uninitialised; what is kept for later is given up first where
+    /// that makes room.
     fn allocate(&self, bytes: usize, class: Class) -> Result<Allocation, MemoryError> {
         let charge = match self.ledger.charge(bytes as u64, class) {
             Err(_) if self.purge() > 0 => self.ledger.charge(bytes as u64, class),
@@ -538,7 +595,8 @@ impl CudaMemory {
             }),
             _ => Box::new(allocation),
         };
-        // SAFETY: the allocation owns at least `bytes` bytes at the address, and nobody else holds it.
+        // SAFETY: the allocation owns at least `bytes` bytes at the address, and nobody else holds
+        // it.
         Ok(unsafe { Block::from_raw(address, bytes, self.place(), keep) })
     }
 
@@ -609,8 +667,8 @@ impl Memory for CudaMemory {
         let context = |ordinal: u32| -> Result<Arc<CudaDevice>, MemoryError> {
             self.device.driver.device(ordinal)
         };
-        // SAFETY, for every call below: both spans are borrowed, hold `len` bytes where their place says, and the stream is waited for
-        // before this returns.
+        // SAFETY, for every call below: both spans are borrowed, hold `len` bytes where their place
+        // says, and the stream is waited for before this returns.
         let done = match (from.place(), to.place()) {
             (Place::Host, Place::Cuda(_)) => self.device.on_a_stream(|t, stream| {
                 // SAFETY: as above.
@@ -690,7 +748,8 @@ impl Memory for CudaMemory {
         };
         self.device
             .on_a_stream(|table, stream| {
-                // SAFETY: both sides hold the rows, as asserted, and are borrowed until the stream has been waited for.
+                // SAFETY: both sides hold the rows, as asserted, and are borrowed until the stream
+                // has been waited for.
                 let code = unsafe { (table.rows)(&raw const copy, stream) };
                 table.check("cuMemcpy2DAsync", code)
             })

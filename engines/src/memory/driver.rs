@@ -1,9 +1,11 @@
-//! The calls of NVIDIA's driver that device memory needs, looked up in `libcuda.so.1` when a device is first asked for: nothing of CUDA is
-//! needed to build or to start. Names, types and constants are those of the CUDA driver API's reference. Not here: kernels, which live in
-//! engines, and what is kept where, which is [`super::cuda`]'s and the plan's.
+//! The calls of NVIDIA's driver that device memory needs, looked up in `libcuda.so.1` when a device
+//! is first asked for. Nothing of CUDA is needed to build or to start. Names, types and constants
+//! are those of the CUDA driver API's reference.
 //!
-//! Own declarations rather than `cudarc`: two dozen calls, no further crate (`libloading` comes with `ort`), an error instead of a panic when
-//! the library or a symbol is missing, and a table that a test fills with a device of its own.
+//! The declarations are our own: two dozen calls need no crate (`libloading` comes with `ort`). A
+//! missing library or symbol is an error and no panic, and a test fills the table with a device of
+//! its own.
+
 use super::{MemoryError, loader_words};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
@@ -17,10 +19,13 @@ pub(super) const OUT_OF_MEMORY: c_int = 2;
 pub(super) const STREAM_NON_BLOCKING: c_uint = 1;
 /// `CU_MEMHOSTALLOC_PORTABLE` and `CU_MEMHOSTREGISTER_PORTABLE`: pinned for every context.
 pub(super) const PINNED_PORTABLE: c_uint = 1;
-/// `CU_MEMHOSTREGISTER_READ_ONLY`: the device only reads; what pages mapped without write permission need.
+/// `CU_MEMHOSTREGISTER_READ_ONLY`: the device only reads. Pages mapped without write permission
+/// need it.
 pub(super) const PINNED_READ_ONLY: c_uint = 8;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 pub(super) const CAPABILITY: [c_int; 2] = [75, 76];
+/// `CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID`, `_PCI_BUS_ID` and `_PCI_DEVICE_ID`.
+pub(super) const PCI_ADDRESS: [c_int; 3] = [50, 33, 34];
 /// `CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED`.
 pub(super) const READ_ONLY_REGISTER: c_int = 113;
 
@@ -85,8 +90,11 @@ macro_rules! table {
             fn of(library: &libloading::Library) -> Result<Self, String> {
                 Ok(Self {
                     $($field: {
-                        // SAFETY: the symbol has this type in every driver since CUDA 11.1; the library is never unloaded.
-                        let found = unsafe { library.get::<unsafe extern "C" fn($($arg),*) -> c_int>($symbol) };
+                        // SAFETY: the symbol has this type in every driver since CUDA 11.1; the
+                        // library is never unloaded.
+                        let found = unsafe {
+                            library.get::<unsafe extern "C" fn($($arg),*) -> c_int>($symbol)
+                        };
                         *found.map_err(|e| loader_words(&e))?
                     },)*
                 })

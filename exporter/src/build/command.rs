@@ -6,7 +6,7 @@ use super::{
 };
 use crate::graphs;
 use crate::synth::Preset;
-use engines::backend::tensorrt::set::{EngineEntry, EngineSet};
+use engines::backend::tensorrt::engine_list::{EngineEntry, EngineList};
 use engines::backend::tensorrt::{Flavour, TensorRtError};
 use engines::manifest::Models;
 use engines::profile::{Extent, Kind, LanePolicy, Profile};
@@ -311,7 +311,7 @@ fn built(
     version: &str,
     items: &[Item],
     bars: &Bars,
-) -> Result<EngineSet, BuildError> {
+) -> Result<EngineList, BuildError> {
     let library = engines::backend::tensorrt::library::Library::load()?;
     run(request, version, items, bars, &|item, graph| {
         let bar = bars.0.clone();
@@ -330,7 +330,7 @@ fn built(
     version: &str,
     items: &[Item],
     bars: &Bars,
-) -> Result<EngineSet, BuildError> {
+) -> Result<EngineList, BuildError> {
     run(request, version, items, bars, &|_, _| {
         Err(TensorRtError::NotBuilt {
             wanted: request.flavour,

@@ -5,7 +5,7 @@ use crate::export::{ShapeSources, generic};
 use crate::graph::Graph;
 use crate::graph::write::{WeightPlacement, to_model};
 use crate::synth::{self, Preset};
-use engines::backend::tensorrt::set::{self, EngineEntry};
+use engines::backend::tensorrt::engine_list::{self, EngineEntry};
 use engines::contract::{Contract, Weights};
 use engines::manifest::{FileEntry, ModelConfig, Models, hash_file};
 use engines::recipe::Recipe;
@@ -243,14 +243,14 @@ fn of_models(models: &Models) -> Result<(Vec<Raw>, ModelConfig), BuildError> {
     let mut seen = BTreeSet::new();
     let mut graphs = Vec::new();
     for c in &models.manifest().components {
-        let name = set::engine_name(c);
+        let name = engine_list::engine_name(c);
         if !seen.insert(name) {
             continue;
         }
         let (_, contract) = models.component(&c.name)?;
         let path = models.dir().join(&c.graph.file);
         let onnx = fs::read(&path).map_err(super::io(&path))?;
-        let data = set::data_of(c, &models.manifest().data);
+        let data = engine_list::data_of(c, &models.manifest().data);
         graphs.push(Raw {
             name: name.to_owned(),
             contract,

@@ -1,7 +1,7 @@
 //! An exported graph as TensorRT wants it: sizes that a profile fixes written as numbers, ranges for those that vary, and leave to spell out
 //! the attentions that no fused kernel takes. Bytes in, bytes out; nothing is run.
 use crate::graph::proto::{AttributeProto, ModelProto, ValueInfoProto, dimension};
-use engines::backend::tensorrt::set::Range;
+use engines::backend::tensorrt::engine_list::Range;
 use engines::dim::{Bindings, Dim};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,7 @@
 //! What the symbols of a component's ports may be, for one size of video and one machine's limits.
 use super::prepare::Sizes;
 use crate::graphs::{TOKEN_PIXELS, bindings};
-use engines::backend::tensorrt::set::Range;
+use engines::backend::tensorrt::engine_list::Range;
 use engines::components::{dit, speech, text};
 use engines::contract::Contract;
 use engines::manifest::ModelConfig;

@@ -5,7 +5,7 @@ use super::sizes::Limits;
 use super::*;
 use crate::export;
 use crate::synth::{self, Preset, SynthOptions};
-use engines::backend::tensorrt::set::{Engines, Here};
+use engines::backend::tensorrt::engine_list::{Engines, Here};
 use engines::error_kind::ErrorKind;
 use engines::manifest::Models;
 use std::cell::Cell;
@@ -112,7 +112,7 @@ fn layers_share_an_engine_and_a_second_build_keeps_all() {
     assert_eq!(build(&request), graphs.len());
     assert_eq!(build(&request), 0);
     let engines = open(out.path(), &here()).unwrap();
-    assert_eq!(engines.set().engines.len(), graphs.len());
+    assert_eq!(engines.list().engines.len(), graphs.len());
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_damaged_engine_is_built_again() {
     let out = tempfile::tempdir().unwrap();
     let request = request(out.path());
     build(&request);
-    let entry = open(out.path(), &here()).unwrap().set().engines[3].clone();
+    let entry = open(out.path(), &here()).unwrap().list().engines[3].clone();
     fs::write(out.path().join(&entry.file.file), "damage").unwrap();
     assert_eq!(build(&request), 1);
     open(out.path(), &here()).unwrap();
@@ -177,9 +177,9 @@ fn an_interrupted_build_goes_on_where_it_stopped() {
 #[test]
 fn engines_that_do_not_fit_are_refused_with_the_command_that_rebuilds() {
     type Change = fn(&Path, &mut Here);
-    fn edit(out: &Path, change: impl FnOnce(&mut EngineSet)) {
-        let path = out.join(set::FILE);
-        let mut list = set::parse(&fs::read_to_string(&path).unwrap()).unwrap();
+    fn edit(out: &Path, change: impl FnOnce(&mut EngineList)) {
+        let path = out.join(engine_list::FILE);
+        let mut list = engine_list::parse(&fs::read_to_string(&path).unwrap()).unwrap();
         change(&mut list);
         fs::write(&path, serde_json::to_string(&list).unwrap()).unwrap();
     }
@@ -240,7 +240,7 @@ fn engines_that_do_not_fit_are_refused_with_the_command_that_rebuilds() {
             },
         ),
         ("not a set of engines", "--sm 89", |out, _| {
-            fs::write(out.join(set::FILE), "{}").unwrap();
+            fs::write(out.join(engine_list::FILE), "{}").unwrap();
         }),
     ];
     for (want, command, change) in cases {

@@ -9,7 +9,7 @@ use engines::contract::{Contract, Port};
 use engines::memory::Memory;
 use engines::recipe::Recipe;
 use engines::tensor::View;
-use engines::weights::{HostWeights, WeightSet};
+use engines::weights::{HostWeights, BoundWeights};
 
 type Shared = Arc<Mutex<Box<dyn Session>>>;
 
@@ -112,7 +112,7 @@ impl Session for KeptSession {
         self.recipe
     }
 
-    fn bind(&mut self, weights: WeightSet) {
+    fn bind(&mut self, weights: BoundWeights) {
         locked(&self.session).bind(weights);
     }
 

@@ -10,7 +10,7 @@ use std::thread;
 use engines::backend::EngineError;
 use engines::contract::DType;
 use engines::memory::{Block, Class, Memory, MemoryError};
-use engines::weights::{HostWeights, WeightSet};
+use engines::weights::{BoundWeights, HostWeights};
 
 use crate::chain::ring::KvRing;
 use crate::numbers::geometry::Geometry;
@@ -84,12 +84,12 @@ pub(crate) struct Filled<'a> {
 
 impl Filled<'_> {
     /// The layer's weights in the slot. They must be dropped before the slot is given back.
-    pub(crate) fn weights(&self) -> Option<WeightSet> {
+    pub(crate) fn weights(&self) -> Option<BoundWeights> {
         Some(self.whole?.in_slab(&self.slot.weights))
     }
 
     /// Weights of another graph that takes some of the layer's; `None` when they are not all there.
-    pub(crate) fn weights_of(&self, part: &HostWeights) -> Option<WeightSet> {
+    pub(crate) fn weights_of(&self, part: &HostWeights) -> Option<BoundWeights> {
         part.in_slab_of(self.whole?, &self.slot.weights)
     }
 

@@ -11,7 +11,7 @@ use engines::components::dit::{self, DitConfig};
 use engines::contract::Port;
 use engines::memory::{Block, Class, Ledger, Memory, MemoryError};
 use engines::tensor::{Tensor, View};
-use engines::weights::{HostWeights, WeightSet};
+use engines::weights::{BoundWeights, HostWeights};
 
 use crate::chain::call::{
     Anchor, BlockAudio, Call, CallOutput, Flow, LayerCondition, Placed, Prefill, SinkFlow,
@@ -82,7 +82,7 @@ struct Loaded {
 enum Weights {
     /// Where the device's sessions read; in a slab of their own where the device is apart.
     Resident {
-        set: WeightSet,
+        set: BoundWeights,
         slab: Option<Arc<Block>>,
     },
     /// On the host, and in a slot while the layer runs.
@@ -415,7 +415,7 @@ impl Layer {
         let out = session.run(inputs, state);
         // A slot is free again when nothing refers to the weights in it, also after a failure.
         if matches!(self.weights, Weights::Streamed) {
-            session.bind(WeightSet::default());
+            session.bind(BoundWeights::default());
         }
         out
     }
@@ -707,7 +707,7 @@ impl Sink<'_> {
             (&dit::SINK_ROPE_SIN, self.rope[1].view()),
         ];
         let mut out = session.run(&inputs, State::None)?;
-        session.bind(WeightSet::default());
+        session.bind(BoundWeights::default());
         flow.hidden = out.take(&dit::SINK_HIDDEN_OUT);
         let made = LayerCondition {
             sink_k: out.take(&dit::SINK_K_OUT),
@@ -729,7 +729,7 @@ impl Sink<'_> {
         name: &str,
         layer: &Layer,
         filled: Option<&Filled<'_>>,
-    ) -> Result<WeightSet, EngineError> {
+    ) -> Result<BoundWeights, EngineError> {
         let (backend, memory) = (&self.site.backend, self.site.memory());
         let host = backend.weights(name)?;
         let there = match (&layer.weights, filled) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use engines::backend::EngineError;
 use engines::error_kind::ErrorKind;
-use engines::graph_set::GraphSetError;
+use engines::graph_folder::GraphFolderError;
 use engines::manifest::ManifestError;
 use engines::memory::MemoryError;
 use engines::tensor_file::TensorFileError;
@@ -46,7 +46,7 @@ pub enum CheckError {
     Manifest(#[from] ManifestError),
     /// A folder of graphs cannot be used.
     #[error(transparent)]
-    Graphs(#[from] GraphSetError),
+    Graphs(#[from] GraphFolderError),
     /// A file of tensors cannot be used.
     #[error(transparent)]
     Tensors(#[from] TensorFileError),

@@ -11,15 +11,15 @@ use std::time::Instant;
 use engines::backend::ort::{Runtime, WeightPort};
 use engines::backend::{Backend, EngineError, LoadOptions, Session, State};
 use engines::components::dit::{self, DitConfig};
-use engines::components::probe;
+use engines::components::matmul;
 use engines::contract::{Contract, DType};
-use engines::graph_set::GraphSet;
+use engines::graph_folder::GraphFolder;
 use engines::manifest::ModelConfig;
 use engines::memory::{Class, Counts, Ledger, Memory, MemoryError};
 use engines::profile::Kind;
 use engines::recipe::Recipe;
 use engines::tensor::Tensor;
-use engines::weights::{HostWeights, WeightSet};
+use engines::weights::{BoundWeights, HostWeights};
 use half::bf16;
 
 use crate::chain::call::{Anchor, BlockAudio, Lane, LayerCondition, Placed, Tables};
@@ -128,7 +128,7 @@ pub type Opener<'a> = &'a dyn Fn(Option<u64>) -> Result<Runtime, EngineError>;
 /// Graphs or a device that cannot be used; less memory than needed; an offload cap that not even the streaming slots fit.
 pub fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, CheckError> {
     let before = smi(request.device);
-    let set = GraphSet::open(&request.graphs)?;
+    let set = GraphFolder::open(&request.graphs)?;
     let mut model = set.config.dit.clone();
     model.layers = request.layers.unwrap_or(model.layers);
     model.audio_inject_layers.retain(|l| *l < model.layers);
@@ -162,11 +162,11 @@ pub fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, CheckError
 /// One matrix product, timed.
 fn product(
     runtime: &Runtime,
-    set: &GraphSet,
+    set: &GraphFolder,
     request: &Request<'_>,
 ) -> Result<Product, EngineError> {
     let side = request.matmul;
-    let (mut session, _) = runtime.open(&set.file(&request.graphs, &probe::MATMUL))?;
+    let (mut session, _) = runtime.open(&set.file(&request.graphs, &matmul::MATMUL))?;
     let memory = &**runtime.memory();
     let square = |seed| {
         made_up::on_device(
@@ -180,7 +180,10 @@ fn product(
     let (left, right) = (square(1)?, square(2)?);
     let mut times = Vec::new();
     for _ in 0..request.runs + 2 {
-        let inputs = [(&probe::LEFT, left.view()), (&probe::RIGHT, right.view())];
+        let inputs = [
+            (&matmul::LEFT, left.view()),
+            (&matmul::RIGHT, right.view()),
+        ];
         let began = Instant::now();
         session.run(&inputs, State::None)?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
@@ -207,7 +210,7 @@ struct OnDevice<'a> {
 impl<'a> OnDevice<'a> {
     fn new(
         runtime: Runtime,
-        set: &'a GraphSet,
+        set: &'a GraphFolder,
         model: &'a DitConfig,
         geometry: &'a Geometry,
         request: &'a Request<'a>,
@@ -437,7 +440,7 @@ impl<'a> OnDevice<'a> {
 /// A backend whose weights are made up: one host copy for each kind of layer stands for every layer of the kind.
 struct Synthetic {
     runtime: Runtime,
-    set: GraphSet,
+    set: GraphFolder,
     /// Folder of the graphs.
     graphs: PathBuf,
     model: DitConfig,
@@ -447,7 +450,7 @@ struct Synthetic {
 impl Synthetic {
     fn new(
         runtime: Runtime,
-        set: &GraphSet,
+        set: &GraphFolder,
         model: &DitConfig,
         request: &Request<'_>,
         ledger: &Arc<Ledger>,
@@ -518,7 +521,7 @@ impl Backend for Synthetic {
             let there = weight(p, seed).copied_to(memory, Class::Weights)?;
             Ok((p.name.clone(), there))
         });
-        session.bind(weights.collect::<Result<WeightSet, MemoryError>>()?);
+        session.bind(weights.collect::<Result<BoundWeights, MemoryError>>()?);
         Ok(session)
     }
 

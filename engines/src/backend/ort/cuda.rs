@@ -1,5 +1,6 @@
-//! ONNX Runtime's CUDA provider on one device: its libraries, checked before it is asked for; its options; its allocations, which come from
-//! the device's counted memory; where it put every node. Not here: binding and running, which a session does alike on every provider.
+//! ONNX Runtime's CUDA provider on one device: its libraries, which are checked first, its options,
+//! its allocations, which come from the device's counted memory, and the placement of nodes.
+
 use super::super::{Elsewhere, EngineError};
 use super::library::{CUDA_PROVIDER, LIBRARY};
 use crate::memory::cuda::{CudaDevice, CudaMemory};
@@ -45,7 +46,8 @@ const LIBRARIES: [(&str, &str); 5] = [
     ),
 ];
 
-/// Nodes that only compute shapes may run on the host: the provider itself wants them there, and they touch no tensor's data.
+/// Nodes that only compute shapes may run on the host: the provider itself wants them there, and
+/// they touch no tensor's data.
 const SHAPE_ARITHMETIC: [&str; 22] = [
     "Shape",
     "Size",
@@ -95,7 +97,8 @@ impl Cuda {
             Ok(true) => {}
             _ => {
                 return Err(unusable(format!(
-                    "the {LIBRARY} of this process has no CUDA provider (`scripts/setup --cuda` fetches one that has)"
+                    "the {LIBRARY} of this process has no CUDA provider (`scripts/setup --cuda` \
+                     fetches one that has)"
                 )));
             }
         }
@@ -121,8 +124,9 @@ impl Cuda {
         )
     }
 
-    /// The provider: f32 stays f32 (no TF32), norms are computed strictly, no search over convolutions that would fill the device, and one
-    /// stream for all sessions, so that what one frees the next may take.
+    /// The provider: f32 stays f32 (no TF32), norms are computed strictly, no search over
+    /// convolutions that would fill the device, and one stream for all sessions, so that what one
+    /// frees the next may take.
     #[expect(unsafe_code, reason = "a stream handed over by its address")]
     pub(super) fn provider(&self) -> Result<ExecutionProviderDispatch, EngineError> {
         let stream = self.device().compute_stream()?;
@@ -134,7 +138,8 @@ impl Cuda {
             .with_conv_algorithm_search(ConvAlgorithmSearch::Heuristic)
             .with_skip_layer_norm_strict_mode(true)
             .with_tf32(false);
-        // SAFETY: the stream lives as long as the device object, which every session of this backend holds.
+        // SAFETY: the stream lives as long as the device object, which every session of this
+        // backend holds.
         let provider = unsafe { provider.with_compute_stream(stream.cast()) };
         Ok(provider.build().error_on_failure())
     }
@@ -153,7 +158,8 @@ impl Cuda {
     }
 }
 
-/// Loads every library that the provider needs, so that what is missing is named before anything else is loaded.
+/// Loads every library that the provider needs, so that what is missing is named before anything
+/// else is loaded.
 pub(super) fn preload(library: &Path) -> Result<(), EngineError> {
     let folder = library.parent().unwrap_or(Path::new("."));
     for name in ["libonnxruntime_providers_shared.so", CUDA_PROVIDER] {
@@ -205,11 +211,13 @@ fn works(runtime: &Library) -> Result<(), EngineError> {
     // SAFETY: a constant string, for any code.
     let words = unsafe { CStr::from_ptr(words(code)) }.to_string_lossy();
     Err(broken(format!(
-        "the driver refuses the CUDA 13 runtime: {words} ({code}); CUDA 13 wants the NVIDIA driver 580 or later"
+        "the driver refuses the CUDA 13 runtime: {words} ({code}); CUDA 13 wants the NVIDIA driver \
+         580 or later"
     )))
 }
 
-/// Where pip, a CUDA installation and this project put such libraries; the system's own search comes first.
+/// Where pip, a CUDA installation and this project put such libraries; the system's own search
+/// comes first.
 fn library_folders(beside: &Path) -> Vec<PathBuf> {
     let mut folders = vec![beside.to_owned()];
     if let Some(environment) = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from) {
@@ -232,7 +240,8 @@ fn children(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Loads a library for good, by its name and then in each folder. The error is the system's for the name.
+/// Loads a library for good, by its name and then in each folder. The error is the system's for the
+/// name.
 #[expect(unsafe_code, reason = "C libraries are loaded")]
 fn open(name: &str, folders: &[PathBuf]) -> Result<ManuallyDrop<Library>, String> {
     let load = |path: &Path| {
@@ -297,8 +306,9 @@ const TAKE: [Take; 8] = [
     take::<0>, take::<1>, take::<2>, take::<3>, take::<4>, take::<5>, take::<6>, take::<7>,
 ];
 
-/// Makes `memory` what the sessions of its device allocate from. The environment takes one allocator per device, for good; a later memory
-/// of the same device takes the former's place behind it.
+/// Makes `memory` what the sessions of its device allocate from. The environment takes one
+/// allocator per device, for good; a later memory of the same device takes the former's place
+/// behind it.
 #[expect(unsafe_code, reason = "the binding has no call for it")]
 fn adopt(environment: &Environment, memory: &Arc<CudaMemory>) -> Result<(), ort::Error> {
     let ordinal = memory.device().ordinal();
@@ -337,8 +347,9 @@ fn adopt(environment: &Environment, memory: &Arc<CudaMemory>) -> Result<(), ort:
     )?;
     let (api, provider) = (ort::api(), words(PROVIDER));
     let mut arena = ptr::null_mut();
-    // SAFETY: every pointer is live for the calls, which copy what they keep; the functions live as long as the program. The arena's
-    // configuration must be there and means nothing: allocations go to the functions.
+    // SAFETY: every pointer is live for the calls, which copy what they keep; the functions live as
+    // long as the program. The arena's configuration must be there and means nothing: allocations
+    // go to the functions.
     let registered = unsafe {
         let status = (api.CreateArenaCfg)(0, -1, -1, -1, &raw mut arena);
         ort::Error::result_from_status(status).and_then(|()| {
@@ -361,7 +372,8 @@ fn adopt(environment: &Environment, memory: &Arc<CudaMemory>) -> Result<(), ort:
     registered
 }
 
-/// Nodes of a session that run elsewhere than on its device, as (provider, operator) with their number.
+/// Nodes of a session that run elsewhere than on its device, as (provider, operator) with their
+/// number.
 #[expect(unsafe_code, reason = "the binding has no call for it")]
 pub(super) fn elsewhere(session: &ort::session::Session) -> Result<Vec<Elsewhere>, ort::Error> {
     let api = ort::api();
@@ -414,7 +426,8 @@ unsafe fn slice<'a, T>(at: *const T, count: usize) -> &'a [T] {
     }
 }
 
-/// Inputs that the session reads on the host even on a device: sizes and positions that its kernels want before they start.
+/// Inputs that the session reads on the host even on a device: sizes and positions that its kernels
+/// want before they start.
 #[expect(unsafe_code, reason = "the binding has no call for it")]
 pub(super) fn host_inputs(session: &ort::session::Session) -> Result<BTreeSet<String>, ort::Error> {
     use ort::sys::OrtMemoryInfoDeviceType as Kind;

@@ -1,4 +1,6 @@
-//! ONNX Runtime's library: where it is found, and the one environment of the process, whose thread pool and scratch every session shares.
+//! ONNX Runtime's library: its place on disk, and the one environment of the process, whose thread
+//! pool and scratch every session shares.
+
 use super::super::EngineError;
 use ort::AsPointer;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
@@ -35,7 +37,8 @@ impl Kind {
         }
     }
 
-    /// `ORT_DYLIB_PATH`, else beside the executable, else its folder in the `.deps` of a folder above it.
+    /// Finds the library: `ORT_DYLIB_PATH`, else beside the executable, else in the `.deps` of a
+    /// folder above it or above the working directory.
     pub(super) fn locate(self) -> Option<PathBuf> {
         if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
             return Some(PathBuf::from(path));
@@ -58,7 +61,8 @@ impl Kind {
 /// The provider's own library, beside the main one.
 pub(super) const CUDA_PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
-/// The process-wide environment: ONNX Runtime allows one library and one thread pool per process, so the first call decides.
+/// Returns the environment of the process. ONNX Runtime allows one library and one thread pool for
+/// a process, so the first call decides.
 pub(super) fn environment(threads: usize, kind: Kind) -> Result<Environment, EngineError> {
     static SHARED: Mutex<Option<Environment>> = Mutex::new(None);
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,10 +76,12 @@ pub(super) fn environment(threads: usize, kind: Kind) -> Result<Environment, Eng
     let path = kind.locate().ok_or_else(|| {
         let (folder, script) = kind.folder();
         library(format!(
-            "{LIBRARY} not found beside the program or in .deps/{folder} of a folder above it (`{script}` puts it there)"
+            "{LIBRARY} not found beside the program or in .deps/{folder} of a folder above it \
+             (`{script}` puts it there)"
         ))
     })?;
-    // Before anything else of the binding: its first call would otherwise look for a library of its own.
+    // Before anything else of the binding: its first call would otherwise look for a library of its
+    // own.
     let builder = ort::init_from(&path).map_err(|e| library(format!("{}: {e}", path.display())))?;
     let pool = GlobalThreadPoolOptions::default()
         .with_intra_threads(threads)
@@ -96,8 +102,9 @@ pub(super) fn environment(threads: usize, kind: Kind) -> Result<Environment, Eng
     Ok(shared.insert(environment).clone())
 }
 
-/// One arena for all sessions of the process: a layer's scratch is the next layer's. With an arena each, forty layers would keep forty
-/// times the scratch of one. It grows by what is asked for, not by powers of two.
+/// One arena for all sessions of the process: a layer's scratch is the next layer's. With an arena
+/// each, forty layers would keep forty times the scratch of one. It grows by what is asked for, not
+/// by powers of two.
 #[expect(unsafe_code, reason = "the binding has no call for it")]
 fn share_arena(environment: &Environment) -> Result<(), ort::Error> {
     const SAME_AS_REQUESTED: i32 = 1;
@@ -110,7 +117,8 @@ fn share_arena(environment: &Environment) -> Result<(), ort::Error> {
     )?;
     let api = ort::api();
     let mut config = ptr::null_mut();
-    // SAFETY: all pointers are live for the calls; the library copies the configuration, which is released here.
+    // SAFETY: all pointers are live for the calls; the library copies the configuration, which is
+    // released here.
     unsafe {
         ort::Error::result_from_status((api.CreateArenaCfg)(
             0,

@@ -1,6 +1,7 @@
-//! One prepared ONNX file to one serialised engine. For RTX cards this needs neither the card nor a driver; the enterprise library builds on
-//! the GPU that will run the engine. Builds run one after the other: TensorRT uses every core by itself, and its peak of host memory is then
-//! that of one build.
+//! One prepared ONNX file to one serialised engine. For RTX cards this needs neither the card nor a
+//! driver; the enterprise library builds on the GPU that will run the engine. Builds run one after
+//! the other: TensorRT uses every core by itself, and its peak of host memory is then that of one
+//! build.
 use super::library::{self, Library};
 use super::{Flavour, TensorRtError};
 use std::ops::ControlFlow;
@@ -13,27 +14,34 @@ use trtx::{
     ProfilingVerbosity,
 };
 
-/// Sizes that a graph input may have: for the smallest call, the one to tune for, and the largest.
+/// Sizes that a graph input may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputRange {
+    /// Name of the input.
     pub name: String,
+    /// Shape of the smallest call.
     pub min: Vec<i64>,
+    /// Shape that the engine is tuned for.
     pub opt: Vec<i64>,
+    /// Shape of the largest call.
     pub max: Vec<i64>,
 }
 
-/// What to build an engine for.
+/// Settings of one build.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
     /// Streaming multiprocessor version without its dot, e.g. 89.
     pub sm: u32,
-    /// Most scratch memory on the device, bytes; `None` is TensorRT's own limit, the whole device.
+    /// Most scratch memory on the device in bytes; `None` is TensorRT's own limit, the whole
+    /// device.
     pub workspace: Option<u64>,
-    /// 0 to 5, TensorRT's own scale.
+    /// Optimisation level, 0 to 5.
     pub level: i32,
+    /// Where the engine keeps the weights inside it.
     pub weights: WeightMemory,
     /// Inputs with sizes that vary; all others are fixed in the file.
     pub ranges: &'a [InputRange],
+    /// What the engine remembers of its layers.
     pub detail: Detail,
 }
 
@@ -55,7 +63,7 @@ pub enum Detail {
     All,
 }
 
-/// Told as a build proceeds: phase, step done, steps in all.
+/// Receives the phase, the step done and the steps in all, as a build proceeds.
 pub type Progress = Box<dyn Fn(&str, i32, i32) + Send + Sync>;
 
 /// One build at a time.
@@ -64,17 +72,18 @@ static BUILDING: Mutex<()> = Mutex::new(());
 /// Parses the file, without building anything.
 ///
 /// # Errors
-/// [`TensorRtError::Build`] with what the parser said.
+/// [`TensorRtError::Build`] with the parser's message.
 pub fn parse(_library: Library, onnx: &Path) -> Result<(), TensorRtError> {
     let _one = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut builder = Builder::new(library::logger()?).map_err(|e| failed(onnx, &e))?;
     parsed(&mut builder, onnx).map(drop)
 }
 
-/// Builds an engine from the file at `onnx`, whose weights inside are read from beside it.
+/// Builds an engine from the file at `onnx`. Weights inside are read from beside it.
 ///
 /// # Errors
-/// A graph that TensorRT refuses, with what it said; a kind of GPU that this library does not build for; no driver, where one is needed.
+/// TensorRT refuses the graph, with its message; the library does not build for this kind of GPU;
+/// or the build needs a driver that is missing.
 pub fn build(
     library: Library,
     onnx: &Path,
@@ -119,7 +128,8 @@ fn short_of_scratch(error: TensorRtError, workspace: Option<u64>) -> TensorRtErr
     match (error, workspace) {
         (TensorRtError::Build { path, reason }, Some(bytes)) if reason.contains("OutOfMemory") => {
             let reason = format!(
-                "{reason}; its scratch was limited to {} MiB: raise --workspace, or builder.scratch_mib of the profile",
+                "{reason}; its scratch was limited to {} MiB: raise --workspace, or \
+                 builder.scratch_mib of the profile",
                 bytes >> 20
             );
             TensorRtError::Build { path, reason }
@@ -218,7 +228,8 @@ fn add_ranges(
     config
         .add_optimization_profile(&mut profile)
         .map_err(fail)?;
-    // The builder owns what its profiles point to; the binding's destructor would free it a second time.
+    // The builder owns what its profiles point to; the binding's destructor would free it a second
+    // time.
     std::mem::forget(profile);
     Ok(())
 }
@@ -233,8 +244,9 @@ fn serialise(
     config: &mut BuilderConfig<'_>,
 ) -> Result<Vec<u8>, trtx::Error> {
     let parser: *mut OnnxParser<'static> = parser;
-    // SAFETY: `parser` is borrowed exclusively by this function and outlives the build; the binding's `network_mut` ties the borrow of the
-    // network to the parser's own lifetime parameter, which no caller can name twice.
+    // SAFETY: `parser` is borrowed exclusively by this function and outlives the build; the
+    // binding's `network_mut` ties the borrow of the network to the parser's own lifetime
+    // parameter, which no caller can name twice.
     let network = unsafe { (*parser).network_mut() };
     let plan = builder.build_serialized_network(network, config)?;
     Ok(plan.to_vec())

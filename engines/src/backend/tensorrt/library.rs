@@ -1,12 +1,14 @@
-//! Finding and loading the TensorRT libraries and the CUDA driver, each failure named with the package that has it. Nothing here needs a GPU
-//! but [`driver`].
+//! Finds and loads the TensorRT libraries and the CUDA driver. Each failure names the package that
+//! has the library. Only [`driver`] needs a GPU.
+
 use super::{Flavour, TensorRtError};
 use crate::memory::cuda::CudaDevice;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use trtx::{LogHandler, Logger, Severity};
 
-/// Folder of the two libraries, or one with a `lib` folder that has them.
+/// Environment variable with the folder of the two libraries, or one with a `lib` folder that has
+/// them.
 pub const FOLDER_VARIABLE: &str = "TENSORRT_DIR";
 
 /// This binary's flavour.
@@ -18,10 +20,14 @@ const FLAVOUR: Flavour = if cfg!(feature = "tensorrt") {
 
 const REMEDY: &str = match FLAVOUR {
     Flavour::Rtx => {
-        "`scripts/setup --tensorrt` fetches it (the PyPI wheel onnxruntime-ep-nv-tensorrt-rtx-cu13 0.5.0 has it), or set TENSORRT_DIR to the folder that holds libtensorrt_rtx.so.1.7.1 and libtensorrt_onnxparser_rtx.so.1.7.1"
+        "`scripts/setup --tensorrt` fetches it (the PyPI wheel onnxruntime-ep-nv-tensorrt-rtx-cu13 \
+         0.5.0 has it), or set TENSORRT_DIR to the folder that holds libtensorrt_rtx.so.1.7.1 and \
+         libtensorrt_onnxparser_rtx.so.1.7.1"
     }
     Flavour::Enterprise => {
-        "install NVIDIA TensorRT 11.4 (Debian packages libnvinfer11 and libnvonnxparsers11 of NVIDIA's repository), or set TENSORRT_DIR to the folder that holds libnvinfer.so.11 and libnvonnxparser.so.11"
+        "install NVIDIA TensorRT 11.4 (Debian packages libnvinfer11 and libnvonnxparsers11 of \
+         NVIDIA's repository), or set TENSORRT_DIR to the folder that holds libnvinfer.so.11 and \
+         libnvonnxparser.so.11"
     }
 };
 
@@ -34,7 +40,8 @@ const NAMES: [&str; 2] = match FLAVOUR {
     Flavour::Enterprise => ["libnvinfer.so.11", "libnvonnxparser.so.11"],
 };
 
-/// Where `scripts/setup` puts the library, below a folder above the program or the working directory.
+/// Where `scripts/setup` puts the library, below a folder above the program or the working
+/// directory.
 const FETCHED: &str = ".deps/tensorrt-rtx";
 
 /// The loaded library. It stays loaded for the life of the process.
@@ -78,11 +85,12 @@ impl Library {
         Ok(*loaded.insert(found))
     }
 
-    /// `1.7.1`.
+    /// Returns the version, such as `1.7.1`.
     pub fn version(&self) -> String {
         self.version.map(|n| n.to_string()).join(".")
     }
 
+    /// Returns the flavour of this binary.
     pub fn flavour(&self) -> Flavour {
         FLAVOUR
     }
@@ -157,7 +165,8 @@ fn version_of(path: &Path) -> Result<[i32; 3], TensorRtError> {
         reason: e.to_string(),
         remedy: REMEDY,
     };
-    // SAFETY: the library is loaded already, so nothing of it runs now; the three functions take nothing and return an int32_t.
+    // SAFETY: the library is loaded already, so nothing of it runs now; the three functions take
+    // nothing and return an int32_t.
     unsafe {
         let library = libloading::Library::new(path).map_err(missing)?;
         let number = |name: &[u8]| {
@@ -173,7 +182,8 @@ fn version_of(path: &Path) -> Result<[i32; 3], TensorRtError> {
     }
 }
 
-/// Asks the CUDA driver for a device, before anything of TensorRT's that would end the process without one.
+/// Asks the CUDA driver for a device, before anything of TensorRT's that would end the process
+/// without one.
 ///
 /// # Errors
 /// [`TensorRtError::Driver`], which names the driver's package.

@@ -1,9 +1,11 @@
-//! Running engines: a folder of them opened for one device, and sessions that bind every port and every bound weight by its address. Outputs
-//! and scratch come from the caller's counted memory. Nothing here was run on a GPU yet; what comes before one is needed is tested.
+//! Runs engines: a folder of them opened for one device, and sessions that bind every port and
+//! every bound weight by its address. Outputs and scratch come from the caller's counted memory.
+
 use super::TensorRtError;
+use super::engine_list::{Engines, Here, engine_name};
 use super::library::{self, Library};
-use super::set::{Engines, Here, engine_name};
-use crate::backend::{Backend, EngineError, Facts, LoadOptions, Outputs, Rim, Session, State};
+use crate::backend::rim::{Facts, Mismatch, Rim};
+use crate::backend::{Backend, EngineError, LoadOptions, Outputs, Session, State};
 use crate::contract::{Contract, DType, NEXT, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
 use crate::manifest::{ComponentEntry, Models};
@@ -11,7 +13,7 @@ use crate::memory::cuda::{CudaDevice, CudaMemory};
 use crate::memory::{Block, Class, Memory, Place};
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View};
-use crate::weights::{HostWeights, WeightSet};
+use crate::weights::{BoundWeights, HostWeights};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::path::Path;
@@ -32,7 +34,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub enum InsideBudget {
     /// On the device.
     Resident,
-    /// At most so many bytes an engine on the device, the rest streamed from the host: enterprise engines that were built for it.
+    /// At most so many bytes of an engine on the device; the rest streams from the host. Only for
+    /// enterprise engines that were built for it.
     AtMost(u64),
 }
 
@@ -64,11 +67,12 @@ unsafe impl<T> Send for Shared<T> {}
 unsafe impl<T> Sync for Shared<T> {}
 
 impl TensorRt {
-    /// Opens the engines at `dir` for the components that `wanted` names. Driver, library, GPU, and then each engine are checked before
-    /// anything is loaded.
+    /// Opens the engines at `dir` for the components that `wanted` names. Checks driver, library,
+    /// GPU and then each engine before it loads anything.
     ///
     /// # Errors
-    /// A driver or library that is missing; an engine that is missing, stale, damaged or for another GPU, with the command that rebuilds it.
+    /// A driver or library is missing; an engine is missing, stale, damaged or for another GPU,
+    /// with the command that rebuilds it.
     pub fn open(
         models: Models,
         dir: &Path,
@@ -101,6 +105,7 @@ impl TensorRt {
         })
     }
 
+    /// Returns the export.
     pub fn models(&self) -> &Models {
         &self.models
     }
@@ -122,7 +127,7 @@ impl TensorRt {
         let plan = std::fs::read(&path).map_err(|source| TensorRtError::Read {
             path,
             source,
-            rebuild: self.engines.set().command.clone(),
+            rebuild: self.engines.list().command.clone(),
         })?;
         let mut made = None;
         self.device.compute(|_| {
@@ -177,10 +182,6 @@ impl TensorRt {
             }
         }
         let engine = self.engine(entry)?;
-        let weights: BTreeSet<String> = match contract.weights {
-            Weights::Inside => BTreeSet::new(),
-            Weights::Bound => entry.weights.keys().cloned().collect(),
-        };
         let mut made = None;
         self.device.compute(|_| {
             made = Some(self.context(component, &mut lock(&engine.0))?);
@@ -189,10 +190,7 @@ impl TensorRt {
         let (context, on_host) =
             made.ok_or_else(|| run_error(component, &"no context was made"))?;
         let session = TensorRtSession {
-            component: component.to_owned(),
-            contract,
-            recipe: self.models.recipe(),
-            bindings: self.bindings.clone(),
+            rim: Rim::of(entry, contract, self.models.recipe(), &self.bindings),
             context: Shared(Mutex::new(context)),
             engine,
             _runtime: Arc::clone(&self.runtime),
@@ -200,8 +198,7 @@ impl TensorRt {
             memory: Arc::clone(&self.memory),
             scratch: Arc::clone(&self.scratch),
             on_host,
-            names: weights,
-            weights: WeightSet::default(),
+            weights: BoundWeights::default(),
         };
         session.check_rim()?;
         Ok(session)
@@ -255,7 +252,7 @@ impl Backend for TensorRt {
         options: &LoadOptions,
     ) -> Result<Box<dyn Session>, EngineError> {
         let mut session = self.session(component, options)?;
-        if session.contract.weights == Weights::Bound {
+        if session.rim.contract.weights == Weights::Bound {
             session.bind(self.weights(component)?.resident(&*self.memory)?);
         }
         Ok(Box::new(session))
@@ -301,72 +298,43 @@ fn dtype_of(ty: DataType) -> Option<DType> {
     })
 }
 
-/// One engine's context. Fields are dropped in this order: the context before its engine, the engine before the runtime.
+/// One engine's context. The order of the fields is the order of their drops: the context before
+/// its engine, the engine before the runtime.
 struct TensorRtSession {
     context: Shared<ExecutionContext<'static>>,
     engine: Arc<Shared<CudaEngine<'static>>>,
     _runtime: Arc<Shared<Runtime<'static>>>,
-    component: String,
-    contract: &'static Contract,
-    recipe: Recipe,
-    bindings: Bindings,
+    rim: Rim,
     device: Arc<CudaDevice>,
     memory: Arc<dyn Memory>,
     scratch: Arc<Mutex<Option<Block>>>,
     /// Inputs that TensorRT reads on the host.
     on_host: BTreeSet<String>,
-    /// Names of the weights that must be bound.
-    names: BTreeSet<String>,
-    weights: WeightSet,
+    weights: BoundWeights,
 }
 
 impl TensorRtSession {
     /// The engine's real rim must be the contract's, before any frame is made.
     fn check_rim(&self) -> Result<(), EngineError> {
         let engine = lock(&self.engine.0);
-        let fail = |e: trtx::Error| run_error(&self.component, &e);
-        let mut found: BTreeSet<String> = names(&engine).map_err(fail)?.into_iter().collect();
-        let wanted = self
-            .contract
-            .graph_inputs()
-            .map(|p| (p.name.to_owned(), p))
-            .chain(self.contract.graph_outputs());
-        for (name, port) in wanted {
-            let want = port.dtype(self.recipe);
-            let got = match found.remove(&name) {
-                true => dtype_of(engine.tensor_data_type(&name).map_err(fail)?),
-                false => None,
-            };
-            if got != Some(want) {
-                let got = got.map_or_else(|| "no such port".to_owned(), |t| t.to_string());
-                return Err(self.bind_error(&name, port.fact(self.recipe), got));
-            }
+        let fail = |e: trtx::Error| run_error(&self.rim.component, &e);
+        let mut found = BTreeMap::new();
+        for name in names(&engine).map_err(fail)? {
+            let dtype = dtype_of(engine.tensor_data_type(&name).map_err(fail)?);
+            found.insert(name, dtype);
         }
-        match found.iter().find(|name| !self.names.contains(*name)) {
-            Some(name) => Err(self.bind_error(name, "no such port", "one more")),
+        let fits = |dtype: &Option<DType>, port: &Port| *dtype == Some(port.dtype(self.rim.recipe));
+        let show = |dtype: &Option<DType>| {
+            dtype.map_or_else(|| "a type that no port has".to_owned(), |t| t.to_string())
+        };
+        match self.rim.mismatch(found, fits, show, |_| false) {
             None => Ok(()),
+            Some(Mismatch { port, want, got }) => Err(self.rim.error(&port, want, got)),
         }
     }
 
-    fn rim(&self) -> Rim<'_> {
-        Rim {
-            component: &self.component,
-            contract: self.contract,
-            recipe: self.recipe,
-            bindings: &self.bindings,
-        }
-    }
-
-    fn bind_error(
-        &self,
-        port: &str,
-        want: impl Into<String>,
-        got: impl Into<String>,
-    ) -> EngineError {
-        self.rim().error(port, want, got)
-    }
-
-    /// Where the elements of an input are to be read: where they lie, or a copy that `moved` keeps for the call.
+    /// Where the elements of an input are to be read: where they lie, or a copy that `moved` keeps
+    /// for the call.
     fn place(
         &self,
         name: &str,
@@ -406,7 +374,7 @@ impl TensorRtSession {
         shape: Option<&[usize]>,
         address: *mut c_void,
     ) -> Result<(), EngineError> {
-        let fail = |e: trtx::Error| run_error(&self.component, &e);
+        let fail = |e: trtx::Error| run_error(&self.rim.component, &e);
         let mut context = lock(&self.context.0);
         if let Some(shape) = shape {
             let dims: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
@@ -414,16 +382,15 @@ impl TensorRtSession {
                 .set_input_shape(name, &Dims64::from_slice(&dims))
                 .map_err(fail)?;
         }
-        // SAFETY: the address names memory of the tensor's type and shape (checked against the port), where the engine reads it, that the
-        // caller of `run` or this call's own tensors keep until the stream has been waited for.
+        // SAFETY: the address names memory of the tensor's type and shape (checked against the
+        // port), where the engine reads it, that the caller of `run` or this call's own tensors
+        // keep until the stream has been waited for.
         unsafe { context.set_tensor_address(name, address) }.map_err(fail)
     }
 
     fn bind_weights(&self, moved: &mut Vec<Tensor>) -> Result<(), EngineError> {
-        for name in &self.names {
-            let found = self.weights.iter().find(|(n, _)| n == name);
-            let (_, tensor) =
-                found.ok_or_else(|| self.bind_error(name, "a bound weight", "nothing"))?;
+        for weight in self.rim.bound(&self.weights) {
+            let (name, tensor) = weight?;
             self.place(name, &tensor.view(), moved)?;
         }
         Ok(())
@@ -442,7 +409,7 @@ impl TensorRtSession {
                             self.memory.place()
                         );
                         return Err(EngineError::Aliasing {
-                            component: self.component.clone(),
+                            component: self.rim.component.clone(),
                             message,
                         });
                     }
@@ -452,8 +419,8 @@ impl TensorRtSession {
                 }
                 Ok(())
             }
-            State::Replace(cache) if self.contract.state_kind == StateKind::Replace => {
-                for port in self.contract.state {
+            State::Replace(cache) if self.rim.contract.state_kind == StateKind::Replace => {
+                for port in self.rim.contract.state {
                     self.place(port.name, &cache[port.name].view(), moved)?;
                 }
                 Ok(())
@@ -464,17 +431,13 @@ impl TensorRtSession {
 
     /// Outputs in the device's memory, bound. Their shapes are known once all inputs are.
     fn outputs(&self, facts: &Facts) -> Result<BTreeMap<String, Tensor>, EngineError> {
-        let in_place = self.contract.state_kind == StateKind::InPlace;
         let mut owned = BTreeMap::new();
-        for (name, port) in self.contract.graph_outputs() {
-            if in_place && name.ends_with(NEXT) {
-                continue;
-            }
+        for (name, port) in self.rim.fresh_outputs() {
             let shape = match facts.shape(port) {
                 Some(shape) => shape,
                 None => self.inferred(&name)?,
             };
-            let dtype = port.dtype(self.recipe);
+            let dtype = port.dtype(self.rim.recipe);
             let t = Tensor::zeros_in(&*self.memory, Class::Activations, dtype, &shape)?;
             self.bind_address(&name, None, t.view().span().address().as_ptr().cast())?;
             owned.insert(name, t);
@@ -485,12 +448,15 @@ impl TensorRtSession {
     fn inferred(&self, name: &str) -> Result<Vec<usize>, EngineError> {
         let dims = lock(&self.context.0)
             .tensor_shape(name)
-            .map_err(|e| run_error(&self.component, &e))?;
+            .map_err(|e| run_error(&self.rim.component, &e))?;
         let rank = usize::try_from(dims.nbDims).unwrap_or(0);
         let sizes = dims.d.iter().take(rank).map(|&n| usize::try_from(n));
-        sizes
-            .collect::<Result<_, _>>()
-            .map_err(|_| run_error(&self.component, &format!("output {name} has no size yet")))
+        sizes.collect::<Result<_, _>>().map_err(|_| {
+            run_error(
+                &self.rim.component,
+                &format!("output {name} has no size yet"),
+            )
+        })
     }
 
     /// Gives the context its scratch, larger than before where these sizes need it.
@@ -506,33 +472,35 @@ impl TensorRtSession {
         let (address, len) = scratch.as_ref().map_or((std::ptr::null_mut(), 0), |b| {
             (b.span(0, b.len()).address().as_ptr().cast(), b.len())
         });
-        // SAFETY: the block lies on this device, is as large as stated, and stays locked until the stream has been waited for.
+        // SAFETY: the block lies on this device, is as large as stated, and stays locked until the
+        // stream has been waited for.
         unsafe { context.set_device_memory_v2(address, len as i64) };
         Ok(())
     }
 
     #[expect(unsafe_code, reason = "work is queued on a CUDA stream")]
     fn enqueue(&self, stream: *mut c_void) -> Result<(), EngineError> {
-        // SAFETY: every tensor of the rim was bound; all memory outlives the wait that follows; the stream is the device's own.
+        // SAFETY: every tensor of the rim was bound; all memory outlives the wait that follows; the
+        // stream is the device's own.
         unsafe { lock(&self.context.0).enqueue_v3(stream) }
-            .map_err(|e| run_error(&self.component, &e))
+            .map_err(|e| run_error(&self.rim.component, &e))
     }
 }
 
 impl Session for TensorRtSession {
     fn contract(&self) -> &'static Contract {
-        self.contract
+        self.rim.contract
     }
 
     fn component(&self) -> &str {
-        &self.component
+        &self.rim.component
     }
 
     fn recipe(&self) -> Recipe {
-        self.recipe
+        self.rim.recipe
     }
 
-    fn bind(&mut self, weights: WeightSet) {
+    fn bind(&mut self, weights: BoundWeights) {
         self.weights = weights;
     }
 
@@ -541,7 +509,7 @@ impl Session for TensorRtSession {
         inputs: &[(&Port, View<'_>)],
         state: State<'_>,
     ) -> Result<Outputs, EngineError> {
-        let facts = self.rim().check(inputs, &state)?;
+        let facts = self.rim.check(inputs, &state)?;
         let mut moved = Vec::new();
         for (port, view) in inputs {
             self.place(port.name, view, &mut moved)?;
@@ -557,13 +525,7 @@ impl Session for TensorRtSession {
         })?;
         drop(scratch);
         drop(moved);
-        if let State::Replace(cache) = state {
-            for port in self.contract.state {
-                if let Some(next) = owned.remove(&format!("{}{NEXT}", port.name)) {
-                    cache.insert(port.name, next);
-                }
-            }
-        }
+        self.rim.hand_on(&mut owned, state);
         Ok(Outputs::from(owned))
     }
 }
@@ -591,7 +553,8 @@ pub fn inspect(_library: Library, path: &Path, plan: &[u8]) -> Result<String, Te
     Ok(layers)
 }
 
-/// Kernels that TensorRT for RTX finishes when an engine is first used, kept in a file beside the engines for the next run.
+/// Kernels that TensorRT for RTX finishes when an engine is first used, kept in a file beside the
+/// engines for the next run.
 #[cfg(feature = "tensorrt-rtx")]
 mod cache {
     use std::path::{Path, PathBuf};
@@ -633,7 +596,8 @@ mod cache {
             config.set_runtime_cache(shared)
         }
 
-        /// Writes it out. Losing it costs time at the next start and nothing else, so a folder that cannot be written is no error.
+        /// Writes the cache to its file. A lost cache costs time at the next start and nothing
+        /// else, so a folder that cannot be written is no error.
         pub(super) fn keep(&self) {
             let Some(cache) = super::lock(&self.cache).take() else {
                 return;

@@ -1,14 +1,17 @@
-//! Weight streaming, which the safe binding does not carry: three calls on the engine itself, of the enterprise library. Only for graphs with
-//! their weights inside (the text encoder above all). A transformer layer's weights are inputs of its graph, so they stream through our own
-//! slots, as one copy that all layers and stages share, and leave an engine nothing to stream.
+//! Weight streaming, which the safe binding lacks: three calls on the engine itself, of the
+//! enterprise library. It serves graphs with their weights inside, the text encoder above all.
+//! Weights of a transformer layer are inputs of its graph. They stream through our own slots, and
+//! leave an engine nothing to stream.
+
 use super::TensorRtError;
 use std::pin::Pin;
 use std::ptr::NonNull;
 use trtx::CudaEngine;
 use trtx::trtx_sys::nvinfer1::ICudaEngine;
 
-/// Sets how many bytes of an engine's weights may be on the device; the rest stream from the host. Before its first context: the budget
-/// cannot change while there is one. Returns the budget that was set.
+/// Sets how many bytes of an engine's weights may be on the device; the rest stream from the host.
+/// Before its first context: the budget cannot change while there is one. Returns the budget that
+/// was set.
 ///
 /// # Errors
 /// The library refuses.
@@ -23,7 +26,8 @@ pub(super) fn set_budget(
         reason: format!("weight streaming: {reason}"),
     };
     let address = address(engine).ok_or_else(|| refused("the binding hides the engine"))?;
-    // SAFETY: `engine` owns the object at the address and is borrowed exclusively for this function.
+    // SAFETY: `engine` owns the object at the address and is borrowed exclusively for this
+    // function.
     let raw = unsafe { Pin::new_unchecked(&mut *address.as_ptr()) };
     let all = u64::try_from(raw.getStreamableWeightsSize()).unwrap_or(0);
     if all == 0 {

@@ -1,4 +1,5 @@
-//! A driver of two devices whose memory is the host's, so that everything but the hardware is real: counts, order of calls, addresses.
+//! A driver of two devices whose memory is the host's, so that everything but the hardware is real:
+//! counts, order of calls, addresses.
 #![expect(
     unsafe_code,
     reason = "the driver's entry points are C functions over raw memory"
@@ -94,9 +95,16 @@ unsafe extern "C" fn device_name(name: *mut c_char, _: c_int, _: Device) -> c_in
     unsafe { ptr::copy_nonoverlapping(c"Fake GPU".as_ptr(), name, 9) };
     0
 }
-unsafe extern "C" fn device_attribute(value: *mut c_int, which: c_int, _: Device) -> c_int {
-    let none = which == CAPABILITY[1] || which == READ_ONLY_REGISTER && !fake(|f| f.pins_files);
-    unsafe { *value = if none { 0 } else { 9 } };
+unsafe extern "C" fn device_attribute(value: *mut c_int, which: c_int, device: Device) -> c_int {
+    let found = match which {
+        _ if which == CAPABILITY[0] => 9,
+        _ if which == READ_ONLY_REGISTER => c_int::from(fake(|f| f.pins_files)),
+        // No machine has a PCI domain of this number.
+        _ if which == PCI_ADDRESS[0] => 0xfffe,
+        _ if which == PCI_ADDRESS[1] => 0x65 + device,
+        _ => 0,
+    };
+    unsafe { *value = found };
     0
 }
 unsafe extern "C" fn context_retain(context: *mut Handle, device: Device) -> c_int {
@@ -338,7 +346,8 @@ fn a_device_that_is_full_says_what_is_free() {
     let error = memory.alloc(700 << 10, Class::Weights).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "cuda:0: weights of 716800 bytes: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY (2): out of memory; 331776 of 1048576 bytes are free"
+        "cuda:0: weights of 716800 bytes: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY (2): out of memory; \
+         331776 of 1048576 bytes are free"
     );
     assert_eq!(
         memory.ledger().counts().total(),
@@ -355,7 +364,8 @@ fn a_device_with_less_free_than_the_plan_is_refused() {
     let error = CudaMemory::of(driver.device(1).unwrap(), Some(22_000_000_000)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "cuda:1: wanted 22000000000 bytes, 3221225472 of 3221225472 are free; end what else uses the device (nvidia-smi lists it) or plan for less"
+        "cuda:1: wanted 22000000000 bytes, 3221225472 of 3221225472 are free; end what else uses \
+         the device (nvidia-smi lists it) or plan for less"
     );
     let all = CudaMemory::of(driver.device(1).unwrap(), None).unwrap();
     assert_eq!(all.ledger().budget(), (3 << 30) - RESERVE);
@@ -480,7 +490,8 @@ fn layers_that_stream_are_pinned_once_or_copied_or_left_and_the_same_in_any_case
         };
         weights.iter().map(first).collect()
     };
-    // Bytes of the host's budget; whether files can be pinned; registrations, bytes counted, and whether there is a refusal.
+    // Bytes of the host's budget; whether files can be pinned; registrations, bytes counted, and
+    // whether there is a refusal.
     for (budget, pins_files, want) in [
         (10_000, true, (1, 800, false)),
         (10_000, false, (0, 80, false)),
@@ -524,6 +535,29 @@ fn a_device_nobody_uses_is_given_back() {
     assert_eq!(fake(|f| f.contexts), 1, "a block holds its device");
     drop(block);
     assert_eq!(fake(|f| (f.contexts, f.streams, f.used())), (0, 0, 0));
+}
+
+#[test]
+fn devices_are_described_and_let_go() {
+    let driver = driver();
+    let memory = CudaMemory::of(driver.device(1).unwrap(), Some(1 << 30)).unwrap();
+    let block = memory.alloc(1 << 20, Class::Weights).unwrap();
+    let found = driver.gpus().unwrap();
+    let gpu = |ordinal| Gpu {
+        ordinal,
+        name: "Fake GPU".to_owned(),
+        capability: (9, 0),
+        free: (4 << 30) - (1 << 20),
+        total: 4 << 30,
+        link: None,
+    };
+    assert_eq!(found, [gpu(0), gpu(1)]);
+    assert_eq!((found[1].sm(), found[1].used()), (90, 1 << 20));
+    let address = driver.device(1).unwrap().pci_address().unwrap();
+    assert_eq!(address, "fffe:66:00.0");
+    assert_eq!(fake(|f| f.contexts), 1, "only the device in use is held");
+    drop((block, memory));
+    assert_eq!(fake(|f| f.contexts), 0);
 }
 
 #[test]

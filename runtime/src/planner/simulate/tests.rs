@@ -17,7 +17,7 @@ use engines::contract::{Contract, DType, Port};
 use engines::memory::Memory;
 use engines::recipe::Recipe;
 use engines::tensor::{Tensor, View};
-use engines::weights::{HostWeights, WeightSet};
+use engines::weights::{BoundWeights, HostWeights};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, sleep};
@@ -105,7 +105,7 @@ impl Session for SlowSession {
         self.inner.recipe()
     }
 
-    fn bind(&mut self, weights: WeightSet) {
+    fn bind(&mut self, weights: BoundWeights) {
         self.inner.bind(weights);
     }
 

@@ -1,30 +1,34 @@
-//! A folder of graphs without weights, as `avatar-export graphs` writes it: what they are graphs of, and which file holds which. Not here:
-//! exports with weights, which [`crate::manifest`] describes.
+//! `graphs.json`: describes a folder of graphs without weights, which `avatar-export graphs`
+//! writes. Exports with weights are in [`crate::manifest`].
+
 use crate::backend::ort::GraphFile;
-use crate::components::{dit, probe};
+use crate::components::{dit, matmul};
 use crate::contract::{Contract, Sizes};
 use crate::error_kind::ErrorKind;
 use crate::manifest::ModelConfig;
 use crate::recipe::Recipe;
 use std::path::{Path, PathBuf};
 
-/// File that describes the folder.
+/// Name of the description inside the folder.
 pub const FILE: &str = "graphs.json";
 /// Format that this version writes and reads.
 const FORMAT: &str = "liveavatar-graphs/1";
 
-/// What a folder of graphs holds.
+/// A folder of graphs: its model and precision.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct GraphSet {
+pub struct GraphFolder {
     format: String,
+    /// Precision of the graphs.
     pub recipe: Recipe,
+    /// Sizes of the model that they are graphs of.
     pub config: ModelConfig,
 }
 
 /// Why a folder of graphs cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum GraphSetError {
+#[expect(missing_docs, reason = "a variant's message says what its fields are")]
+pub enum GraphFolderError {
     #[error("{}: cannot read: {source}; `avatar-export graphs` makes this folder", path.display())]
     Read {
         path: PathBuf,
@@ -35,19 +39,22 @@ pub enum GraphSetError {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("{}: format wants {FORMAT}, got {found}; make the folder again with `avatar-export graphs`", path.display())]
+    #[error(
+        "{}: format wants {FORMAT}, got {found}; make the folder again with `avatar-export graphs`",
+        path.display()
+    )]
     Format { path: PathBuf, found: String },
 }
 
-impl GraphSetError {
-    /// Always the graphs' fault.
+impl GraphFolderError {
+    /// Returns the kind of failure: always the model.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Model
     }
 }
 
-impl GraphSet {
-    /// A set of this version's format.
+impl GraphFolder {
+    /// Describes a folder in this version's format.
     pub fn new(recipe: Recipe, config: ModelConfig) -> Self {
         Self {
             format: FORMAT.to_owned(),
@@ -60,26 +67,28 @@ impl GraphSet {
     ///
     /// # Errors
     /// A file that is missing, malformed or of another format.
-    pub fn open(folder: &Path) -> Result<Self, GraphSetError> {
+    pub fn open(folder: &Path) -> Result<Self, GraphFolderError> {
         let path = folder.join(FILE);
-        let text = std::fs::read(&path).map_err(|source| GraphSetError::Read {
+        let text = std::fs::read(&path).map_err(|source| GraphFolderError::Read {
             path: path.clone(),
             source,
         })?;
-        let set: Self = serde_json::from_slice(&text).map_err(|source| GraphSetError::Parse {
-            path: path.clone(),
-            source,
-        })?;
+        let set: Self =
+            serde_json::from_slice(&text).map_err(|source| GraphFolderError::Parse {
+                path: path.clone(),
+                source,
+            })?;
         if set.format == FORMAT {
             return Ok(set);
         }
-        Err(GraphSetError::Format {
+        Err(GraphFolderError::Format {
             path,
             found: set.format,
         })
     }
 
-    /// The file of a component of the transformer, or of the probe. Any layer's graph stands for all of its kind.
+    /// Returns the file of a component of the transformer, or of the matrix product. The graph of
+    /// any layer stands for all of its kind.
     pub fn file(&self, folder: &Path, contract: &'static Contract) -> GraphFile {
         let inject = &self.config.dit.audio_inject_layers;
         let plain = (0..self.config.dit.layers).find(|l| !inject.contains(l));
@@ -90,7 +99,7 @@ impl GraphSet {
             }
             n => n.to_owned(),
         };
-        let sized = contract.name != probe::MATMUL.name;
+        let sized = contract.name != matmul::MATMUL.name;
         GraphFile {
             path: folder.join(format!("{name}.onnx")),
             contract,
@@ -111,22 +120,22 @@ mod tests {
     #[test]
     fn a_set_reads_as_it_was_written_and_another_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let set = GraphSet::new(Recipe::Bf16, Preset::Full.config());
-        let write = |set: &GraphSet| {
+        let set = GraphFolder::new(Recipe::Bf16, Preset::Full.config());
+        let write = |set: &GraphFolder| {
             std::fs::write(dir.path().join(FILE), serde_json::to_vec(set).unwrap()).unwrap();
         };
         write(&set);
-        let found = GraphSet::open(dir.path()).unwrap();
+        let found = GraphFolder::open(dir.path()).unwrap();
         assert_eq!(found, set);
         let file = found.file(dir.path(), &dit::LAYER);
         assert!(file.path.ends_with("dit_layer.01.onnx"), "{file:?}");
-        write(&GraphSet {
+        write(&GraphFolder {
             format: "liveavatar-graphs/0".to_owned(),
             ..set
         });
-        let error = GraphSet::open(dir.path()).unwrap_err().to_string();
+        let error = GraphFolder::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("got liveavatar-graphs/0"), "{error}");
-        let error = GraphSet::open(&dir.path().join("none")).unwrap_err();
+        let error = GraphFolder::open(&dir.path().join("none")).unwrap_err();
         assert!(
             error.to_string().contains("`avatar-export graphs`"),
             "{error}"

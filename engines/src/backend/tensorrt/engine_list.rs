@@ -1,6 +1,7 @@
-//! `engines.json`: a folder of engines built for one kind of GPU and one size of video, and what each was built from. Whoever opens it checks
-//! that against the models, the library and the GPU at hand before anything is loaded; whatever differs is refused with the command that
-//! rebuilds it.
+//! `engines.json`: a folder of engines for one kind of GPU and one size of video, and the sources
+//! of each. A loader checks them against the models, the library and the GPU before it loads
+//! anything. An engine that differs is refused, with the command that rebuilds it.
+
 use super::{Flavour, TensorRtError};
 use crate::components;
 use crate::contract::{Contract, Weights};
@@ -17,13 +18,16 @@ pub const FILE: &str = "engines.json";
 /// Smallest, usual and largest value of a symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Range {
+    /// Smallest value.
     pub min: i64,
+    /// Value that the engine is tuned for.
     pub opt: i64,
+    /// Largest value.
     pub max: i64,
 }
 
 impl Range {
-    /// A size that never varies.
+    /// Makes the range of a size that never varies.
     pub const fn fixed(n: i64) -> Self {
         Self {
             min: n,
@@ -32,7 +36,7 @@ impl Range {
         }
     }
 
-    /// Whether it is one number.
+    /// Says whether the range is one number.
     pub const fn is_fixed(self) -> bool {
         self.min == self.max
     }
@@ -42,20 +46,23 @@ impl Range {
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EngineEntry {
-    /// Name of the graph it was built from, e.g. `dit_layer`: all layers share it.
+    /// Name of the graph that it was built from, such as `dit_layer`: all layers share it.
     pub name: String,
+    /// Name of the contract.
     pub contract: String,
     /// Fingerprint of the contract.
     pub fingerprint: String,
     /// BLAKE3 of the graph's file.
     pub graph: String,
-    /// BLAKE3 of the data file whose weights are inside; none when they are bound for each call.
+    /// BLAKE3 of the data file whose weights are inside; `None` when they are bound for each call.
     pub data: Option<String>,
     /// Hash of everything the engine depends on; part of its file name.
     pub key: String,
+    /// File of the engine.
     pub file: FileEntry,
     /// Values of the symbols it takes.
     pub sizes: BTreeMap<String, Range>,
+    /// Seconds that the build took.
     pub build_seconds: f64,
     /// Peak of anonymous host memory while it was built, in bytes.
     pub build_memory: u64,
@@ -64,25 +71,31 @@ pub struct EngineEntry {
 /// The whole folder.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct EngineSet {
+pub struct EngineList {
+    /// Layout of the folder, [`FORMAT`].
     pub format: String,
+    /// Library that built the engines.
     pub flavour: Flavour,
     /// Version of the library, e.g. `1.7.1`.
     pub version: String,
     /// Streaming multiprocessor version, e.g. 89.
     pub sm: u32,
+    /// Precision of the export.
     pub recipe: Recipe,
     /// The command that made it.
     pub command: String,
+    /// Engines.
     pub engines: Vec<EngineEntry>,
 }
 
-/// What a loader has.
+/// The library and the GPU of a loader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Here {
+    /// Library that this binary was built with.
     pub flavour: Flavour,
+    /// Version of the library.
     pub version: String,
-    /// Of the GPU.
+    /// Streaming multiprocessor version of the GPU.
     pub sm: u32,
 }
 
@@ -90,14 +103,15 @@ pub struct Here {
 #[derive(Clone, Debug)]
 pub struct Engines {
     dir: PathBuf,
-    set: EngineSet,
+    list: EngineList,
 }
 
 impl Engines {
-    /// Opens a folder and checks it against what is here: library, GPU, then the engine of every component that is wanted, bytes and all.
+    /// Opens a folder and checks it: library, GPU, then the engine of every wanted component, its
+    /// bytes included.
     ///
     /// # Errors
-    /// What does not fit, with the command that rebuilds it.
+    /// Something does not fit; the error names the command that rebuilds it.
     pub fn open(
         dir: &Path,
         models: &Models,
@@ -105,10 +119,10 @@ impl Engines {
         wanted: &dyn Fn(&str) -> bool,
     ) -> Result<Self, TensorRtError> {
         let path = dir.join(FILE);
-        let set = read(&path, models, here)?;
+        let list = read(&path, models, here)?;
         let engines = Self {
             dir: dir.to_owned(),
-            set,
+            list,
         };
         engines.check_machine(&path, models, here)?;
         let mut checked = BTreeSet::new();
@@ -126,17 +140,19 @@ impl Engines {
         Ok(engines)
     }
 
-    /// The engine of a component and its file.
+    /// Finds the engine of a component and its file.
     pub fn of(&self, component: &ComponentEntry) -> Option<(&EngineEntry, PathBuf)> {
         let name = engine_name(component);
-        let entry = self.set.engines.iter().find(|e| e.name == name)?;
+        let entry = self.list.engines.iter().find(|e| e.name == name)?;
         Some((entry, self.dir.join(&entry.file.file)))
     }
 
-    pub fn set(&self) -> &EngineSet {
-        &self.set
+    /// Returns the list.
+    pub fn list(&self) -> &EngineList {
+        &self.list
     }
 
+    /// Returns the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -147,7 +163,7 @@ impl Engines {
         models: &Models,
         here: &Here,
     ) -> Result<(), TensorRtError> {
-        let s = &self.set;
+        let s = &self.list;
         let facts = [
             ("TensorRT", here.flavour.to_string(), s.flavour.to_string()),
             (
@@ -185,7 +201,7 @@ impl Engines {
             return Err(TensorRtError::Missing {
                 path: self.dir.join(FILE),
                 engine: engine_name(component).to_owned(),
-                have: match &self.set.engines[..] {
+                have: match &self.list.engines[..] {
                     [] => "none".to_owned(),
                     some => some
                         .iter()
@@ -249,13 +265,13 @@ impl Engines {
     }
 }
 
-/// The name of the engine that runs a component: that of its graph's file.
+/// Names the engine that runs a component: that of its graph's file.
 pub fn engine_name(component: &ComponentEntry) -> &str {
     let file = &component.graph.file;
     file.strip_suffix(".onnx").unwrap_or(file)
 }
 
-/// The data file whose weights are inside a component's engine; none when they are bound.
+/// Finds the data file whose weights are inside a component's engine; `None` when they are bound.
 pub fn data_of<'d>(component: &ComponentEntry, data: &'d [DataEntry]) -> Option<&'d DataEntry> {
     let contract: Option<&Contract> = components::ALL
         .iter()
@@ -266,7 +282,7 @@ pub fn data_of<'d>(component: &ComponentEntry, data: &'d [DataEntry]) -> Option<
     }
 }
 
-fn read(path: &Path, models: &Models, here: &Here) -> Result<EngineSet, TensorRtError> {
+fn read(path: &Path, models: &Models, here: &Here) -> Result<EngineList, TensorRtError> {
     let dir = path.parent().unwrap_or(path);
     let rebuild = || rebuild(dir, models, here);
     let text = std::fs::read_to_string(path).map_err(|source| TensorRtError::Read {
@@ -281,8 +297,11 @@ fn read(path: &Path, models: &Models, here: &Here) -> Result<EngineSet, TensorRt
     })
 }
 
-/// Reads a list of engines; an error is its reason.
-pub fn parse(text: &str) -> Result<EngineSet, String> {
+/// Reads a list of engines.
+///
+/// # Errors
+/// The reason why it is none.
+pub fn parse(text: &str) -> Result<EngineList, String> {
     let probe: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
     match probe.get("format").and_then(|f| f.as_str()) {
         Some(FORMAT) => serde_json::from_value(probe).map_err(|e| e.to_string()),
@@ -293,9 +312,10 @@ pub fn parse(text: &str) -> Result<EngineSet, String> {
     }
 }
 
-/// The command that builds a folder for what is here. The sizes are those of the profile that it was built for, which only its user knows.
+/// Writes the command that builds a folder for the library and GPU at hand. Its sizes are those of
+/// the profile that the folder was built for, which only its user knows.
 fn rebuild(dir: &Path, models: &Models, here: &Here) -> String {
-    let command = |at: &str| at.parse::<EngineSet>().ok().map(|s| s.command);
+    let command = |at: &str| at.parse::<EngineList>().ok().map(|s| s.command);
     let known = std::fs::read_to_string(dir.join(FILE))
         .ok()
         .and_then(|t| command(&t));
@@ -310,7 +330,7 @@ fn rebuild(dir: &Path, models: &Models, here: &Here) -> String {
     })
 }
 
-impl std::str::FromStr for EngineSet {
+impl std::str::FromStr for EngineList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
