@@ -5,123 +5,24 @@ pub mod command;
 mod item;
 mod memory;
 pub mod prepare;
+mod request;
 pub mod sizes;
 mod tool;
 
-pub use item::{Item, Source, items};
+pub use item::{Item, items};
 pub use memory::{Peak, available};
+pub use request::{BuildError, BuildInput, InsideWeights, LayerDetail, Request};
+pub use tool::GRAPHS;
 
+use request::io;
+
+use engines::backend::tensorrt::TensorRtError;
 use engines::backend::tensorrt::set::{self, EngineEntry, EngineSet};
-use engines::backend::tensorrt::{Flavour, TensorRtError};
-use engines::error_kind::ErrorKind;
-use engines::manifest::{FileEntry, ManifestError, hash_file};
-use engines::recipe::Recipe;
+use engines::manifest::{FileEntry, hash_file};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-/// What to build.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub source: Source,
-    pub limits: sizes::Limits,
-    pub flavour: Flavour,
-    /// Streaming multiprocessor version without its dot, e.g. 89.
-    pub sm: u32,
-    /// Most scratch of an engine on the device, bytes.
-    pub workspace: u64,
-    /// 0 to 5, TensorRT's own scale.
-    pub level: i32,
-    pub weights: InsideWeights,
-    pub detail: LayerDetail,
-    /// Most host memory for one build, bytes.
-    pub memory_limit: u64,
-    /// Engines to leave out, by name.
-    pub skip: Vec<String>,
-    /// Folder of the engines.
-    pub out: PathBuf,
-    /// The command line, for whoever finds the folder stale.
-    pub command: String,
-}
-
-/// Where the weights inside an engine are when it runs. Only the enterprise library streams them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InsideWeights {
-    Resident,
-    Streamed,
-}
-
-/// What an engine remembers of its layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerDetail {
-    Names,
-    /// Everything, written as JSON beside the engine.
-    Inspected,
-}
-
-/// Why engines could not be planned or built.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    #[error(transparent)]
-    Graphs(#[from] crate::export::ExportError),
-    #[error(transparent)]
-    Write(#[from] crate::graph::write::WriteError),
-    #[error(transparent)]
-    TensorRt(#[from] TensorRtError),
-    #[error("{graph}: {source}")]
-    Prepare {
-        graph: String,
-        source: prepare::PrepareError,
-    },
-    #[error("{}: {source}", path.display())]
-    Io {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error(
-        "{name}: building it takes about {need} bytes of host memory ({factor} x {weights} bytes of weights inside), the limit is {limit}; \
-         build on a machine with more, raise --memory-limit, or leave it out with --skip {name} and run it on another backend"
-    )]
-    Memory {
-        name: String,
-        need: u64,
-        factor: f64,
-        weights: u64,
-        limit: u64,
-    },
-    #[error(
-        "recipe: the profile wants {want}, the models are {got}; export them with --recipe {want}, or use a profile of {got}"
-    )]
-    Recipe { want: Recipe, got: Recipe },
-    #[error(transparent)]
-    Profile(#[from] engines::profile::ProfileError),
-    #[error("--skip {name}: no engine has that name; they are {have}")]
-    Skip { name: String, have: String },
-    #[error("{0}")]
-    Unfit(String),
-}
-
-impl BuildError {
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Manifest(e) => e.kind(),
-            Self::Graphs(e) => e.kind(),
-            Self::Write(e) => e.kind(),
-            Self::TensorRt(e) => e.kind(),
-            Self::Memory { .. } => ErrorKind::Resources,
-            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                ErrorKind::Resources
-            }
-            Self::Io { .. } => ErrorKind::Input,
-            Self::Prepare { .. } => ErrorKind::Model,
-            Self::Profile(e) => e.kind(),
-            Self::Recipe { .. } | Self::Skip { .. } | Self::Unfit(_) => ErrorKind::Usage,
-        }
-    }
-}
 
 /// What became of one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,8 +43,6 @@ pub trait Watch: Sync {
 
 /// Name of the text file with the lines for NVIDIA's own tool.
 pub const TOOL_FILE: &str = "trtexec.txt";
-/// Folder of the prepared graphs.
-pub const GRAPHS: &str = "graphs";
 
 /// Writes the prepared graphs, and the lines that build the same engines by NVIDIA's own tool.
 ///
@@ -234,7 +133,7 @@ pub fn run(
         flavour: request.flavour,
         version: version.to_owned(),
         sm: request.sm,
-        recipe: request.source.recipe(),
+        recipe: request.input.recipe(),
         command: request.command.clone(),
         engines: Vec::new(),
     };
@@ -313,13 +212,6 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
             source,
         }
     })
-}
-
-fn io(path: &Path) -> impl Fn(std::io::Error) -> BuildError + '_ {
-    move |source| BuildError::Io {
-        path: path.to_owned(),
-        source,
-    }
 }
 
 /// Builds with TensorRT itself, which this binary must have.

@@ -61,13 +61,13 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Entry {
     info: TensorInfo,
-    source: Source,
+    storage: Storage,
     /// Not listed by `names`: it serves only to compute another tensor, or belongs to what was cut off.
     consumed: bool,
 }
 
 #[derive(Debug)]
-enum Source {
+enum Storage {
     Stored { map: Arc<Mmap>, range: Range<usize> },
     WeightNorm(WeightNorm),
 }
@@ -237,8 +237,8 @@ impl Checkpoint {
 
     /// How a tensor is computed when read, `None` when its stored bytes are its value.
     pub fn computed(&self, name: &str) -> Option<&'static str> {
-        match self.tensors.get(name).map(|e| &e.source) {
-            Some(Source::WeightNorm(_)) => Some("weight norm"),
+        match self.tensors.get(name).map(|e| &e.storage) {
+            Some(Storage::WeightNorm(_)) => Some("weight norm"),
             _ => self
                 .lora
                 .as_ref()
@@ -261,7 +261,7 @@ impl Checkpoint {
     /// The tensor's value in f32, overlays applied. A LoRA target is rounded to its base's stored type, as the reference does.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         if let Some(Entry {
-            source: Source::WeightNorm(norm),
+            storage: Storage::WeightNorm(norm),
             ..
         }) = self.tensors.get(name)
         {
@@ -366,7 +366,7 @@ impl Checkpoint {
 
     /// Asks the system to read a tensor's pages ahead. Advice: where it is not taken, reading is only slower.
     pub fn prefetch(&self, name: &str) {
-        if let Some(Source::Stored { map, range }) = self.tensors.get(name).map(|e| &e.source) {
+        if let Some(Storage::Stored { map, range }) = self.tensors.get(name).map(|e| &e.storage) {
             let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
         }
     }
@@ -451,7 +451,7 @@ impl Checkpoint {
                 key,
                 Entry {
                     info,
-                    source: Source::WeightNorm(norm),
+                    storage: Storage::WeightNorm(norm),
                     consumed: false,
                 },
             );
@@ -463,11 +463,11 @@ impl Checkpoint {
         match self.tensors.get(name) {
             Some(Entry {
                 info,
-                source: Source::Stored { map, range },
+                storage: Storage::Stored { map, range },
                 ..
             }) => Ok((info, &map[range.clone()])),
             Some(Entry {
-                source: Source::WeightNorm(_),
+                storage: Storage::WeightNorm(_),
                 ..
             }) => Err(CheckpointError::Computed {
                 key: name.to_owned(),
@@ -551,7 +551,7 @@ fn read_file(path: &Path, format: Format) -> Result<Vec<(String, Entry)>, Checkp
             key,
             Entry {
                 info,
-                source: Source::Stored {
+                storage: Storage::Stored {
                     map: map.clone(),
                     range: start..start + len,
                 },

@@ -2,7 +2,7 @@
 use crate::build::BuildError;
 use crate::build::command::{self, BuildArgs};
 use crate::checkpoint::LoraScale;
-use crate::export::{self, ExportError};
+use crate::export::{self, ExportError, LimitsOutcome, MeasureLimits};
 use crate::graphs::{self, GraphsError};
 use crate::inspect::{self, InspectError};
 use crate::progress::Screen;
@@ -275,10 +275,10 @@ fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
         } else {
             export::Start::Continue
         },
-        measure: if a.measure_limits {
-            export::Measure::Always
+        measure_limits: if a.measure_limits {
+            MeasureLimits::Always
         } else {
-            export::Measure::Long
+            MeasureLimits::LongExports
         },
         stop: Some(stop_on_signal()?),
     };
@@ -332,8 +332,10 @@ fn print_report(report: &export::Report) {
         mb(report.peak_anonymous),
         mb(report.peak_resident)
     );
-    if let Some(limits) = &report.limits {
-        println!("{limits}");
+    match &report.limits {
+        LimitsOutcome::NotRequested => {}
+        LimitsOutcome::Measured(limits) => println!("{limits}"),
+        LimitsOutcome::Failed { reason } => eprintln!("note: limits not measured: {reason}"),
     }
 }
 

@@ -115,7 +115,7 @@ impl Json {
 }
 
 /// Sizes of the DiT; `dir` holds its `config.json`.
-pub fn dit(checkpoint: &Checkpoint, dir: &Path) -> Result<DitConfig, ConfigError> {
+pub(crate) fn dit(checkpoint: &Checkpoint, dir: &Path) -> Result<DitConfig, ConfigError> {
     let json = Json::open(dir.join("config.json"))?;
     let sizes = DitSizes::derive(checkpoint).map_err(|source| ConfigError::Size {
         path: checkpoint.path().to_owned(),
@@ -176,7 +176,7 @@ pub fn dit(checkpoint: &Checkpoint, dir: &Path) -> Result<DitConfig, ConfigError
 }
 
 /// Sizes of the text encoder.
-pub fn text(checkpoint: &Checkpoint) -> Result<TextConfig, ConfigError> {
+pub(crate) fn text(checkpoint: &Checkpoint) -> Result<TextConfig, ConfigError> {
     let s = T5Sizes::derive(checkpoint).map_err(|source| ConfigError::Size {
         path: checkpoint.path().to_owned(),
         source,
@@ -193,7 +193,7 @@ pub fn text(checkpoint: &Checkpoint) -> Result<TextConfig, ConfigError> {
 }
 
 /// Sizes of the VAE.
-pub fn vae(checkpoint: &Checkpoint) -> Result<VaeConfig, ConfigError> {
+pub(crate) fn vae(checkpoint: &Checkpoint) -> Result<VaeConfig, ConfigError> {
     let s = VaeSizes::derive(checkpoint).map_err(|source| ConfigError::Size {
         path: checkpoint.path().to_owned(),
         source,
@@ -205,7 +205,7 @@ pub fn vae(checkpoint: &Checkpoint) -> Result<VaeConfig, ConfigError> {
 }
 
 /// Sizes of the speech encoder; `dir` holds its `config.json`.
-pub fn speech(checkpoint: &Checkpoint, dir: &Path) -> Result<SpeechConfig, ConfigError> {
+pub(crate) fn speech(checkpoint: &Checkpoint, dir: &Path) -> Result<SpeechConfig, ConfigError> {
     let json = Json::open(dir.join("config.json"))?;
     let (s, _) = WavSizes::derive(checkpoint).map_err(|source| ConfigError::Size {
         path: checkpoint.path().to_owned(),

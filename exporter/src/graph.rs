@@ -7,6 +7,7 @@
 //! One name, all the way down: checkpoint key = scope = node prefix = tap name.
 mod builder;
 pub mod data;
+pub mod error;
 pub mod lower;
 mod ops;
 mod print;

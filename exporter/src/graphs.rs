@@ -1,7 +1,8 @@
 //! Graphs without weights: every component of a preset, at symbolic or at real sizes, in seconds and without a checkpoint. What a shape
 //! checker or another engine builder reads before anyone downloads 60 GB.
-use crate::export::{ExportError, ShapeSources};
-use crate::graph::write::{WeightPlacement, WriteError, to_model, write_model};
+use crate::families::{FamilyError, FamilyErrors, ModelShapes};
+use crate::graph::error::WriteError;
+use crate::graph::write::{WeightPlacement, to_model, write_model};
 use crate::graph::{Builder, Graph};
 use crate::synth::{self, Preset};
 use engines::components::probe;
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum GraphsError {
     #[error(transparent)]
-    Build(#[from] ExportError),
+    Build(#[from] FamilyErrors),
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("{}: {source}", path.display())]
@@ -90,7 +91,7 @@ pub fn write(
     out: &Path,
 ) -> Result<usize, GraphsError> {
     let shapes = synth::shapes(preset, layers);
-    let families = ShapeSources {
+    let families = ModelShapes {
         dit: &shapes.dit,
         text: &shapes.text,
         vae: &shapes.vae,
@@ -130,10 +131,10 @@ fn matmul(recipe: Recipe) -> Result<Graph, GraphsError> {
     let product = b.input(&probe::LEFT).matmul(b.input(&probe::RIGHT));
     b.output(&probe::PRODUCT, product);
     b.finish().map_err(|errors| {
-        GraphsError::Build(ExportError::Graph {
+        GraphsError::Build(FamilyErrors(vec![FamilyError::Graph {
             checkpoint: probe::MATMUL.name.to_owned(),
             errors,
-        })
+        }]))
     })
 }
 

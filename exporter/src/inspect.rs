@@ -37,7 +37,7 @@ impl InspectError {
 
 /// A checkpoint folder, looked over.
 #[derive(Debug, Serialize)]
-pub struct Inspection {
+pub(crate) struct Inspection {
     /// The base folder.
     pub dir: PathBuf,
     pub components: Vec<Component>,
@@ -46,7 +46,7 @@ pub struct Inspection {
 
 /// One component of the base folder.
 #[derive(Debug, Serialize)]
-pub struct Component {
+pub(crate) struct Component {
     pub name: &'static str,
     /// File or folder.
     pub path: PathBuf,
@@ -66,7 +66,7 @@ pub struct Component {
 /// Something that an export would stumble over.
 #[derive(Clone, Debug, PartialEq, Serialize, thiserror::Error)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Problem {
+pub(crate) enum Problem {
     #[error("file {path} is missing")]
     MissingFile { path: String },
     #[error("{reason}")]
@@ -92,7 +92,7 @@ pub enum Problem {
 
 /// The LoRA beside the base folder.
 #[derive(Debug, Serialize)]
-pub struct LoraFacts {
+pub(crate) struct LoraFacts {
     pub path: PathBuf,
     pub parameters: u64,
     /// Rank, scale (of the published configuration, it is not in the file) and targets.
@@ -105,18 +105,19 @@ pub struct LoraFacts {
 
 impl Inspection {
     /// Whether nothing is missing, misshaped, unexpected or unreadable.
-    pub fn is_sound(&self) -> bool {
+    pub(crate) fn is_sound(&self) -> bool {
         self.lora.problems.is_empty() && self.components.iter().all(|c| c.problems.is_empty())
     }
 
-    /// Of all components and the LoRA.
-    pub fn parameters(&self) -> u64 {
+    /// Returns the number of parameters of all components and the LoRA.
+    #[cfg(test)]
+    pub(crate) fn parameters(&self) -> u64 {
         self.lora.parameters + self.components.iter().map(|c| c.parameters).sum::<u64>()
     }
 }
 
 /// Looks over `dir`: the folder that holds `Wan2.2-S2V-14B` and `LiveAvatar`, or the former itself.
-pub fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
+pub(crate) fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
     if !dir.is_dir() {
         let found = if dir.exists() { "a file" } else { "nothing" };
         return Err(InspectError::NoFolder {

@@ -3,12 +3,13 @@
 pub mod build;
 pub mod checkpoint;
 pub mod cli;
-pub mod config;
+mod config;
 pub mod export;
+pub mod families;
 pub mod graph;
 pub mod graphs;
-pub mod inspect;
-pub mod models;
-pub mod nn;
+mod inspect;
+mod models;
+mod nn;
 mod progress;
 pub mod synth;

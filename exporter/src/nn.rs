@@ -11,7 +11,7 @@ const FUSED_HEAD: i64 = 256;
 /// `nn.Linear`. x `[.., in] -> [.., out]`. The checkpoint's `[out, in]` weight is stored transposed, so that the graph is one MatMul and an
 /// Add. A checkpoint without the bias is an error.
 #[track_caller]
-pub fn linear<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
+pub(crate) fn linear<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
     let (s, out) = (s.enter(), out_features.into_dim());
     let y = x.matmul(transposed(s, x, &out));
     s.out(y + s.weight_like(x, "bias", [out]))
@@ -19,7 +19,11 @@ pub fn linear<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Val
 
 /// `nn.Linear(bias=False)`; a bias in the checkpoint stays unread.
 #[track_caller]
-pub fn linear_no_bias<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
+pub(crate) fn linear_no_bias<'g>(
+    s: Scope<'g>,
+    x: Value<'g>,
+    out_features: impl IntoDim,
+) -> Value<'g> {
     let s = s.enter();
     s.out(x.matmul(transposed(s, x, &out_features.into_dim())))
 }
@@ -32,14 +36,14 @@ fn transposed<'g>(s: Scope<'g>, x: Value<'g>, out: &Dim) -> Value<'g> {
 
 /// `nn.LayerNorm(elementwise_affine=False)` over the last axis, which must be constant.
 #[track_caller]
-pub fn layer_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
+pub(crate) fn layer_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     let s = s.enter();
     s.out(x.layer_norm(-1, eps, None, None))
 }
 
 /// `nn.LayerNorm` over the last axis with `weight` `[D]` and `bias` `[D]`.
 #[track_caller]
-pub fn layer_norm_affine<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
+pub(crate) fn layer_norm_affine<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     let s = s.enter();
     let (weight, bias) = (
         s.weight_like(x, "weight", [x.dim(-1)]),
@@ -50,7 +54,7 @@ pub fn layer_norm_affine<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> 
 
 /// `RMSNorm` over the last axis with `weight` `[D]`.
 #[track_caller]
-pub fn rms_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
+pub(crate) fn rms_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     let s = s.enter();
     s.out(x.rms_norm(eps, s.weight_like(x, "weight", [x.dim(-1)])))
 }
@@ -58,7 +62,7 @@ pub fn rms_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
 /// Attention per head. q `[B, N, L, D]`, k `[B, N, S, D]`, v `[B, N, S, E]` -> `[B, N, L, E]`: the operator, which is fused, or where only the
 /// oracle has a kernel for it (f32, large heads) its parts.
 #[track_caller]
-pub fn attention<'g>(
+pub(crate) fn attention<'g>(
     q: Value<'g>,
     k: Value<'g>,
     v: Value<'g>,
@@ -76,7 +80,7 @@ pub fn attention<'g>(
 
 /// [`attention`] as two products and a softmax, over all keys. The scale, `1 / sqrt(D)` unless given, is applied to the query in f32.
 #[track_caller]
-pub fn attention_in_parts<'g>(
+pub(crate) fn attention_in_parts<'g>(
     q: Value<'g>,
     k: Value<'g>,
     v: Value<'g>,

@@ -7,9 +7,10 @@ use engines::manifest::Models;
 use engines::recipe::Recipe;
 use exporter::build::sizes::Limits;
 use exporter::build::{
-    InsideWeights, Item, LayerDetail, Made, Peak, Request, Source, items, library, prepare,
+    BuildInput, InsideWeights, Item, LayerDetail, Made, Peak, Request, items, library, prepare,
 };
-use exporter::export::{self, ShapeSources};
+use exporter::export;
+use exporter::families::ModelShapes;
 use exporter::graph::data::Placed;
 use exporter::graph::proto::ModelProto;
 use exporter::graph::write::{WeightPlacement, to_model};
@@ -21,9 +22,9 @@ use std::time::Instant;
 /// Ampere, Ada and Blackwell cards.
 const CARDS: [u32; 3] = [86, 89, 120];
 
-fn request(source: Source, (width, height): (usize, usize), sm: u32, out: &Path) -> Request {
+fn request(input: BuildInput, (width, height): (usize, usize), sm: u32, out: &Path) -> Request {
     Request {
-        source,
+        input,
         limits: Limits {
             width,
             height,
@@ -66,7 +67,7 @@ fn build_all(what: &str, request: &Request, keep: &dyn Fn(&str) -> bool) {
         let graph = request.out.join("graphs").join(item.graph_file());
         let start = format!(
             "{what} {} sm{} {:<24}",
-            request.source.recipe(),
+            request.input.recipe(),
             request.sm,
             item.name
         );
@@ -95,12 +96,10 @@ fn every_graph_of_the_tiny_model_builds_for_every_card() {
     let out = tempfile::tempdir().unwrap();
     for (recipe, cards) in [(Recipe::Bf16, &CARDS[..]), (Recipe::Fp32, &[89][..])] {
         for &sm in cards {
-            let source = Source::Preset(Preset::Tiny, recipe);
-            build_all(
-                "tiny",
-                &request(source, (256, 256), sm, out.path()),
-                &|_| true,
-            );
+            let input = BuildInput::Preset(Preset::Tiny, recipe);
+            build_all("tiny", &request(input, (256, 256), sm, out.path()), &|_| {
+                true
+            });
         }
     }
 }
@@ -109,11 +108,11 @@ fn every_graph_of_the_tiny_model_builds_for_every_card() {
 fn every_graph_of_the_published_model_builds_at_its_size() {
     let out = tempfile::tempdir().unwrap();
     for sm in CARDS {
-        let source = Source::Preset(Preset::Full, Recipe::Bf16);
+        let input = BuildInput::Preset(Preset::Full, Recipe::Bf16);
         // One card for all of them; for the others the layers, and the decoder as it streams.
         let often = ["dit_layer", "dit_layer_audio", "vae_decoder_next"];
         let keep = |name: &str| sm == 89 || often.contains(&name);
-        build_all("full", &request(source, (704, 384), sm, out.path()), &keep);
+        build_all("full", &request(input, (704, 384), sm, out.path()), &keep);
     }
 }
 
@@ -134,9 +133,9 @@ fn an_export_builds_with_its_weights_inside() {
         out: dir.path().join("models"),
     };
     export::export(&export, &mut |_, _, _| {}).unwrap();
-    let source = Source::Models(Box::new(Models::open(&export.out).unwrap()));
+    let input = BuildInput::Models(Box::new(Models::open(&export.out).unwrap()));
     let out = dir.path().join("engines");
-    build_all("export", &request(source, (256, 256), 89, &out), &|_| true);
+    build_all("export", &request(input, (256, 256), 89, &out), &|_| true);
 }
 
 /// Small numbers of either sign, as bf16 and as f32; no two stretches alike, since TensorRT stores equal weights once.
@@ -154,7 +153,7 @@ fn write_noise(path: &Path, bytes: u64) {
 #[test]
 fn the_published_decoder_builds_with_its_weights_inside() {
     let s = synth::shapes(Preset::Full, Some(1));
-    let sources = ShapeSources {
+    let shapes = ModelShapes {
         recipe: Recipe::Bf16,
         dit: &s.dit,
         text: &s.text,
@@ -162,7 +161,7 @@ fn the_published_decoder_builds_with_its_weights_inside() {
         speech: &s.speech,
         config: &s.config,
     };
-    let families = sources.graphs().unwrap();
+    let families = shapes.graphs().unwrap();
     let mut graphs = families.iter().flat_map(|f| &f.graphs);
     let (contract, graph) = graphs.find(|(c, _)| *c == &vae::DECODER_NEXT).unwrap();
     let mut end = 0;
@@ -213,8 +212,8 @@ fn the_published_decoder_builds_with_its_weights_inside() {
 #[test]
 fn a_graph_that_tensorrt_refuses_is_an_error_that_says_why() {
     let out = tempfile::tempdir().unwrap();
-    let source = Source::Preset(Preset::Tiny, Recipe::Fp32);
-    let request = request(source, (256, 256), 89, out.path());
+    let input = BuildInput::Preset(Preset::Tiny, Recipe::Fp32);
+    let request = request(input, (256, 256), 89, out.path());
     let all = items(&request, "1.7.1").unwrap();
     let layer = all.iter().find(|i| i.name == "dit_layer").unwrap();
     type Spoil = fn(&mut ModelProto);
@@ -256,8 +255,8 @@ fn a_graph_that_tensorrt_refuses_is_an_error_that_says_why() {
 #[test]
 fn a_card_that_the_library_does_not_know_is_refused() {
     let out = tempfile::tempdir().unwrap();
-    let source = Source::Preset(Preset::Tiny, Recipe::Bf16);
-    let request = request(source, (256, 256), 90, out.path());
+    let input = BuildInput::Preset(Preset::Tiny, Recipe::Bf16);
+    let request = request(input, (256, 256), 90, out.path());
     let all = items(&request, "1.7.1").unwrap();
     exporter::build::write_graphs(&request, &all).unwrap();
     let graph = out.path().join("graphs").join(all[0].graph_file());
@@ -268,8 +267,8 @@ fn a_card_that_the_library_does_not_know_is_refused() {
 #[test]
 fn a_graph_can_be_parsed_without_building_it() {
     let out = tempfile::tempdir().unwrap();
-    let source = Source::Preset(Preset::Tiny, Recipe::Bf16);
-    let request = request(source, (256, 256), 89, out.path());
+    let input = BuildInput::Preset(Preset::Tiny, Recipe::Bf16);
+    let request = request(input, (256, 256), 89, out.path());
     let all = items(&request, "1.7.1").unwrap();
     exporter::build::write_graphs(&request, &all).unwrap();
     let graph = out.path().join("graphs/dit_head.onnx");
@@ -281,8 +280,8 @@ fn a_graph_can_be_parsed_without_building_it() {
 #[test]
 fn a_scratch_limit_that_is_too_low_is_named() {
     let out = tempfile::tempdir().unwrap();
-    let source = Source::Preset(Preset::Full, Recipe::Bf16);
-    let mut request = request(source, (704, 384), 89, out.path());
+    let input = BuildInput::Preset(Preset::Full, Recipe::Bf16);
+    let mut request = request(input, (704, 384), 89, out.path());
     request.workspace = 64 << 20;
     let all = items(&request, "1.7.1").unwrap();
     exporter::build::write_graphs(&request, &all).unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use engines::contract::{DType, Weights};
 use engines::recipe::Recipe;
-use exporter::export::{Family, ShapeSources, generic};
+use exporter::families::{Family, ModelShapes, generic};
 use exporter::graph::lower::for_cpu;
 use exporter::graph::{Graph, ValueInfo};
 use exporter::graphs::{bindings, parse_size};
@@ -16,7 +16,7 @@ fn families(preset: Preset, layers: usize) -> Vec<Family> {
 
 fn families_in(recipe: Recipe, preset: Preset, layers: usize) -> Vec<Family> {
     let s = synth::shapes(preset, Some(layers));
-    let sources = ShapeSources {
+    let shapes = ModelShapes {
         recipe,
         dit: &s.dit,
         text: &s.text,
@@ -24,7 +24,7 @@ fn families_in(recipe: Recipe, preset: Preset, layers: usize) -> Vec<Family> {
         speech: &s.speech,
         config: &s.config,
     };
-    sources
+    shapes
         .graphs()
         .unwrap_or_else(|e| panic!("{preset:?}: {e}"))
 }

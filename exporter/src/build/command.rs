@@ -1,8 +1,8 @@
 //! `avatar-export build` as flags: a profile and what overrides it become a request; a plan is printed, or engines are built.
 use super::sizes::Limits;
 use super::{
-    BuildError, Done, InsideWeights, Item, LayerDetail, Request, Source, Watch, available, check,
-    items, present, run, write_graphs,
+    BuildError, BuildInput, Done, InsideWeights, Item, LayerDetail, Request, Watch, available,
+    check, items, present, run, write_graphs,
 };
 use crate::graphs;
 use crate::synth::Preset;
@@ -93,11 +93,11 @@ impl BuildArgs {
     /// What they ask for; nothing is built yet.
     fn request(&self, flavour: Flavour) -> Result<Request, BuildError> {
         let profile = Profile::open(&self.profile)?;
-        let source = self.source(&profile)?;
+        let input = self.input(&profile)?;
         let builder = &profile.builder;
         Ok(Request {
             limits: self.limits(&profile)?,
-            source,
+            input,
             flavour,
             sm: self.sm(&profile, flavour)?,
             workspace: self.workspace.map_or(builder.scratch_mib as u64, u64::from) << 20,
@@ -131,7 +131,7 @@ impl BuildArgs {
         })
     }
 
-    fn source(&self, profile: &Profile) -> Result<Source, BuildError> {
+    fn input(&self, profile: &Profile) -> Result<BuildInput, BuildError> {
         if profile.recipe == Recipe::Fp8 {
             return Err(BuildError::Unfit(format!(
                 "profile {}: recipe fp8 cannot be exported yet, so it has no engines; take a copy of the profile with bf16",
@@ -139,11 +139,11 @@ impl BuildArgs {
             )));
         }
         let Some(dir) = &self.models else {
-            return Ok(Source::Preset(Preset::Full, profile.recipe));
+            return Ok(BuildInput::Preset(Preset::Full, profile.recipe));
         };
         let models = Models::open(dir)?;
         match models.recipe() {
-            got if got == profile.recipe => Ok(Source::Models(Box::new(models))),
+            got if got == profile.recipe => Ok(BuildInput::Models(Box::new(models))),
             got => Err(BuildError::Recipe {
                 want: profile.recipe,
                 got,
@@ -342,7 +342,7 @@ fn built(
 /// ONNX Runtime compiles when it loads: the export is checked, and that is all there is to do.
 fn ort_cuda(a: &BuildArgs) -> Result<(), BuildError> {
     let profile = Profile::open(&a.profile)?;
-    let Source::Models(models) = a.source(&profile)? else {
+    let BuildInput::Models(models) = a.input(&profile)? else {
         return Err(BuildError::Unfit(
             "--backend ort-cuda builds nothing: it checks an export, give it with --models"
                 .to_owned(),

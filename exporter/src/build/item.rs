@@ -1,7 +1,7 @@
 //! One engine to be: its graph, what is inside, what it will take, and the key by which it is found again.
 use super::prepare::{self, Prepared, Sizes};
-use super::{BuildError, Request};
-use crate::export::{ShapeSources, generic};
+use super::request::{BuildError, BuildInput, Request, io};
+use crate::families::{ModelShapes, generic};
 use crate::graph::Graph;
 use crate::graph::write::{WeightPlacement, to_model};
 use crate::synth::{self, Preset};
@@ -13,24 +13,6 @@ use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Where graphs come from.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// An export, weights and all.
-    Models(Box<Models>),
-    /// Sizes alone: engines whose weights are bound can be built, the others can only be planned.
-    Preset(Preset, Recipe),
-}
-
-impl Source {
-    pub fn recipe(&self) -> Recipe {
-        match self {
-            Self::Models(m) => m.recipe(),
-            Self::Preset(_, recipe) => *recipe,
-        }
-    }
-}
 
 /// What a build is predicted to take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -128,9 +110,9 @@ impl Item {
 /// # Errors
 /// Models or graphs that cannot be read, a name to skip that no engine has.
 pub fn items(request: &Request, version: &str) -> Result<Vec<Item>, BuildError> {
-    let raw = match &request.source {
-        Source::Models(models) => of_models(models)?,
-        Source::Preset(preset, recipe) => of_preset(*preset, *recipe)?,
+    let raw = match &request.input {
+        BuildInput::Models(models) => of_models(models)?,
+        BuildInput::Preset(preset, recipe) => of_preset(*preset, *recipe)?,
     };
     let names: BTreeSet<&str> = raw.0.iter().map(|r| r.name.as_str()).collect();
     if let Some(name) = request.skip.iter().find(|s| !names.contains(s.as_str())) {
@@ -226,7 +208,7 @@ fn key(
         "data": data,
         "prepared": prepared,
         "sizes": sizes,
-        "recipe": request.source.recipe(),
+        "recipe": request.input.recipe(),
         "flavour": request.flavour.name(),
         "version": version,
         "sm": request.sm,
@@ -249,7 +231,7 @@ fn of_models(models: &Models) -> Result<(Vec<Raw>, ModelConfig), BuildError> {
         }
         let (_, contract) = models.component(&c.name)?;
         let path = models.dir().join(&c.graph.file);
-        let onnx = fs::read(&path).map_err(super::io(&path))?;
+        let onnx = fs::read(&path).map_err(io(&path))?;
         let data = set::data_of(c, &models.manifest().data);
         graphs.push(Raw {
             name: name.to_owned(),
@@ -265,7 +247,7 @@ fn of_models(models: &Models) -> Result<(Vec<Raw>, ModelConfig), BuildError> {
 /// Every distinct graph of a preset, its weights as inputs.
 fn of_preset(preset: Preset, recipe: Recipe) -> Result<(Vec<Raw>, ModelConfig), BuildError> {
     let s = synth::shapes(preset, None);
-    let families = ShapeSources {
+    let families = ModelShapes {
         recipe,
         dit: &s.dit,
         text: &s.text,

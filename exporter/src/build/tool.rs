@@ -1,7 +1,11 @@
 //! The same builds as lines for NVIDIA's own tool: `trtexec` of TensorRT 11, `tensorrt_rtx` of TensorRT for RTX.
+use super::item::Item;
 use super::prepare::InputShape;
-use super::{GRAPHS, InsideWeights, Item, LayerDetail, Request};
+use super::request::{InsideWeights, LayerDetail, Request};
 use engines::backend::tensorrt::Flavour;
+
+/// Folder of the prepared graphs, inside the folder of the engines.
+pub const GRAPHS: &str = "graphs";
 
 /// One line an engine, to be run in the folder of the engines.
 pub(super) fn lines(request: &Request, items: &[Item]) -> String {

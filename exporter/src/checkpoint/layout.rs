@@ -15,6 +15,8 @@ pub const T5_FILE: &str = "models_t5_umt5-xxl-enc-bf16.pth";
 pub const VAE_FILE: &str = "Wan2.1_VAE.pth";
 /// Tokenizer folder, in the base folder.
 pub const TOKENIZER_DIR: &str = "google/umt5-xxl";
+/// The tokenizer itself, in [`TOKENIZER_DIR`] and in an export.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Audio encoder folder, in the base folder.
 pub const WAV2VEC2_DIR: &str = "wav2vec2-large-xlsr-53-english";
 /// Stem of the DiT's shards and index, in the base folder.

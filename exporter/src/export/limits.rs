@@ -16,30 +16,47 @@ const COPY: usize = 1 << 20;
 /// Share of the measured rate of multiply-adds that a good product reaches.
 const GOOD: f64 = 0.7;
 
-/// What was to be done.
+/// The work of one export.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Task {
-    /// Of the checkpoint, for what was written.
+    /// Bytes of the checkpoint that were read.
     pub(super) read: u64,
-    /// Of these, read from storage; `None` where the system does not tell, which counts as all.
+    /// Of these, bytes read from storage. `None`: the system does not tell, and all bytes count.
     pub(super) from_storage: Option<u64>,
+    /// Bytes written.
     pub(super) written: u64,
+    /// Multiply-adds of the LoRA.
     pub(super) multiply_adds: u64,
+    /// Threads that worked.
     pub(super) threads: usize,
+    /// Wall time.
     pub(super) seconds: f64,
 }
 
-/// How much is probed.
+/// The length of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Effort {
-    /// Bytes that each of the three copies moves at most.
-    pub(super) bytes: u64,
-    /// Time that each probe takes at most, its synchronising apart.
-    pub(super) time: Duration,
+    /// Most bytes that each of the three copies moves.
+    bytes: u64,
+    /// Most time that each copy takes, without the final synchronisation.
+    time: Duration,
 }
 
-/// What the machine does, in bytes or multiply-adds a second.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+impl Effort {
+    /// For exports that did not ask: under two seconds in all.
+    pub(super) const BRIEF: Self = Self {
+        bytes: 256 << 20,
+        time: Duration::from_millis(600),
+    };
+    /// For exports that asked: long enough to see past a disk's write cache.
+    pub(super) const THOROUGH: Self = Self {
+        bytes: 1 << 30,
+        time: Duration::from_secs(4),
+    };
+}
+
+/// Rates of the machine, in bytes or multiply-adds a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
     /// Checkpoint pages dropped from the page cache first.
     pub cold_read: f64,
@@ -51,15 +68,22 @@ pub struct Rates {
     pub multiply_adds: f64,
 }
 
-/// An export held against what the machine does.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+/// The work and the time of an export, beside the rates of the machine.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
+    /// Rates of the machine.
     pub rates: Rates,
+    /// Bytes of the checkpoint that were read.
     pub read: u64,
+    /// Of these, bytes read from storage; the rest came from the page cache.
     pub from_storage: u64,
+    /// Bytes written.
     pub written: u64,
+    /// Multiply-adds of the LoRA.
     pub multiply_adds: u64,
+    /// Threads that worked.
     pub threads: usize,
+    /// Wall time of the export.
     pub seconds: f64,
 }
 
@@ -76,19 +100,19 @@ impl Limits {
         }
     }
 
-    /// Limit (a), seconds.
+    /// Returns limit (a): seconds of plain copies.
     pub fn copies(&self) -> f64 {
         self.from_storage as f64 / self.rates.cold_read
             + (self.read - self.from_storage) as f64 / self.rates.cached_read
             + self.written as f64 / self.rates.write
     }
 
-    /// Limit (b), seconds.
+    /// Returns limit (b): seconds of the LoRA's multiply-adds.
     pub fn lora(&self) -> f64 {
         self.multiply_adds as f64 / (GOOD * self.rates.multiply_adds)
     }
 
-    /// Time taken by the larger limit.
+    /// Returns the export's time divided by the larger limit.
     pub fn ratio(&self) -> f64 {
         self.seconds / self.copies().max(self.lora())
     }
@@ -125,8 +149,8 @@ impl fmt::Display for Limits {
     }
 }
 
-/// Measures the machine: reads some of `files`, writes and removes a file in `dir`, and multiplies.
-pub(super) fn probe(
+/// Measures the machine: reads parts of `files`, writes and removes a file in `dir`, and multiplies.
+pub(super) fn measure(
     files: &[PathBuf],
     dir: &Path,
     threads: usize,
@@ -138,7 +162,7 @@ pub(super) fn probe(
     Ok(Rates {
         cold_read: cold,
         cached_read: cached,
-        write: write(&dir.join(format!(".probe-{}", std::process::id())), effort)?,
+        write: write(&dir.join(format!(".limits-{}", std::process::id())), effort)?,
         multiply_adds: product::rate(threads, effort.time.min(Duration::from_millis(500))),
     })
 }
@@ -225,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_measures_and_leaves_nothing() {
+    fn a_measurement_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a");
         fs::write(&file, vec![7u8; 3 << 20]).unwrap();
@@ -233,7 +257,7 @@ mod tests {
             bytes: 2 << 20,
             time: Duration::from_millis(20),
         };
-        let rates = probe(&[file], dir.path(), 1, effort).unwrap();
+        let rates = measure(&[file], dir.path(), 1, effort).unwrap();
         for rate in [rates.cold_read, rates.cached_read, rates.write] {
             assert!(rate > 1e3 && rate.is_finite(), "{rates:?}");
         }

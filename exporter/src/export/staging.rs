@@ -1,6 +1,6 @@
 //! The folder of an unfinished export: `.NAME.partial` beside the target, one writer at a time, kept when the export fails or is killed, and
 //! renamed when it is whole. Not here: what is written into it.
-use super::ExportError;
+use super::error::ExportError;
 use super::journal::{self, Identity, Journal};
 use crate::graph::data::DataPlan;
 use engines::manifest;

@@ -1,10 +1,10 @@
 //! Data files written by all cores: every worker takes the next block, makes it, hashes it and writes it in its place; the caller's thread
 //! keeps the journal. A block that the journal knows is read and hashed instead, and made again where it differs. Memory is one block and a
 //! tile for each worker, whatever the model.
-use super::ExportError;
+use super::error::ExportError;
 use super::journal::Journal;
 use crate::graph::data::{BLOCK, DataPlan, WeightBytes};
-use crate::graph::write::WriteError;
+use crate::graph::error::WriteError;
 use blake3::hazmat::ChainingValue;
 use std::fs::File;
 use std::os::unix::fs::FileExt;

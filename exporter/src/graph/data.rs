@@ -3,7 +3,7 @@
 //! A file is divided into blocks of [`BLOCK`] bytes that can be made in any order and on any thread; each is a subtree of the file's BLAKE3
 //! hash, so the hash of the file comes from those of its blocks. Each tensor starts at a multiple of [`ALIGN`] and is stored once, however
 //! many graphs use it. Large tensors are made in parts, so memory does not depend on their size. Not here: files, threads, progress.
-use super::write::WriteError;
+use super::error::WriteError;
 use super::{Transform, Weight};
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,

@@ -1,6 +1,7 @@
 //! A graph on disk: the ONNX file. It appears under its name only when complete. Not here: the data files that hold its weights
 //! ([`super::data`]), the manifest.
 use super::data::{DataLayout, Placed};
+use super::error::WriteError;
 use super::proto::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
@@ -9,11 +10,9 @@ use super::proto::{
 use super::{Attribute, Constant, ConstantData, Fact, Graph, Node, Weight};
 use crate::graph::builder::is_unknown;
 use engines::contract::DType;
-use engines::error_kind::ErrorKind;
 use prost::Message;
-use std::error::Error;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// Operator set that every graph is written in.
@@ -27,70 +26,6 @@ pub enum WeightPlacement<'a> {
     External(&'a DataLayout),
     /// Graph inputs: the graph alone, for checking shapes without any bytes.
     AsInputs,
-}
-
-/// Why a graph could not be written.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// The file system refused.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// File being written.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A tensor could not be read.
-    #[error("weight {key}: {source}")]
-    Read {
-        /// Checkpoint key.
-        key: String,
-        /// What the checkpoint said.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// A tensor has another number of elements than its shape says.
-    #[error("weight {key} wants {want} elements, got {got}")]
-    Length {
-        /// Checkpoint key.
-        key: String,
-        /// Elements by shape.
-        want: usize,
-        /// Elements read.
-        got: usize,
-    },
-    /// Two graphs use one initializer name for different tensors.
-    #[error("weight {name} is {one} in one graph and {other} in another")]
-    Clash {
-        /// Initializer.
-        name: String,
-        /// Type and shape.
-        one: String,
-        /// Type and shape.
-        other: String,
-    },
-    /// The layout lacks a weight of the graph.
-    #[error("graph {graph}: weight {name} is in no data file")]
-    Unplaced {
-        /// Component.
-        graph: String,
-        /// Initializer.
-        name: String,
-    },
-}
-
-impl WriteError {
-    /// The exit code it ends the process with.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull
-                | io::ErrorKind::QuotaExceeded
-                | io::ErrorKind::OutOfMemory => ErrorKind::Resources,
-                _ => ErrorKind::Input,
-            },
-            _ => ErrorKind::Model,
-        }
-    }
 }
 
 /// ONNX's number for an element type.
@@ -349,6 +284,7 @@ mod tests {
     use crate::graph::data::Placed;
     use crate::graph::{Builder, Fact, Transform};
     use engines::contract::Port;
+    use engines::error_kind::ErrorKind;
     use std::collections::BTreeMap;
 
     const X: Port = Port::new("x", DType::F32, "B 3*h*w 4");

@@ -6,13 +6,13 @@ use crate::nn::{self, linear_no_bias as linear, rms_norm};
 use engines::components::text::{self, TextConfig};
 
 /// Longest text, in tokens: the model's `text_len`.
-pub const MAX_TOKENS: i64 = 512;
+pub(crate) const MAX_TOKENS: i64 = 512;
 /// Distances from here on share the last bucket. `T5RelativeEmbedding.max_dist` of the reference.
 const MAX_DISTANCE: f32 = 128.0;
 const EPS: f32 = 1e-6;
 
 /// `text_encoder`: ids `[1, t]` to rows `[1, t, T]`.
-pub fn encoder<'g>(b: &'g Builder<'g>, c: &TextConfig) {
+pub(crate) fn encoder<'g>(b: &'g Builder<'g>, c: &TextConfig) {
     let s = b.root();
     let ids = b.input(&text::IDS);
     let buckets = s.tap("relative_buckets", buckets(b, ids, c));
@@ -77,7 +77,7 @@ fn buckets<'g>(b: &'g Builder<'g>, ids: Value<'g>, c: &TextConfig) -> Value<'g> 
 
 /// Bucket of a distance (key minus query): the sign picks a half, small distances have one each, larger ones share logarithmically.
 /// `T5RelativeEmbedding._relative_position_bucket` of the reference, in f32 as there.
-pub fn bucket(distance: i64, buckets: usize) -> i64 {
+pub(crate) fn bucket(distance: i64, buckets: usize) -> i64 {
     let half = buckets as i64 / 2;
     let exact = half / 2;
     let side = if distance > 0 { half } else { 0 };

@@ -64,7 +64,7 @@ struct KeyValue<'g> {
 }
 
 /// `dit_text`: rows of the text encoder, zero-padded, to the model's width. `text_embedding` of the reference.
-pub fn text_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
+pub(crate) fn text_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root().pp("text_embedding");
     let context = b.input(&dit::CONTEXT).to_compute();
     let y = linear(s.pp(0), context, c.dim).gelu_tanh();
@@ -72,7 +72,7 @@ pub fn text_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
 }
 
 /// `dit_sink_embed`: reference and motion latents to sink tokens, and the modulation of timestep 0. `_forward_sink` of the reference.
-pub fn sink_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
+pub(crate) fn sink_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root();
     let (ref_latents, motion) = (b.input(&dit::REF_LATENTS), b.input(&dit::MOTION_LATENTS));
     let reference = tokens(
@@ -93,7 +93,7 @@ pub fn sink_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
 }
 
 /// `dit_sink_layer`: one block among the sink's own tokens. Gives the layer's condition: keys before rotation, values, and the text's.
-pub fn sink_layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
+pub(crate) fn sink_layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
     let s = b.root().pp("blocks").pp(layer);
     let hidden = b.input(&dit::SINK_HIDDEN);
     let text = text_keys(s.pp("cross_attn"), b.input(&dit::TEXT), c);
@@ -115,7 +115,7 @@ pub fn sink_layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
 }
 
 /// `dit_embed`: noisy latents, pose and timestep to hidden states and modulation.
-pub fn embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
+pub(crate) fn embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root();
     let x = patches(
         s.pp("patch_embedding"),
@@ -139,7 +139,7 @@ pub fn embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
 
 /// `dit_layer` or `dit_layer_audio`: one block of the noisy tokens against [sink | ring], then the audio residual where the layer has an
 /// injector. The ring is written in place first, so its newest rows are this block's own.
-pub fn layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
+pub(crate) fn layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
     let s = b.root().pp("blocks").pp(layer);
     let hidden = b.input(&dit::HIDDEN);
     let rope = Rope::inputs(b, &dit::ROPE_COS, &dit::ROPE_SIN);
@@ -180,7 +180,7 @@ pub fn layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
 }
 
 /// `dit_head`: hidden states to the noise prediction, and one Euler step.
-pub fn head<'g>(b: &'g Builder<'g>, c: &DitConfig) {
+pub(crate) fn head<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root().pp("head");
     let latents = b.input(&dit::LATENTS);
     let m = s.weight("modulation", [1, 2, c.dim]) + b.input(&dit::E).unsqueeze(2); // [B, F, 2, D]
@@ -230,7 +230,7 @@ pub fn head<'g>(b: &'g Builder<'g>, c: &DitConfig) {
 
 /// `audio_adapter`: speech hidden states of one block to global and local audio tokens. `CausalAudioEncoder` and
 /// `MotionEncoder_tc` of the reference, with the leading copies of the first frame and the cut after them.
-pub fn audio_adapter<'g>(b: &'g Builder<'g>, c: &DitConfig) {
+pub(crate) fn audio_adapter<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root().pp("casual_audio_encoder");
     let audio = b.input(&speech::AUDIO).pad_edge(3, AUDIO_LEAD_FRAMES, 0); // [A, Q, E, 85]
     let w = s.weight("weights", [1, c.audio.states, 1, 1]).silu();

@@ -47,7 +47,7 @@ impl Stream {
 }
 
 /// `vae_encoder_first` and `vae_encoder_next`: pixels to the normalised mean of one latent frame.
-pub fn encoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfig) {
+pub(crate) fn encoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfig) {
     let stream = Stream { contract };
     let s = b.root().pp("encoder");
     let pixels = b.input(&contract.inputs[0]).to_compute();
@@ -67,7 +67,7 @@ pub fn encoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfi
 }
 
 /// `vae_decoder_first` and `vae_decoder_next`: one latent frame to pixels, as f32 and as bytes.
-pub fn decoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfig) {
+pub(crate) fn decoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfig) {
     let stream = Stream { contract };
     let [mean, std] = statistics(b, c);
     let z = (b.input(&vae::LATENTS) * std + mean).to_compute();

@@ -14,7 +14,7 @@ fn root<'g>(b: &'g Builder<'g>, prefix: &str) -> Scope<'g> {
 }
 
 /// `audio_encoder_features`: samples `[1, s]` to projected features `[1, t, E]`.
-pub fn features<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
+pub(crate) fn features<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
     let s = root(b, prefix);
     let x = feature_extractor(
         s.pp("feature_extractor.conv_layers"),
@@ -31,7 +31,7 @@ pub fn features<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
 }
 
 /// `audio_encoder_positions`: features to the first layer's input, keys and values.
-pub fn positions<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
+pub(crate) fn positions<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
     let s = root(b, prefix).pp("encoder");
     let x = b.input(&speech::FEATURES);
     let x = x + positional(s.pp("pos_conv_embed.conv"), x, c);
@@ -42,7 +42,7 @@ pub fn positions<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
 }
 
 /// `audio_encoder_layer` and `audio_encoder_last`: rows through one layer; then either their keys and values for the next one, or the norm.
-pub fn layer<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig, index: usize) {
+pub(crate) fn layer<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig, index: usize) {
     let s = root(b, prefix).pp("encoder");
     let layers = s.pp("layers");
     let x = encoder_layer(layers.pp(index), b.input(&speech::ROWS), c);
