@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use engines::error_kind::ErrorKind;
 use serde_json::{Map, Value, json};
 
-pub use preset::Preset;
+pub use engines::components::preset::Preset;
 pub use shapes::{Shapes, shapes};
 
 use crate::checkpoint::StoredDType;
@@ -114,8 +114,9 @@ pub fn synth(
     if let Some(got) = options.layers.filter(|n| !(1..=1000).contains(n)) {
         return Err(SynthError::Layers { got });
     }
-    let tokenizer = Tokenizer::new(preset.extra_ids());
-    let plan = Plan::new(preset.sizes(options.layers, tokenizer.len()), options.seed);
+    let sizes = Sizes::new(preset, options.layers);
+    let tokenizer = Tokenizer::new(sizes.extra_ids);
+    let plan = Plan::new(sizes, options.seed);
     let report = plan.report(out);
     let part = Part::create(out)?;
     room(&part.path, report.bytes() + SLACK)?;
@@ -424,6 +425,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::Checkpoint;
+    use crate::config;
     use crate::inspect::inspect;
 
     /// Every file below `dir` with its bytes' hash.
@@ -542,8 +544,42 @@ mod tests {
     }
 
     #[test]
+    fn every_token_has_a_row_of_the_embedding() {
+        for preset in Preset::ALL {
+            let sizes = Sizes::new(preset, None);
+            let tokens = Tokenizer::new(sizes.extra_ids).len();
+            assert!(tokens <= sizes.t5.vocab, "{preset:?}: {tokens} tokens");
+        }
+    }
+
+    /// The sizes are read back from the written tensors and from the written `config.json`.
+    #[test]
+    fn a_checkpoint_has_the_sizes_of_its_preset() {
+        let dir = tempdir().unwrap();
+        let out = dir.path().join("a");
+        let dir = synth(Preset::Tiny, &SynthOptions::default(), &out)
+            .unwrap()
+            .ckpt_dir;
+        let speech = dir.join(WAV2VEC2_DIR);
+        let torch = |file| Checkpoint::open_torch(&dir.join(file)).unwrap();
+        let read = engines::manifest::ModelConfig {
+            dit: config::dit(&Checkpoint::open_safetensors(&dir).unwrap(), &dir).unwrap(),
+            vae: config::vae(&torch(VAE_FILE)).unwrap(),
+            text: config::text(&torch(T5_FILE)).unwrap(),
+            speech: config::speech(
+                &Checkpoint::open(&speech)
+                    .and_then(Checkpoint::with_weight_norm)
+                    .unwrap(),
+                &speech,
+            )
+            .unwrap(),
+        };
+        assert_eq!(read, Preset::Tiny.config());
+    }
+
+    #[test]
     fn real_sizes_are_those_of_the_published_model() {
-        let plan = Plan::new(Preset::Full.sizes(None, 1000), 0);
+        let plan = Plan::new(Sizes::new(Preset::Full, None), 0);
         let report = plan.report(Path::new("x"));
         let of = |name| {
             report
@@ -560,7 +596,7 @@ mod tests {
             "{}",
             of("dit")
         );
-        let small = Plan::new(Preset::Small.sizes(None, 1000), 0)
+        let small = Plan::new(Sizes::new(Preset::Small, None), 0)
             .report(Path::new("x"))
             .parameters();
         assert!((140_000_000..175_000_000).contains(&small), "{small}");

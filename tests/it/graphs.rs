@@ -237,21 +237,3 @@ fn ports(graph: &Graph) -> String {
     let of = |role: &str, ids: &[usize]| ids.iter().map(|&id| line(role, id)).collect::<String>();
     of("in ", &graph.inputs) + &of("out", &graph.outputs)
 }
-
-/// A plan without a model is made of the presets' sizes: they must be the ones that checkpoints have.
-#[test]
-fn the_presets_are_the_sizes_of_the_synthetic_checkpoints() {
-    use engines::components::preset::Preset as Known;
-    for (known, synthetic) in [
-        (Known::Tiny, Preset::Tiny),
-        (Known::Small, Preset::Small),
-        (Known::Full, Preset::Full),
-    ] {
-        assert_eq!(
-            known.config(),
-            synth::shapes(synthetic, None).config,
-            "{}",
-            known.name()
-        );
-    }
-}

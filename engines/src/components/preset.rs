@@ -1,5 +1,5 @@
-//! Sizes of the models that are known by name. The exporter's synthetic checkpoints have the same (a test of the whole compares them), so
-//! that a machine can be planned for without any model at hand.
+//! Sizes of the models that are known by name. The exporter's synthetic checkpoints are made from
+//! them, and the planner uses them when no model is at hand.
 use super::dit::{AudioConfig, DitConfig};
 use super::speech::SpeechConfig;
 use super::text::TextConfig;

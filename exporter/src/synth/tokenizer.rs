@@ -77,7 +77,8 @@ impl Tokenizer {
         }
     }
 
-    /// Ids in use; the embedding needs at least as many rows.
+    /// Returns the number of ids; the embedding needs at least as many rows.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.pieces.len() + self.extra_ids
     }
