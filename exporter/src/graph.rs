@@ -11,7 +11,6 @@ pub mod error;
 pub mod lower;
 mod ops;
 mod print;
-pub mod proto;
 pub mod write;
 
 pub use builder::{Builder, Fault, GraphError, GraphErrors, IntoDim, Scope, Value, WeightSource};

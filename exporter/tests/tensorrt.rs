@@ -12,10 +12,9 @@ use exporter::build::{
 use exporter::export;
 use exporter::families::ModelShapes;
 use exporter::graph::data::Placed;
-use exporter::graph::proto::ModelProto;
-use exporter::graph::write::{WeightPlacement, to_model};
+use exporter::graph::write::{WeightPlacement, encode, to_model};
 use exporter::synth::{self, Preset, SynthOptions};
-use prost::Message;
+use onnx_protobuf::{Message, ModelProto};
 use std::path::Path;
 use std::time::Instant;
 
@@ -182,7 +181,7 @@ fn the_published_decoder_builds_with_its_weights_inside() {
     write_noise(&dir.path().join("noise.data"), end);
     let model = to_model(graph, WeightPlacement::External(&layout)).unwrap();
     let sizes = Limits::default().of(contract, &s.config);
-    let prepared = prepare::prepare(&model.encode_to_vec(), &sizes).unwrap();
+    let prepared = prepare::prepare(&encode(&model), &sizes).unwrap();
     let path = dir.path().join("vae_decoder_next.onnx");
     std::fs::write(&path, &prepared.onnx).unwrap();
     let library = Library::load().unwrap();
@@ -220,8 +219,7 @@ fn a_graph_that_tensorrt_refuses_is_an_error_that_says_why() {
     let cases: [(&str, Spoil); 2] = [
         ("Attention", |m| {
             for n in &mut m.graph.as_mut().unwrap().node {
-                n.attribute
-                    .retain(|a| a.name.as_deref() != Some("TRT_decomposable"));
+                n.attribute.retain(|a| a.name != "TRT_decomposable");
             }
         }),
         ("TensorScatter", |m| {
@@ -233,17 +231,17 @@ fn a_graph_that_tensorrt_refuses_is_an_error_that_says_why() {
                 .iter_mut()
                 .flat_map(|n| &mut n.attribute)
             {
-                if a.name.as_deref() == Some("mode") {
-                    a.s = Some(b"circular".to_vec());
+                if a.name == "mode" {
+                    a.s = b"circular".to_vec();
                 }
             }
         }),
     ];
     for (word, spoil) in cases {
-        let mut model = ModelProto::decode(&layer.prepared.onnx[..]).unwrap();
+        let mut model = ModelProto::parse_from_bytes(&layer.prepared.onnx).unwrap();
         spoil(&mut model);
         let graph = out.path().join("spoilt.onnx");
-        std::fs::write(&graph, model.encode_to_vec()).unwrap();
+        std::fs::write(&graph, encode(&model)).unwrap();
         let error = make(&request, layer, &graph).unwrap_err().to_string();
         assert!(
             error.contains(word) && error.contains("spoilt.onnx"),

@@ -3,13 +3,12 @@ use super::prepare::{self, Prepared, Sizes};
 use super::request::{BuildError, BuildInput, Request, io};
 use crate::families::{ModelShapes, generic};
 use crate::graph::Graph;
-use crate::graph::write::{WeightPlacement, to_model};
+use crate::graph::write::{WeightPlacement, encode, to_model};
 use crate::synth::{self, Preset};
 use engines::backend::tensorrt::set::{self, EngineEntry};
 use engines::contract::{Contract, Weights};
 use engines::manifest::{FileEntry, ModelConfig, Models, hash_file};
 use engines::recipe::Recipe;
-use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -270,7 +269,7 @@ fn of_preset(preset: Preset, recipe: Recipe) -> Result<(Vec<Raw>, ModelConfig), 
     let mut ordered: Vec<_> = graphs.into_values().collect();
     ordered.sort_by_key(|(at, ..)| *at);
     let raw = ordered.into_iter().map(|(_, contract, graph)| {
-        let onnx = to_model(&graph, WeightPlacement::AsInputs)?.encode_to_vec();
+        let onnx = encode(&to_model(&graph, WeightPlacement::AsInputs)?);
         let absent = match contract.weights {
             Weights::Bound => 0,
             Weights::Inside => graph.weights.iter().map(crate::graph::Weight::bytes).sum(),

@@ -2,15 +2,17 @@
 //! ([`super::data`]), the manifest.
 use super::data::{DataLayout, Placed};
 use super::error::WriteError;
-use super::proto::{
-    AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-    StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
-    ValueInfoProto, dimension,
-};
 use super::{Attribute, Constant, ConstantData, Fact, Graph, Node, Weight};
 use crate::graph::builder::is_unknown;
 use engines::contract::DType;
-use prost::Message;
+use onnx_protobuf::attribute_proto::AttributeType;
+use onnx_protobuf::tensor_proto::DataLocation;
+use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
+use onnx_protobuf::{
+    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto,
+    StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+};
+use protobuf::MessageField;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -73,50 +75,60 @@ pub fn to_model(graph: &Graph, placement: WeightPlacement<'_>) -> Result<ModelPr
         .collect();
     let graph_proto = GraphProto {
         node: graph.nodes.iter().map(|n| node(graph, n)).collect(),
-        name: Some(graph.name.clone()),
+        name: graph.name.clone(),
         initializer,
         input,
         output: infos(&graph.outputs),
         value_info: infos(&inner),
+        ..GraphProto::default()
     };
     Ok(ModelProto {
-        ir_version: Some(IR_VERSION),
-        producer_name: Some("avatar-export".into()),
-        producer_version: Some(env!("CARGO_PKG_VERSION").into()),
-        graph: Some(graph_proto),
+        ir_version: IR_VERSION,
+        producer_name: "avatar-export".to_owned(),
+        producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        graph: MessageField::some(graph_proto),
         opset_import: vec![OperatorSetIdProto {
-            domain: Some(String::new()),
-            version: Some(OPSET),
+            version: OPSET,
+            ..OperatorSetIdProto::default()
         }],
         metadata_props: graph.metadata.iter().map(|(k, v)| entry(k, v)).collect(),
+        ..ModelProto::default()
     })
 }
 
 fn entry(key: &str, value: &str) -> StringStringEntryProto {
     StringStringEntryProto {
-        key: Some(key.to_owned()),
-        value: Some(value.to_owned()),
+        key: key.to_owned(),
+        value: value.to_owned(),
+        ..StringStringEntryProto::default()
     }
 }
 
 fn value_info(name: &str, fact: &Fact) -> ValueInfoProto {
-    let dim = fact.dims.iter().map(|d| DimensionProto {
+    let dim = fact.dims.iter().map(|d| Dimension {
         value: match d.as_const() {
             Some(n) => Some(dimension::Value::DimValue(n)),
             None if is_unknown(d) => None,
             None => Some(dimension::Value::DimParam(d.to_string())),
         },
+        ..Dimension::default()
     });
-    let shape = TensorShapeProto { dim: dim.collect() };
-    let tensor = TensorTypeProto {
-        elem_type: Some(onnx_type(fact.dtype)),
-        shape: Some(shape),
+    let shape = TensorShapeProto {
+        dim: dim.collect(),
+        ..TensorShapeProto::default()
+    };
+    let tensor = type_proto::Tensor {
+        elem_type: onnx_type(fact.dtype),
+        shape: MessageField::some(shape),
+        ..type_proto::Tensor::default()
     };
     ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(TypeProto {
-            tensor_type: Some(tensor),
+        name: name.to_owned(),
+        type_: MessageField::some(TypeProto {
+            value: Some(type_proto::Value::TensorType(tensor)),
+            ..TypeProto::default()
         }),
+        ..ValueInfoProto::default()
     }
 }
 
@@ -135,43 +147,42 @@ fn node(graph: &Graph, n: &Node) -> NodeProto {
             .iter()
             .map(|&id| graph.values[id].name.clone())
             .collect(),
-        name: Some(n.name.clone()),
-        op_type: Some(n.op.to_owned()),
+        name: n.name.clone(),
+        op_type: n.op.to_owned(),
         attribute: n
             .attributes
             .iter()
             .map(|(name, a)| attribute(name, a))
             .collect(),
+        ..NodeProto::default()
     }
 }
 
 fn attribute(name: &str, a: &Attribute) -> AttributeProto {
-    let blank = AttributeProto {
-        name: Some(name.to_owned()),
+    let mut proto = AttributeProto {
+        name: name.to_owned(),
         ..AttributeProto::default()
     };
-    match a {
-        Attribute::Float(x) => AttributeProto {
-            f: Some(*x),
-            r#type: Some(1),
-            ..blank
-        },
-        Attribute::Int(i) => AttributeProto {
-            i: Some(*i),
-            r#type: Some(2),
-            ..blank
-        },
-        Attribute::Text(word) => AttributeProto {
-            s: Some(word.as_bytes().to_vec()),
-            r#type: Some(3),
-            ..blank
-        },
-        Attribute::Ints(list) => AttributeProto {
-            ints: list.clone(),
-            r#type: Some(7),
-            ..blank
-        },
-    }
+    let type_ = match a {
+        Attribute::Float(x) => {
+            proto.f = *x;
+            AttributeType::FLOAT
+        }
+        Attribute::Int(i) => {
+            proto.i = *i;
+            AttributeType::INT
+        }
+        Attribute::Text(word) => {
+            proto.s = word.as_bytes().to_vec();
+            AttributeType::STRING
+        }
+        Attribute::Ints(list) => {
+            proto.ints.clone_from(list);
+            AttributeType::INTS
+        }
+    };
+    proto.type_ = type_.into();
+    proto
 }
 
 fn tensor(name: &str, dtype: DType, shape: &[usize]) -> TensorProto {
@@ -180,8 +191,8 @@ fn tensor(name: &str, dtype: DType, shape: &[usize]) -> TensorProto {
             .iter()
             .map(|&n| i64::try_from(n).unwrap_or(i64::MAX))
             .collect(),
-        data_type: Some(onnx_type(dtype)),
-        name: Some(name.to_owned()),
+        data_type: onnx_type(dtype),
+        name: name.to_owned(),
         ..TensorProto::default()
     }
 }
@@ -196,7 +207,7 @@ fn constant(graph: &Graph, c: &Constant) -> TensorProto {
         ),
     };
     TensorProto {
-        raw_data: Some(bytes),
+        raw_data: bytes,
         ..tensor(&graph.values[c.value].name, dtype, &c.shape)
     }
 }
@@ -207,17 +218,23 @@ fn external(w: &Weight, placed: &Placed) -> TensorProto {
         ("offset", placed.offset.to_string()),
         ("length", placed.length.to_string()),
     ];
-    let external_data = place.iter().map(|(k, v)| entry(k, v)).collect();
     TensorProto {
-        external_data,
-        data_location: Some(1),
+        external_data: place.iter().map(|(k, v)| entry(k, v)).collect(),
+        data_location: DataLocation::EXTERNAL.into(),
         ..tensor(&w.name, w.dtype, &w.shape)
     }
 }
 
+/// Returns the bytes of a model's ONNX file.
+pub fn encode(model: &ModelProto) -> Vec<u8> {
+    model
+        .write_to_bytes()
+        .expect("a graph without weight bytes is below the limit of 2 GiB")
+}
+
 /// Writes a model; returns the hash of the file, hex.
 pub fn write_model(path: &Path, model: &ModelProto) -> Result<String, WriteError> {
-    let bytes = model.encode_to_vec();
+    let bytes = encode(model);
     let mut file = Partial::create(path)?;
     file.append(&bytes)?;
     file.finish()
@@ -326,18 +343,18 @@ mod tests {
         };
         let layout = DataLayout::from([("q.weight|transpose".to_owned(), placed)]);
         let model = to_model(&g, WeightPlacement::External(&layout)).unwrap();
-        let again = ModelProto::decode(model.encode_to_vec().as_slice()).unwrap();
+        let again = ModelProto::parse_from_bytes(&encode(&model)).unwrap();
         assert_eq!(again, model);
-        let graph = model.graph.unwrap();
+        let graph = model.graph.as_ref().unwrap();
         let external = graph
             .initializer
             .iter()
-            .find(|t| t.data_location == Some(1))
+            .find(|t| t.data_location == DataLocation::EXTERNAL.into())
             .unwrap();
         let place: Vec<&str> = external
             .external_data
             .iter()
-            .filter_map(|e| e.value.as_deref())
+            .map(|e| e.value.as_str())
             .collect();
         assert_eq!(
             (place, external.dims.as_slice()),
@@ -357,28 +374,19 @@ mod tests {
             .node
             .iter()
             .flat_map(|n| &n.attribute)
-            .find(|a| a.name.as_deref() == Some("axis"))
+            .find(|a| a.name == "axis")
             .unwrap();
-        assert_eq!((axis.i, axis.r#type), (Some(-1), Some(2)));
-        assert_eq!(
-            (model.ir_version, model.opset_import[0].version),
-            (Some(12), Some(24))
-        );
+        assert_eq!((axis.i, axis.type_), (-1, AttributeType::INT.into()));
+        assert_eq!((model.ir_version, model.opset_import[0].version), (12, 24));
     }
 
     #[test]
     fn without_bytes_the_weights_are_inputs() {
         let g = graph(&BTreeMap::from([("q.weight".to_owned(), vec![3, 4])]));
-        let graph = to_model(&g, WeightPlacement::AsInputs)
-            .unwrap()
-            .graph
-            .unwrap();
-        let names: Vec<&str> = graph
-            .input
-            .iter()
-            .filter_map(|i| i.name.as_deref())
-            .collect();
+        let model = to_model(&g, WeightPlacement::AsInputs).unwrap();
+        let graph = model.graph.unwrap();
+        let names: Vec<&str> = graph.input.iter().map(|i| i.name.as_str()).collect();
         assert_eq!(names, ["x", "q.weight|transpose"]);
-        assert!(graph.initializer.iter().all(|t| t.data_location.is_none()));
+        assert!(graph.initializer.iter().all(|t| t.external_data.is_empty()));
     }
 }

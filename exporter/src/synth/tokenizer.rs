@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use prost::Message;
+use protobuf::CodedOutputStream;
 use serde_json::{Value, json};
 
 const SPECIAL: [&str; 3] = ["<pad>", "</s>", "<unk>"];
@@ -29,6 +29,10 @@ What would you like to know? Please wait a moment: I will be there in 10 minutes
 There was a dog that could not sing, so it danced with the cat instead, and the other animals were happy about it. \
 一个女人坐在房间里，对着镜头微笑着说话。一个男人站在窗前，他的手在动。画面清晰，光线柔和，背景是城市的夜景。";
 
+/// `TrainerSpec.ModelType.UNIGRAM`.
+const UNIGRAM: i32 = 1;
+
+/// `ModelProto.SentencePiece.Type`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Normal = 1,
@@ -93,10 +97,7 @@ impl Tokenizer {
         ] {
             fs::write(dir.join(name), serde_json::to_vec_pretty(&value)?)?;
         }
-        fs::write(
-            dir.join("spiece.model"),
-            self.sentencepiece().encode_to_vec(),
-        )
+        fs::write(dir.join("spiece.model"), self.sentencepiece()?)
     }
 
     /// `<extra_id_N>` .. `<extra_id_0>`: the highest number has the lowest id.
@@ -179,36 +180,56 @@ impl Tokenizer {
         })
     }
 
-    fn sentencepiece(&self) -> Model {
-        let piece = |p: &Piece| SentencePiece {
-            piece: Some(p.text.clone()),
-            score: Some(p.score),
-            kind: Some(p.kind as i32),
-        };
-        Model {
-            pieces: self.pieces.iter().map(piece).collect(),
-            trainer: Some(Trainer {
-                model_prefix: Some("spiece".into()),
-                model_type: Some(1),
-                vocab_size: Some(self.pieces.len() as i32),
-                byte_fallback: Some(true),
-                unk_id: Some(2),
-                bos_id: Some(-1),
-                eos_id: Some(1),
-                pad_id: Some(0),
-                unk_piece: Some("<unk>".into()),
-                eos_piece: Some("</s>".into()),
-                pad_piece: Some("<pad>".into()),
-            }),
-            normalizer: Some(Normalizer {
-                name: Some("identity".into()),
-                charsmap: Some(Vec::new()),
-                add_dummy_prefix: Some(true),
-                remove_extra_whitespaces: Some(true),
-                escape_whitespaces: Some(true),
-            }),
-        }
+    /// Returns the bytes of `spiece.model`: a unigram model that normalises nothing.
+    ///
+    /// The numbers are the fields of `ModelProto`, `ModelProto.SentencePiece`, `TrainerSpec` and
+    /// `NormalizerSpec` in sentencepiece_model.proto. Fields that keep their default are left out.
+    fn sentencepiece(&self) -> protobuf::Result<Vec<u8>> {
+        message(|model| {
+            for piece in &self.pieces {
+                let piece = message(|out| {
+                    out.write_string(1, &piece.text)?;
+                    out.write_float(2, piece.score)?;
+                    out.write_enum(3, piece.kind as i32)
+                })?;
+                model.write_bytes(1, &piece)?;
+            }
+            let trainer = message(|out| {
+                out.write_string(2, "spiece")?; // model_prefix
+                out.write_enum(3, UNIGRAM)?; // model_type
+                out.write_int32(4, self.pieces.len() as i32)?; // vocab_size
+                out.write_bool(35, true)?; // byte_fallback
+                out.write_int32(40, 2)?; // unk_id
+                out.write_int32(41, -1)?; // bos_id: there is none
+                out.write_int32(42, 1)?; // eos_id
+                out.write_int32(43, 0)?; // pad_id
+                out.write_string(45, "<unk>")?; // unk_piece
+                out.write_string(47, "</s>")?; // eos_piece
+                out.write_string(48, "<pad>") // pad_piece
+            })?;
+            model.write_bytes(2, &trainer)?;
+            let normalizer = message(|out| {
+                out.write_string(1, "identity")?; // name
+                out.write_bytes(2, &[])?; // precompiled_charsmap: none
+                out.write_bool(3, true)?; // add_dummy_prefix
+                out.write_bool(4, true)?; // remove_extra_whitespaces
+                out.write_bool(5, true) // escape_whitespaces
+            })?;
+            model.write_bytes(3, &normalizer)
+        })
     }
+}
+
+/// Returns the bytes of one protobuf message, whose fields `write` writes.
+fn message(
+    write: impl FnOnce(&mut CodedOutputStream<'_>) -> protobuf::Result<()>,
+) -> protobuf::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut out = CodedOutputStream::vec(&mut bytes);
+    write(&mut out)?;
+    out.flush()?;
+    drop(out);
+    Ok(bytes)
 }
 
 /// Pieces and log-probabilities: repeated parts of words, and every letter there is, best first.
@@ -239,70 +260,6 @@ fn learn(corpus: &str) -> Vec<(String, f32)> {
         .collect();
     scored.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     scored
-}
-
-/// `ModelProto` of sentencepiece_model.proto, the fields used.
-#[derive(Clone, PartialEq, Message)]
-struct Model {
-    #[prost(message, repeated, tag = "1")]
-    pieces: Vec<SentencePiece>,
-    #[prost(message, optional, tag = "2")]
-    trainer: Option<Trainer>,
-    #[prost(message, optional, tag = "3")]
-    normalizer: Option<Normalizer>,
-}
-
-/// `ModelProto.SentencePiece`.
-#[derive(Clone, PartialEq, Message)]
-struct SentencePiece {
-    #[prost(string, optional, tag = "1")]
-    piece: Option<String>,
-    #[prost(float, optional, tag = "2")]
-    score: Option<f32>,
-    #[prost(int32, optional, tag = "3")]
-    kind: Option<i32>,
-}
-
-/// `TrainerSpec`.
-#[derive(Clone, PartialEq, Message)]
-struct Trainer {
-    #[prost(string, optional, tag = "2")]
-    model_prefix: Option<String>,
-    #[prost(int32, optional, tag = "3")]
-    model_type: Option<i32>,
-    #[prost(int32, optional, tag = "4")]
-    vocab_size: Option<i32>,
-    #[prost(bool, optional, tag = "35")]
-    byte_fallback: Option<bool>,
-    #[prost(int32, optional, tag = "40")]
-    unk_id: Option<i32>,
-    #[prost(int32, optional, tag = "41")]
-    bos_id: Option<i32>,
-    #[prost(int32, optional, tag = "42")]
-    eos_id: Option<i32>,
-    #[prost(int32, optional, tag = "43")]
-    pad_id: Option<i32>,
-    #[prost(string, optional, tag = "45")]
-    unk_piece: Option<String>,
-    #[prost(string, optional, tag = "47")]
-    eos_piece: Option<String>,
-    #[prost(string, optional, tag = "48")]
-    pad_piece: Option<String>,
-}
-
-/// `NormalizerSpec`.
-#[derive(Clone, PartialEq, Message)]
-struct Normalizer {
-    #[prost(string, optional, tag = "1")]
-    name: Option<String>,
-    #[prost(bytes = "vec", optional, tag = "2")]
-    charsmap: Option<Vec<u8>>,
-    #[prost(bool, optional, tag = "3")]
-    add_dummy_prefix: Option<bool>,
-    #[prost(bool, optional, tag = "4")]
-    remove_extra_whitespaces: Option<bool>,
-    #[prost(bool, optional, tag = "5")]
-    escape_whitespaces: Option<bool>,
 }
 
 #[cfg(test)]
