@@ -52,6 +52,7 @@ impl<'a> Directory<'a> {
                 return Err(fault("is there twice"));
             }
         }
+        disjoint(&records)?;
         Ok(Self { records })
     }
 
@@ -61,6 +62,19 @@ impl<'a> Directory<'a> {
 
     pub(super) fn names(&self) -> impl Iterator<Item = &'a str> {
         self.records.keys().copied()
+    }
+}
+
+/// Checks that no byte belongs to two records. torch shares storages inside the pickle, never here.
+fn disjoint(records: &BTreeMap<&str, Range<usize>>) -> Result<(), Fault> {
+    let mut places: Vec<_> = records.iter().filter(|(_, r)| !r.is_empty()).collect();
+    places.sort_by_key(|(_, range)| range.start);
+    match places.windows(2).find(|w| w[0].1.end > w[1].1.start) {
+        None => Ok(()),
+        Some(pair) => Err(Fault::ZipRecord {
+            name: (*pair[1].0).to_owned(),
+            reason: "overlaps another record",
+        }),
     }
 }
 
@@ -308,6 +322,23 @@ mod tests {
         let bytes = wide(5);
         let range = Directory::read(&bytes).unwrap().get("a/b").unwrap();
         assert_eq!(&bytes[range], b"hello");
+    }
+
+    #[test]
+    fn two_records_of_one_name_or_of_the_same_bytes_are_refused() {
+        for (second, want) in [
+            ("a/b", "zip: record a/b: is there twice"),
+            ("a/c", "zip: record a/c: overlaps another record"),
+        ] {
+            let mut bytes = local("a/b", b"hello");
+            let start = bytes.len();
+            bytes.extend(wide_entry("a/b", 5));
+            bytes.extend(wide_entry(second, 5));
+            let len = bytes.len() - start;
+            bytes.extend(wide_end(start, len));
+            let fault = Directory::read(&bytes).err().unwrap();
+            assert_eq!(fault.to_string(), want);
+        }
     }
 
     #[test]
