@@ -1,16 +1,17 @@
-//! `avatar-export build`: every component as a TensorRT engine for one profile, in a folder that says what each was built from. An engine that
-//! is there already, built from the same graph, weights, sizes, library and GPU, is kept. The prepared graphs stay beside the engines, with
-//! the lines that build the same by NVIDIA's own tool. Not here: TensorRT itself (`engines::backend::tensorrt`).
+//! `avatar-export build`: every component as a TensorRT engine for one profile, in a folder that
+//! says what each was built from. An engine that is there already, built from the same graph,
+//! weights, sizes, library and GPU, is kept. The prepared graphs stay beside the engines, with the
+//! lines that build the same by NVIDIA's own tool. Not here: TensorRT itself
+//! (`engines::backend::tensorrt`).
 pub mod command;
 mod item;
-mod memory;
 pub mod prepare;
 mod request;
 pub mod sizes;
 mod tool;
 
+pub use crate::usage::PeakMemory;
 pub use item::{Item, items};
-pub use memory::{Peak, available};
 pub use request::{BuildError, BuildInput, InsideWeights, LayerDetail, Request};
 pub use tool::GRAPHS;
 
@@ -24,20 +25,22 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// What became of one engine.
+/// The result for one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
+    /// The engine was built.
     Built,
-    /// It was there, built from the same.
+    /// The folder has an engine that was built from the same inputs.
     Kept,
-    /// Its weights are inside and there are no models to take them from.
+    /// The engine holds weights, and no export was given that has them.
     NoWeights,
 }
 
-/// Told as the work proceeds.
+/// An observer of the build.
 pub trait Watch: Sync {
-    /// One engine begins: its place in the list and how many there are.
+    /// Receives the start of an engine, its place in the list and the length of the list.
     fn begin(&self, item: &Item, at: usize, all: usize);
+    /// Receives the result for an engine, and its entry in the list when there is one.
     fn done(&self, item: &Item, done: Done, entry: Option<&EngineEntry>);
 }
 
@@ -63,7 +66,7 @@ pub fn write_graphs(request: &Request, items: &[Item]) -> Result<PathBuf, BuildE
     Ok(path)
 }
 
-/// Puts a link to a data file beside the graphs, which name it as beside them.
+/// Links a data file into the folder of the graphs, where the graphs expect it.
 fn link(from: &Path, to: &Path) -> Result<(), BuildError> {
     let from = fs::canonicalize(from).map_err(io(from))?;
     if fs::read_link(to).is_ok_and(|at| at == from) {
@@ -75,7 +78,7 @@ fn link(from: &Path, to: &Path) -> Result<(), BuildError> {
     std::os::unix::fs::symlink(&from, to).map_err(io(to))
 }
 
-/// Names of the engines that are in the folder already.
+/// Returns the names of the engines that the folder has already.
 pub fn present(request: &Request, items: &[Item]) -> BTreeSet<String> {
     let known = known(&request.out);
     items
@@ -85,7 +88,7 @@ pub fn present(request: &Request, items: &[Item]) -> BTreeSet<String> {
         .collect()
 }
 
-/// Refuses what cannot be built within the limit, before anything is.
+/// Checks, before the first build, that every build fits the memory limit.
 ///
 /// # Errors
 /// [`BuildError::Memory`].
@@ -106,17 +109,20 @@ pub fn check(request: &Request, items: &[Item]) -> Result<(), BuildError> {
     }
 }
 
-/// An engine's file, and what was measured while it was built.
+/// An engine's file, with the measurements of its build.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Made {
+    /// Bytes of the engine's file.
     pub plan: Vec<u8>,
+    /// Time of the build.
     pub seconds: f64,
+    /// Most host memory of the build, in bytes; 0 where the system does not tell.
     pub memory: u64,
-    /// Its layers as JSON, when they were asked for.
+    /// The engine's layers as JSON, when the request asked for them.
     pub layers: Option<String>,
 }
 
-/// Builds every engine that is not there. `make` builds one from its prepared graph's path.
+/// Builds every engine that the folder lacks. `make` builds one engine from the path of its graph.
 ///
 /// # Errors
 /// The first engine that fails; those before it stay and are found again.
@@ -183,7 +189,8 @@ fn known(out: &Path) -> Vec<EngineEntry> {
     set::parse(&text).map(|s| s.engines).unwrap_or_default()
 }
 
-/// Writes the list; `more` are engines of an older list that are still to be looked at, so that an interruption forgets none.
+/// Writes the list; `more` are engines of an older list that are still to be looked at, so that an
+/// interruption forgets none.
 fn write_list(out: &Path, built: &EngineSet, more: &[EngineEntry]) -> Result<(), BuildError> {
     let mut list = built.clone();
     let rest = more
@@ -217,7 +224,7 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
 /// Builds with TensorRT itself, which this binary must have.
 #[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
 pub mod library {
-    use super::{InsideWeights, Item, LayerDetail, Made, Peak, Request};
+    use super::{InsideWeights, Item, LayerDetail, Made, PeakMemory, Request};
     use engines::backend::tensorrt::build::{self, Detail, InputRange, Options, WeightMemory};
     use engines::backend::tensorrt::library::Library;
     use engines::backend::tensorrt::{TensorRtError, session};
@@ -260,11 +267,12 @@ pub mod library {
                 LayerDetail::Inspected => Detail::All,
             },
         };
-        let peak = Peak::start();
+        let watch = PeakMemory::start();
         let start = Instant::now();
         let plan = build::build(library, graph, &options, progress)?;
         let seconds = start.elapsed().as_secs_f64();
-        let memory = peak.stop();
+        let memory = watch.growth().unwrap_or(0);
+        drop(watch);
         let layers = match request.detail {
             LayerDetail::Names => None,
             LayerDetail::Inspected => Some(session::inspect(library, graph, &plan)?),

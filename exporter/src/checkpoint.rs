@@ -1,14 +1,37 @@
-//! Published checkpoints as one table: tensor names to lazy views over mapped files. No byte is read until a tensor is asked for.
+//! Published checkpoints as one table of tensor names and lazy views over mapped files.
 //!
-//! A [`Checkpoint`] reads safetensors (one file, or shards under an index) and torch archives alike, and can carry two overlays that are
-//! computed tensor by tensor: weight normalisation ([`Checkpoint::with_weight_norm`]) and a LoRA ([`Checkpoint::with_lora`]). It does not
-//! know which tensors a model needs; [`layout`] says what the published ones hold, and the graph builder says what was never read.
-
-pub mod layout;
-pub mod lora;
+//! A [`Checkpoint`] reads safetensors (one file, or shards under an index) and torch archives. It
+//! reads no byte of a tensor before a caller asks for the tensor. It can carry two overlays that are
+//! computed tensor by tensor: weight normalisation ([`Checkpoint::with_weight_norm`]) and a LoRA
+//! ([`Checkpoint::with_lora`]). It does not know which tensors a model needs: `layout.rs` lists the
+//! tensors of the published files, and the graph builder reports the tensors that no graph read.
+//!
+//! ```
+//! use exporter::checkpoint::Checkpoint;
+//!
+//! // One tensor in the safetensors format: the length of the header, the header, the bytes.
+//! let header = br#"{"head.bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+//! let mut file = (header.len() as u64).to_le_bytes().to_vec();
+//! file.extend(header);
+//! file.extend([1.5f32, -2.0].map(f32::to_le_bytes).concat());
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("model.safetensors");
+//! std::fs::write(&path, file)?;
+//!
+//! let checkpoint = Checkpoint::open(&path)?;
+//! assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["head.bias"]);
+//! assert_eq!(checkpoint.read_f32("head.bias")?, [1.5, -2.0]);
+//!
+//! // An unknown name is an error that names the nearest tensor.
+//! let error = checkpoint.read_f32("head.weight").unwrap_err().to_string();
+//! assert!(error.ends_with("no tensor head.weight; nearest is head.bias"), "{error}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod dtype;
 mod error;
+pub(crate) mod layout;
+mod lora;
 mod pickle;
 pub(crate) mod product;
 mod safetensors;
@@ -40,13 +63,14 @@ const INDEX_SUFFIX: &str = ".safetensors.index.json";
 const SINGLE_SAFETENSORS: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
 const SINGLE_TORCH: &str = "pytorch_model.bin";
 
-/// What is known of a tensor without reading it.
+/// Type, shape and file of a tensor, known without reading it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
     /// As stored; a weight-normalised tensor is F32, a LoRA target keeps its base's type.
     pub dtype: StoredDType,
+    /// Sizes of the tensor, outermost first.
     pub shape: Vec<usize>,
-    /// The file that holds it.
+    /// The file that holds the tensor.
     pub file: Arc<Path>,
 }
 
@@ -62,7 +86,8 @@ pub struct Checkpoint {
 struct Entry {
     info: TensorInfo,
     storage: Storage,
-    /// Not listed by `names`: it serves only to compute another tensor, or belongs to what was cut off.
+    /// Not listed by `names`: it serves only to compute another tensor, or belongs to what was cut
+    /// off.
     consumed: bool,
 }
 
@@ -73,7 +98,8 @@ enum Storage {
 }
 
 impl Checkpoint {
-    /// Opens a file by its content, or a folder by its names: safetensors before `pytorch_model.bin`.
+    /// Opens a file by its content, or a folder by its names: safetensors before
+    /// `pytorch_model.bin`.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         if path.is_dir() {
             let names = list(path)?;
@@ -88,7 +114,8 @@ impl Checkpoint {
             };
         }
         let map = map(path)?;
-        // The magic of old torch files is also the start of some header lengths, so safetensors are looked for first.
+        // The magic of old torch files is also the start of some header lengths, so safetensors are
+        // looked for first.
         if map.get(8) == Some(&b'{') {
             Self::open_safetensors(path)
         } else if map.starts_with(torch::ZIP_MAGIC) || torch::is_legacy(&map) {
@@ -106,8 +133,8 @@ impl Checkpoint {
         }
     }
 
-    /// Opens one safetensors file, or a folder: shards under its only `*.safetensors.index.json`, else its `model.safetensors`,
-    /// `diffusion_pytorch_model.safetensors` or only `*.safetensors`.
+    /// Opens one safetensors file, or a folder: shards under its only `*.safetensors.index.json`,
+    /// else its `model.safetensors`, `diffusion_pytorch_model.safetensors` or only `*.safetensors`.
     pub fn open_safetensors(dir_or_file: &Path) -> Result<Self, CheckpointError> {
         if !dir_or_file.is_dir() {
             let tensors = read_file(dir_or_file, Format::Safetensors)?
@@ -147,7 +174,8 @@ impl Checkpoint {
         Self::open_safetensors(&dir_or_file.join(file))
     }
 
-    /// Opens a torch archive (zip and pickle, torch 1.6 or later) whose pickle is a dictionary of tensors. Runs nothing of it.
+    /// Opens a torch archive (zip and pickle, torch 1.6 or later) whose pickle is a dictionary of
+    /// tensors. Runs nothing of it.
     pub fn open_torch(path: &Path) -> Result<Self, CheckpointError> {
         let tensors = read_file(path, Format::Torch)?.into_iter().collect();
         Ok(Self {
@@ -194,7 +222,12 @@ impl Checkpoint {
             }
         }
         let missing = |shard: &str| {
-            faults.iter().any(|f| matches!(f, IndexFault::MissingShard { shard: s } | IndexFault::ShardName { shard: s } if s == shard))
+            faults.iter().any(|fault| match fault {
+                IndexFault::MissingShard { shard: of } | IndexFault::ShardName { shard: of } => {
+                    of == shard
+                }
+                _ => false,
+            })
         };
         let elsewhere = weight_map
             .iter()
@@ -247,7 +280,8 @@ impl Checkpoint {
         }
     }
 
-    /// The stored little-endian row-major bytes, without a copy. An error for a tensor that is computed when read.
+    /// The stored little-endian row-major bytes, without a copy. An error for a tensor that is
+    /// computed when read.
     pub fn bytes(&self, name: &str) -> Result<&[u8], CheckpointError> {
         match self.computed(name) {
             Some(how) => Err(CheckpointError::Computed {
@@ -258,7 +292,8 @@ impl Checkpoint {
         }
     }
 
-    /// The tensor's value in f32, overlays applied. A LoRA target is rounded to its base's stored type, as the reference does.
+    /// The tensor's value in f32, overlays applied. A LoRA target is rounded to its base's stored
+    /// type, as the reference does.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         if let Some(Entry {
             storage: Storage::WeightNorm(norm),
@@ -275,8 +310,9 @@ impl Checkpoint {
         Ok(w)
     }
 
-    /// Elements `range` of [`Checkpoint::read_f32`], counted row-major. Costs no more than the range, of a LoRA target the rows that it lies
-    /// in, and the whole of a weight-normalised tensor.
+    /// Elements `range` of [`Checkpoint::read_f32`], counted row-major. Costs no more than the
+    /// range, of a LoRA target the rows that it lies in, and the whole of a weight-normalised
+    /// tensor.
     pub fn read_f32_range(
         &self,
         name: &str,
@@ -304,8 +340,9 @@ impl Checkpoint {
         self.floats(name, info, &bytes[range.start * size..range.end * size])
     }
 
-    /// Some rows and columns of a matrix as [`Checkpoint::read_f32`] has them, into `out`, row-major. On the caller's thread; costs no more
-    /// than the tile, and the whole of a weight-normalised tensor.
+    /// Some rows and columns of a matrix as [`Checkpoint::read_f32`] has them, into `out`,
+    /// row-major. On the caller's thread; costs no more than the tile, and the whole of a
+    /// weight-normalised tensor.
     pub fn read_f32_tile(
         &self,
         name: &str,
@@ -364,7 +401,8 @@ impl Checkpoint {
         self.stored(name).ok().map(|(info, b)| (info.dtype, b))
     }
 
-    /// Asks the system to read a tensor's pages ahead. Advice: where it is not taken, reading is only slower.
+    /// Asks the system to read a tensor's pages ahead. Advice: where it is not taken, reading is
+    /// only slower.
     pub fn prefetch(&self, name: &str) {
         if let Some(Storage::Stored { map, range }) = self.tensors.get(name).map(|e| &e.storage) {
             let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
@@ -378,7 +416,8 @@ impl Checkpoint {
         own.chain(lora).collect()
     }
 
-    /// Tensors that a LoRA is added to: how many, and the multiply-adds that adding takes. What was cut off does not count.
+    /// Tensors that a LoRA is added to: how many, and the multiply-adds that adding takes. What was
+    /// cut off does not count.
     pub fn lora_work(&self) -> (usize, u64) {
         let Some(lora) = &self.lora else {
             return (0, 0);
@@ -402,7 +441,8 @@ impl Checkpoint {
         self
     }
 
-    /// Lays a LoRA over the checkpoint. Every module of it must find its tensor, of the right shape.
+    /// Lays a LoRA over the checkpoint. Every module of it must find its tensor, of the right
+    /// shape.
     pub fn with_lora(mut self, lora: Lora) -> Result<Self, CheckpointError> {
         let merge = lora.onto(|key| self.tensors.get(key).map(|e| e.info.shape.as_slice()))?;
         self.lora = Some(Box::new(merge));
@@ -426,8 +466,8 @@ impl Checkpoint {
         self.lora.as_deref().map(Merge::report)
     }
 
-    /// Offers each weight-normalised tensor under its plain name `*.weight`, in f32, computed when read. A checkpoint without any is
-    /// left as it is.
+    /// Offers each weight-normalised tensor under its plain name `*.weight`, in f32, computed when
+    /// read. A checkpoint without any is left as it is.
     pub fn with_weight_norm(mut self) -> Result<Self, CheckpointError> {
         let shapes = |key: &str| self.tensors.get(key).map(|e| e.info.shape.as_slice());
         let found = weight_norm::find(self.tensors.keys().map(String::as_str), shapes);
@@ -575,8 +615,9 @@ fn map(path: &Path) -> Result<Mmap, CheckpointError> {
             want: "checkpoint file",
         });
     }
-    // SAFETY: the map is read-only and private. As with every user of a map, a file that another process truncates meanwhile ends this
-    // one with a bus error; published checkpoints are not written to.
+    // SAFETY: the map is read-only and private. As with every user of a map, a file that another
+    // process truncates meanwhile ends this one with a bus error; published checkpoints are not
+    // written to.
     let map = unsafe { Mmap::map(&file) };
     map.map_err(|source| CheckpointError::Io {
         path: path.to_owned(),
@@ -671,7 +712,8 @@ mod tests {
         xs.iter().flat_map(|x| x.to_le_bytes()).collect()
     }
 
-    /// Two shards: `a` (bf16 [2]) in the first, `b` (f32 [1]) in the second; `index` maps names to shards.
+    /// Two shards: `a` (bf16 [2]) in the first, `b` (f32 [1]) in the second; `index` maps names to
+    /// shards.
     fn sharded(index: &str) -> tempfile::TempDir {
         let dir = tempdir().unwrap();
         write(
@@ -706,8 +748,12 @@ mod tests {
     fn an_index_is_held_against_its_shards() {
         for (index, want) in [
             (
-                r#"{"weight_map":{"a":"s-1.safetensors","b":"s-1.safetensors","c":"s-2.safetensors"}}"#,
-                "tensor b is not in its shard s-1.safetensors; tensor c is not in its shard s-2.safetensors",
+                concat!(
+                    r#"{"weight_map":{"a":"s-1.safetensors","b":"s-1.safetensors","#,
+                    r#""c":"s-2.safetensors"}}"#
+                ),
+                "tensor b is not in its shard s-1.safetensors; \
+                 tensor c is not in its shard s-2.safetensors",
             ),
             (
                 r#"{"weight_map":{"a":"s-1.safetensors","b":"s-9.safetensors"}}"#,

@@ -1,4 +1,5 @@
-//! Sizes of an export: what the tensors say, and from `config.json` only what no tensor can say (heads, injected layers, strides).
+//! Sizes of an export: what the tensors say, and from `config.json` only what no tensor can say
+//! (heads, injected layers, strides).
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::layout::{DitSizes, SizeError, T5Sizes, VaeSizes, WavSizes};
 use engines::components::dit::{AudioConfig, DitConfig};

@@ -1,15 +1,14 @@
 //! The whole export on one page.
 //!
-//! It opens the checkpoints, lays the LoRA over the transformer, builds every graph, writes the graphs,
-//! writes every weight once, and writes the manifest last. All files go to a folder beside the target,
-//! which is renamed at the end: no unfinished export has the target's name. An export that was stopped
-//! or killed continues from that folder.
+//! It opens the checkpoints, lays the LoRA over the transformer, builds every graph, writes the
+//! graphs, writes every weight once, and writes the manifest last. All files go to a folder beside
+//! the target, which is renamed at the end: no unfinished export has the target's name. An export
+//! that was stopped or killed continues from that folder.
 mod checkpoints;
 mod error;
 mod journal;
 mod limits;
 mod staging;
-mod usage;
 mod writer;
 
 pub use error::ExportError;
@@ -22,6 +21,7 @@ use crate::families::{Family, generic};
 use crate::graph::data::{BLOCK, DataLayout, DataPlan};
 use crate::graph::write::{WeightPlacement, to_model, write_model};
 use crate::graph::{Graph, lower};
+use crate::usage::{self, PeakMemory};
 use checkpoints::Checkpoints;
 use engines::contract::{Contract, Weights};
 use engines::manifest::{
@@ -103,7 +103,8 @@ pub struct Report {
     pub lora_targets: usize,
     /// Wall time, in seconds.
     pub seconds: f64,
-    /// Processor time of all threads, in seconds. The difference to `seconds` is time spent waiting.
+    /// Processor time of all threads, in seconds. The difference to `seconds` is time spent
+    /// waiting.
     pub processor_seconds: Option<f64>,
     /// Highest anonymous memory of the process (without pages of files), in bytes, by sampling.
     pub peak_anonymous: Option<u64>,
@@ -127,8 +128,8 @@ pub enum LimitsOutcome {
     },
 }
 
-/// Exports a checkpoint folder with default options. Calls `progress` with the data file's name, the
-/// bytes in place and the bytes in total.
+/// Exports a checkpoint folder with default options. Calls `progress` with the data file's name,
+/// the bytes in place and the bytes in total.
 ///
 /// # Errors
 /// See [`export_with`].
@@ -146,14 +147,14 @@ pub fn export(
 /// Exports a checkpoint folder, or continues an unfinished export of the same request.
 ///
 /// # Errors
-/// Every fault of the inputs, together; a disk that is full; a target that is no export; the caller's
-/// stop flag.
+/// Every fault of the inputs, together; a disk that is full; a target that is no export; the
+/// caller's stop flag.
 pub fn export_with(
     request: &Request,
     options: &Options<'_>,
     observe: &mut dyn FnMut(Event<'_>),
 ) -> Result<Report, ExportError> {
-    let (began, watch) = (Instant::now(), usage::Watch::start());
+    let (began, watch) = (Instant::now(), PeakMemory::start());
     let (storage, processor) = (usage::read_from_storage(), usage::processor_seconds());
     if request.recipe == Recipe::Fp8 {
         let got = request.recipe;
@@ -206,12 +207,13 @@ pub fn export_with(
         processor_seconds: usage::processor_seconds()
             .zip(processor)
             .map(|(now, before)| now - before),
-        peak_anonymous: watch.peak_anonymous(),
+        peak_anonymous: watch.peak(),
         peak_resident: usage::peak_resident(),
         limits: LimitsOutcome::NotRequested,
     };
     let (task, files) = (job.task(&report, storage), checkpoints.files());
-    // Mapped pages cannot be dropped from the page cache, so reading them would not read from storage.
+    // Mapped pages cannot be dropped from the page cache, so reading them would not read from
+    // storage.
     drop(plans);
     drop(families);
     drop(checkpoints);
@@ -402,7 +404,8 @@ struct GraphEntry {
 }
 
 impl GraphFiles {
-    /// Writes the graph files of a component, unless another component with the same graph wrote them.
+    /// Writes the graph files of a component, unless another component with the same graph wrote
+    /// them.
     fn write(
         &mut self,
         contract: &Contract,

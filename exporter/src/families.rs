@@ -1,7 +1,28 @@
 //! Every graph of a model, built from tensor names and shapes alone.
 //!
-//! A [`Family`] is the set of graphs that read one checkpoint, so they share one data file. The export,
-//! the `graphs` command and the engine build all start here. Not here: bytes of weights, files.
+//! A [`Family`] is the set of graphs that read one checkpoint, so they share one data file. The
+//! export, the `graphs` command and the engine build all start here. Not here: bytes of weights,
+//! files.
+//!
+//! ```
+//! use engines::recipe::Recipe;
+//! use exporter::families::ModelShapes;
+//! use exporter::synth::{Preset, shapes};
+//!
+//! let shapes = shapes(Preset::Tiny, Some(1));
+//! let model = ModelShapes {
+//!     dit: &shapes.dit,
+//!     text: &shapes.text,
+//!     vae: &shapes.vae,
+//!     speech: &shapes.speech,
+//!     config: &shapes.config,
+//!     recipe: Recipe::Bf16,
+//! };
+//! let families = model.graphs()?;
+//! let names: Vec<&str> = families.iter().map(|family| family.name).collect();
+//! assert_eq!(names, ["text_encoder", "audio_encoder", "vae", "dit"]);
+//! # Ok::<(), exporter::families::FamilyErrors>(())
+//! ```
 use crate::graph::{Builder, Fault, Graph, GraphError, GraphErrors, WeightSource};
 use crate::models::{umt5, wan_s2v, wan_vae, wav2vec2};
 use engines::components::{dit, speech, text, vae};
@@ -15,7 +36,7 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FamilyError {
     /// A graph cannot be built from this checkpoint.
-    #[error("{}", errors.0.iter().map(|e| format!("{checkpoint}: {e}")).collect::<Vec<_>>().join("\n"))]
+    #[error("{}", lines(errors.0.iter().map(|e| format!("{checkpoint}: {e}"))))]
     Graph {
         /// Path of the checkpoint, or the family's name.
         checkpoint: String,
@@ -34,8 +55,12 @@ pub enum FamilyError {
 
 /// The faults of all families, reported together.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+#[error("{}", lines(.0.iter().map(ToString::to_string)))]
 pub struct FamilyErrors(pub Vec<FamilyError>);
+
+fn lines(messages: impl Iterator<Item = String>) -> String {
+    messages.collect::<Vec<_>>().join("\n")
+}
 
 impl FamilyErrors {
     /// Returns the kind of failure: the checkpoint does not fit the model.
@@ -171,8 +196,8 @@ impl ModelShapes<'_> {
     }
 }
 
-/// Returns a layer's graph without the layer's number: `blocks.3` becomes `blocks.N` in every name, so
-/// that one graph serves every layer. The graph takes the name of its contract.
+/// Returns a layer's graph without the layer's number: `blocks.3` becomes `blocks.N` in every name,
+/// so that one graph serves every layer. The graph takes the name of its contract.
 pub fn generic(contract: &Contract, graph: &Graph) -> Graph {
     let mut places = BTreeSet::new();
     for w in &graph.weights {
@@ -305,8 +330,8 @@ fn misshaped(error: &GraphError) -> Option<String> {
     }
 }
 
-/// Tensors of published files that no component needs: the recognition head and the training mask of
-/// the speech encoder.
+/// Tensors of published files that no component needs: the recognition head and the training mask
+/// of the speech encoder.
 const IDLE: &[&str] = &[
     "lm_head.",
     "wav2vec2.masked_spec_embed",

@@ -1,10 +1,40 @@
 //! A graph as plain data, and the typed builder that makes one.
 //!
-//! A [`Builder`] hands out [`Scope`]s (places in the checkpoint) and [`Value`]s (tensors of the graph to be). Operators check shapes
-//! and types at once; what is wrong is recorded, and [`Builder::finish`] returns the [`Graph`] or every error together. A graph holds
-//! no weight bytes: [`data`] makes them later, a block of a file at a time. Not here: layers ([`crate::nn`]), models, any optimisation.
+//! A [`Builder`] hands out [`Scope`]s (places in the checkpoint) and [`Value`]s (tensors of the
+//! graph). An operator checks shapes and types at once and records a fault; [`Builder::finish`]
+//! returns the [`Graph`], or every fault together. A graph holds no bytes of weights: [`data`] makes
+//! them later, one block of a file at a time. Not here: layers with weights (`nn.rs`), models,
+//! optimisations.
 //!
-//! One name, all the way down: checkpoint key = scope = node prefix = tap name.
+//! One name is used throughout: checkpoint key = scope = node prefix = tap name.
+//!
+//! ```
+//! use engines::contract::{DType, Port};
+//! use exporter::graph::{Builder, Transform};
+//! use std::collections::BTreeMap;
+//!
+//! const X: Port = Port::new("x", DType::F32, "B 4");
+//! const Y: Port = Port::new("y", DType::F32, "B 3");
+//!
+//! // The checkpoint's names and shapes; a linear layer is stored as [out, in].
+//! let checkpoint = BTreeMap::from([("head.weight".to_owned(), vec![3, 4])]);
+//! let builder = Builder::new("example", &checkpoint);
+//! let head = builder.root().pp("head");
+//! let weight = head.weight_as("weight", [3, 4], Transform::Transpose2);
+//! let y = head.out(builder.input(&X).matmul(weight));
+//! builder.output(&Y, y);
+//!
+//! let graph = builder.finish()?;
+//! assert_eq!(graph.taps(), ["head"]);
+//! assert_eq!(graph.weights[0].shape, [4, 3]);
+//!
+//! // A wrong shape is a fault that names the key and both shapes.
+//! let builder = Builder::new("example", &checkpoint);
+//! builder.root().weight("head.weight", [3, 5]);
+//! let faults = builder.finish().unwrap_err().to_string();
+//! assert!(faults.contains("head.weight") && faults.contains("[3, 4]"), "{faults}");
+//! # Ok::<(), exporter::graph::GraphErrors>(())
+//! ```
 mod builder;
 pub mod data;
 pub mod error;
@@ -41,7 +71,8 @@ pub struct Graph {
     pub inputs: Vec<ValueId>,
     /// Graph outputs, in the order of the contract.
     pub outputs: Vec<ValueId>,
-    /// Module path (as a PyTorch hook would name it) and the value it ends on, in the order of construction. Two paths may end on one value.
+    /// Module path (as a PyTorch hook would name it) and the value it ends on, in the order of
+    /// construction. Two paths may end on one value.
     pub taps: Vec<(String, ValueId)>,
     /// Written into the ONNX file: component, contract fingerprint, exporter version.
     pub metadata: BTreeMap<String, String>,
@@ -229,8 +260,9 @@ impl Graph {
         graph
     }
 
-    /// The same graph with the places `from` of the module tree called `to`: what is left of the difference between the layers of a stack. Taps
-    /// keep their own names, since they are asked for by layer.
+    /// The same graph with the places `from` of the module tree called `to`: what is left of the
+    /// difference between the layers of a stack. Taps keep their own names, since they are asked
+    /// for by layer.
     #[must_use]
     pub fn renamed(&self, places: &[(String, String)]) -> Self {
         let rename = |text: &mut String| {
@@ -264,7 +296,8 @@ impl Graph {
             .map(|(path, id)| (path.as_str(), self.values[*id].name.as_str()))
     }
 
-    /// The same graph with the values at `paths` as extra outputs, each named by its path (`path.tap` when the graph already uses that name).
+    /// The same graph with the values at `paths` as extra outputs, each named by its path
+    /// (`path.tap` when the graph already uses that name).
     pub fn with_taps<S: AsRef<str>>(&self, paths: &[S]) -> Result<Self, UnknownTap> {
         let mut graph = self.clone();
         for path in paths {

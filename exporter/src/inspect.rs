@@ -1,5 +1,6 @@
-//! What a checkpoint folder holds, held against the published layout: components, sizes, types, and every tensor that is missing, misshaped
-//! or not expected. Reads headers only. A damaged component is reported and does not hide the others.
+//! What a checkpoint folder holds, held against the published layout: components, sizes, types, and
+//! every tensor that is missing, misshaped or not expected. Reads headers only. A damaged component
+//! is reported and does not hide the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -24,7 +25,11 @@ const SHOWN: usize = 10;
 pub enum InspectError {
     #[error("{dir}: wanted a checkpoint folder, found {found}", dir = dir.display())]
     NoFolder { dir: PathBuf, found: &'static str },
-    #[error("{dir}: no checkpoint there; wanted {WAN_DIR}/ and {LORA_FILE} in it, or the inside of {WAN_DIR}", dir = dir.display())]
+    #[error(
+        "{dir}: no checkpoint there; \
+         wanted {WAN_DIR}/ and {LORA_FILE} in it, or the inside of {WAN_DIR}",
+        dir = dir.display()
+    )]
     Empty { dir: PathBuf },
 }
 

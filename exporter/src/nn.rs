@@ -1,15 +1,19 @@
-//! Layers: functions from a scope and values to a value, with PyTorch's names. How each is lowered to operators is decided here and
-//! nowhere else. Weights take the float type of the value that they meet, so a cast in front of a layer decides what it is computed in. Not here: models, and operators without weights ([`crate::graph`]).
+//! Layers: functions from a scope and values to a value, with PyTorch's names. How each is lowered
+//! to operators is decided here and nowhere else. Weights take the float type of the value that
+//! they meet, so a cast in front of a layer decides what it is computed in. Not here: models, and
+//! operators without weights ([`crate::graph`]).
 use crate::graph::{AttentionOptions, IntoDim, Scope, Transform, Value};
 use engines::contract::DType;
 use engines::dim::Dim;
 use engines::recipe::Recipe;
 
-/// Largest head for which TensorRT has a fused kernel; it refuses an Attention node with a larger one.
+/// Largest head for which TensorRT has a fused kernel; it refuses an Attention node with a larger
+/// one.
 const FUSED_HEAD: i64 = 256;
 
-/// `nn.Linear`. x `[.., in] -> [.., out]`. The checkpoint's `[out, in]` weight is stored transposed, so that the graph is one MatMul and an
-/// Add. A checkpoint without the bias is an error.
+/// `nn.Linear`. x `[.., in] -> [.., out]`. The checkpoint's `[out, in]` weight is stored
+/// transposed, so that the graph is one MatMul and an Add. A checkpoint without the bias is an
+/// error.
 #[track_caller]
 pub(crate) fn linear<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
     let (s, out) = (s.enter(), out_features.into_dim());
@@ -59,8 +63,9 @@ pub(crate) fn rms_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     s.out(x.rms_norm(eps, s.weight_like(x, "weight", [x.dim(-1)])))
 }
 
-/// Attention per head. q `[B, N, L, D]`, k `[B, N, S, D]`, v `[B, N, S, E]` -> `[B, N, L, E]`: the operator, which is fused, or where only the
-/// oracle has a kernel for it (f32, large heads) its parts.
+/// Attention per head. q `[B, N, L, D]`, k `[B, N, S, D]`, v `[B, N, S, E]` -> `[B, N, L, E]`: the
+/// operator, which is fused, or where only the oracle has a kernel for it (f32, large heads) its
+/// parts.
 #[track_caller]
 pub(crate) fn attention<'g>(
     q: Value<'g>,
@@ -78,7 +83,8 @@ pub(crate) fn attention<'g>(
     }
 }
 
-/// [`attention`] as two products and a softmax, over all keys. The scale, `1 / sqrt(D)` unless given, is applied to the query in f32.
+/// [`attention`] as two products and a softmax, over all keys. The scale, `1 / sqrt(D)` unless
+/// given, is applied to the query in f32.
 #[track_caller]
 pub(crate) fn attention_in_parts<'g>(
     q: Value<'g>,

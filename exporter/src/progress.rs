@@ -1,5 +1,6 @@
-//! How an export is shown on standard error: a bar on a terminal, a plain line every few seconds elsewhere, so that logs stay readable. A run
-//! that ends before the first line is due says nothing.
+//! How an export is shown on standard error: a bar on a terminal, a plain line every few seconds
+//! elsewhere, so that logs stay readable. A run that ends before the first line is due says
+//! nothing.
 use crate::export::{Event, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
@@ -54,7 +55,8 @@ impl Screen {
     }
 }
 
-/// Where an export is, how fast it writes, and when it will be done if that lasts. What an earlier run wrote does not count as speed.
+/// Where an export is, how fast it writes, and when it will be done if that lasts. What an earlier
+/// run wrote does not count as speed.
 fn line(p: Progress<'_>, elapsed: Duration) -> String {
     let gb = |bytes: u64| bytes as f64 / 1e9;
     let at = format!("{}: {:.2} of {:.2} GB", p.file, gb(p.done), gb(p.total));

@@ -1,7 +1,9 @@
-//! Random checkpoints in exactly the published layout: same files, names, types and shapes, for tests, demos and benchmarks without the
-//! real weights. What they compute is noise; that activations stay of order one is the concern of `synth/fill.rs`.
+//! Writes checkpoints of random weights with exactly the published layout.
 //!
-//! Writing streams: no more than 64 MiB of a tensor is held. The folder appears under its name only when it is whole.
+//! Files, names, types and shapes are those of the published checkpoints; tests, demos and
+//! benchmarks need no real weights. The model computes noise, but `synth/fill.rs` keeps its
+//! activations near one. The writer holds at most 64 MiB of a tensor. The folder has its name only
+//! once it is whole.
 
 mod fill;
 mod preset;
@@ -35,46 +37,54 @@ const CHUNK: usize = 64 << 20;
 /// Room for headers and the small files.
 const SLACK: u64 = 16 << 20;
 
-/// What to make besides a preset's sizes.
+/// Options of a synthetic checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SynthOptions {
-    /// Layers of the DiT; `None`: as many as the preset has.
+    /// Number of layers of the transformer; `None` takes the preset's number.
     pub layers: Option<usize>,
+    /// Seed of the random weights.
     pub seed: u64,
 }
 
-/// What was made.
+/// The written checkpoint.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct SynthReport {
     /// The base folder, `OUT/Wan2.2-S2V-14B`.
     pub ckpt_dir: PathBuf,
     /// The LoRA file.
     pub lora: PathBuf,
+    /// Sizes of every component, the LoRA included.
     pub components: Vec<SynthComponent>,
 }
 
 /// One component of a [`SynthReport`].
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct SynthComponent {
+    /// Name of the component.
     pub name: &'static str,
+    /// Number of tensors.
     pub tensors: usize,
+    /// Number of elements of all tensors.
     pub parameters: u64,
-    /// Of tensor data.
+    /// Bytes of all tensors.
     pub bytes: u64,
 }
 
 impl SynthReport {
+    /// Returns the number of parameters of all components.
     pub fn parameters(&self) -> u64 {
         self.components.iter().map(|c| c.parameters).sum()
     }
 
+    /// Returns the bytes of all components.
     pub fn bytes(&self) -> u64 {
         self.components.iter().map(|c| c.bytes).sum()
     }
 }
 
-/// A checkpoint cannot be made.
+/// A checkpoint that cannot be written.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum SynthError {
     #[error("{out}: wanted a new or empty folder, found {found}", out = out.display())]
     Occupied { out: PathBuf, found: &'static str },
@@ -87,7 +97,7 @@ pub enum SynthError {
 }
 
 impl SynthError {
-    /// The exit status of a command that fails with this error.
+    /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Layers { .. } => ErrorKind::Usage,
@@ -105,7 +115,11 @@ impl SynthError {
     }
 }
 
-/// Makes a checkpoint in the new or empty folder `out`. The same options give the same bytes on every machine.
+/// Writes a checkpoint to the new or empty folder `out`. The same options give the same bytes on
+/// every machine.
+///
+/// # Errors
+/// A folder that is not empty, a number of layers out of range, a disk that is full.
 pub fn synth(
     preset: Preset,
     options: &SynthOptions,
@@ -165,7 +179,8 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // After publishing there is nothing under this name; a folder that cannot be removed is left for the user to see.
+        // After publishing there is nothing under this name; a folder that cannot be removed is
+        // left for the user to see.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

@@ -1,5 +1,6 @@
-//! TensorRT itself on every exported graph, with no GPU: what it refuses to parse or to build fails here. Needs the libraries that
-//! `scripts/setup --tensorrt` fetches; `scripts/test` runs it, or says that it was told to skip it.
+//! TensorRT itself on every exported graph, with no GPU: what it refuses to parse or to build fails
+//! here. Needs the libraries that `scripts/setup --tensorrt` fetches; `scripts/test` runs it, or
+//! says that it was told to skip it.
 use engines::backend::tensorrt::library::Library;
 use engines::backend::tensorrt::{Flavour, TensorRtError, build};
 use engines::components::vae;
@@ -7,7 +8,8 @@ use engines::manifest::Models;
 use engines::recipe::Recipe;
 use exporter::build::sizes::Limits;
 use exporter::build::{
-    BuildInput, InsideWeights, Item, LayerDetail, Made, Peak, Request, items, library, prepare,
+    BuildInput, InsideWeights, Item, LayerDetail, Made, PeakMemory, Request, items, library,
+    prepare,
 };
 use exporter::export;
 use exporter::families::ModelShapes;
@@ -42,7 +44,8 @@ fn request(input: BuildInput, (width, height): (usize, usize), sm: u32, out: &Pa
     }
 }
 
-/// Each distinct graph once: the layers of the speech encoder between the first and the last differ by their weights alone.
+/// Each distinct graph once: the layers of the speech encoder between the first and the last differ
+/// by their weights alone.
 fn distinct(items: Vec<Item>) -> Vec<Item> {
     let middle = |name: &str| {
         name.strip_prefix("audio_encoder_layer.")
@@ -137,7 +140,8 @@ fn an_export_builds_with_its_weights_inside() {
     build_all("export", &request(input, (256, 256), 89, &out), &|_| true);
 }
 
-/// Small numbers of either sign, as bf16 and as f32; no two stretches alike, since TensorRT stores equal weights once.
+/// Small numbers of either sign, as bf16 and as f32; no two stretches alike, since TensorRT stores
+/// equal weights once.
 fn write_noise(path: &Path, bytes: u64) {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = (0..bytes.div_ceil(8)).flat_map(|_| {
@@ -194,20 +198,22 @@ fn the_published_decoder_builds_with_its_weights_inside() {
             ranges: &[],
             detail: build::Detail::Names,
         };
-        let (peak, start) = (Peak::start(), Instant::now());
+        let (watch, start) = (PeakMemory::start(), Instant::now());
         let plan = build::build(library, &path, &options, Box::new(|_, _, _| {})).unwrap();
         println!(
-            "full bf16 sm{sm} vae_decoder_next with {} bytes of weights inside {:>10} bytes {:>6.2} s {:>5} MB of host memory",
+            "full bf16 sm{sm} vae_decoder_next with {} bytes of weights inside \
+             {:>10} bytes {:>6.2} s {:>5} MB of host memory",
             prepared.weights,
             plan.len(),
             start.elapsed().as_secs_f64(),
-            peak.stop() / 1_000_000
+            watch.growth().unwrap_or(0) / 1_000_000
         );
         assert!(plan.len() as u64 > prepared.weights);
     }
 }
 
-/// The control: without what the preparation puts in, or with what TensorRT lacks, a build fails and says why.
+/// The control: without what the preparation puts in, or with what TensorRT lacks, a build fails
+/// and says why.
 #[test]
 fn a_graph_that_tensorrt_refuses_is_an_error_that_says_why() {
     let out = tempfile::tempdir().unwrap();

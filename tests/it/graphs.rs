@@ -1,4 +1,5 @@
-//! Graphs without weights: their text at the tiny preset, and that every one builds at the published sizes.
+//! Graphs without weights: their text at the tiny preset, and that every one builds at the
+//! published sizes.
 
 use std::collections::BTreeMap;
 
@@ -142,7 +143,8 @@ fn every_graph_builds_at_every_published_size() {
         for (size, lanes) in SIZES.iter().flat_map(|size| [(size, 1), (size, 4)]) {
             let (w, h) = parse_size(size).unwrap();
             let mut sizes = bindings(w, h);
-            // Three seconds of speech, all rows at once, and a prompt of as many tokens as that has frames.
+            // Three seconds of speech, all rows at once, and a prompt of as many tokens as that has
+            // frames.
             let more = [("s", 48_000), ("t", 149), ("r", 149), ("B", lanes)];
             sizes.extend(more.map(|(k, v)| (k.to_owned(), v)));
             for graph in &graphs {
@@ -164,7 +166,8 @@ fn assert_constant(graph: &Graph, case: &str) {
     }
 }
 
-/// Layer 0 hears audio and layer 1 does not. Otherwise they are the same, so one snapshot shows both.
+/// Layer 0 hears audio and layer 1 does not. Otherwise they are the same, so one snapshot shows
+/// both.
 #[test]
 fn a_layer_without_audio_is_the_start_of_a_layer_with_audio() {
     let families = families(Preset::Tiny, 2);
@@ -186,7 +189,8 @@ fn a_layer_without_audio_is_the_start_of_a_layer_with_audio() {
     assert_eq!(with[last].trim_end(), end.trim_end());
 }
 
-/// Lists the casts below a module, in order. In bf16 a part that computes in f32 stands between casts.
+/// Lists the casts below a module, in order. In bf16 a part that computes in f32 stands between
+/// casts.
 fn casts(graph: &Graph, module: &str) -> String {
     let mut text = format!("{}\n", graph.name);
     let mut last = None;
@@ -226,7 +230,8 @@ fn casts_in_bf16() {
         .map(|(name, module)| casts(graphs[name], module))
         .collect();
     insta::assert_snapshot!("casts_in_bf16", text);
-    // ONNX Runtime's CPU provider computes nothing in bf16, so its graph has casts around every layer.
+    // ONNX Runtime's CPU provider computes nothing in bf16, so its graph has casts around every
+    // layer.
     insta::assert_snapshot!("casts_for_the_cpu", casts(&for_cpu(graphs["dit_text"]), ""));
 }
 

@@ -1,4 +1,5 @@
-//! One engine to be: its graph, what is inside, what it will take, and the key by which it is found again.
+//! An engine to build: its graph, its weights, its predicted costs, and the key under which a later
+//! build finds it.
 use super::prepare::{self, Prepared, Sizes};
 use super::request::{BuildError, BuildInput, Request, io};
 use crate::families::{ModelShapes, generic};
@@ -13,13 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What a build is predicted to take.
+/// Predicted size, memory and time of a build.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Predicted {
-    /// Of the engine.
+    /// Bytes of the engine.
     pub bytes: u64,
-    /// Of the host while it is built, in bytes.
+    /// Most host memory of the build, in bytes.
     pub memory: u64,
+    /// Time of the build.
     pub seconds: f64,
 }
 
@@ -43,15 +45,18 @@ impl Predicted {
     }
 }
 
-/// One engine to be.
+/// An engine to build.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// Name of its graph.
+    /// Name of the graph.
     pub name: String,
+    /// The contract that the graph keeps.
     pub contract: &'static Contract,
+    /// The graph, prepared for TensorRT.
     pub prepared: Prepared,
-    /// Bytes of the weights inside.
+    /// Bytes of the weights inside the engine.
     pub weights: u64,
+    /// Predicted costs of the build.
     pub predicted: Predicted,
     pub(super) key: String,
     /// Name beside the graph, and where it is.
@@ -63,16 +68,17 @@ pub struct Item {
 }
 
 impl Item {
-    /// Whether its weights are at hand.
+    /// Returns whether the weights are available.
     pub fn buildable(&self) -> bool {
         !self.lacks_weights
     }
 
+    /// Returns the file name of the prepared graph.
     pub fn graph_file(&self) -> String {
         format!("{}.onnx", self.name)
     }
 
-    /// `dit_layer.0123456789abcdef.engine`.
+    /// Returns the file name of the engine, for example `dit_layer.0123456789abcdef.engine`.
     pub fn engine_file(&self) -> String {
         format!("{}.{}.engine", self.name, self.key)
     }
@@ -92,7 +98,7 @@ impl Item {
         }
     }
 
-    /// The engine of this key, when its file is whole.
+    /// Returns the entry of the engine with this key, when the engine's file is whole.
     pub(super) fn find(&self, known: &[EngineEntry], out: &Path) -> Option<EngineEntry> {
         let entry = known
             .iter()
@@ -104,10 +110,10 @@ impl Item {
     }
 }
 
-/// Every engine of a request, in data-flow order.
+/// Returns every engine of a request, in data-flow order.
 ///
 /// # Errors
-/// Models or graphs that cannot be read, a name to skip that no engine has.
+/// Models or graphs that cannot be read; a name in `skip` that no engine has.
 pub fn items(request: &Request, version: &str) -> Result<Vec<Item>, BuildError> {
     let raw = match &request.input {
         BuildInput::Models(models) => of_models(models)?,
@@ -191,7 +197,7 @@ impl Raw {
     }
 }
 
-/// Sixteen digits of the hash of everything that an engine depends on.
+/// Returns sixteen digits of the hash of everything that an engine depends on.
 fn key(
     request: &Request,
     version: &str,
@@ -219,7 +225,7 @@ fn key(
     blake3::hash(facts.to_string().as_bytes()).to_hex()[..16].to_owned()
 }
 
-/// Every distinct graph of an export.
+/// Returns every distinct graph of an export.
 fn of_models(models: &Models) -> Result<(Vec<Raw>, ModelConfig), BuildError> {
     let mut seen = BTreeSet::new();
     let mut graphs = Vec::new();
@@ -243,7 +249,7 @@ fn of_models(models: &Models) -> Result<(Vec<Raw>, ModelConfig), BuildError> {
     Ok((graphs, models.config().clone()))
 }
 
-/// Every distinct graph of a preset, its weights as inputs.
+/// Returns every distinct graph of a preset, with its weights as inputs.
 fn of_preset(preset: Preset, recipe: Recipe) -> Result<(Vec<Raw>, ModelConfig), BuildError> {
     let s = synth::shapes(preset, None);
     let families = ModelShapes {

@@ -1,5 +1,8 @@
-//! An exported graph as TensorRT wants it: sizes that a profile fixes written as numbers, ranges for those that vary, and leave to spell out
-//! the attentions that no fused kernel takes. Bytes in, bytes out; nothing is run.
+//! Prepares an exported graph for TensorRT.
+//!
+//! Sizes that a profile fixes become numbers, sizes that vary become ranges, and an attention
+//! without a fused kernel may be split into its parts. The module turns bytes into bytes and runs
+//! nothing.
 use crate::graph::write::encode;
 use engines::backend::tensorrt::set::Range;
 use engines::dim::{Bindings, Dim};
@@ -15,9 +18,13 @@ pub type Sizes = BTreeMap<String, Range>;
 /// The three sizes of an input that varies, as an optimisation profile takes them.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct InputShape {
+    /// Name of the input.
     pub name: String,
+    /// Smallest shape.
     pub min: Vec<i64>,
+    /// Usual shape, for which TensorRT optimises.
     pub opt: Vec<i64>,
+    /// Largest shape.
     pub max: Vec<i64>,
 }
 
@@ -38,8 +45,9 @@ pub struct Prepared {
     pub symbols: BTreeSet<String>,
 }
 
-/// Why a graph cannot be prepared.
+/// A graph that cannot be prepared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum PrepareError {
     #[error("not an ONNX file: {0}")]
     Decode(String),
@@ -60,7 +68,7 @@ const FLOAT: i32 = 1;
 /// Largest head size that a fused attention kernel of TensorRT takes.
 const FUSED_HEAD: i64 = 256;
 
-/// Prepares a file. `sizes` gives every symbol of its inputs a value or a range.
+/// Prepares an ONNX file. `sizes` gives each symbol of its inputs a value or a range.
 ///
 /// # Errors
 /// Bytes that are no ONNX file, a symbol without a value.
@@ -87,7 +95,7 @@ pub fn prepare(onnx: &[u8], sizes: &Sizes) -> Result<Prepared, PrepareError> {
             });
         }
     }
-    // TensorRT infers these itself, and would have to agree with symbols that it does not know.
+    // TensorRT infers these itself, and cannot compare them with symbols that it does not know.
     graph.value_info.clear();
     let mut prepared = Prepared {
         onnx: Vec::new(),
@@ -123,8 +131,9 @@ pub fn prepare(onnx: &[u8], sizes: &Sizes) -> Result<Prepared, PrepareError> {
 
 /// Reads an ONNX file, on a thread whose stack suffices for any file of its length.
 ///
-/// protobuf 3.4.0 skips a group of an unknown field by recursion, without a limit (RUSTSEC-2024-0437).
-/// A level takes at least one byte of the file, and at most [`STACK_PER_BYTE`] of the stack.
+/// protobuf 3.4.0 skips a group of an unknown field by recursion, without a limit
+/// (RUSTSEC-2024-0437). A level takes at least one byte of the file, and at most [`STACK_PER_BYTE`]
+/// of the stack.
 fn decode(onnx: &[u8]) -> Result<ModelProto, PrepareError> {
     if onnx.len() > MOST_BYTES {
         return Err(PrepareError::Large {
@@ -147,8 +156,8 @@ fn decode(onnx: &[u8]) -> Result<ModelProto, PrepareError> {
     }
 }
 
-/// Whether a query of this type and shape `[B, N, L, d]` has a fused kernel: half precision and heads of a usual size. Only those must be
-/// fused; a build fails where one is not.
+/// Whether a query of this type and shape `[B, N, L, d]` has a fused kernel: half precision and
+/// heads of a usual size. Only those must be fused; a build fails where one is not.
 fn fused((dtype, shape): &(i32, Vec<i64>)) -> bool {
     let head = shape.last().copied().unwrap_or(0);
     *dtype != FLOAT && head > 0 && head <= FUSED_HEAD && head % 8 == 0
@@ -185,7 +194,8 @@ fn ends(sizes: &Sizes) -> [Bindings; 3] {
         .map(|end| sizes.iter().map(|(k, r)| (k.clone(), end(r))).collect())
 }
 
-/// Writes the sizes that are fixed into an input. Returns its ranges when it varies, and its bytes at its largest.
+/// Writes the sizes that are fixed into an input. Returns its ranges when it varies, and its bytes
+/// at its largest.
 fn shape(
     input: &mut ValueInfoProto,
     sizes: &Sizes,

@@ -12,47 +12,56 @@ use engines::recipe::Recipe;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What to build.
+/// A request to build engines.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// The graphs to build.
     pub input: BuildInput,
+    /// The largest calls that the engines take.
     pub limits: Limits,
+    /// The TensorRT library.
     pub flavour: Flavour,
-    /// Streaming multiprocessor version without its dot, e.g. 89.
+    /// SM version of the card without its dot, for example 89.
     pub sm: u32,
-    /// Most scratch of an engine on the device, bytes.
+    /// Most device memory for an engine's intermediate results, in bytes.
     pub workspace: u64,
-    /// 0 to 5, TensorRT's own scale.
+    /// Optimisation level, 0 to 5 on TensorRT's own scale.
     pub level: i32,
+    /// The place of the weights inside an engine.
     pub weights: InsideWeights,
+    /// The facts that an engine keeps about its layers.
     pub detail: LayerDetail,
-    /// Most host memory for one build, bytes.
+    /// Most host memory for one build, in bytes.
     pub memory_limit: u64,
-    /// Engines to leave out, by name.
+    /// Names of the engines to leave out.
     pub skip: Vec<String>,
     /// Folder of the engines.
     pub out: PathBuf,
-    /// The command line, for whoever finds the folder stale.
+    /// The command line. An error about a stale folder shows it.
     pub command: String,
 }
 
-/// Where the weights inside an engine are when it runs. Only the enterprise library streams them.
+/// The place of the weights inside an engine while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsideWeights {
+    /// In device memory.
     Resident,
+    /// In host memory, from which the enterprise library streams them.
     Streamed,
 }
 
-/// What an engine remembers of its layers.
+/// The facts that an engine keeps about its layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerDetail {
+    /// Their names.
     Names,
-    /// Everything, written as JSON beside the engine.
+    /// Every fact, which is also written as JSON beside the engine.
     Inspected,
 }
 
-/// Why engines could not be planned or built.
+/// A plan or a build that failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum BuildError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -67,8 +76,10 @@ pub enum BuildError {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "{name}: building it takes about {need} bytes of host memory ({factor} x {weights} bytes of weights inside), the limit is {limit}; \
-         build on a machine with more, raise --memory-limit, or leave it out with --skip {name} and run it on another backend"
+        "{name}: building it takes about {need} bytes of host memory \
+         ({factor} x {weights} bytes of weights inside), the limit is {limit}; \
+         build on a machine with more, raise --memory-limit, \
+         or leave it out with --skip {name} and run it on another backend"
     )]
     Memory {
         name: String,
@@ -78,7 +89,8 @@ pub enum BuildError {
         limit: u64,
     },
     #[error(
-        "recipe: the profile wants {want}, the models are {got}; export them with --recipe {want}, or use a profile of {got}"
+        "recipe: the profile wants {want}, the models are {got}; \
+         export them with --recipe {want}, or use a profile of {got}"
     )]
     Recipe { want: Recipe, got: Recipe },
     #[error(transparent)]
@@ -90,6 +102,7 @@ pub enum BuildError {
 }
 
 impl BuildError {
+    /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Manifest(e) => e.kind(),
@@ -108,16 +121,18 @@ impl BuildError {
     }
 }
 
-/// Where graphs come from.
+/// The origin of the graphs.
 #[derive(Clone, Debug)]
 pub enum BuildInput {
-    /// An export, weights and all.
+    /// An export, with its weights.
     Models(Box<Models>),
-    /// Sizes alone: engines whose weights are bound can be built, the others can only be planned.
+    /// The sizes of a preset. Engines whose weights are inputs can be built; the others can be
+    /// planned.
     Preset(Preset, Recipe),
 }
 
 impl BuildInput {
+    /// Returns the precision of the graphs.
     pub fn recipe(&self) -> Recipe {
         match self {
             Self::Models(m) => m.recipe(),

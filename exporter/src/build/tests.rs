@@ -1,5 +1,5 @@
-//! The folder of engines, with a builder that only hands out bytes: what is kept, what is rebuilt, what a loader refuses. TensorRT itself is in
-//! `exporter/tests/tensorrt.rs`.
+//! The folder of engines, with a builder that only hands out bytes: what is kept, what is rebuilt,
+//! what a loader refuses. TensorRT itself is in `exporter/tests/tensorrt.rs`.
 use super::item::Predicted;
 use super::sizes::Limits;
 use super::*;
@@ -175,7 +175,8 @@ fn an_interrupted_build_goes_on_where_it_stopped() {
     assert_eq!(build(&request), items.len() - 5);
 }
 
-/// Every way an engine can be wrong is refused before use, in one line that says what is wrong and how to rebuild.
+/// Every way an engine can be wrong is refused before use, in one line that says what is wrong and
+/// how to rebuild.
 #[test]
 fn engines_that_do_not_fit_are_refused_with_the_command_that_rebuilds() {
     type Change = fn(&Path, &mut Here);

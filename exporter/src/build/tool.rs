@@ -1,4 +1,5 @@
-//! The same builds as lines for NVIDIA's own tool: `trtexec` of TensorRT 11, `tensorrt_rtx` of TensorRT for RTX.
+//! Command lines for NVIDIA's own tools that build the same engines: `trtexec` of TensorRT 11 and
+//! `tensorrt_rtx` of TensorRT for RTX.
 use super::item::Item;
 use super::prepare::InputShape;
 use super::request::{InsideWeights, LayerDetail, Request};
@@ -7,7 +8,7 @@ use engines::backend::tensorrt::Flavour;
 /// Folder of the prepared graphs, inside the folder of the engines.
 pub const GRAPHS: &str = "graphs";
 
-/// One line an engine, to be run in the folder of the engines.
+/// Returns one command line for each engine. The commands run in the folder of the engines.
 pub(super) fn lines(request: &Request, items: &[Item]) -> String {
     let head = match request.flavour {
         Flavour::Enterprise => format!(
@@ -15,7 +16,8 @@ pub(super) fn lines(request: &Request, items: &[Item]) -> String {
             request.sm
         ),
         Flavour::Rtx => format!(
-            "# Run in this folder. The tool builds for every RTX card from SM 80 on; the program builds for SM {} alone. Engines built so are not in engines.json.\n",
+            "# Run in this folder. The tool builds for every RTX card from SM 80 on; \
+             the program builds for SM {} alone. Engines built so are not in engines.json.\n",
             request.sm
         ),
     };

@@ -1,4 +1,5 @@
-//! Element types as checkpoints store them, and their conversion to f32. Not the dtypes of graph ports: those are in `engines`.
+//! Element types as checkpoints store them, and their conversion to f32. Not the dtypes of graph
+//! ports: those are in `engines`.
 
 use std::fmt;
 
@@ -6,6 +7,7 @@ use half::{bf16, f16};
 
 /// The type of a stored tensor's elements. Always little-endian on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the variants are safetensors' own names")]
 pub enum StoredDType {
     Bool,
     U8,
@@ -129,7 +131,8 @@ impl StoredDType {
         self.extend_f32(bytes, &mut out).then_some(out)
     }
 
-    /// Rounds each to the nearest value of this type, ties to even; other than f16 and bf16 leave them as they are.
+    /// Rounds each to the nearest value of this type, ties to even; other than f16 and bf16 leave
+    /// them as they are.
     pub(super) fn round_all(self, values: &mut [f32]) {
         match self {
             Self::BF16 => values
@@ -142,8 +145,8 @@ impl StoredDType {
         }
     }
 
-    /// Appends little-endian `bytes` as f32 (f64 is rounded); false, and nothing appended, for types that are not floating point of 16
-    /// bits or more.
+    /// Appends little-endian `bytes` as f32 (f64 is rounded); false, and nothing appended, for
+    /// types that are not floating point of 16 bits or more.
     pub(super) fn extend_f32(self, bytes: &[u8], out: &mut Vec<f32>) -> bool {
         match self {
             Self::F32 => extend(bytes, f32::from_le_bytes, out),

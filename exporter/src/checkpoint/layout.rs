@@ -1,51 +1,56 @@
-//! The published layout: which files a checkpoint folder has, and which tensors, of which shapes, each component has for its sizes.
+//! The published layout: which files a checkpoint folder has, and which tensors, of which shapes,
+//! each component has for its sizes.
 //!
-//! Sizes are read off the tensors ([`DitSizes::derive`] and its siblings) and never assumed; `tensors()` then says what else must be there.
-//! `inspect` compares the two, `synth` writes from it. It builds no graph and reads no tensor data.
+//! Sizes are read off the tensors ([`DitSizes::derive`] and its siblings) and never assumed;
+//! `tensors()` then says what else must be there. `inspect` compares the two, `synth` writes from
+//! it. It builds no graph and reads no tensor data.
 
 use super::Checkpoint;
 
 /// Folder of the base checkpoint, under a parent that also holds [`LORA_FILE`].
-pub const WAN_DIR: &str = "Wan2.2-S2V-14B";
+pub(crate) const WAN_DIR: &str = "Wan2.2-S2V-14B";
 /// The LoRA, from the parent folder.
-pub const LORA_FILE: &str = "LiveAvatar/liveavatar.safetensors";
+pub(crate) const LORA_FILE: &str = "LiveAvatar/liveavatar.safetensors";
 /// Text encoder, in the base folder.
-pub const T5_FILE: &str = "models_t5_umt5-xxl-enc-bf16.pth";
+pub(crate) const T5_FILE: &str = "models_t5_umt5-xxl-enc-bf16.pth";
 /// VAE, in the base folder.
-pub const VAE_FILE: &str = "Wan2.1_VAE.pth";
+pub(crate) const VAE_FILE: &str = "Wan2.1_VAE.pth";
 /// Tokenizer folder, in the base folder.
-pub const TOKENIZER_DIR: &str = "google/umt5-xxl";
+pub(crate) const TOKENIZER_DIR: &str = "google/umt5-xxl";
 /// The tokenizer itself, in [`TOKENIZER_DIR`] and in an export.
-pub const TOKENIZER_FILE: &str = "tokenizer.json";
+pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Audio encoder folder, in the base folder.
-pub const WAV2VEC2_DIR: &str = "wav2vec2-large-xlsr-53-english";
+pub(crate) const WAV2VEC2_DIR: &str = "wav2vec2-large-xlsr-53-english";
 /// Stem of the DiT's shards and index, in the base folder.
-pub const DIT_STEM: &str = "diffusion_pytorch_model";
+pub(crate) const DIT_STEM: &str = "diffusion_pytorch_model";
 
 /// Hidden states of wav2vec2 that the audio adapter weighs; hard-coded in the reference.
-pub const AUDIO_LAYERS: usize = 25;
+pub(crate) const AUDIO_LAYERS: usize = 25;
 /// Latent channels of the VAE and of the DiT's packers; hard-coded in the reference.
-pub const LATENT_CHANNELS: usize = 16;
+pub(crate) const LATENT_CHANNELS: usize = 16;
 /// Channel multiples of the VAE's stages; hard-coded in the reference.
 const VAE_MULT: [usize; 4] = [1, 2, 4, 4];
 
 /// A tensor that a component has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorSpec {
+pub(crate) struct TensorSpec {
     pub name: String,
     pub shape: Vec<usize>,
 }
 
 impl TensorSpec {
     /// Number of elements.
-    pub fn numel(&self) -> usize {
+    pub(crate) fn numel(&self) -> usize {
         self.shape.iter().product()
     }
 }
 
 /// A size cannot be read: its tensor is missing or has another number of dimensions.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("no size can be read from {key}: wanted {dims} dimensions, got {}", got.as_ref().map_or_else(|| "no such tensor".to_owned(), |s| format!("{s:?}")))]
+#[error(
+    "no size can be read from {key}: wanted {dims} dimensions, got {}",
+    got.as_ref().map_or_else(|| "no such tensor".to_owned(), |s| format!("{s:?}"))
+)]
 pub struct SizeError {
     pub key: String,
     pub dims: usize,
@@ -100,7 +105,7 @@ impl List {
 
 /// Sizes of the DiT (`CausalWanModel_S2V`, liveavatar/models/wan/causal_model_s2v.py).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct DitSizes {
+pub(crate) struct DitSizes {
     pub dim: usize,
     pub ffn: usize,
     pub layers: usize,
@@ -119,7 +124,7 @@ pub struct DitSizes {
 }
 
 impl DitSizes {
-    pub fn derive(c: &Checkpoint) -> Result<Self, SizeError> {
+    pub(crate) fn derive(c: &Checkpoint) -> Result<Self, SizeError> {
         let [dim, text_dim] = shape(c, "text_embedding.0.weight")?;
         let [ffn, _] = shape(c, "blocks.0.ffn.0.weight")?;
         let [_, audio_dim, _] = shape(c, "casual_audio_encoder.encoder.conv1_global.conv.weight")?;
@@ -142,7 +147,7 @@ impl DitSizes {
         })
     }
 
-    pub fn tensors(&self) -> Vec<TensorSpec> {
+    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
         let mut l = List::default();
         let d = self.dim;
         l.biased("patch_embedding", &[d, self.in_dim, 1, 2, 2]);
@@ -211,8 +216,9 @@ impl DitSizes {
         l.add(format!("{at}.norm_k.weight"), &[self.dim]);
     }
 
-    /// Modules a LoRA of the published kind adapts, with (out, in): `q`, `k`, `v`, `o`, `ffn.0` and `ffn.2`, matched by suffix.
-    pub fn lora_targets(&self) -> Vec<(String, usize, usize)> {
+    /// Modules a LoRA of the published kind adapts, with (out, in): `q`, `k`, `v`, `o`, `ffn.0` and
+    /// `ffn.2`, matched by suffix.
+    pub(crate) fn lora_targets(&self) -> Vec<(String, usize, usize)> {
         let adapted = |m: &str| {
             ["q", "k", "v", "o", "ffn.0", "ffn.2"]
                 .iter()
@@ -230,7 +236,7 @@ impl DitSizes {
 
 /// Sizes of the umT5 encoder (`umt5_xxl`, wan_2_2/modules/t5.py).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct T5Sizes {
+pub(crate) struct T5Sizes {
     /// Rows of the token embedding; at least the tokenizer's vocabulary.
     pub vocab: usize,
     pub dim: usize,
@@ -244,7 +250,7 @@ pub struct T5Sizes {
 }
 
 impl T5Sizes {
-    pub fn derive(c: &Checkpoint) -> Result<Self, SizeError> {
+    pub(crate) fn derive(c: &Checkpoint) -> Result<Self, SizeError> {
         let [vocab, dim] = shape(c, "token_embedding.weight")?;
         let [attn_dim, _] = shape(c, "blocks.0.attn.q.weight")?;
         let [ffn, _] = shape(c, "blocks.0.ffn.fc1.weight")?;
@@ -260,7 +266,7 @@ impl T5Sizes {
         })
     }
 
-    pub fn tensors(&self) -> Vec<TensorSpec> {
+    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
         let Self {
             dim, attn_dim, ffn, ..
         } = *self;
@@ -286,9 +292,10 @@ impl T5Sizes {
     }
 }
 
-/// Sizes of the Wan2.1 VAE (`WanVAE_`, wan_2_2/modules/vae_streaming.py): two residual blocks a stage, time halved in stages 2 and 3.
+/// Sizes of the Wan2.1 VAE (`WanVAE_`, wan_2_2/modules/vae_streaming.py): two residual blocks a
+/// stage, time halved in stages 2 and 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct VaeSizes {
+pub(crate) struct VaeSizes {
     /// Channels of the first stage.
     pub dim: usize,
     /// Latent channels.
@@ -296,13 +303,13 @@ pub struct VaeSizes {
 }
 
 impl VaeSizes {
-    pub fn derive(c: &Checkpoint) -> Result<Self, SizeError> {
+    pub(crate) fn derive(c: &Checkpoint) -> Result<Self, SizeError> {
         let [dim, ..] = shape::<5>(c, "encoder.conv1.weight")?;
         let [z_dim, ..] = shape::<5>(c, "conv2.weight")?;
         Ok(Self { dim, z_dim })
     }
 
-    pub fn tensors(&self) -> Vec<TensorSpec> {
+    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
         let mut l = List::default();
         self.encoder(&mut l);
         l.biased("conv1", &[2 * self.z_dim, 2 * self.z_dim, 1, 1, 1]);
@@ -379,7 +386,7 @@ fn middle(l: &mut List, name: &str, dim: usize) {
 
 /// Sizes of the audio encoder (`Wav2Vec2ForCTC` of transformers, stable layer norm).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct WavSizes {
+pub(crate) struct WavSizes {
     pub hidden: usize,
     pub ffn: usize,
     pub layers: usize,
@@ -394,7 +401,7 @@ pub struct WavSizes {
 
 /// How the weight of the positional convolution is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PosConv {
+pub(crate) enum PosConv {
     /// `weight_g` and `weight_v`.
     Hook,
     /// `parametrizations.weight.original0` and `original1`.
@@ -407,7 +414,7 @@ const POS_CONV: &str = "wav2vec2.encoder.pos_conv_embed.conv";
 
 impl WavSizes {
     /// Reads sizes off tensors stored in any of the three forms.
-    pub fn derive(c: &Checkpoint) -> Result<(Self, PosConv), SizeError> {
+    pub(crate) fn derive(c: &Checkpoint) -> Result<(Self, PosConv), SizeError> {
         let forms = [
             ("weight_v", PosConv::Hook),
             ("parametrizations.weight.original1", PosConv::Parametrized),
@@ -450,7 +457,7 @@ impl WavSizes {
     }
 
     /// The tensors that run. See [`WavSizes::idle`].
-    pub fn tensors(&self, form: PosConv) -> Vec<TensorSpec> {
+    pub(crate) fn tensors(&self, form: PosConv) -> Vec<TensorSpec> {
         let mut l = List::default();
         let mut from = 1;
         for (i, &(to, kernel)) in self.convs.iter().enumerate() {
@@ -472,8 +479,9 @@ impl WavSizes {
         l.0
     }
 
-    /// Tensors of a `Wav2Vec2ForCTC` that serve only training and the CTC head: they may be there or not.
-    pub fn idle(&self) -> Vec<TensorSpec> {
+    /// Tensors of a `Wav2Vec2ForCTC` that serve only training and the CTC head: they may be there
+    /// or not.
+    pub(crate) fn idle(&self) -> Vec<TensorSpec> {
         let mut l = List::default();
         l.add("wav2vec2.masked_spec_embed".into(), &[self.hidden]);
         l.biased("lm_head", &[self.vocab, self.hidden]);
@@ -532,7 +540,8 @@ mod tests {
         specs.iter().map(TensorSpec::numel).sum()
     }
 
-    /// 127 M is the size the Wan2.1 VAE is published with; 5.68 B is the encoder of umT5-xxl; 315 M that of wav2vec2-large.
+    /// 127 M is the size the Wan2.1 VAE is published with; 5.68 B is the encoder of umT5-xxl; 315 M
+    /// that of wav2vec2-large.
     #[test]
     fn real_sizes_give_the_published_parameter_counts() {
         let t5 = T5Sizes {

@@ -1,7 +1,9 @@
-//! A PEFT LoRA as a lazy overlay: `W' = round(W + scale * (B @ A))`, computed when the tensor is read and rounded to the type W is stored in.
+//! A PEFT LoRA as a lazy overlay: `W' = round(W + scale * (B @ A))`, computed when the tensor is
+//! read and rounded to the type W is stored in.
 //!
-//! The reference merges in this way before it runs (`liveavatar` loads the LoRA with peft and casts the sum back to bf16); merging in f32
-//! without the rounding moves a prediction by about 1e-2. The scale is `alpha / rank` of the reference's yaml, which is not in the file.
+//! The reference merges in this way before it runs (`liveavatar` loads the LoRA with peft and casts
+//! the sum back to bf16); merging in f32 without the rounding moves a prediction by about 1e-2. The
+//! scale is `alpha / rank` of the reference's yaml, which is not in the file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
@@ -29,7 +31,12 @@ const PARALLEL_FROM: usize = 1 << 24;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LoraScale {
     /// `alpha / rank` as configured, whatever rank the file has.
-    AlphaRank { alpha: f64, rank: u32 },
+    AlphaRank {
+        /// Numerator.
+        alpha: f64,
+        /// Denominator.
+        rank: u32,
+    },
     /// The factor itself.
     Scale(f64),
 }
@@ -67,11 +74,13 @@ pub struct Lora {
 /// What a LoRA holds.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct LoraReport {
+    /// The LoRA file.
     pub file: PathBuf,
     /// Rows of every `lora_A`.
     pub rank: usize,
     /// Factor before `B @ A`.
     pub scale: f32,
+    /// Element types of the LoRA's tensors.
     pub dtypes: BTreeSet<String>,
     /// Number of adapted modules.
     pub modules: usize,
@@ -93,7 +102,8 @@ enum Side {
 }
 
 impl Lora {
-    /// Opens a safetensors file or folder of LoRA weights. Every key must be one half of a pair and all pairs must have one rank.
+    /// Opens a safetensors file or folder of LoRA weights. Every key must be one half of a pair and
+    /// all pairs must have one rank.
     pub fn open(path: &Path, scale: LoraScale) -> Result<Self, CheckpointError> {
         let tensors = Checkpoint::open(path)?;
         let fail = |faults: Vec<Fault>| CheckpointError::Lora {
@@ -256,7 +266,8 @@ impl Merge {
         Ok(())
     }
 
-    /// The same for some rows and columns, `w` `[rows, columns]`, on the caller's thread: each value has the bits that the whole has.
+    /// The same for some rows and columns, `w` `[rows, columns]`, on the caller's thread: each
+    /// value has the bits that the whole has.
     pub(super) fn apply_tile(
         &self,
         key: &str,
@@ -414,7 +425,8 @@ fn shape<'c>(tensors: &'c Checkpoint, key: &str) -> &'c [usize] {
     tensors.info(key).map_or(&[], |i| &i.shape)
 }
 
-/// A module's name without its numbers: `blocks.3.self_attn.q` -> `blocks.self_attn.q`, `blocks.3.ffn.0` -> `blocks.ffn.0`.
+/// A module's name without its numbers: `blocks.3.self_attn.q` -> `blocks.self_attn.q`,
+/// `blocks.3.ffn.0` -> `blocks.ffn.0`.
 fn kind(module: &str) -> String {
     let parts: Vec<&str> = module.split('.').collect();
     let last = parts.len().saturating_sub(1);

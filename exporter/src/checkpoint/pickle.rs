@@ -1,8 +1,10 @@
-//! A restricted unpickler: reads the opcodes `torch.save` emits (protocols 2 to 5) into plain values. Nothing is ever imported, called or
-//! executed; every global outside a short list is refused by name, every opcode outside a short list by number.
+//! A restricted unpickler: reads the opcodes `torch.save` emits (protocols 2 to 5) into plain
+//! values. Nothing is ever imported, called or executed; every global outside a short list is
+//! refused by name, every opcode outside a short list by number.
 //!
-//! Memory is linear in the pickle: values are `Copy` handles into arenas, strings borrow the pickle, so there is no recursion on reading or
-//! dropping, no cycle can leak, and nothing can be copied many times over.
+//! Memory is linear in the pickle: values are `Copy` handles into arenas, strings borrow the
+//! pickle, so there is no recursion on reading or dropping, no cycle can leak, and nothing can be
+//! copied many times over.
 
 use std::collections::{HashMap, HashSet};
 
@@ -599,7 +601,8 @@ mod tests {
 
     use super::*;
 
-    /// A dictionary of two tensors as torch 2 writes it: `torch.save({"w": f32 [2,3], "b": bf16 [4]})`, memo included.
+    /// A dictionary of two tensors as torch 2 writes it:
+    /// `torch.save({"w": f32 [2,3], "b": bf16 [4]})`, memo included.
     fn sound() -> Vec<u8> {
         let mut p = b"\x80\x02}q\x00(".to_vec();
         let mut tensor =
@@ -748,6 +751,10 @@ mod tests {
         assert!(matches!(m.long(), Ok(Value::Int(-1))));
     }
 
+    /// Bytes that begin an operation, or count its arguments.
+    const OPCODES: &[u8] = b"().0122NJKMGXBCTU]leadsu}tqrhjcQRb\
+        \x80\x81\x85\x86\x87\x88\x89\x8a\x8c\x93\x94\x95\0\x01";
+
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
@@ -755,13 +762,17 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_opcodes_never_panic(ops in proptest::collection::vec(
-            proptest::sample::select(b"().0122NJKMGXBCTU]leadsu}tqrhjcQRb\x80\x81\x85\x86\x87\x88\x89\x8a\x8c\x93\x94\x95\0\x01".to_vec()), 0..300)) {
+        fn arbitrary_opcodes_never_panic(
+            ops in proptest::collection::vec(proptest::sample::select(OPCODES.to_vec()), 0..300),
+        ) {
             let _ = tensors(&ops);
         }
 
         #[test]
-        fn a_mutated_pickle_fails_or_still_describes_tensors(at in 0usize..1000, to in any::<u8>()) {
+        fn a_mutated_pickle_fails_or_still_describes_tensors(
+            at in 0usize..1000,
+            to in any::<u8>(),
+        ) {
             let mut p = sound();
             let i = at % p.len();
             p[i] = to;

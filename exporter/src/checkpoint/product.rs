@@ -1,13 +1,14 @@
-//! `B @ A` in f32, every sum by fused multiply-adds in the order of the rank: bit for bit the reference's product of the published LoRA
-//! shapes, whatever the blocking. The inner loop keeps a small tile of sums in registers; it is also what the machine's f32 rate is measured with.
+//! `B @ A` in f32, every sum by fused multiply-adds in the order of the rank: bit for bit the
+//! reference's product of the published LoRA shapes, whatever the blocking. The inner loop keeps a
+//! small tile of sums in registers; it is also what the machine's f32 rate is measured with.
 
 use std::time::{Duration, Instant};
 
 use multiversion::multiversion;
 use multiversion::target::match_target;
 
-/// `out = b @ a`: `a` `[rank, columns]`, `b` `[rows, rank]`, `out` `[rows, columns]`, all row-major. Without fused instructions they are
-/// emulated, slowly but equally.
+/// `out = b @ a`: `a` `[rank, columns]`, `b` `[rows, rank]`, `out` `[rows, columns]`, all
+/// row-major. Without fused instructions they are emulated, slowly but equally.
 ///
 /// # Panics
 /// When a slice is shorter than its shape says.
@@ -19,7 +20,8 @@ pub(super) fn product(a: &[f32], b: &[f32], rank: usize, columns: usize, out: &m
     blocked(a, b, rank, columns, out);
 }
 
-/// Tiles that the compiler turns into one register for each lane group of each row: 4 x 32 sums are 8 registers of 512 bits.
+/// Tiles that the compiler turns into one register for each lane group of each row: 4 x 32 sums are
+/// 8 registers of 512 bits.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
 fn blocked(a: &[f32], b: &[f32], rank: usize, columns: usize, out: &mut [f32]) {
     match_target! {
@@ -80,7 +82,8 @@ fn sums<const R: usize, const C: usize>(a: &[[f32; C]], b: &[[f32; R]]) -> [[f32
     sums
 }
 
-/// Multiply-adds a second that `threads` threads reach together in about `time`, on matrices that stay in their caches.
+/// Multiply-adds a second that `threads` threads reach together in about `time`, on matrices that
+/// stay in their caches.
 pub(crate) fn rate(threads: usize, time: Duration) -> f64 {
     const RANK: usize = 128;
     const COLUMNS: usize = 512;

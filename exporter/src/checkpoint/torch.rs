@@ -1,4 +1,5 @@
-//! One `torch.save` archive (`.pth`, `.bin`): the pickled dictionary laid over the zip's storage records. Reads no tensor data.
+//! One `torch.save` archive (`.pth`, `.bin`): the pickled dictionary laid over the zip's storage
+//! records. Reads no tensor data.
 
 use std::ops::Range;
 
@@ -48,7 +49,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Located>, Vec<Fault>> {
     }
 }
 
-/// The folder inside the archive, with its slash: torch names it after the file, and any name will do.
+/// The folder inside the archive, with its slash: torch names it after the file, and any name will
+/// do.
 fn prefix<'a>(zip: &Directory<'a>) -> Result<&'a str, Fault> {
     let mut found = zip
         .names()
@@ -117,7 +119,8 @@ fn place(
     }
 }
 
-/// Row-major without gaps. The stride of a dimension of size 1 is never used, and an empty tensor has no elements to place.
+/// Row-major without gaps. The stride of a dimension of size 1 is never used, and an empty tensor
+/// has no elements to place.
 fn contiguous(shape: &[usize], strides: &[usize]) -> bool {
     let mut step = 1usize;
     shape.contains(&0)
@@ -282,7 +285,11 @@ mod tests {
         }
 
         #[test]
-        fn a_mutated_archive_fails_or_stays_inside_its_bytes(at in 0usize..10_000, to in any::<u8>(), cut in 0usize..2000) {
+        fn a_mutated_archive_fails_or_stays_inside_its_bytes(
+            at in 0usize..10_000,
+            to in any::<u8>(),
+            cut in 0usize..2000,
+        ) {
             let mut bytes = sound();
             let i = at % bytes.len();
             bytes[i] = to;

@@ -1,5 +1,6 @@
-//! Weight normalisation over the last dimension, as the positional convolution of wav2vec2 stores it
-//! (`torch.nn.utils.weight_norm(conv, dim=2)`): `w[:, :, k] = g[0, 0, k] * v[:, :, k] / ||v[:, :, k]||`.
+//! Weight normalisation over the last dimension, as the positional convolution of wav2vec2 stores
+//! it (`torch.nn.utils.weight_norm(conv, dim=2)`):
+//! `w[:, :, k] = g[0, 0, k] * v[:, :, k] / ||v[:, :, k]||`.
 
 use super::error::{CheckpointError, WeightNormFault as Fault};
 

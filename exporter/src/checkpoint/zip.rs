@@ -1,7 +1,9 @@
-//! The directory of a torch archive: a zip (zip64 too) whose records are stored, not deflated. Finds records; copies and decompresses nothing.
+//! The directory of a torch archive: a zip (zip64 too) whose records are stored, not deflated.
+//! Finds records; copies and decompresses nothing.
 //!
-//! Layout: APPNOTE 6.3 sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.14-16 (end records). Every number in the file is
-//! distrusted: positions are checked against the file before they are used.
+//! Layout: APPNOTE 6.3 sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.14-16 (end
+//! records). Every number in the file is distrusted: positions are checked against the file before
+//! they are used.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -112,7 +114,8 @@ fn central(bytes: &[u8]) -> Result<Range<usize>, Fault> {
     }
 }
 
-/// Start and length of the central directory from the zip64 end record, when there is one before the end record at `end`.
+/// Start and length of the central directory from the zip64 end record, when there is one before
+/// the end record at `end`.
 fn end64(bytes: &[u8], end: usize) -> Result<Option<(u64, u64)>, Fault> {
     let Some(locator) = end
         .checked_sub(20)
@@ -204,7 +207,8 @@ fn zip64(extra: &[u8]) -> Cursor<'_> {
     Cursor { bytes: &[], at: 0 }
 }
 
-/// The record's bytes, found through its local header; `bytes` ends where the central directory starts.
+/// The record's bytes, found through its local header; `bytes` ends where the central directory
+/// starts.
 fn data_range(bytes: &[u8], entry: &Entry<'_>) -> Option<Range<usize>> {
     let mut c = Cursor {
         bytes,

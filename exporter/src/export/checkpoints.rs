@@ -114,7 +114,8 @@ impl Checkpoints {
         })
     }
 
-    /// Leaves out all but the first `layers` layers of the transformer, and the audio injectors that belong to the others.
+    /// Leaves out all but the first `layers` layers of the transformer, and the audio injectors
+    /// that belong to the others.
     ///
     /// # Errors
     /// None, or more than there are.
@@ -202,7 +203,8 @@ impl Checkpoints {
         .graphs()
     }
 
-    /// Weights are floats; a file of whole numbers (a quantised checkpoint, say) is refused before anything is written.
+    /// Weights are floats; a file of whole numbers (a quantised checkpoint, say) is refused before
+    /// anything is written.
     pub(super) fn check_types(&self, families: &[Family]) -> Result<(), ExportError> {
         let mut errors = Vec::new();
         for family in families {

@@ -7,12 +7,19 @@ use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
 use std::path::PathBuf;
 
-/// Why an export failed.
+/// An export that failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum ExportError {
-    #[error("{}: already exists and is not an export; choose another --out or remove it", path.display())]
+    #[error(
+        "{}: already exists and is not an export; choose another --out or remove it",
+        path.display()
+    )]
     Occupied { path: PathBuf },
-    #[error("{}: another export is writing here; wait for it, or choose another --out", path.display())]
+    #[error(
+        "{}: another export is writing here; wait for it, or choose another --out",
+        path.display()
+    )]
     Busy { path: PathBuf },
     #[error("{}: {want} bytes are needed, {free} are free", path.display())]
     NoSpace { path: PathBuf, want: u64, free: u64 },
@@ -22,7 +29,11 @@ pub enum ExportError {
     Recipe { got: Recipe },
     #[error("stopped by a signal")]
     Stopped,
-    #[error("{source}; {done} of {total} bytes are kept in {}: the same command continues, --restart begins anew", path.display())]
+    #[error(
+        "{source}; {done} of {total} bytes are kept in {}: \
+         the same command continues, --restart begins anew",
+        path.display()
+    )]
     Unfinished {
         path: PathBuf,
         done: u64,
@@ -51,6 +62,7 @@ pub enum ExportError {
 }
 
 impl ExportError {
+    /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Occupied { .. } | Self::Layers { .. } | Self::Recipe { .. } => ErrorKind::Usage,

@@ -1,7 +1,9 @@
-//! The journal of an unfinished export: which request it belongs to, and which blocks of which data file are written, with their hashes.
+//! The journal of an unfinished export: which request it belongs to, and which blocks of which data
+//! file are written, with their hashes.
 //!
-//! It promises nothing about the disk: whoever continues hashes every listed block again. So a line may be lost or torn, and nothing need be
-//! synchronised before it is written. One JSON line says what is exported; each further line is `FILE BLOCK HASH`. Not here: data files.
+//! It promises nothing about the disk: whoever continues hashes every listed block again. So a line
+//! may be lost or torn, and nothing need be synchronised before it is written. One JSON line says
+//! what is exported; each further line is `FILE BLOCK HASH`. Not here: data files.
 use blake3::hazmat::ChainingValue;
 use engines::recipe::Recipe;
 use std::collections::BTreeMap;
@@ -14,7 +16,8 @@ pub(super) const FILE: &str = "export.journal";
 /// Changes when blocks of an older journal could differ from those of this code.
 const FORMAT: u32 = 1;
 
-/// All that the bytes of an export depend on, by cheap signs: where files lie does not matter, what they hold is told by size and time.
+/// All that the bytes of an export depend on, by cheap signs: where files lie does not matter, what
+/// they hold is told by size and time.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Identity {
     format: u32,
@@ -87,7 +90,8 @@ pub(super) enum Found {
 }
 
 impl Journal {
-    /// Reads `file`, and begins it anew unless it is the journal of `identity`. What differs is returned with it.
+    /// Reads `file`, and begins it anew unless it is the journal of `identity`. What differs is
+    /// returned with it.
     pub(super) fn open(
         mut file: File,
         identity: &Identity,

@@ -1,6 +1,7 @@
-//! How fast an export could have been at best: (a) the checkpoint read and the output written by plain copies of 1 MiB, (b) the LoRA's
-//! multiply-adds at 70 % of this machine's f32 rate. Both rates are probed in short runs on the same disk and cores and scaled to the whole;
-//! a short probe sees neither a disk that slows down later nor other users of it.
+//! How fast an export could have been at best: (a) the checkpoint read and the output written by
+//! plain copies of 1 MiB, (b) the LoRA's multiply-adds at 70 % of this machine's f32 rate. Both
+//! rates are probed in short runs on the same disk and cores and scaled to the whole; a short probe
+//! sees neither a disk that slows down later nor other users of it.
 use crate::checkpoint::product;
 use rustix::fs::{Advice, fadvise};
 use std::fmt;
@@ -123,7 +124,9 @@ impl fmt::Display for Limits {
         let (gb, mb) = (|n: u64| n as f64 / 1e9, |r: f64| r / 1e6);
         writeln!(
             f,
-            "limit (a), 1 MiB copies: {:.1} s = {:.2} GB from storage at {:.0} MB/s + {:.2} GB from the page cache at {:.0} MB/s + {:.2} GB written and synchronised at {:.0} MB/s",
+            "limit (a), 1 MiB copies: {:.1} s = {:.2} GB from storage at {:.0} MB/s \
+             + {:.2} GB from the page cache at {:.0} MB/s \
+             + {:.2} GB written and synchronised at {:.0} MB/s",
             self.copies(),
             gb(self.from_storage),
             mb(self.rates.cold_read),
@@ -134,7 +137,8 @@ impl fmt::Display for Limits {
         )?;
         writeln!(
             f,
-            "limit (b), LoRA: {:.1} s = {:.1} G multiply-adds at 70 % of {:.1} G/s (own kernel, {} threads)",
+            "limit (b), LoRA: {:.1} s = {:.1} G multiply-adds at 70 % of {:.1} G/s \
+             (own kernel, {} threads)",
             self.lora(),
             gb(self.multiply_adds),
             self.rates.multiply_adds / 1e9,
@@ -149,7 +153,8 @@ impl fmt::Display for Limits {
     }
 }
 
-/// Measures the machine: reads parts of `files`, writes and removes a file in `dir`, and multiplies.
+/// Measures the machine: reads parts of `files`, writes and removes a file in `dir`, and
+/// multiplies.
 pub(super) fn measure(
     files: &[PathBuf],
     dir: &Path,
@@ -176,7 +181,8 @@ fn read(files: &[PathBuf], effort: Effort, cold: bool) -> io::Result<f64> {
         let file = File::open(path)?;
         let end = share.min(file.metadata()?.len()).max(COPY as u64);
         if cold {
-            // Advice: pages that cannot be dropped are read from the cache, and the rate says more than the disk can.
+            // Advice: pages that cannot be dropped are read from the cache, and the rate says more
+            // than the disk can.
             let _ = fadvise(&file, 0, NonZeroU64::new(end), Advice::DontNeed);
         }
         let start = Instant::now();

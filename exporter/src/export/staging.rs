@@ -1,5 +1,6 @@
-//! The folder of an unfinished export: `.NAME.partial` beside the target, one writer at a time, kept when the export fails or is killed, and
-//! renamed when it is whole. Not here: what is written into it.
+//! The folder of an unfinished export: `.NAME.partial` beside the target, one writer at a time,
+//! kept when the export fails or is killed, and renamed when it is whole. Not here: what is written
+//! into it.
 use super::error::ExportError;
 use super::journal::{self, Identity, Journal};
 use crate::graph::data::DataPlan;
@@ -47,7 +48,8 @@ fn fail(path: &Path) -> impl FnOnce(io::Error) -> ExportError {
     |source| ExportError::Io { path, source }
 }
 
-/// A target that is a file, or a folder with something other than an export in it, is not ours to replace.
+/// A target that is a file, or a folder with something other than an export in it, is not ours to
+/// replace.
 pub(super) fn check_target(out: &Path) -> Result<(), ExportError> {
     let empty = |path| fs::read_dir(path).is_ok_and(|mut d| d.next().is_none());
     if out.exists() && !out.join(manifest::FILE).is_file() && !empty(out) {
@@ -59,7 +61,8 @@ pub(super) fn check_target(out: &Path) -> Result<(), ExportError> {
 }
 
 impl Staging {
-    /// Makes the folder, or takes up one that an earlier run left. Returns a notice when something was thrown away.
+    /// Makes the folder, or takes up one that an earlier run left. Returns a notice when something
+    /// was thrown away.
     pub(super) fn open(
         out: &Path,
         identity: &Identity,
@@ -117,7 +120,8 @@ impl Staging {
         Ok(())
     }
 
-    /// Takes the target's place; an older export there is replaced and then removed. `files` are those that belong to the export.
+    /// Takes the target's place; an older export there is replaced and then removed. `files` are
+    /// those that belong to the export.
     pub(super) fn publish(
         self,
         out: &Path,
@@ -151,7 +155,8 @@ impl Staging {
     }
 }
 
-/// Swaps the two folders, so that the target is never missing, and removes the older. Where the file system cannot swap, the older goes first.
+/// Swaps the two folders, so that the target is never missing, and removes the older. Where the
+/// file system cannot swap, the older goes first.
 fn replace(new: &Path, out: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, new, CWD, out, RenameFlags::EXCHANGE) {
@@ -163,7 +168,8 @@ fn replace(new: &Path, out: &Path) -> io::Result<()> {
     }
 }
 
-/// A run that was killed while it published left its journal in the target: the target is taken back, to be looked through and published again.
+/// A run that was killed while it published left its journal in the target: the target is taken
+/// back, to be looked through and published again.
 fn retract(out: &Path, path: &Path) -> Result<(), ExportError> {
     let left = out.join(journal::FILE);
     if !left.is_file() {
@@ -180,7 +186,8 @@ fn retract(out: &Path, path: &Path) -> Result<(), ExportError> {
     }
 }
 
-/// What lies under our name without a journal: an older export that was being replaced is removed, anything else is not ours.
+/// What lies under our name without a journal: an older export that was being replaced is removed,
+/// anything else is not ours.
 fn leftover(path: &Path) -> Result<Option<String>, ExportError> {
     if !path.exists() || path.join(journal::FILE).is_file() {
         return Ok(None);

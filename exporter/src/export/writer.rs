@@ -1,6 +1,7 @@
-//! Data files written by all cores: every worker takes the next block, makes it, hashes it and writes it in its place; the caller's thread
-//! keeps the journal. A block that the journal knows is read and hashed instead, and made again where it differs. Memory is one block and a
-//! tile for each worker, whatever the model.
+//! Data files written by all cores: every worker takes the next block, makes it, hashes it and
+//! writes it in its place; the caller's thread keeps the journal. A block that the journal knows is
+//! read and hashed instead, and made again where it differs. Memory is one block and a tile for
+//! each worker, whatever the model.
 use super::error::ExportError;
 use super::journal::Journal;
 use crate::graph::data::{BLOCK, DataPlan, WeightBytes};
@@ -87,7 +88,8 @@ pub(super) fn workers() -> usize {
     cores.clamp(1, BUDGET / WORKER)
 }
 
-/// Writes every block; returns the hash of each file. Ends early, with what is written noted in the journal, when `stop` is set.
+/// Writes every block; returns the hash of each file. Ends early, with what is written noted in the
+/// journal, when `stop` is set.
 pub(super) fn write<S: WeightBytes>(
     works: &[Work<'_, S>],
     journal: &mut Journal,
@@ -169,7 +171,8 @@ pub(super) fn write<S: WeightBytes>(
     }
 }
 
-/// Puts block `i` in its place, unless it is there as `told`. Returns its hash and whether it was there.
+/// Puts block `i` in its place, unless it is there as `told`. Returns its hash and whether it was
+/// there.
 fn place<S: WeightBytes>(
     work: &Work<'_, S>,
     i: u64,

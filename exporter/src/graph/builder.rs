@@ -1,8 +1,9 @@
 //! The builder: one arena behind two kinds of `Copy` handles, [`Scope`] and [`Value`].
 //!
-//! It works as a compiler's front end does. A faulty operator is recorded with its scope, operands and source line and gives a
-//! *poisoned* value, which every later operator accepts in silence; so one fault is one line, and all faults are reported together.
-//! A dimension that cannot be known (`?`) matches anything, for the same reason. Not here: what the operators are (`ops.rs`).
+//! It works as a compiler's front end does. A faulty operator is recorded with its scope, operands
+//! and source line and gives a *poisoned* value, which every later operator accepts in silence; so
+//! one fault is one line, and all faults are reported together. A dimension that cannot be known
+//! (`?`) matches anything, for the same reason. Not here: what the operators are (`ops.rs`).
 use super::print::Dims;
 use super::{
     Attribute, Constant, ConstantData, Fact, Graph, Node, Transform, ValueId, ValueInfo, Weight,
@@ -174,7 +175,8 @@ pub enum Fault {
     },
 }
 
-/// A [`Fault`] with its place: the module path that claimed it and the line of source that asked for it.
+/// A [`Fault`] with its place: the module path that claimed it and the line of source that asked
+/// for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GraphError {
     /// Component and module path.
@@ -233,7 +235,8 @@ pub struct Builder<'w> {
     state: RefCell<State>,
 }
 
-/// A place in the checkpoint and in the module tree. `Copy`; made by [`Builder::root`] and [`Scope::pp`].
+/// A place in the checkpoint and in the module tree. `Copy`; made by [`Builder::root`] and
+/// [`Scope::pp`].
 #[derive(Clone, Copy)]
 pub struct Scope<'g> {
     builder: &'g Builder<'g>,
@@ -370,7 +373,8 @@ impl<'w> Builder<'w> {
         }
     }
 
-    /// Sizes of symbols, for every port and dimension from here on; what is not named stays symbolic. Call it before the first input.
+    /// Sizes of symbols, for every port and dimension from here on; what is not named stays
+    /// symbolic. Call it before the first input.
     #[track_caller]
     pub fn bind(&self, bindings: Bindings) {
         let mut state = self.state.borrow_mut();
@@ -386,12 +390,14 @@ impl<'w> Builder<'w> {
         state.bindings.extend(bindings);
     }
 
-    /// The rim that the graph promises: [`Self::finish`] compares inputs and outputs with it and puts them in its order.
+    /// The rim that the graph promises: [`Self::finish`] compares inputs and outputs with it and
+    /// puts them in its order.
     pub fn contract(&self, contract: &'static Contract) {
         self.state.borrow_mut().contract = Some(contract);
     }
 
-    /// A graph input. Asked for twice, it is the same value. State inputs are inputs like any other.
+    /// A graph input. Asked for twice, it is the same value. State inputs are inputs like any
+    /// other.
     pub fn input(&'w self, port: &Port) -> Value<'w> {
         let mut state = self.state.borrow_mut();
         if let Some(id) = state.named(port.name) {
@@ -555,8 +561,9 @@ impl<'w> Builder<'w> {
         Value { builder: self, id }
     }
 
-    /// Keys under `prefixes` (less those under `ignore`) that this graph does not read become errors. Where several graphs share a
-    /// checkpoint, compare the union of their [`Self::used_keys`] instead. Call it last.
+    /// Keys under `prefixes` (less those under `ignore`) that this graph does not read become
+    /// errors. Where several graphs share a checkpoint, compare the union of their
+    /// [`Self::used_keys`] instead. Call it last.
     #[track_caller]
     pub fn unused(&self, prefixes: &[&str], ignore: &[&str]) {
         let used = self.used_keys();
@@ -603,7 +610,8 @@ impl<'w> Builder<'w> {
         dims.iter().map(|d| d.bind(&state.bindings)).collect()
     }
 
-    /// Adds a node whose outputs `infer` gives. Records a fault when `infer` fails; stays silent when an operand is poisoned.
+    /// Adds a node whose outputs `infer` gives. Records a fault when `infer` fails; stays silent
+    /// when an operand is poisoned.
     pub(super) fn emit<I: Into<Option<Value<'w>>>>(
         &'w self,
         at: &'static Location<'static>,
@@ -642,7 +650,8 @@ impl<'w> Builder<'w> {
         )
     }
 
-    /// Records that operands do not go together (unless one is poisoned) and gives a poisoned value.
+    /// Records that operands do not go together (unless one is poisoned) and gives a poisoned
+    /// value.
     pub(super) fn fault(
         &'w self,
         at: &'static Location<'static>,
@@ -805,7 +814,8 @@ impl State {
         self.nodes.iter().map(name).collect()
     }
 
-    /// A value is named by its port, weight or constant, else by the first module path that ends on it, else by its node.
+    /// A value is named by its port, weight or constant, else by the first module path that ends on
+    /// it, else by its node.
     fn value_names(&self) -> Vec<String> {
         let mut names = self.names.clone();
         let mut taken: HashSet<String> = names.values().cloned().collect();
@@ -867,7 +877,8 @@ impl<'g> Scope<'g> {
         Self { id, ..self }
     }
 
-    /// The same place, claiming only nodes born from here on. A layer function begins with it, so that its arguments' nodes stay its caller's.
+    /// The same place, claiming only nodes born from here on. A layer function begins with it, so
+    /// that its arguments' nodes stay its caller's.
     #[must_use]
     pub fn enter(self) -> Self {
         let path = self.path();
@@ -891,7 +902,8 @@ impl<'g> Scope<'g> {
         self.weight_as(name, dims, Transform::Identity)
     }
 
-    /// A checkpoint tensor stored as `dims` and then transformed. Missing and misshaped tensors are errors; no byte is read.
+    /// A checkpoint tensor stored as `dims` and then transformed. Missing and misshaped tensors are
+    /// errors; no byte is read.
     #[track_caller]
     pub fn weight_as(
         self,
@@ -1006,7 +1018,8 @@ impl<'g> Scope<'g> {
         self.builder.source.shape(&self.join(name))
     }
 
-    /// Children under a prefix, e.g. `list("blocks.")` -> `["0", "1", ..]`: numbers in order first, then words.
+    /// Children under a prefix, e.g. `list("blocks.")` -> `["0", "1", ..]`: numbers in order first,
+    /// then words.
     pub fn list(self, prefix: &str) -> Vec<String> {
         let prefix = format!("{}.", self.join(prefix.trim_end_matches('.')));
         let prefix = prefix.trim_start_matches('.');
@@ -1021,8 +1034,9 @@ impl<'g> Scope<'g> {
         distinct.into_iter().map(|(_, c)| c.to_owned()).collect()
     }
 
-    /// Ends a layer: `v` gets the module's path as its name and tap, and the nodes born since [`Self::pp`] that no inner scope claimed
-    /// become the module's. Two paths may end on one value.
+    /// Ends a layer: `v` gets the module's path as its name and tap, and the nodes born since
+    /// [`Self::pp`] that no inner scope claimed become the module's. Two paths may end on one
+    /// value.
     pub fn out(self, v: Value<'g>) -> Value<'g> {
         let mut state = self.builder.state.borrow_mut();
         let Place {
@@ -1074,7 +1088,8 @@ impl<'g> Scope<'g> {
         transform.shape(dims, &|key| self.builder.source.shape(key))
     }
 
-    /// Records a weight's fault; the value keeps the wanted shape, so that what follows is still checked.
+    /// Records a weight's fault; the value keeps the wanted shape, so that what follows is still
+    /// checked.
     fn flawed_weight(
         self,
         fault: Fault,

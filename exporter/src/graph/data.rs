@@ -1,8 +1,11 @@
-//! Data files: where each weight of a family of graphs lies, and the bytes of any part of the file as a function of the checkpoint.
+//! Data files: where each weight of a family of graphs lies, and the bytes of any part of the file
+//! as a function of the checkpoint.
 //!
-//! A file is divided into blocks of [`BLOCK`] bytes that can be made in any order and on any thread; each is a subtree of the file's BLAKE3
-//! hash, so the hash of the file comes from those of its blocks. Each tensor starts at a multiple of [`ALIGN`] and is stored once, however
-//! many graphs use it. Large tensors are made in parts, so memory does not depend on their size. Not here: files, threads, progress.
+//! A file is divided into blocks of [`BLOCK`] bytes that can be made in any order and on any
+//! thread; each is a subtree of the file's BLAKE3 hash, so the hash of the file comes from those of
+//! its blocks. Each tensor starts at a multiple of [`ALIGN`] and is stored once, however many
+//! graphs use it. Large tensors are made in parts, so memory does not depend on their size. Not
+//! here: files, threads, progress.
 use super::error::WriteError;
 use super::{Transform, Weight};
 use blake3::hazmat::{
@@ -13,11 +16,14 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::ops::Range;
 
-/// Every tensor of a data file starts at a multiple of this; CUDA reads such tensors where they lie.
+/// Every tensor of a data file starts at a multiple of this; CUDA reads such tensors where they
+/// lie.
 pub const ALIGN: u64 = 256;
-/// Bytes made, hashed and written at a time; a power of two, so that a block is a subtree of the hash.
+/// Bytes made, hashed and written at a time; a power of two, so that a block is a subtree of the
+/// hash.
 pub const BLOCK: u64 = 16 << 20;
-/// Rows and columns of a matrix that are transposed at a time: they stay in a core's second-level cache.
+/// Rows and columns of a matrix that are transposed at a time: they stay in a core's second-level
+/// cache.
 const TILE: (usize, usize) = (256, 512);
 /// Elements converted at a time.
 const PART: usize = 1 << 17;
@@ -48,7 +54,8 @@ pub trait WeightBytes: Sync {
         out: &mut Vec<f32>,
     ) -> Result<(), Self::Error>;
 
-    /// Little-endian bytes and type of a tensor that is stored as a graph could take it, nothing to be computed.
+    /// Little-endian bytes and type of a tensor that is stored as a graph could take it, nothing to
+    /// be computed.
     fn raw(&self, _key: &str) -> Option<(DType, &[u8])> {
         None
     }
@@ -193,7 +200,8 @@ impl<'g> DataPlan<'g> {
         Ok(())
     }
 
-    /// The hash of block `i` whose bytes these are: a subtree of the file's, or the file's own where it has but one block.
+    /// The hash of block `i` whose bytes these are: a subtree of the file's, or the file's own
+    /// where it has but one block.
     pub fn hash_block(&self, i: u64, bytes: &[u8]) -> ChainingValue {
         let mut hasher = blake3::Hasher::new();
         if self.blocks() <= 1 {
@@ -463,8 +471,9 @@ struct Tile<'a, T> {
 }
 
 impl<T: Copy> Tile<'_, T> {
-    /// Puts its elements where the transpose has them: `height` rows the matrix has, `out` holds `elements` of the transpose. By squares that
-    /// are read and written one cache line after another.
+    /// Puts its elements where the transpose has them: `height` rows the matrix has, `out` holds
+    /// `elements` of the transpose. By squares that are read and written one cache line after
+    /// another.
     fn scatter<const N: usize>(
         &self,
         height: usize,
@@ -485,7 +494,8 @@ impl<T: Copy> Tile<'_, T> {
                         .for_each(|(to, &x)| *to = bytes(x));
                 }
                 for column in 0..columns {
-                    // Where the square's column begins and ends in the transpose, cut to what is wanted of it.
+                    // Where the square's column begins and ends in the transpose, cut to what is
+                    // wanted of it.
                     let at = (self.columns.start + c + column) * height + self.rows.start + r;
                     let (from, to) = (at.max(elements.start), (at + rows).min(elements.end));
                     if from >= to {

@@ -1,13 +1,14 @@
-//! The same graph for a device that lacks kernels: ONNX Runtime's CPU provider has few in bf16, so each of the other nodes is run in f32 between
-//! casts. Every result is still rounded to bf16 where the graph says so. Names, ports, weights and taps stay. Not here: what is computed in
-//! which type (the models' business).
+//! The same graph for a device that lacks kernels: ONNX Runtime's CPU provider has few in bf16, so
+//! each of the other nodes is run in f32 between casts. Every result is still rounded to bf16 where
+//! the graph says so. Names, ports, weights and taps stay. Not here: what is computed in which type
+//! (the models' business).
 use super::write::onnx_type;
 use super::{Attribute, Fact, Graph, Node, ValueId, ValueInfo};
 use engines::contract::DType;
 use std::collections::{HashMap, HashSet};
 
-/// Operators that ONNX Runtime 1.31.1's CPU provider runs in bf16 as they are: what moves elements, and a norm that computes in f32 inside.
-/// Found by loading a graph of each.
+/// Operators that ONNX Runtime 1.31.1's CPU provider runs in bf16 as they are: what moves elements,
+/// and a norm that computes in f32 inside. Found by loading a graph of each.
 const NATIVE: &[&str] = &[
     "Cast",
     "Concat",
@@ -24,10 +25,12 @@ const NATIVE: &[&str] = &[
     "Unsqueeze",
 ];
 
-/// Operators that only move elements, so that their f32 result needs no rounding before it is used in f32 again.
+/// Operators that only move elements, so that their f32 result needs no rounding before it is used
+/// in f32 again.
 const EXACT: &[&str] = &["Expand"];
 
-/// A graph whose bf16 nodes run on ONNX Runtime's CPU provider. A graph without bf16 is given back as it is.
+/// A graph whose bf16 nodes run on ONNX Runtime's CPU provider. A graph without bf16 is given back
+/// as it is.
 #[must_use]
 pub fn for_cpu(graph: &Graph) -> Graph {
     let mut pass = Pass {
@@ -166,7 +169,7 @@ mod tests {
         ]);
         let b = Builder::new("t", &source).with_recipe(recipe);
         let x = b.input(&X);
-        let x = x.broadcast_leading(x).layer_norm(-1, 1e-6, None, None);
+        let x = x.broadcast_leading(x).layer_norm(-1, 1.0, None, None);
         b.output(&OUT, linear(b.root().pp("q"), x, 2));
         b.finish().unwrap()
     }
@@ -179,12 +182,10 @@ mod tests {
           out out: bf16 [B, 3, 2]
 
         (root)
-          Shape: i64 [1] = Shape(x, start=0, end=1)
-          Concat: i64 [3] = Concat(Shape, i64[1, 1], axis=0)
           x|f32: f32 [B, 3, 8] = Cast(x, to=1)
-          Expand|f32: f32 [B, 3, 8] = Expand(x|f32, Concat)
+          Expand|f32: f32 [B, 3, 8] = Expand(x|f32, sizes)
           Expand: bf16 [B, 3, 8] = Cast(Expand|f32, to=16)
-          LayerNormalization: bf16 [B, 3, 8] = LayerNormalization(Expand, bf16[8]#1, axis=-1, epsilon=0.000001)
+          LayerNormalization: bf16 [B, 3, 8] = LayerNormalization(Expand, bf16[8]#1, axis=-1, epsilon=1)
 
         q
           LayerNormalization|f32: f32 [B, 3, 8] = Cast(LayerNormalization, to=1)

@@ -1,5 +1,6 @@
-//! The operators: for each its meaning, its shape rule and the ONNX node it becomes. A list, and long; each entry stands alone.
-//! Opset 24 of the default domain only. Not here: anything with weights of its own ([`crate::nn`]).
+//! The operators: for each its meaning, its shape rule and the ONNX node it becomes. A list, and
+//! long; each entry stands alone. Opset 24 of the default domain only. Not here: anything with
+//! weights of its own (`nn.rs`).
 //!
 //! Axes count from the back when negative. Floats given to an operator become scalar constants.
 use super::builder::{Builder, IntoDim, Value, is_unknown, same, unknown};
@@ -110,7 +111,8 @@ fn slice_len(dim: &Dim, start: i64, end: i64) -> Result<Dim, String> {
     }
 }
 
-/// What ONNX's Reshape wants to read for `want`: numbers, 0 where the input's dimension at that index stays, at most one -1.
+/// What ONNX's Reshape wants to read for `want`: numbers, 0 where the input's dimension at that
+/// index stays, at most one -1.
 fn reshape_spec(have: &[Dim], want: &[Dim]) -> Result<Vec<i64>, String> {
     let fail = |why: &str| Err(format!("cannot become {}: {why}", Dims(want)));
     if want.iter().any(|d| d.as_const().is_some_and(|c| c < 1)) {
@@ -252,8 +254,9 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// Same elements in row-major order, other shape. Lowered to a constant: numbers, 0 for a symbolic dimension that keeps its index,
-    /// and at most one -1; what that cannot express is an error, see [`Self::reshape_from`].
+    /// Same elements in row-major order, other shape. Lowered to a constant: numbers, 0 for a
+    /// symbolic dimension that keeps its index, and at most one -1; what that cannot express is an
+    /// error, see [`Self::reshape_from`].
     #[track_caller]
     #[must_use]
     pub fn reshape(self, dims: impl IntoIterator<Item: IntoDim>) -> Self {
@@ -274,8 +277,8 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// As [`Self::reshape`] with any number of symbolic dimensions; each is read at run time from an axis of `self` or of `sources`
-    /// that has exactly that dimension, or 2, 4 or 8 times it.
+    /// As [`Self::reshape`] with any number of symbolic dimensions; each is read at run time from
+    /// an axis of `self` or of `sources` that has exactly that dimension, or 2, 4 or 8 times it.
     #[track_caller]
     #[must_use]
     pub fn reshape_from(self, dims: impl IntoIterator<Item: IntoDim>, sources: &[Self]) -> Self {
@@ -397,8 +400,8 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// Elements `start..end` of an axis, as Python: negative counts from the back, `i64::MAX` is the end. On a symbolic axis the ends are
-    /// taken to lie inside it.
+    /// Elements `start..end` of an axis, as Python: negative counts from the back, `i64::MAX` is
+    /// the end. On a symbolic axis the ends are taken to lie inside it.
     #[track_caller]
     #[must_use]
     pub fn slice(self, axis: isize, start: i64, end: i64) -> Self {
@@ -498,7 +501,8 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// Repeats the first axis to the size of `like`'s first: `[G, ..] -> [B, ..]`, where G is 1 or B at run time.
+    /// Repeats the first axis to the size of `like`'s first: `[G, ..] -> [B, ..]`, where G is 1 or
+    /// B at run time.
     #[track_caller]
     #[must_use]
     pub fn broadcast_leading(self, like: Self) -> Self {
@@ -525,7 +529,8 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// In bf16, which ONNX Runtime's Pad does not know on any device, by way of f32: the values are the same.
+    /// In bf16, which ONNX Runtime's Pad does not know on any device, by way of f32: the values are
+    /// the same.
     #[track_caller]
     fn pad(self, mode: &'static str, axis: isize, before: i64, after: i64) -> Self {
         if self.dtype() == DType::BF16 {
@@ -695,8 +700,9 @@ impl<'g> Value<'g> {
         self.reduce("ReduceL2", axes, keepdims)
     }
 
-    /// Zero mean and unit variance over `axis` and all after it, then `weight` and `bias` of that shape. Without a weight the scale, which ONNX
-    /// insists on, is a constant of ones; so the axes must then be constant.
+    /// Zero mean and unit variance over `axis` and all after it, then `weight` and `bias` of that
+    /// shape. Without a weight the scale, which ONNX insists on, is a constant of ones; so the axes
+    /// must then be constant.
     #[track_caller]
     #[must_use]
     pub fn layer_norm(
@@ -742,7 +748,8 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// Divides by the root of the mean square of the last axis (plus `eps`), then multiplies by `weight` `[D]`.
+    /// Divides by the root of the mean square of the last axis (plus `eps`), then multiplies by
+    /// `weight` `[D]`.
     #[track_caller]
     #[must_use]
     pub fn rms_norm(self, eps: f32, weight: Self) -> Self {
@@ -758,8 +765,8 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// Rotates pairs of the last axis. x `[B, N, L, D]`, cos and sin `[B, L, D/2]`. Interleaved pairs are `(0, 1), (2, 3), ..`; otherwise the
-    /// halves are paired.
+    /// Rotates pairs of the last axis. x `[B, N, L, D]`, cos and sin `[B, L, D/2]`. Interleaved
+    /// pairs are `(0, 1), (2, 3), ..`; otherwise the halves are paired.
     #[track_caller]
     #[must_use]
     pub fn rotary(self, cos: Self, sin: Self, interleaved: bool) -> Self {
@@ -865,7 +872,8 @@ impl<'g> Value<'g> {
         self.conv(w, bias, [stride], &pads, groups)
     }
 
-    /// `[B, C, T, H, W] -> [B, O, T', H', W']`. w `[O, C/groups, Kt, Kh, Kw]`, pads `[front, top, left, back, bottom, right]`.
+    /// `[B, C, T, H, W] -> [B, O, T', H', W']`. w `[O, C/groups, Kt, Kh, Kw]`, pads
+    /// `[front, top, left, back, bottom, right]`.
     #[track_caller]
     #[must_use]
     pub fn conv3d(
@@ -879,8 +887,9 @@ impl<'g> Value<'g> {
         self.conv(w, bias, stride, &pads, groups)
     }
 
-    /// Repeats each pixel twice along the last two axes, as torch's `nearest-exact` (and `nearest`) with factor 2. In bf16, which ONNX Runtime's
-    /// Resize does not know on any device, by way of f16: the same values between 2^-14 and 65504, rounded to 2^-24 below.
+    /// Repeats each pixel twice along the last two axes, as torch's `nearest-exact` (and `nearest`)
+    /// with factor 2. In bf16, which ONNX Runtime's Resize does not know on any device, by way of
+    /// f16: the same values between 2^-14 and 65504, rounded to 2^-24 below.
     #[track_caller]
     #[must_use]
     pub fn resize_nearest2x(self) -> Self {
@@ -976,7 +985,8 @@ pub struct AttentionOptions<'g> {
     pub kv_len: Option<Value<'g>>,
 }
 
-/// Attention-24 per head. q `[B, N, L, D]`, k `[B, M, S, D]`, v `[B, M, S, E]` (M divides N) -> `[B, N, L, E]`.
+/// Attention-24 per head. q `[B, N, L, D]`, k `[B, M, S, D]`, v `[B, M, S, E]` (M divides N) ->
+/// `[B, N, L, E]`.
 #[track_caller]
 pub fn attention<'g>(
     q: Value<'g>,
@@ -1049,8 +1059,9 @@ fn attention_fact<'g>(
     })
 }
 
-/// Writes `update` into `past` along `axis`, lane `b` from `write_indices[b]` on; rows must not pass the end. past `[B, .., S, ..]`, update
-/// the same with fewer on the axis, write_indices i64 `[B]` -> past's shape. With both bound to one memory nothing is copied.
+/// Writes `update` into `past` along `axis`, lane `b` from `write_indices[b]` on; rows must not
+/// pass the end. past `[B, .., S, ..]`, update the same with fewer on the axis, write_indices i64
+/// `[B]` -> past's shape. With both bound to one memory nothing is copied.
 #[track_caller]
 pub fn tensor_scatter<'g>(
     past: Value<'g>,
@@ -1384,7 +1395,8 @@ mod tests {
             (
                 &["B N L 8", "B L 8"],
                 |v| v[0].rotary(v[1], v[1], true),
-                "RotaryEmbedding(f32 [B, N, L, 8], f32 [B, L, 8], f32 [B, L, 8]): table wants [B, L, 4], got [B, L, 8]",
+                "RotaryEmbedding(f32 [B, N, L, 8], f32 [B, L, 8], f32 [B, L, 8]): \
+                 table wants [B, L, 4], got [B, L, 8]",
             ),
             (
                 &["B 4 T h w", "6 3 1 3 3"],
@@ -1394,7 +1406,8 @@ mod tests {
             (
                 &["B 2 6 4", "B 2 7 4", "i64 B"],
                 |v| v[0].tensor_scatter(v[1], v[2], -2),
-                "TensorScatter(f32 [B, 2, 6, 4], f32 [B, 2, 7, 4], i64 [B]): 7 rows do not fit into 6",
+                "TensorScatter(f32 [B, 2, 6, 4], f32 [B, 2, 7, 4], i64 [B]): \
+                 7 rows do not fit into 6",
             ),
             (
                 &["B L 8"],
@@ -1424,7 +1437,8 @@ mod tests {
             (
                 &["B 8 L 16", "B 3 S 16"],
                 |v| v[0].attention(v[1], v[1], AttentionOptions::default()),
-                "Attention(f32 [B, 8, L, 16], f32 [B, 3, S, 16], f32 [B, 3, S, 16]): 3 key heads do not serve 8",
+                "Attention(f32 [B, 8, L, 16], f32 [B, 3, S, 16], f32 [B, 3, S, 16]): \
+                 3 key heads do not serve 8",
             ),
             (
                 &["B 8 L 16", "B 8 S 16", "i64 B"],
@@ -1452,7 +1466,8 @@ mod tests {
                         },
                     )
                 },
-                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], i64 [L]): kv_len wants [B], got [L]",
+                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], i64 [L]): \
+                 kv_len wants [B], got [L]",
             ),
             (
                 &["B 8 L 16", "B 8 S 16", "bool L L"],
@@ -1466,7 +1481,8 @@ mod tests {
                         },
                     )
                 },
-                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], bool [L, L]): mask bool [L, L] does not fit [B, 8, L, S]",
+                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], bool [L, L]): \
+                 mask bool [L, L] does not fit [B, 8, L, S]",
             ),
         ];
         for (inputs, op, want) in cases {

@@ -1,8 +1,9 @@
 //! A graph as text, for people and for snapshots.
 //!
-//! Nodes stand under their module paths, every value has its shape, and the weights are at the end. The
-//! text leaves out the nodes that only compute sizes, and writes `sizes` where a node takes their
-//! result: the shape of the node's output says the same. The text is the same on every machine.
+//! Nodes stand under their module paths, every value has its shape, and the weights are at the end.
+//! The text leaves out the nodes that only compute sizes, and writes `sizes` where a node takes
+//! their result: the shape of the node's output says the same. The text is the same on every
+//! machine.
 use super::{Attribute, Fact, Graph, Node, Transform, ValueId, Weight};
 use engines::contract::DType;
 use engines::dim::Dim;
@@ -79,8 +80,8 @@ impl fmt::Display for Graph {
 }
 
 impl Graph {
-    /// Returns the values that only tell sizes: a fixed count of whole numbers that nodes compute, and
-    /// that are no result of the graph.
+    /// Returns the values that only tell sizes: a fixed count of whole numbers that nodes compute,
+    /// and that are no result of the graph.
     fn sizes(&self) -> BTreeSet<ValueId> {
         let computed = self.nodes.iter().flat_map(|n| &n.outputs).copied();
         let is_size = |id: &ValueId| {

@@ -1,5 +1,5 @@
-//! A graph on disk: the ONNX file. It appears under its name only when complete. Not here: the data files that hold its weights
-//! ([`super::data`]), the manifest.
+//! A graph on disk: the ONNX file. It appears under its name only when complete. Not here: the data
+//! files that hold its weights ([`super::data`]), the manifest.
 use super::data::{DataLayout, Placed};
 use super::error::WriteError;
 use super::{Attribute, Constant, ConstantData, Fact, Graph, Node, Weight};
@@ -42,7 +42,8 @@ pub(super) fn onnx_type(dtype: DType) -> i32 {
     }
 }
 
-/// The graph as an ONNX model. Symbolic dimensions become `dim_param` texts such as `3*h*w`; every intermediate value has its type and shape.
+/// The graph as an ONNX model. Symbolic dimensions become `dim_param` texts such as `3*h*w`; every
+/// intermediate value has its type and shape.
 pub fn to_model(graph: &Graph, placement: WeightPlacement<'_>) -> Result<ModelProto, WriteError> {
     let infos = |ids: &[usize]| {
         ids.iter()
@@ -274,7 +275,8 @@ impl Partial {
         })
     }
 
-    /// Gives the file its name; whoever needs it to outlive a power cut synchronises it. Returns its hash, hex.
+    /// Gives the file its name; whoever needs it to outlive a power cut synchronises it. Returns
+    /// its hash, hex.
     fn finish(mut self) -> Result<String, WriteError> {
         let fail = |source| WriteError::Io {
             path: self.path.clone(),

@@ -1,6 +1,7 @@
-//! The umT5 text encoder on unpadded ids: every layer has its own relative position table, attention is not scaled.
-//! Names are the reference's: liveavatar/models/wan/wan_2_2/modules/t5.py @ 9c2c38d. In a recipe other than fp32 all of it is in that recipe's type,
-//! as there; only the statistics of norms and softmax are f32, inside their operators.
+//! The umT5 text encoder on unpadded ids: every layer has its own relative position table,
+//! attention is not scaled. Names are the reference's: liveavatar/models/wan/wan_2_2/modules/t5.py
+//! @ 9c2c38d. In a recipe other than fp32 all of it is in that recipe's type, as there; only the
+//! statistics of norms and softmax are f32, inside their operators.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Transform, Value};
 use crate::nn::{self, linear_no_bias as linear, rms_norm};
 use engines::components::text::{self, TextConfig};
@@ -42,7 +43,8 @@ fn block<'g>(s: Scope<'g>, x: Value<'g>, buckets: Value<'g>, c: &TextConfig) -> 
 
 fn attention<'g>(s: Scope<'g>, y: Value<'g>, buckets: Value<'g>, c: &TextConfig) -> Value<'g> {
     let bias = table(s.pp("pos_embedding.embedding"), [c.buckets, c.heads]);
-    let bias = bias.gather(buckets, 0).transpose(&[2, 0, 1]).unsqueeze(0); // [t, t, N] -> [1, N, t, t]
+    // [t, t, N] -> [1, N, t, t]
+    let bias = bias.gather(buckets, 0).transpose(&[2, 0, 1]).unsqueeze(0);
     let s = s.pp("attn");
     let head_dim = c.attn_dim / c.heads;
     let heads = |name: &str| {
@@ -63,7 +65,8 @@ fn attention<'g>(s: Scope<'g>, y: Value<'g>, buckets: Value<'g>, c: &TextConfig)
     ))
 }
 
-/// Bucket of every (query, key) pair, `[t, t]`: a table over distances, looked up by key minus query.
+/// Bucket of every (query, key) pair, `[t, t]`: a table over distances, looked up by key minus
+/// query.
 fn buckets<'g>(b: &'g Builder<'g>, ids: Value<'g>, c: &TextConfig) -> Value<'g> {
     let table: Vec<i64> = (1 - MAX_TOKENS..MAX_TOKENS)
         .map(|d| bucket(d, c.buckets))
@@ -75,8 +78,9 @@ fn buckets<'g>(b: &'g Builder<'g>, ids: Value<'g>, c: &TextConfig) -> Value<'g> 
     table.gather(distance, 0)
 }
 
-/// Bucket of a distance (key minus query): the sign picks a half, small distances have one each, larger ones share logarithmically.
-/// `T5RelativeEmbedding._relative_position_bucket` of the reference, in f32 as there.
+/// Bucket of a distance (key minus query): the sign picks a half, small distances have one each,
+/// larger ones share logarithmically. `T5RelativeEmbedding._relative_position_bucket` of the
+/// reference, in f32 as there.
 pub(crate) fn bucket(distance: i64, buckets: usize) -> i64 {
     let half = buckets as i64 / 2;
     let exact = half / 2;

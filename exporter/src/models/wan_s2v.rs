@@ -1,11 +1,14 @@
-//! The causal speech-to-video transformer. Field names are the reference's: `WanModel_S2V` and `CausalWanModel_S2V`,
-//! liveavatar/models/wan/causal_model_s2v.py, and liveavatar/models/wan/wan_2_2/modules/s2v/*.py @ 9c2c38d.
+//! The causal speech-to-video transformer. Field names are the reference's: `WanModel_S2V` and
+//! `CausalWanModel_S2V`, liveavatar/models/wan/causal_model_s2v.py, and
+//! liveavatar/models/wan/wan_2_2/modules/s2v/*.py @ 9c2c38d.
 //!
-//! Types follow the reference's casts: linear layers and attention in the type that the recipe computes in, with f32 islands for time, modulation,
-//! rotation, the residual inside a block and the audio encoder. Where the reference rounds a prediction and the latents to bf16 after the head,
-//! these stay f32.
+//! Types follow the reference's casts: linear layers and attention in the type that the recipe
+//! computes in, with f32 islands for time, modulation, rotation, the residual inside a block and
+//! the audio encoder. Where the reference rounds a prediction and the latents to bf16 after the
+//! head, these stay f32.
 //!
-//! Tokens of a frame stay a dimension of their own (`[B, F, n, D]`), because modulation and audio act per frame.
+//! Tokens of a frame stay a dimension of their own (`[B, F, n, D]`), because modulation and audio
+//! act per frame.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Transform, Value};
 use crate::nn::{attention, layer_norm, layer_norm_affine, linear, rms_norm};
 use engines::components::dit::{self, DitConfig};
@@ -63,7 +66,8 @@ struct KeyValue<'g> {
     v: Value<'g>,
 }
 
-/// `dit_text`: rows of the text encoder, zero-padded, to the model's width. `text_embedding` of the reference.
+/// `dit_text`: rows of the text encoder, zero-padded, to the model's width. `text_embedding` of the
+/// reference.
 pub(crate) fn text_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root().pp("text_embedding");
     let context = b.input(&dit::CONTEXT).to_compute();
@@ -71,7 +75,8 @@ pub(crate) fn text_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     b.output(&dit::TEXT, s.out(linear(s.pp(2), y, c.dim)));
 }
 
-/// `dit_sink_embed`: reference and motion latents to sink tokens, and the modulation of timestep 0. `_forward_sink` of the reference.
+/// `dit_sink_embed`: reference and motion latents to sink tokens, and the modulation of timestep 0.
+/// `_forward_sink` of the reference.
 pub(crate) fn sink_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root();
     let (ref_latents, motion) = (b.input(&dit::REF_LATENTS), b.input(&dit::MOTION_LATENTS));
@@ -92,7 +97,8 @@ pub(crate) fn sink_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     b.output(&dit::SINK_E0, time(s, sinusoid, c).1);
 }
 
-/// `dit_sink_layer`: one block among the sink's own tokens. Gives the layer's condition: keys before rotation, values, and the text's.
+/// `dit_sink_layer`: one block among the sink's own tokens. Gives the layer's condition: keys
+/// before rotation, values, and the text's.
 pub(crate) fn sink_layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
     let s = b.root().pp("blocks").pp(layer);
     let hidden = b.input(&dit::SINK_HIDDEN);
@@ -137,8 +143,9 @@ pub(crate) fn embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     b.output(&dit::E0_OUT, e0);
 }
 
-/// `dit_layer` or `dit_layer_audio`: one block of the noisy tokens against [sink | ring], then the audio residual where the layer has an
-/// injector. The ring is written in place first, so its newest rows are this block's own.
+/// `dit_layer` or `dit_layer_audio`: one block of the noisy tokens against [sink | ring], then the
+/// audio residual where the layer has an injector. The ring is written in place first, so its
+/// newest rows are this block's own.
 pub(crate) fn layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
     let s = b.root().pp("blocks").pp(layer);
     let hidden = b.input(&dit::HIDDEN);
@@ -188,7 +195,8 @@ pub(crate) fn head<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let x = layer_norm(s.pp("norm"), frames(b.input(&dit::HIDDEN), c), c.eps).to_f32();
     let x = x * (parts[1] + 1.0) + parts[0];
     let y = linear(s.pp("head"), x, 4 * c.latent_channels); // [B, F, h*w, 4*Z]
-    // Channel (p_h * 2 + p_w) * Z + z of token (row, col) is pixel (2*row + p_h, 2*col + p_w) of latent channel z.
+    // Channel (p_h * 2 + p_w) * Z + z of token (row, col) is pixel (2*row + p_h, 2*col + p_w) of
+    // latent channel z.
     let (batch, f, z) = (latents.dim(0), c.block_frames, c.latent_channels);
     let (rows, cols) = (Dim::symbol("h"), Dim::symbol("w"));
     let two = Dim::from(2);
@@ -228,8 +236,9 @@ pub(crate) fn head<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     b.output(&dit::NEXT_LATENTS, latents + noise_pred * dt);
 }
 
-/// `audio_adapter`: speech hidden states of one block to global and local audio tokens. `CausalAudioEncoder` and
-/// `MotionEncoder_tc` of the reference, with the leading copies of the first frame and the cut after them.
+/// `audio_adapter`: speech hidden states of one block to global and local audio tokens.
+/// `CausalAudioEncoder` and `MotionEncoder_tc` of the reference, with the leading copies of the
+/// first frame and the cut after them.
 pub(crate) fn audio_adapter<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root().pp("casual_audio_encoder");
     let audio = b.input(&speech::AUDIO).pad_edge(3, AUDIO_LEAD_FRAMES, 0); // [A, Q, E, 85]
@@ -286,8 +295,9 @@ pub(crate) fn audio_adapter<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     b.output(&speech::AUDIO_GLOBAL_OUT, global.slice(1, first, total));
 }
 
-/// One transformer block without the audio residual. `x [B, F, n, D]`, `e0 [B, F, 6, D]`; `attend` maps queries and keys/values, before
-/// rotation, to the attention's result `[B, N, L, d]`. `CausalWanS2VAttentionBlock.forward` of the reference.
+/// One transformer block without the audio residual. `x [B, F, n, D]`, `e0 [B, F, 6, D]`; `attend`
+/// maps queries and keys/values, before rotation, to the attention's result `[B, N, L, d]`.
+/// `CausalWanS2VAttentionBlock.forward` of the reference.
 fn block<'g>(
     s: Scope<'g>,
     x: Value<'g>,
@@ -369,7 +379,8 @@ fn feed_forward<'g>(s: Scope<'g>, x: Value<'g>, c: &DitConfig) -> Value<'g> {
     s.out(linear(s.pp(2), y, c.dim))
 }
 
-/// `x [B, F, n, D]` + what every actor's audio adds where that actor is. `after_transformer_block` of the reference.
+/// `x [B, F, n, D]` + what every actor's audio adds where that actor is. `after_transformer_block`
+/// of the reference.
 fn audio_injection<'g>(s: Scope<'g>, injector: usize, x: Value<'g>, c: &DitConfig) -> Value<'g> {
     let b = s.builder();
     let adain = s.pp("injector_adain_layers").pp(injector);
@@ -384,7 +395,8 @@ fn audio_injection<'g>(s: Scope<'g>, injector: usize, x: Value<'g>, c: &DitConfi
     let z = layer_norm(adain.pp("norm"), x, ADAIN_EPS).unsqueeze(1); // [B, 1, F, n, D]
     let z = adain.out(z * (parts[1] + 1.0) + parts[0]).to_compute(); // [B, A, F, n, D]
 
-    // Five keys a frame: spelt out, since each frame of each actor is a batch of its own; and in f32, since a rounded score is a wrong weight.
+    // Five keys a frame: spelt out, since each frame of each actor is a batch of its own; and in
+    // f32, since a rounded score is a wrong weight.
     let s = s.pp("injector").pp(injector);
     let local = b.input(&dit::AUDIO_LOCAL).to_compute(); // [B, A, F, K, D]
     let split = |x: Value<'g>| {
@@ -473,7 +485,8 @@ fn tokens<'g>(x: Value<'g>, c: &DitConfig) -> Value<'g> {
         .transpose(&[0, 2, 1])
 }
 
-/// The newest frame at full token size, two before it at half, sixteen before those at quarter size. `FramePackMotioner` of the reference.
+/// The newest frame at full token size, two before it at half, sixteen before those at quarter
+/// size. `FramePackMotioner` of the reference.
 fn frame_packer<'g>(s: Scope<'g>, motion: Value<'g>, c: &DitConfig) -> Value<'g> {
     let newest = tokens(
         patches(s.pp("proj"), motion.slice(2, 18, 19), [1, 2, 2], c),

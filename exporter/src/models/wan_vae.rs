@@ -1,7 +1,9 @@
-//! The Wan 2.1 video VAE as a stream. One walk over the checkpoint's own module list serves the encoder and the decoder, the first chunk and
-//! the next ones; what differs is where a causal convolution gets the frames before its own. Names are the reference's:
-//! liveavatar/models/wan/wan_2_2/modules/vae2_1.py @ 9c2c38d. Convolutions and feature caches are in the type that the recipe computes in; norms,
-//! their activations and the statistics of latents are f32, as the reference's autocast has them.
+//! The Wan 2.1 video VAE as a stream. One walk over the checkpoint's own module list serves the
+//! encoder and the decoder, the first chunk and the next ones; what differs is where a causal
+//! convolution gets the frames before its own. Names are the reference's:
+//! liveavatar/models/wan/wan_2_2/modules/vae2_1.py @ 9c2c38d. Convolutions and feature caches are
+//! in the type that the recipe computes in; norms, their activations and the statistics of latents
+//! are f32, as the reference's autocast has them.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Transform, Value};
 use crate::nn;
 use engines::components::vae::{self, LATENT_MEAN, LATENT_STD, VaeConfig};
@@ -24,11 +26,13 @@ impl Stream {
         self.contract.state_kind == StateKind::Produce
     }
 
-    /// `x` after the frames that the convolution at `s` remembers (zeros at the start), and the newest `keep` of them remembered.
+    /// `x` after the frames that the convolution at `s` remembers (zeros at the start), and the
+    /// newest `keep` of them remembered.
     fn extend<'g>(self, s: Scope<'g>, x: Value<'g>, keep: i64) -> Value<'g> {
         let b = s.builder();
         let path = s.path();
-        // A convolution without a port is a graph that the contract does not describe; the builder reports the missing output.
+        // A convolution without a port is a graph that the contract does not describe; the builder
+        // reports the missing output.
         let Some(port) = self.contract.state.iter().find(|p| p.name == path) else {
             return x;
         };
@@ -159,7 +163,8 @@ fn attention<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     };
     let qkv = qkv.split(1, 3);
     let [q, k, v] = [0, 1, 2].map(|i| heads(qkv[i]));
-    // The published head is wider than any fused kernel takes; at every size alike, so that small models show what large ones do.
+    // The published head is wider than any fused kernel takes; at every size alike, so that small
+    // models show what large ones do.
     let y = match s.builder().recipe() {
         Recipe::Fp32 => nn::attention(q, k, v, AttentionOptions::default()),
         _ => nn::attention_in_parts(q, k, v, None),
@@ -168,8 +173,8 @@ fn attention<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     s.out(x + frame_conv(s.pp("proj"), y, width, [1, 1, 1], [0; 6]))
 }
 
-/// Half the rows and columns; with a `time_conv`, half the frames too, except in the first chunk, which is only remembered.
-/// `Resample.forward`, downsample2d and downsample3d.
+/// Half the rows and columns; with a `time_conv`, half the frames too, except in the first chunk,
+/// which is only remembered. `Resample.forward`, downsample2d and downsample3d.
 fn downsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let width = s.dims("resample.1.weight").map_or(0, |d| d[0]);
     // Zeros to the right and below only.
@@ -194,8 +199,8 @@ fn downsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     s.out(t.out(all.conv3d(w, Some(bias), [2, 1, 1], [0; 6], 1)))
 }
 
-/// Twice the rows and columns; with a `time_conv`, twice the frames too, except for the very first latent frame.
-/// `Resample.forward`, upsample2d and upsample3d.
+/// Twice the rows and columns; with a `time_conv`, twice the frames too, except for the very first
+/// latent frame. `Resample.forward`, upsample2d and upsample3d.
 fn upsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let x = if s.has("time_conv.weight") && !stream.starts() {
         double_frames(stream, s.pp("time_conv"), x)
@@ -272,7 +277,8 @@ fn pointwise<'g>(s: Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
     s.out(x.conv3d(w, Some(bias), [1, 1, 1], [0; 6], 1))
 }
 
-/// A 2-D convolution of every frame: its kernel gets a time extent of 1. `pads` are (t, h, w) before, then after.
+/// A 2-D convolution of every frame: its kernel gets a time extent of 1. `pads` are (t, h, w)
+/// before, then after.
 fn frame_conv<'g>(
     s: Scope<'g>,
     x: Value<'g>,

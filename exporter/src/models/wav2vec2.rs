@@ -1,5 +1,7 @@
-//! The wav2vec2 encoder with stable layer norm: raw speech to all hidden states, cut so that no part needs more than some rows at a time. f32 in every recipe: it is small and runs once. Names are those of transformers'
-//! `Wav2Vec2Model` (4.51), whose last hidden state is normed; the others are the layers' inputs.
+//! The wav2vec2 encoder with stable layer norm: raw speech to all hidden states, cut so that no
+//! part needs more than some rows at a time. f32 in every recipe: it is small and runs once. Names
+//! are those of transformers' `Wav2Vec2Model` (4.51), whose last hidden state is normed; the others
+//! are the layers' inputs.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Value};
 use crate::nn::{self, layer_norm_affine, linear};
 use engines::components::speech::{self, SpeechConfig};
@@ -41,7 +43,8 @@ pub(crate) fn positions<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) 
     b.output(&speech::FIRST_VALUES_OUT, v);
 }
 
-/// `audio_encoder_layer` and `audio_encoder_last`: rows through one layer; then either their keys and values for the next one, or the norm.
+/// `audio_encoder_layer` and `audio_encoder_last`: rows through one layer; then either their keys
+/// and values for the next one, or the norm.
 pub(crate) fn layer<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig, index: usize) {
     let s = root(b, prefix).pp("encoder");
     let layers = s.pp("layers");
@@ -87,7 +90,8 @@ fn feature_extractor<'g>(s: Scope<'g>, samples: Value<'g>, c: &SpeechConfig) -> 
     x.transpose(&[0, 2, 1])
 }
 
-/// Grouped convolution over time, padded by half its kernel; an even kernel gives one frame too many.
+/// Grouped convolution over time, padded by half its kernel; an even kernel gives one frame too
+/// many.
 fn positional<'g>(s: Scope<'g>, x: Value<'g>, c: &SpeechConfig) -> Value<'g> {
     let kernel = s.dims("weight").map_or(0, |d| d[2]);
     let w = s.weight("weight", [c.dim, c.dim / c.pos_conv_groups, kernel]);

@@ -1,5 +1,6 @@
-//! How each parameter is drawn, by its name and shape: weights scaled by their fan-in, norm gains around one, so that activations stay of
-//! order one through any depth. Nothing is zero: every path of the model, also those trained from zero, carries signal.
+//! How each parameter is drawn, by its name and shape: weights scaled by their fan-in, norm gains
+//! around one, so that activations stay of order one through any depth. Nothing is zero: every path
+//! of the model, also those trained from zero, carries signal.
 
 use crate::checkpoint::layout::TensorSpec;
 
@@ -50,7 +51,8 @@ pub(super) fn dit(t: &TensorSpec, layers: usize) -> Fill {
     }
 }
 
-/// A LoRA factor: with scale 0.5, `B @ A` moves a weight by about 40 % of its own deviation, whatever the rank.
+/// A LoRA factor: with scale 0.5, `B @ A` moves a weight by about 40 % of its own deviation,
+/// whatever the rank.
 pub(super) fn lora(t: &TensorSpec) -> Fill {
     if t.name.contains("lora_A") {
         fan_in(&t.shape, 1.0)
@@ -74,8 +76,8 @@ pub(super) fn t5(t: &TensorSpec, head_dim: usize) -> Fill {
     }
 }
 
-/// A VAE parameter. The decoder's head is small, so that pictures seldom leave [-1, 1]; the encoder's is large, as latents are divided by
-/// deviations of 1.5 to 3.
+/// A VAE parameter. The decoder's head is small, so that pictures seldom leave [-1, 1]; the
+/// encoder's is large, as latents are divided by deviations of 1.5 to 3.
 pub(super) fn vae(t: &TensorSpec) -> Fill {
     match (t.name.as_str(), last(&t.name)) {
         (_, "gamma") => Fill {
@@ -90,7 +92,8 @@ pub(super) fn vae(t: &TensorSpec) -> Fill {
     }
 }
 
-/// A wav2vec2 parameter. `hidden` scales the magnitudes of the positional convolution: each is the norm of a whole `[O, I]` slice.
+/// A wav2vec2 parameter. `hidden` scales the magnitudes of the positional convolution: each is the
+/// norm of a whole `[O, I]` slice.
 pub(super) fn wav(t: &TensorSpec, hidden: usize) -> Fill {
     let name = t.name.as_str();
     match last(name) {

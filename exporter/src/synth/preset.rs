@@ -1,7 +1,8 @@
 //! Sizes of the synthetic checkpoints, and the JSON files that state them.
 //!
-//! The sizes of the models come from [`Preset::config`]. Only the sizes that a model's configuration
-//! does not hold are here: shards, LoRA rank, convolution channels and the tokenizer's sentinels.
+//! The sizes of the models come from [`Preset::config`]. Only the sizes that a model's
+//! configuration does not hold are here: shards, LoRA rank, convolution channels and the
+//! tokenizer's sentinels.
 use crate::checkpoint::layout::{DitSizes, T5Sizes, VaeSizes, WavSizes};
 use engines::components::preset::Preset;
 use engines::manifest::ModelConfig;
@@ -119,8 +120,8 @@ impl Sizes {
 }
 
 impl Sizes {
-    /// Returns `config.json` of the base folder. The published file does not state the text width, the
-    /// head size or the motion frames either.
+    /// Returns `config.json` of the base folder. The published file does not state the text width,
+    /// the head size or the motion frames either.
     pub(super) fn dit_config(&self) -> Value {
         let d = &self.dit;
         json!({

@@ -1,5 +1,6 @@
-//! Counter-based random numbers: element `i` of a tensor is a function of (seed, name, i), so tensors can be made in any order, in pieces,
-//! by any number of threads. Uniform, not normal: four values come out of one hash, and only mean and variance matter here.
+//! Counter-based random numbers: element `i` of a tensor is a function of (seed, name, i), so
+//! tensors can be made in any order, in pieces, by any number of threads. Uniform, not normal: four
+//! values come out of one hash, and only mean and variance matter here.
 
 use std::num::NonZero;
 use std::thread;
@@ -48,7 +49,8 @@ impl Stream {
         })
     }
 
-    /// Fills `out` with elements `from..` as little-endian `dtype`; `from` is a multiple of 4, `dtype` BF16 or F32.
+    /// Fills `out` with elements `from..` as little-endian `dtype`; `from` is a multiple of 4,
+    /// `dtype` BF16 or F32.
     pub(super) fn write(&self, from: usize, dtype: StoredDType, out: &mut [u8]) {
         let threads = if out.len() < 1 << 20 {
             1

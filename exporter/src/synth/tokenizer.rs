@@ -1,8 +1,10 @@
-//! A small tokenizer in the published folder layout: a unigram model with byte fallback, so that no text is unknown to it. Its pieces are
-//! counted in a few sentences of our own; they are not umT5's, and neither are the ids beyond `<pad>` 0, `</s>` 1 and `<unk>` 2.
+//! A small tokenizer in the published folder layout: a unigram model with byte fallback, so that no
+//! text is unknown to it. Its pieces are counted in a few sentences of our own; they are not
+//! umT5's, and neither are the ids beyond `<pad>` 0, `</s>` 1 and `<unk>` 2.
 //!
-//! Two differences from the published files: text is normalised by NFKC here, where the published model carries a compiled character map,
-//! and `spiece.model` (which no program of this project reads) normalises nothing.
+//! Two differences from the published files: text is normalised by NFKC here, where the published
+//! model carries a compiled character map, and `spiece.model` (which no program of this project
+//! reads) normalises nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,17 +19,21 @@ const SPACE: char = '\u{2581}';
 const MAX_PIECE: usize = 10;
 const MAX_PIECES: usize = 700;
 const CORPUS: &str = "\
-A young woman with long hair looks into the camera and speaks in a calm, friendly voice. She is sitting in a bright room. \
-An old man with a grey beard tells a story to the children; they listen and laugh. He is standing near the window. \
-The singer is on the stage, the light is warm, and the people in front of the stage are clapping their hands. \
-A person is talking to the viewer with natural lip movement, small head motion and a realistic expression on the face. \
-The background shows a city at night, with blue and red lights, some cars, and the rain on the street. \
-The camera moves slowly to the left, then it stays still while the speaker explains the idea once more. \
-High quality, detailed, cinematic style, soft light, shallow depth of field, sharp focus, realistic skin, 25 frames per second. \
-Low quality, blurry, static, overexposed, worst quality, deformed hands, bad face, extra fingers, messy background, subtitles. \
-What would you like to know? Please wait a moment: I will be there in 10 minutes, or in 15 at the most! \
-There was a dog that could not sing, so it danced with the cat instead, and the other animals were happy about it. \
-一个女人坐在房间里，对着镜头微笑着说话。一个男人站在窗前，他的手在动。画面清晰，光线柔和，背景是城市的夜景。";
+A young woman with long hair looks into the camera and speaks in a calm, friendly voice. She is \
+sitting in a bright room. An old man with a grey beard tells a story to the children; they \
+listen and laugh. He is standing near the window. The singer is on the stage, the light is \
+warm, and the people in front of the stage are clapping their hands. A person is talking to the \
+viewer with natural lip movement, small head motion and a realistic expression on the face. The \
+background shows a city at night, with blue and red lights, some cars, and the rain on the \
+street. The camera moves slowly to the left, then it stays still while the speaker explains the \
+idea once more. High quality, detailed, cinematic style, soft light, shallow depth of field, \
+sharp focus, realistic skin, 25 frames per second. Low quality, blurry, static, overexposed, \
+worst quality, deformed hands, bad face, extra fingers, messy background, subtitles. What would \
+you like to know? Please wait a moment: I will be there in 10 minutes, or in 15 at the most! \
+There was a dog that could not sing, so it danced with the cat instead, and the other animals \
+were happy about it. \
+一个女人坐在房间里，对着镜头微笑着说话。一个男人站在窗前，他的手在动。画面清晰，光线柔和\
+，背景是城市的夜景。";
 
 /// `TrainerSpec.ModelType.UNIGRAM`.
 const UNIGRAM: i32 = 1;
@@ -117,7 +123,12 @@ impl Tokenizer {
     }
 
     fn tokenizer(&self) -> Value {
-        let added = |(id, content)| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+        let added = |(id, content)| {
+            json!({
+                "id": id, "content": content, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true,
+            })
+        };
         let added: Vec<Value> = self.added().into_iter().map(added).collect();
         let vocab: Vec<Value> = self
             .pieces
@@ -125,7 +136,9 @@ impl Tokenizer {
             .map(|p| json!([p.text, p.score]))
             .chain(self.extra().map(|e| json!([e, 0.0])))
             .collect();
-        let metaspace = json!({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": true});
+        let metaspace = json!({
+            "type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": true,
+        });
         let sequence = |id| json!({"Sequence": {"id": id, "type_id": 0}});
         let end = json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
         json!({
@@ -153,11 +166,15 @@ impl Tokenizer {
         let decoder = |(id, content): (usize, String)| {
             (
                 id.to_string(),
-                json!({"content": content, "special": true, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false}),
+                json!({
+                    "content": content, "special": true, "lstrip": false, "normalized": false,
+                    "rstrip": false, "single_word": false,
+                }),
             )
         };
+        let decoders: serde_json::Map<_, _> = self.added().into_iter().map(decoder).collect();
         json!({
-            "added_tokens_decoder": self.added().into_iter().map(decoder).collect::<serde_json::Map<_, _>>(),
+            "added_tokens_decoder": decoders,
             "additional_special_tokens": self.extra().rev().collect::<Vec<_>>(),
             "clean_up_tokenization_spaces": true,
             "eos_token": "</s>",
@@ -171,7 +188,12 @@ impl Tokenizer {
     }
 
     fn map(&self) -> Value {
-        let token = |content| json!({"content": content, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false});
+        let token = |content| {
+            json!({
+                "content": content, "lstrip": false, "normalized": false, "rstrip": false,
+                "single_word": false,
+            })
+        };
         json!({
             "additional_special_tokens": self.extra().rev().collect::<Vec<_>>(),
             "eos_token": token("</s>"),

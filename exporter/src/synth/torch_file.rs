@@ -1,5 +1,6 @@
-//! Writes a `torch.save` archive of plain tensors, record by record, without holding more than one record's header: a zip of stored records,
-//! each aligned to 64 bytes, zip64 where numbers need it. `torch.load(weights_only=True)` reads it.
+//! Writes a `torch.save` archive of plain tensors, record by record, without holding more than one
+//! record's header: a zip of stored records, each aligned to 64 bytes, zip64 where numbers need it.
+//! `torch.load(weights_only=True)` reads it.
 
 use std::io::{self, Seek, SeekFrom, Write};
 
@@ -44,7 +45,8 @@ struct Entry {
 }
 
 impl<W: Write + Seek> Archive<W> {
-    /// Writes everything before the tensor data. `folder` is the archive's top folder; torch uses the file's stem.
+    /// Writes everything before the tensor data. `folder` is the archive's top folder; torch uses
+    /// the file's stem.
     pub(crate) fn start(out: W, folder: &str, records: &[Record]) -> io::Result<Self> {
         let sizes: Vec<usize> = records.iter().map(|r| r.numel() * r.dtype.size()).collect();
         let mut archive = Self {
@@ -270,7 +272,8 @@ fn central(e: &Entry) -> Vec<u8> {
     join([&head, &[0; 10], &narrow(e.local), e.name.as_bytes(), &extra])
 }
 
-/// The pickle of `{key: tensor, ...}`, as torch/serialization.py writes it in protocol 2, without a memo.
+/// The pickle of `{key: tensor, ...}`, as torch/serialization.py writes it in protocol 2, without a
+/// memo.
 fn pickle(records: &[Record]) -> io::Result<Vec<u8>> {
     let mut p = b"\x80\x02}(".to_vec();
     for (i, r) in records.iter().enumerate() {
