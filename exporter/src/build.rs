@@ -1,7 +1,8 @@
-//! `avatar-export build`: every component as a TensorRT engine for one profile, in a folder that
-//! says what each was built from. An engine that is there already, built from the same graph,
-//! weights, sizes, library and GPU, is kept. The prepared graphs stay beside the engines, with the
-//! lines that build the same by NVIDIA's own tool. Not here: TensorRT itself
+//! Builds every component as a TensorRT engine for one profile.
+//!
+//! The folder of the engines lists the inputs of each engine. An engine stays when it was built
+//! from the same graph, weights, sizes, library and GPU. The prepared graphs lie beside the
+//! engines, with command lines for NVIDIA's own tool. Not here: TensorRT itself
 //! (`engines::backend::tensorrt`).
 pub mod command;
 mod item;
@@ -47,10 +48,11 @@ pub trait Watch: Sync {
 /// Name of the text file with the lines for NVIDIA's own tool.
 pub const TOOL_FILE: &str = "trtexec.txt";
 
-/// Writes the prepared graphs, and the lines that build the same engines by NVIDIA's own tool.
+/// Writes the prepared graphs, and the command lines that build the same engines with NVIDIA's own
+/// tool. Returns the path of the command lines.
 ///
 /// # Errors
-/// The file system's.
+/// An error of the file system.
 pub fn write_graphs(request: &Request, items: &[Item]) -> Result<PathBuf, BuildError> {
     let folder = request.out.join(GRAPHS);
     fs::create_dir_all(&folder).map_err(io(&folder))?;
@@ -125,7 +127,7 @@ pub struct Made {
 /// Builds every engine that the folder lacks. `make` builds one engine from the path of its graph.
 ///
 /// # Errors
-/// The first engine that fails; those before it stay and are found again.
+/// The first engine that fails. The engines before it stay, and the next build finds them.
 pub fn run(
     request: &Request,
     version: &str,
@@ -155,7 +157,7 @@ pub fn run(
         };
         watch.done(item, done, Some(&entry));
         built.engines.push(entry);
-        // Written each time: what is done stays done when the next build is interrupted.
+        // The list is written after each engine, so an interruption keeps every finished engine.
         write_list(&request.out, &built, &before)?;
     }
     write_list(&request.out, &built, &[])?;
@@ -183,14 +185,15 @@ fn one(
     Ok(item.entry(file, made.seconds, made.memory))
 }
 
-/// Engines of the folder's list; none when it has none that can be read.
+/// Returns the engines of the folder's list. A list that cannot be read counts as empty, and the
+/// engines are built again.
 fn known(out: &Path) -> Vec<EngineEntry> {
     let text = fs::read_to_string(out.join(set::FILE)).unwrap_or_default();
     set::parse(&text).map(|s| s.engines).unwrap_or_default()
 }
 
-/// Writes the list; `more` are engines of an older list that are still to be looked at, so that an
-/// interruption forgets none.
+/// Writes the list of engines. `more` are engines of an older list that are not compared yet, so an
+/// interruption loses none.
 fn write_list(out: &Path, built: &EngineSet, more: &[EngineEntry]) -> Result<(), BuildError> {
     let mut list = built.clone();
     let rest = more
@@ -201,7 +204,7 @@ fn write_list(out: &Path, built: &EngineSet, more: &[EngineEntry]) -> Result<(),
     write_atomically(&out.join(set::FILE), text.as_bytes())
 }
 
-/// No file has its name before it is complete.
+/// Writes a file that has its name only once it is complete.
 fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let partial = path.with_file_name(format!(".{name}.partial-{}", std::process::id()));
@@ -212,7 +215,7 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
         fs::rename(&partial, path)
     };
     write().map_err(|source| {
-        // A leftover is clutter only.
+        // A partial file that stays does no harm.
         let _ = fs::remove_file(&partial);
         BuildError::Io {
             path: path.to_owned(),
@@ -221,7 +224,7 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
     })
 }
 
-/// Builds with TensorRT itself, which this binary must have.
+/// Builds with TensorRT itself, for a binary with that feature.
 #[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
 pub mod library {
     use super::{InsideWeights, Item, LayerDetail, Made, PeakMemory, Request};
@@ -231,7 +234,7 @@ pub mod library {
     use std::path::Path;
     use std::time::Instant;
 
-    /// One engine from its prepared graph.
+    /// Builds one engine from its prepared graph.
     ///
     /// # Errors
     /// A graph that TensorRT refuses; layers to inspect without a driver.

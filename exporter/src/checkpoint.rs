@@ -1,10 +1,11 @@
 //! Published checkpoints as one table of tensor names and lazy views over mapped files.
 //!
 //! A [`Checkpoint`] reads safetensors (one file, or shards under an index) and torch archives. It
-//! reads no byte of a tensor before a caller asks for the tensor. It can carry two overlays that are
-//! computed tensor by tensor: weight normalisation ([`Checkpoint::with_weight_norm`]) and a LoRA
-//! ([`Checkpoint::with_lora`]). It does not know which tensors a model needs: `layout.rs` lists the
-//! tensors of the published files, and the graph builder reports the tensors that no graph read.
+//! reads no byte of a tensor before a caller asks for the tensor. It can carry two overlays that
+//! are computed tensor by tensor: weight normalisation ([`Checkpoint::with_weight_norm`]) and a
+//! LoRA ([`Checkpoint::with_lora`]). It does not know which tensors a model needs: `layout.rs`
+//! lists the tensors of the published files, and the graph builder reports the tensors that no
+//! graph read.
 //!
 //! ```
 //! use exporter::checkpoint::Checkpoint;
@@ -59,14 +60,15 @@ use safetensors::Located;
 use weight_norm::WeightNorm;
 
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
-/// Names a folder's single file goes by, in the order they are looked for.
+/// File names that a folder's only file may have, in search order.
 const SINGLE_SAFETENSORS: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
 const SINGLE_TORCH: &str = "pytorch_model.bin";
 
 /// Type, shape and file of a tensor, known without reading it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
-    /// As stored; a weight-normalised tensor is F32, a LoRA target keeps its base's type.
+    /// Element type in the file. A weight-normalised tensor is F32; a LoRA target keeps the type of
+    /// its base.
     pub dtype: StoredDType,
     /// Sizes of the tensor, outermost first.
     pub shape: Vec<usize>,
@@ -74,7 +76,7 @@ pub struct TensorInfo {
     pub file: Arc<Path>,
 }
 
-/// Tensors of one component, by name.
+/// The tensors of one component, by name.
 #[derive(Debug)]
 pub struct Checkpoint {
     root: PathBuf,
@@ -86,8 +88,8 @@ pub struct Checkpoint {
 struct Entry {
     info: TensorInfo,
     storage: Storage,
-    /// Not listed by `names`: it serves only to compute another tensor, or belongs to what was cut
-    /// off.
+    /// Whether `names` leaves the tensor out: it only serves to compute another tensor, or it was
+    /// cut off.
     consumed: bool,
 }
 
@@ -98,8 +100,11 @@ enum Storage {
 }
 
 impl Checkpoint {
-    /// Opens a file by its content, or a folder by its names: safetensors before
+    /// Opens a file by its content, or a folder by its file names: safetensors before
     /// `pytorch_model.bin`.
+    ///
+    /// # Errors
+    /// A path without a checkpoint, a file of another format, a damaged file.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         if path.is_dir() {
             let names = list(path)?;
@@ -114,8 +119,8 @@ impl Checkpoint {
             };
         }
         let map = map(path)?;
-        // The magic of old torch files is also the start of some header lengths, so safetensors are
-        // looked for first.
+        // Some header lengths of safetensors begin like an old torch file, so safetensors are tried
+        // first.
         if map.get(8) == Some(&b'{') {
             Self::open_safetensors(path)
         } else if map.starts_with(torch::ZIP_MAGIC) || torch::is_legacy(&map) {
@@ -133,8 +138,14 @@ impl Checkpoint {
         }
     }
 
-    /// Opens one safetensors file, or a folder: shards under its only `*.safetensors.index.json`,
-    /// else its `model.safetensors`, `diffusion_pytorch_model.safetensors` or only `*.safetensors`.
+    /// Opens one safetensors file, or a folder.
+    ///
+    /// Of a folder it opens the shards under its only `*.safetensors.index.json`. Without an index
+    /// it opens `model.safetensors`, then `diffusion_pytorch_model.safetensors`, then the only
+    /// `*.safetensors`.
+    ///
+    /// # Errors
+    /// A missing or damaged file, an index that does not fit its shards, several candidates.
     pub fn open_safetensors(dir_or_file: &Path) -> Result<Self, CheckpointError> {
         if !dir_or_file.is_dir() {
             let tensors = read_file(dir_or_file, Format::Safetensors)?
@@ -175,7 +186,10 @@ impl Checkpoint {
     }
 
     /// Opens a torch archive (zip and pickle, torch 1.6 or later) whose pickle is a dictionary of
-    /// tensors. Runs nothing of it.
+    /// tensors. It executes nothing from the archive.
+    ///
+    /// # Errors
+    /// A missing or damaged file, or a pickle that holds anything but tensors and plain containers.
     pub fn open_torch(path: &Path) -> Result<Self, CheckpointError> {
         let tensors = read_file(path, Format::Torch)?.into_iter().collect();
         Ok(Self {
@@ -250,12 +264,13 @@ impl Checkpoint {
         }
     }
 
-    /// Where it was opened.
+    /// Returns the path that was opened.
     pub fn path(&self) -> &Path {
         &self.root
     }
 
-    /// All tensors a model can ask for, sorted. Sources of a computed tensor are not listed.
+    /// Returns the names of all tensors that a model can read, sorted. The inputs of a computed
+    /// tensor are left out.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors
             .iter()
@@ -263,12 +278,13 @@ impl Checkpoint {
             .map(|(k, _)| k.as_str())
     }
 
-    /// Type, shape and file of a tensor.
+    /// Returns the type, the shape and the file of a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name).map(|e| &e.info)
     }
 
-    /// How a tensor is computed when read, `None` when its stored bytes are its value.
+    /// Returns the name of the computation that makes a tensor, or `None` when its stored bytes are
+    /// its value.
     pub fn computed(&self, name: &str) -> Option<&'static str> {
         match self.tensors.get(name).map(|e| &e.storage) {
             Some(Storage::WeightNorm(_)) => Some("weight norm"),
@@ -280,8 +296,10 @@ impl Checkpoint {
         }
     }
 
-    /// The stored little-endian row-major bytes, without a copy. An error for a tensor that is
-    /// computed when read.
+    /// Returns the stored bytes (little-endian, row-major) without a copy.
+    ///
+    /// # Errors
+    /// An unknown name, or a tensor that is computed when it is read.
     pub fn bytes(&self, name: &str) -> Result<&[u8], CheckpointError> {
         match self.computed(name) {
             Some(how) => Err(CheckpointError::Computed {
@@ -292,8 +310,11 @@ impl Checkpoint {
         }
     }
 
-    /// The tensor's value in f32, overlays applied. A LoRA target is rounded to its base's stored
-    /// type, as the reference does.
+    /// Reads a tensor as f32, with its overlays. A LoRA target is rounded to the stored type of its
+    /// base, as in the reference.
+    ///
+    /// # Errors
+    /// An unknown name, or a tensor that is not floating point.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         if let Some(Entry {
             storage: Storage::WeightNorm(norm),
@@ -310,9 +331,12 @@ impl Checkpoint {
         Ok(w)
     }
 
-    /// Elements `range` of [`Checkpoint::read_f32`], counted row-major. Costs no more than the
-    /// range, of a LoRA target the rows that it lies in, and the whole of a weight-normalised
-    /// tensor.
+    /// Reads the elements `range` of [`Checkpoint::read_f32`], counted row-major. It computes only
+    /// the range; of a LoRA target the rows around the range, and of a weight-normalised tensor
+    /// everything.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`]; a range beyond the end.
     pub fn read_f32_range(
         &self,
         name: &str,
@@ -340,9 +364,12 @@ impl Checkpoint {
         self.floats(name, info, &bytes[range.start * size..range.end * size])
     }
 
-    /// Some rows and columns of a matrix as [`Checkpoint::read_f32`] has them, into `out`,
-    /// row-major. On the caller's thread; costs no more than the tile, and the whole of a
-    /// weight-normalised tensor.
+    /// Reads some rows and columns of a matrix into `out`, row-major, with the values of
+    /// [`Checkpoint::read_f32`]. It runs on the caller's thread and computes only the tile, except
+    /// for a weight-normalised tensor.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`]; rows or columns beyond the end.
     pub fn read_f32_tile(
         &self,
         name: &str,
@@ -382,18 +409,18 @@ impl Checkpoint {
         }
     }
 
-    /// Elements of a row: of all axes but the first.
+    /// Returns the number of elements of a row: the product of all axes but the first.
     fn columns(&self, name: &str) -> usize {
         self.info(name)
             .map_or(0, |i| i.shape.iter().skip(1).product())
     }
 
-    /// The LoRA, where it changes this tensor.
+    /// Returns the LoRA when it changes this tensor.
     fn target(&self, name: &str) -> Option<&Merge> {
         self.lora.as_deref().filter(|l| l.targets(name))
     }
 
-    /// Stored type and bytes of a tensor that is not computed.
+    /// Returns the stored type and bytes of a tensor, or `None` for a tensor that is computed.
     pub fn raw(&self, name: &str) -> Option<(StoredDType, &[u8])> {
         if self.computed(name).is_some() {
             return None;
@@ -401,23 +428,23 @@ impl Checkpoint {
         self.stored(name).ok().map(|(info, b)| (info.dtype, b))
     }
 
-    /// Asks the system to read a tensor's pages ahead. Advice: where it is not taken, reading is
-    /// only slower.
+    /// Advises the system to read a tensor's pages ahead. A system that ignores the advice only
+    /// reads later.
     pub fn prefetch(&self, name: &str) {
         if let Some(Storage::Stored { map, range }) = self.tensors.get(name).map(|e| &e.storage) {
             let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
         }
     }
 
-    /// Every file that its tensors lie in, those of a LoRA included, in order.
+    /// Returns every file that holds one of its tensors or one of its LoRA's tensors, sorted.
     pub fn files(&self) -> BTreeSet<&Path> {
         let own = self.tensors.values().map(|e| &*e.info.file);
         let lora = self.lora.iter().flat_map(|l| l.tensors().files());
         own.chain(lora).collect()
     }
 
-    /// Tensors that a LoRA is added to: how many, and the multiply-adds that adding takes. What was
-    /// cut off does not count.
+    /// Returns the number of tensors that the LoRA changes, and the multiply-adds of these changes.
+    /// Tensors that were cut off do not count.
     pub fn lora_work(&self) -> (usize, u64) {
         let Some(lora) = &self.lora else {
             return (0, 0);
@@ -432,7 +459,7 @@ impl Checkpoint {
         })
     }
 
-    /// Leaves out the tensors that `cut` names, as if they were not in the files.
+    /// Leaves out the tensors for which `cut` is true, as if no file had them.
     #[must_use]
     pub fn without(mut self, cut: impl Fn(&str) -> bool) -> Self {
         for (key, entry) in &mut self.tensors {
@@ -441,15 +468,20 @@ impl Checkpoint {
         self
     }
 
-    /// Lays a LoRA over the checkpoint. Every module of it must find its tensor, of the right
-    /// shape.
+    /// Lays a LoRA over the checkpoint.
+    ///
+    /// # Errors
+    /// A module of the LoRA that has no tensor here, or a tensor of another shape.
     pub fn with_lora(mut self, lora: Lora) -> Result<Self, CheckpointError> {
         let merge = lora.onto(|key| self.tensors.get(key).map(|e| e.info.shape.as_slice()))?;
         self.lora = Some(Box::new(merge));
         Ok(self)
     }
 
-    /// Whether a tensor can be read as f32. An unknown name is left to whoever reads it.
+    /// Checks that a tensor is floating point. An unknown name passes; reading it is an error.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NotFloat`].
     pub fn check_float(&self, name: &str) -> Result<(), CheckpointError> {
         match self.tensors.get(name).map(|e| &e.info) {
             Some(info) if info.dtype.to_f32(&[]).is_none() => Err(CheckpointError::NotFloat {
@@ -461,40 +493,43 @@ impl Checkpoint {
         }
     }
 
-    /// What the LoRA laid over this checkpoint holds.
+    /// Returns the facts of the LoRA that lies over this checkpoint.
     pub fn lora(&self) -> Option<&LoraReport> {
         self.lora.as_deref().map(Merge::report)
     }
 
-    /// Offers each weight-normalised tensor under its plain name `*.weight`, in f32, computed when
-    /// read. A checkpoint without any is left as it is.
+    /// Replaces each pair of weight-norm tensors by the weight that it describes, named `*.weight`.
+    /// The weight is f32 and is computed when it is read. A checkpoint without such pairs stays as
+    /// it is.
+    ///
+    /// # Errors
+    /// Every pair that is incomplete or misshaped.
     pub fn with_weight_norm(mut self) -> Result<Self, CheckpointError> {
-        let shapes = |key: &str| self.tensors.get(key).map(|e| e.info.shape.as_slice());
-        let found = weight_norm::find(self.tensors.keys().map(String::as_str), shapes);
-        let found = found.map_err(|faults| CheckpointError::WeightNorm {
-            path: self.root.clone(),
-            faults: Faults(faults),
-        })?;
-        for (key, norm) in found {
-            for source in [&norm.g, &norm.v] {
-                if let Some(entry) = self.tensors.get_mut(source) {
+        let shape_of = |key: &str| self.tensors.get(key).map(|e| e.info.shape.as_slice());
+        let pairs = weight_norm::find(self.tensors.keys().map(String::as_str), shape_of).map_err(
+            |faults| CheckpointError::WeightNorm {
+                path: self.root.clone(),
+                faults: Faults(faults),
+            },
+        )?;
+        for (key, norm) in pairs {
+            let direction = &self.tensors[&norm.v].info;
+            let info = TensorInfo {
+                dtype: StoredDType::F32,
+                shape: direction.shape.clone(),
+                file: direction.file.clone(),
+            };
+            for part in [&norm.g, &norm.v] {
+                if let Some(entry) = self.tensors.get_mut(part) {
                     entry.consumed = true;
                 }
             }
-            let v = &self.tensors[&norm.v].info;
-            let info = TensorInfo {
-                dtype: StoredDType::F32,
-                shape: v.shape.clone(),
-                file: v.file.clone(),
+            let weight = Entry {
+                info,
+                storage: Storage::WeightNorm(norm),
+                consumed: false,
             };
-            self.tensors.insert(
-                key,
-                Entry {
-                    info,
-                    storage: Storage::WeightNorm(norm),
-                    consumed: false,
-                },
-            );
+            self.tensors.insert(key, weight);
         }
         Ok(self)
     }
@@ -543,7 +578,7 @@ impl Checkpoint {
         info.dtype.to_f32(bytes).ok_or_else(fail)
     }
 
-    /// The listed name that shares most of its beginning and end with `name`.
+    /// Returns the listed name whose beginning and end have most in common with `name`.
     fn nearest(&self, name: &str) -> Option<String> {
         let same = |a: &mut dyn Iterator<Item = (u8, u8)>| a.take_while(|(x, y)| x == y).count();
         let score = |k: &&str| {
@@ -615,9 +650,8 @@ fn map(path: &Path) -> Result<Mmap, CheckpointError> {
             want: "checkpoint file",
         });
     }
-    // SAFETY: the map is read-only and private. As with every user of a map, a file that another
-    // process truncates meanwhile ends this one with a bus error; published checkpoints are not
-    // written to.
+    // SAFETY: the map is read-only and private. A file that another process shortens would end this
+    // process with a bus error, as with every map. Published checkpoints do not change.
     let map = unsafe { Mmap::map(&file) };
     map.map_err(|source| CheckpointError::Io {
         path: path.to_owned(),
@@ -640,7 +674,7 @@ fn io_error(path: &Path, source: io::Error) -> CheckpointError {
     }
 }
 
-/// File names in a folder, sorted.
+/// Returns the names of the files in a folder, sorted.
 fn list(dir: &Path) -> Result<Vec<String>, CheckpointError> {
     let entries = fs::read_dir(dir).and_then(|entries| {
         entries

@@ -1,18 +1,18 @@
-//! Layers: functions from a scope and values to a value, with PyTorch's names. How each is lowered
-//! to operators is decided here and nowhere else. Weights take the float type of the value that
-//! they meet, so a cast in front of a layer decides what it is computed in. Not here: models, and
+//! Layers with weights: functions from a scope and values to a value, with PyTorch's names.
+//!
+//! Only this file decides the operators of a layer. A weight takes the float type of the value that
+//! it meets, so a cast before a layer decides the type of its arithmetic. Not here: models, and
 //! operators without weights ([`crate::graph`]).
 use crate::graph::{AttentionOptions, IntoDim, Scope, Transform, Value};
 use engines::contract::DType;
 use engines::dim::Dim;
 use engines::recipe::Recipe;
 
-/// Largest head for which TensorRT has a fused kernel; it refuses an Attention node with a larger
-/// one.
+/// Largest head with a fused kernel in TensorRT, which refuses an Attention node with a larger one.
 const FUSED_HEAD: i64 = 256;
 
-/// `nn.Linear`. x `[.., in] -> [.., out]`. The checkpoint's `[out, in]` weight is stored
-/// transposed, so that the graph is one MatMul and an Add. A checkpoint without the bias is an
+/// Applies `nn.Linear`: x `[.., in] -> [.., out]`. The weight `[out, in]` of the checkpoint is
+/// stored transposed, so the graph has one MatMul and one Add. A checkpoint without the bias is an
 /// error.
 #[track_caller]
 pub(crate) fn linear<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
@@ -21,7 +21,7 @@ pub(crate) fn linear<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim)
     s.out(y + s.weight_like(x, "bias", [out]))
 }
 
-/// `nn.Linear(bias=False)`; a bias in the checkpoint stays unread.
+/// Applies `nn.Linear(bias=False)`. A bias in the checkpoint stays unread.
 #[track_caller]
 pub(crate) fn linear_no_bias<'g>(
     s: Scope<'g>,
@@ -38,14 +38,15 @@ fn transposed<'g>(s: Scope<'g>, x: Value<'g>, out: &Dim) -> Value<'g> {
     s.weight_of(x.dtype(), "weight", stored, Transform::Transpose2)
 }
 
-/// `nn.LayerNorm(elementwise_affine=False)` over the last axis, which must be constant.
+/// Applies `nn.LayerNorm(elementwise_affine=False)` over the last axis, whose size must be
+/// constant.
 #[track_caller]
 pub(crate) fn layer_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     let s = s.enter();
     s.out(x.layer_norm(-1, eps, None, None))
 }
 
-/// `nn.LayerNorm` over the last axis with `weight` `[D]` and `bias` `[D]`.
+/// Applies `nn.LayerNorm` over the last axis, with `weight` `[D]` and `bias` `[D]`.
 #[track_caller]
 pub(crate) fn layer_norm_affine<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     let s = s.enter();
@@ -56,16 +57,16 @@ pub(crate) fn layer_norm_affine<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Val
     s.out(x.layer_norm(-1, eps, Some(weight), Some(bias)))
 }
 
-/// `RMSNorm` over the last axis with `weight` `[D]`.
+/// Applies `RMSNorm` over the last axis, with `weight` `[D]`.
 #[track_caller]
 pub(crate) fn rms_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     let s = s.enter();
     s.out(x.rms_norm(eps, s.weight_like(x, "weight", [x.dim(-1)])))
 }
 
-/// Attention per head. q `[B, N, L, D]`, k `[B, N, S, D]`, v `[B, N, S, E]` -> `[B, N, L, E]`: the
-/// operator, which is fused, or where only the oracle has a kernel for it (f32, large heads) its
-/// parts.
+/// Applies attention per head: q `[B, N, L, D]`, k `[B, N, S, D]`, v `[B, N, S, E]` ->
+/// `[B, N, L, E]`. It is one operator, which is fused. Where only the CPU oracle has a kernel for
+/// the operator (f32, large heads), it is written as its parts.
 #[track_caller]
 pub(crate) fn attention<'g>(
     q: Value<'g>,
@@ -83,8 +84,8 @@ pub(crate) fn attention<'g>(
     }
 }
 
-/// [`attention`] as two products and a softmax, over all keys. The scale, `1 / sqrt(D)` unless
-/// given, is applied to the query in f32.
+/// Applies [`attention`] as two products and a softmax, over all keys. The query is scaled in f32;
+/// the default scale is `1 / sqrt(D)`.
 #[track_caller]
 pub(crate) fn attention_in_parts<'g>(
     q: Value<'g>,

@@ -32,7 +32,7 @@ use random::{Fill, Stream};
 use tokenizer::Tokenizer;
 use torch_file::{Archive, Record};
 
-/// Bytes of a tensor made at once; a multiple of four elements of any type.
+/// Bytes of a tensor that are made at once; a multiple of four elements of any type.
 const CHUNK: usize = 64 << 20;
 /// Room for headers and the small files.
 const SLACK: u64 = 16 << 20;
@@ -143,7 +143,7 @@ pub fn synth(
     Ok(report)
 }
 
-/// A folder under a hidden name, removed unless it is published.
+/// A folder with a hidden name, which is removed unless it is published.
 struct Part {
     path: PathBuf,
 }
@@ -179,8 +179,8 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // After publishing there is nothing under this name; a folder that cannot be removed is
-        // left for the user to see.
+        // After publishing, the hidden name is free. A folder that cannot be removed stays visible
+        // to the user.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
@@ -225,7 +225,7 @@ impl Component {
         }
     }
 
-    /// As safetensors files list them.
+    /// Returns the component with its tensors in the order of safetensors files.
     fn sorted(mut self) -> Self {
         self.tensors.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         self
@@ -264,7 +264,7 @@ impl Component {
     }
 }
 
-/// All that will be written.
+/// The content of a checkpoint to write.
 struct Plan {
     sizes: Sizes,
     seed: u64,
@@ -348,7 +348,7 @@ impl Plan {
         self.shards(&wan)
     }
 
-    /// The DiT in about equal shards, with their index.
+    /// Writes the transformer in shards of about equal size, with their index.
     fn shards(&self, dir: &Path) -> io::Result<()> {
         let total: usize = self
             .dit

@@ -25,13 +25,13 @@ pub struct Predicted {
     pub seconds: f64,
 }
 
-/// Host memory of a build, in sizes of the weights inside. Measured, see docs/measured.md.
+/// Host memory of a build for each byte of weights inside, measured (docs/measured.md).
 pub(super) const MEMORY_PER_WEIGHT: f64 = 3.1;
-/// Host memory of a build without weights, bytes.
+/// Host memory of a build without weights, in bytes.
 const MEMORY_BASE: u64 = 192 << 20;
-/// An engine without weights, bytes.
+/// Size of an engine without weights, in bytes.
 const ENGINE_BASE: u64 = 12 << 20;
-/// Seconds of a build without weights, and those of a GB of weights more.
+/// Seconds of a build without weights, and seconds for each GB of weights.
 const SECONDS_BASE: f64 = 0.5;
 const SECONDS_PER_GB: f64 = 3.0;
 
@@ -59,7 +59,7 @@ pub struct Item {
     /// Predicted costs of the build.
     pub predicted: Predicted,
     pub(super) key: String,
-    /// Name beside the graph, and where it is.
+    /// Name of each data file beside the graph, and its path.
     pub(super) data_files: Vec<(String, PathBuf)>,
     graph_hash: String,
     data_hash: Option<String>,
@@ -140,7 +140,7 @@ struct Raw {
     contract: &'static Contract,
     onnx: Vec<u8>,
     data: Option<(String, PathBuf)>,
-    /// Bytes of weights that an engine will hold and that are not in the file.
+    /// Bytes of the engine's weights that no file holds.
     absent: u64,
 }
 
@@ -206,7 +206,7 @@ fn key(
     sizes: &Sizes,
     prepared: &Prepared,
 ) -> String {
-    // The prepared graph is hashed as well: preparing may change with the exporter.
+    // The prepared graph is hashed too, because another exporter may prepare it otherwise.
     let prepared = blake3::hash(&prepared.onnx).to_hex().to_string();
     let facts = serde_json::json!({
         "graph": graph,

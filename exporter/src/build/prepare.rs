@@ -33,15 +33,15 @@ pub struct InputShape {
 pub struct Prepared {
     /// The ONNX file, without its weights.
     pub onnx: Vec<u8>,
-    /// Inputs that vary.
+    /// Inputs whose size varies.
     pub varying: Vec<InputShape>,
-    /// Bytes of the weights inside.
+    /// Bytes of the weights inside the engine.
     pub weights: u64,
     /// Bytes of all inputs at their largest, the bound weights included.
     pub inputs: u64,
     /// Files beside the graph that hold its weights.
     pub files: Vec<String>,
-    /// Symbols that its inputs' sizes are made of.
+    /// Symbols in the sizes of its inputs.
     pub symbols: BTreeSet<String>,
 }
 
@@ -59,7 +59,7 @@ pub enum PrepareError {
 
 /// Most bytes of a graph without its weights. The largest of ours has 0.16 MB.
 const MOST_BYTES: usize = 64 << 20;
-/// Stack for parsing what is not hostile.
+/// Stack for parsing any file that our exporter wrote.
 const STACK_BASE: usize = 2 << 20;
 /// Stack for a byte of a hostile file; 561 were measured in a debug build, 80 in a release build.
 const STACK_PER_BYTE: usize = 1024;
@@ -156,8 +156,8 @@ fn decode(onnx: &[u8]) -> Result<ModelProto, PrepareError> {
     }
 }
 
-/// Whether a query of this type and shape `[B, N, L, d]` has a fused kernel: half precision and
-/// heads of a usual size. Only those must be fused; a build fails where one is not.
+/// Returns whether a query of this type and shape `[B, N, L, d]` has a fused kernel: half precision
+/// and a usual head size. Only these must be fused; a build fails when one is not.
 fn fused((dtype, shape): &(i32, Vec<i64>)) -> bool {
     let head = shape.last().copied().unwrap_or(0);
     *dtype != FLOAT && head > 0 && head <= FUSED_HEAD && head % 8 == 0
@@ -194,8 +194,8 @@ fn ends(sizes: &Sizes) -> [Bindings; 3] {
         .map(|end| sizes.iter().map(|(k, r)| (k.clone(), end(r))).collect())
 }
 
-/// Writes the sizes that are fixed into an input. Returns its ranges when it varies, and its bytes
-/// at its largest.
+/// Writes the fixed sizes into an input. Returns its ranges when it varies, and its largest number
+/// of bytes.
 fn shape(
     input: &mut ValueInfoProto,
     sizes: &Sizes,
@@ -243,7 +243,7 @@ fn shape(
     ))
 }
 
-/// Symbols without whose value a size of the input is not known.
+/// Returns the symbols that the size of the input depends on.
 fn symbols(input: &mut ValueInfoProto, sizes: &Sizes) -> Vec<String> {
     let [values, ..] = ends(sizes);
     let mut found = Vec::new();
@@ -266,7 +266,7 @@ fn symbols(input: &mut ValueInfoProto, sizes: &Sizes) -> Vec<String> {
     found
 }
 
-/// Writes what is fixed into an output; what an input decides stays a symbol.
+/// Writes the fixed sizes into an output. A size that an input decides stays a symbol.
 fn bind_known(output: &mut ValueInfoProto, sizes: &Sizes) {
     let fixed: Bindings = sizes
         .iter()

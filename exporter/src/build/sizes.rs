@@ -37,7 +37,7 @@ impl Default for Limits {
     }
 }
 
-/// Frames of speech that the runtime takes the features of at a time.
+/// Frames of speech for which the runtime computes features at a time.
 const FEATURE_FRAMES: i64 = 1000;
 /// Rows of speech a second.
 const SPEECH_RATE: i64 = 50;

@@ -1,5 +1,5 @@
-//! The folder of engines, with a builder that only hands out bytes: what is kept, what is rebuilt,
-//! what a loader refuses. TensorRT itself is in `exporter/tests/tensorrt.rs`.
+//! Tests of the folder of engines, with a builder that only returns bytes. TensorRT itself is
+//! tested in `exporter/tests/tensorrt.rs`.
 use super::item::Predicted;
 use super::sizes::Limits;
 use super::*;

@@ -72,7 +72,8 @@ fn line(request: &Request, item: &Item) -> String {
     words.join(" ")
 }
 
-/// `hidden:1x3168x5120,e0:1x3x6x5120`; a name that a shell would read otherwise is quoted whole.
+/// Returns shapes as `hidden:1x3168x5120,e0:1x3x6x5120`. A name with a special character for the
+/// shell is quoted as a whole.
 fn shapes(varying: &[InputShape], end: impl Fn(&InputShape) -> &Vec<i64>) -> String {
     let one = |v: &InputShape| {
         let dims: Vec<String> = end(v).iter().map(i64::to_string).collect();

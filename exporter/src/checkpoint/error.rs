@@ -10,14 +10,14 @@ use engines::error_kind::ErrorKind;
 
 use super::dtype::StoredDType;
 
-/// A checkpoint, or one of its tensors, cannot be used.
+/// A checkpoint or a tensor that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum CheckpointError {
-    /// Nothing usable at `path`.
+    /// The path holds no checkpoint of the wanted kind.
     #[error("{path}: no {want} there", path = path.display())]
     Missing { path: PathBuf, want: &'static str },
-    /// Several files could be meant.
+    /// Several files fit, and none has preference.
     #[error(
         "{path}: wanted one {want}, found {found}",
         path = path.display(),
@@ -28,14 +28,14 @@ pub enum CheckpointError {
         want: &'static str,
         found: Vec<String>,
     },
-    /// The operating system refused.
+    /// The operating system refused an operation.
     #[error("{path}: cannot {op}: {source}", path = path.display())]
     Io {
         path: PathBuf,
         op: &'static str,
         source: io::Error,
     },
-    /// Neither safetensors nor a torch archive.
+    /// The file is neither safetensors nor a torch archive.
     #[error("{path}: neither safetensors nor a torch zip archive ({got})", path = path.display())]
     Format { path: PathBuf, got: &'static str },
     /// A damaged safetensors file.
@@ -68,7 +68,7 @@ pub enum CheckpointError {
         path: PathBuf,
         faults: Faults<WeightNormFault>,
     },
-    /// A tensor asked for by a name that is not there.
+    /// No tensor has this name.
     #[error(
         "{path}: no tensor {key}{}",
         nearest.as_ref().map(|n| format!("; nearest is {n}")).unwrap_or_default(),
@@ -79,21 +79,21 @@ pub enum CheckpointError {
         key: String,
         nearest: Option<String>,
     },
-    /// A tensor of integers where floating point was wanted.
+    /// The tensor holds integers, and floating point was wanted.
     #[error("{file}: tensor {key} is {got}, wanted F32, BF16, F16 or F64", file = file.display())]
     NotFloat {
         file: PathBuf,
         key: String,
         got: StoredDType,
     },
-    /// A part of a tensor that is beyond its end.
+    /// The part lies beyond the end of the tensor.
     #[error("tensor {key}: elements {range:?} of {len} were asked for")]
     Range {
         key: String,
         range: Range<usize>,
         len: usize,
     },
-    /// Raw bytes asked of a tensor that is computed when read.
+    /// The tensor is computed when it is read, so it has no stored bytes.
     #[error("tensor {key} is computed ({how}) and has no stored bytes; read it as f32")]
     Computed { key: String, how: &'static str },
 }
@@ -115,7 +115,7 @@ impl CheckpointError {
     }
 }
 
-/// All faults of one file. Prints the first few and counts the rest.
+/// All faults of one file. It prints the first few and counts the rest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Faults<T>(pub Vec<T>);
 
@@ -142,7 +142,7 @@ impl<T: fmt::Display> fmt::Display for Faults<T> {
     }
 }
 
-/// One thing wrong in a safetensors file. Offsets count from the start of the data part.
+/// A fault of a safetensors file. Offsets count from the start of the data part.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum SafetensorsFault {
@@ -200,7 +200,7 @@ pub enum SafetensorsFault {
     Gap { from: usize, to: usize },
 }
 
-/// One thing wrong with an `*.safetensors.index.json`.
+/// A fault of a `*.safetensors.index.json`.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum IndexFault {
@@ -222,7 +222,7 @@ pub enum IndexFault {
     },
 }
 
-/// One thing wrong with a torch archive; `at` is a byte position in its `data.pkl`.
+/// A fault of a torch archive; `at` is a byte position in its `data.pkl`.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum TorchFault {
@@ -290,7 +290,7 @@ pub enum TorchFault {
     },
 }
 
-/// One thing wrong with a LoRA file.
+/// A fault of a LoRA file.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum LoraFault {
@@ -344,7 +344,7 @@ pub enum LoraFault {
     Scale { got: f64 },
 }
 
-/// One thing wrong with a weight-normalised tensor.
+/// A fault of a weight-normalised tensor.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum WeightNormFault {

@@ -1,8 +1,8 @@
-//! The header of one safetensors file, checked in full before any tensor is used: every fault is
-//! reported with its key. Reads no tensor data.
+//! Reads the header of one safetensors file and checks all of it before any tensor is used. Each
+//! fault names its key. The module reads no tensor data.
 //!
-//! Stricter than the format's own reader in one point: a tensor must start at a multiple of its
-//! element size.
+//! It is stricter than the format's own reader in one point: a tensor must start at a multiple of
+//! its element size.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use super::dtype::StoredDType;
 use super::error::SafetensorsFault as Fault;
 
-/// Same limit as the `safetensors` crate.
+/// The limit of the `safetensors` crate.
 const HEADER_LIMIT: usize = 100_000_000;
 
 /// A tensor of the file; `start` counts from the beginning of the file.
@@ -45,7 +45,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Located>, Vec<Fault>> {
             Err(f) => faults.push(f),
         }
     }
-    // A fault in one entry leaves a hole, so coverage is judged only when every entry stands.
+    // A faulty entry leaves a hole, so the coverage is checked only when no entry has a fault.
     if faults.is_empty() {
         faults = coverage(&mut tensors, data);
     }
@@ -59,7 +59,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Located>, Vec<Fault>> {
     Ok(tensors)
 }
 
-/// The JSON header and where the data part starts.
+/// Returns the JSON header and the first byte of the data part.
 fn header(bytes: &[u8]) -> Result<(&[u8], usize), Fault> {
     let (len, rest) = bytes
         .split_first_chunk::<8>()
@@ -134,7 +134,7 @@ fn locate(key: String, value: serde_json::Value, data: usize) -> Result<Located,
     })
 }
 
-/// The tensors must cover the data part once: no overlap, no hole.
+/// Checks that the tensors cover the data part exactly once, without overlaps and holes.
 fn coverage(tensors: &mut [Located], data: usize) -> Vec<Fault> {
     tensors.sort_by(|a, b| (a.start, a.len, &a.key).cmp(&(b.start, b.len, &b.key)));
     let mut faults = Vec::new();
@@ -172,7 +172,7 @@ fn twice(tensors: &mut [Located]) -> Vec<Fault> {
         .collect()
 }
 
-/// The header's object with repeated keys kept, which a map would drop in silence.
+/// The header's object with its repeated keys. A map would drop them without an error.
 struct Entries(Vec<(String, serde_json::Value)>);
 
 impl<'de> Deserialize<'de> for Entries {

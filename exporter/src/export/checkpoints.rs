@@ -21,11 +21,11 @@ pub(super) struct Checkpoints {
     pub(super) vae: Checkpoint,
     pub(super) speech: Checkpoint,
     pub(super) config: ModelConfig,
-    /// Layers of the checkpoint, where only the first of them are exported.
+    /// Layers of the checkpoint, when only the first of them are exported.
     pub(super) layers_of: Option<usize>,
 }
 
-/// Everything that is wrong with the inputs, or none.
+/// Returns the value, or adds the error to `errors` and returns `None`.
 fn all<T>(found: Result<T, impl Into<ExportError>>, errors: &mut Vec<ExportError>) -> Option<T> {
     found.map_err(|e| errors.push(e.into())).ok()
 }
@@ -39,7 +39,10 @@ fn joined(mut errors: Vec<ExportError>) -> ExportError {
 }
 
 impl Checkpoints {
-    /// Opens the folder's checkpoints; what is wrong with any of them is reported together.
+    /// Opens the folder's checkpoints and reads their sizes.
+    ///
+    /// # Errors
+    /// Every fault of every checkpoint, together.
     pub(super) fn open(
         dir: &Path,
         lora: Option<&(PathBuf, LoraScale)>,
@@ -68,7 +71,7 @@ impl Checkpoints {
         if let (Some((path, scale)), true) = (lora, dit.is_some()) {
             let merged = Lora::open(path, *scale)
                 .and_then(|lora| Checkpoint::open_safetensors(dir)?.with_lora(lora));
-            // A LoRA that does not fit leaves the base to be checked all the same.
+            // After a fault of the LoRA, the base is still checked.
             dit = all(merged, &mut errors).or(dit);
         }
         let text = all(
@@ -118,7 +121,7 @@ impl Checkpoints {
     /// that belong to the others.
     ///
     /// # Errors
-    /// None, or more than there are.
+    /// Zero layers, or more layers than the checkpoint has.
     pub(super) fn cut(mut self, layers: usize) -> Result<Self, ExportError> {
         let config = &mut self.config.dit;
         let have = config.layers;
@@ -145,14 +148,14 @@ impl Checkpoints {
         Ok(self)
     }
 
-    /// Every file that is read, in order, each once.
+    /// Returns every file that the export reads, once and sorted.
     pub(super) fn files(&self) -> Vec<PathBuf> {
         let all = [&self.dit, &self.text, &self.vae, &self.speech];
         let files: BTreeSet<&Path> = all.into_iter().flat_map(|c| c.files()).collect();
         files.into_iter().map(Path::to_owned).collect()
     }
 
-    /// What the bytes of the data files depend on.
+    /// Returns the identity of the export: everything that the bytes of its data files depend on.
     pub(super) fn identity(
         &self,
         recipe: Recipe,
@@ -165,7 +168,7 @@ impl Checkpoints {
             hasher.update(format!("{name:?}\n").as_bytes());
         }
         for (plan, (at, weight)) in plans.iter().flat_map(|p| p.weights().map(move |w| (p, w))) {
-            // The value's number in its graph is no part of the weight.
+            // The same weight has another value number in another graph.
             let weight = crate::graph::Weight {
                 value: 0,
                 ..weight.clone()
@@ -203,8 +206,8 @@ impl Checkpoints {
         .graphs()
     }
 
-    /// Weights are floats; a file of whole numbers (a quantised checkpoint, say) is refused before
-    /// anything is written.
+    /// Checks that every weight is floating point, before anything is written. A quantised
+    /// checkpoint holds whole numbers.
     pub(super) fn check_types(&self, families: &[Family]) -> Result<(), ExportError> {
         let mut errors = Vec::new();
         for family in families {

@@ -1,7 +1,9 @@
-//! How fast an export could have been at best: (a) the checkpoint read and the output written by
-//! plain copies of 1 MiB, (b) the LoRA's multiply-adds at 70 % of this machine's f32 rate. Both
-//! rates are probed in short runs on the same disk and cores and scaled to the whole; a short probe
-//! sees neither a disk that slows down later nor other users of it.
+//! Measures how fast an export could be at best.
+//!
+//! Limit (a) reads the checkpoint and writes the output by plain copies of 1 MiB. Limit (b)
+//! computes the LoRA's multiply-adds at 70 % of this machine's f32 rate. Both rates come from short
+//! runs on the same disk and cores. A short run does not see a disk that slows down later, or other
+//! users of the disk.
 use crate::checkpoint::product;
 use rustix::fs::{Advice, fadvise};
 use std::fmt;
@@ -44,12 +46,12 @@ pub(super) struct Effort {
 }
 
 impl Effort {
-    /// For exports that did not ask: under two seconds in all.
+    /// For exports without the flag: less than two seconds in all.
     pub(super) const BRIEF: Self = Self {
         bytes: 256 << 20,
         time: Duration::from_millis(600),
     };
-    /// For exports that asked: long enough to see past a disk's write cache.
+    /// For exports with the flag: long enough to fill a disk's write cache.
     pub(super) const THOROUGH: Self = Self {
         bytes: 1 << 30,
         time: Duration::from_secs(4),
@@ -59,13 +61,13 @@ impl Effort {
 /// Rates of the machine, in bytes or multiply-adds a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
-    /// Checkpoint pages dropped from the page cache first.
+    /// Reads from storage: the pages are dropped from the page cache first.
     pub cold_read: f64,
-    /// The same pages again.
+    /// Reads of the same pages from the page cache.
     pub cached_read: f64,
-    /// Beside the output, synchronised at the end.
+    /// Writes beside the output, synchronised at the end.
     pub write: f64,
-    /// All cores, this exporter's own kernel.
+    /// Multiply-adds of all cores with the exporter's own kernel.
     pub multiply_adds: f64,
 }
 
@@ -161,7 +163,7 @@ pub(super) fn measure(
     threads: usize,
     effort: Effort,
 ) -> io::Result<Rates> {
-    // The pages are read twice: dropped from the cache first, then from it.
+    // The pages are read twice: first from storage, then from the cache.
     let cold = read(files, effort, true)?;
     let cached = read(files, effort, false)?;
     Ok(Rates {
@@ -172,7 +174,7 @@ pub(super) fn measure(
     })
 }
 
-/// Bytes a second of plain reads, an equal share of every file.
+/// Returns the bytes a second of plain reads. Every file has an equal share.
 fn read(files: &[PathBuf], effort: Effort, cold: bool) -> io::Result<f64> {
     let (mut buffer, mut done) = (vec![0u8; COPY], 0u64);
     let share = effort.bytes / files.len().max(1) as u64;
@@ -181,8 +183,7 @@ fn read(files: &[PathBuf], effort: Effort, cold: bool) -> io::Result<f64> {
         let file = File::open(path)?;
         let end = share.min(file.metadata()?.len()).max(COPY as u64);
         if cold {
-            // Advice: pages that cannot be dropped are read from the cache, and the rate says more
-            // than the disk can.
+            // This is advice. Pages that stay in the cache make the rate higher than the disk's.
             let _ = fadvise(&file, 0, NonZeroU64::new(end), Advice::DontNeed);
         }
         let start = Instant::now();
@@ -199,7 +200,8 @@ fn read(files: &[PathBuf], effort: Effort, cold: bool) -> io::Result<f64> {
     Ok(done as f64 / taken.as_secs_f64().max(1e-9))
 }
 
-/// Bytes a second of plain writes, synchronised at the end. The file is removed whatever happens.
+/// Returns the bytes a second of plain writes, synchronised at the end. Removes the file also after
+/// an error.
 fn write(path: &Path, effort: Effort) -> io::Result<f64> {
     let buffer: Vec<u8> = (0..COPY).map(|i| (i * 31 % 251) as u8).collect();
     let start = Instant::now();

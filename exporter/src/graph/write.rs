@@ -1,5 +1,5 @@
-//! A graph on disk: the ONNX file. It appears under its name only when complete. Not here: the data
-//! files that hold its weights ([`super::data`]), the manifest.
+//! Writes a graph as an ONNX file, which has its name only once it is complete. Not here: the data
+//! files of its weights ([`super::data`]), the manifest.
 use super::data::{DataLayout, Placed};
 use super::error::WriteError;
 use super::{Attribute, Constant, ConstantData, Fact, Graph, Node, Weight};
@@ -17,20 +17,20 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// Operator set that every graph is written in.
+/// Operator set of every graph.
 pub const OPSET: i64 = 24;
-/// ONNX file format that goes with [`OPSET`].
+/// Version of the ONNX file format that belongs to [`OPSET`].
 pub const IR_VERSION: i64 = 12;
-/// How an ONNX file refers to its weights.
+/// The form in which an ONNX file refers to its weights.
 #[derive(Clone, Copy, Debug)]
 pub enum WeightPlacement<'a> {
-    /// Initializers whose bytes are in data files.
+    /// As initializers, whose bytes are in data files.
     External(&'a DataLayout),
-    /// Graph inputs: the graph alone, for checking shapes without any bytes.
+    /// As graph inputs. Such a file needs no bytes of weights.
     AsInputs,
 }
 
-/// ONNX's number for an element type.
+/// Returns ONNX's number of an element type.
 pub(super) fn onnx_type(dtype: DType) -> i32 {
     match dtype {
         DType::F32 => 1,
@@ -42,8 +42,11 @@ pub(super) fn onnx_type(dtype: DType) -> i32 {
     }
 }
 
-/// The graph as an ONNX model. Symbolic dimensions become `dim_param` texts such as `3*h*w`; every
-/// intermediate value has its type and shape.
+/// Returns the graph as an ONNX model. Symbolic dimensions become `dim_param` texts such as
+/// `3*h*w`; every intermediate value has its type and shape.
+///
+/// # Errors
+/// A weight that the layout lacks.
 pub fn to_model(graph: &Graph, placement: WeightPlacement<'_>) -> Result<ModelProto, WriteError> {
     let infos = |ids: &[usize]| {
         ids.iter()
@@ -227,13 +230,20 @@ fn external(w: &Weight, placed: &Placed) -> TensorProto {
 }
 
 /// Returns the bytes of a model's ONNX file.
+///
+/// # Panics
+/// For a model of 2 GiB, the limit of protobuf. Weights are in other files, so a graph stays far
+/// below.
 pub fn encode(model: &ModelProto) -> Vec<u8> {
     model
         .write_to_bytes()
         .expect("a graph without weight bytes is below the limit of 2 GiB")
 }
 
-/// Writes a model; returns the hash of the file, hex.
+/// Writes a model and returns the hash of the file in hex.
+///
+/// # Errors
+/// An error of the file system.
 pub fn write_model(path: &Path, model: &ModelProto) -> Result<String, WriteError> {
     let bytes = encode(model);
     let mut file = Partial::create(path)?;
@@ -241,7 +251,7 @@ pub fn write_model(path: &Path, model: &ModelProto) -> Result<String, WriteError
     file.finish()
 }
 
-/// A file that has its final name only once complete; dropped before, it is removed.
+/// A file that gets its name when it is complete. Dropped before, it is removed.
 struct Partial {
     path: PathBuf,
     part: PathBuf,
@@ -275,8 +285,8 @@ impl Partial {
         })
     }
 
-    /// Gives the file its name; whoever needs it to outlive a power cut synchronises it. Returns
-    /// its hash, hex.
+    /// Gives the file its name, and returns its hash in hex. The caller synchronises it, if it must
+    /// survive a power cut.
     fn finish(mut self) -> Result<String, WriteError> {
         let fail = |source| WriteError::Io {
             path: self.path.clone(),
@@ -291,7 +301,7 @@ impl Partial {
 }
 
 impl Drop for Partial {
-    /// After a rename there is nothing under the temporary name; an error here has nobody to go to.
+    /// After a rename the temporary name is free. Drop cannot return an error.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.part);
     }

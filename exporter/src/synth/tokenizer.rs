@@ -1,10 +1,10 @@
-//! A small tokenizer in the published folder layout: a unigram model with byte fallback, so that no
-//! text is unknown to it. Its pieces are counted in a few sentences of our own; they are not
-//! umT5's, and neither are the ids beyond `<pad>` 0, `</s>` 1 and `<unk>` 2.
+//! A small tokenizer in the published folder layout: a unigram model with byte fallback, so it can
+//! encode every text. Its pieces come from a few sentences of our own. They are not umT5's pieces,
+//! and only the ids `<pad>` 0, `</s>` 1 and `<unk>` 2 are umT5's.
 //!
-//! Two differences from the published files: text is normalised by NFKC here, where the published
-//! model carries a compiled character map, and `spiece.model` (which no program of this project
-//! reads) normalises nothing.
+//! It differs from the published files in two points. Text is normalised by NFKC, where the
+//! published model has a compiled character map. `spiece.model` normalises nothing, and no program
+//! of this project reads it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -32,8 +32,8 @@ worst quality, deformed hands, bad face, extra fingers, messy background, subtit
 you like to know? Please wait a moment: I will be there in 10 minutes, or in 15 at the most! \
 There was a dog that could not sing, so it danced with the cat instead, and the other animals \
 were happy about it. \
-一个女人坐在房间里，对着镜头微笑着说话。一个男人站在窗前，他的手在动。画面清晰，光线柔和\
-，背景是城市的夜景。";
+一个女人坐在房间里，对着镜头微笑着说话。一个男人站在窗前\
+，他的手在动。画面清晰，光线柔和，背景是城市的夜景。";
 
 /// `TrainerSpec.ModelType.UNIGRAM`.
 const UNIGRAM: i32 = 1;
@@ -60,7 +60,7 @@ pub(super) struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// `extra_ids` sentinels `<extra_id_N>` come last, as in T5.
+    /// Returns a tokenizer whose last ids are `extra_ids` sentinels `<extra_id_N>`, as in T5.
     pub(super) fn new(extra_ids: usize) -> Self {
         let special = SPECIAL.map(|s| Piece {
             text: s.to_owned(),
@@ -106,7 +106,7 @@ impl Tokenizer {
         fs::write(dir.join("spiece.model"), self.sentencepiece()?)
     }
 
-    /// `<extra_id_N>` .. `<extra_id_0>`: the highest number has the lowest id.
+    /// Returns `<extra_id_N>` .. `<extra_id_0>`. The highest number has the lowest id.
     fn extra(&self) -> impl DoubleEndedIterator<Item = String> {
         (0..self.extra_ids).rev().map(|i| format!("<extra_id_{i}>"))
     }
@@ -254,7 +254,8 @@ fn message(
     Ok(bytes)
 }
 
-/// Pieces and log-probabilities: repeated parts of words, and every letter there is, best first.
+/// Returns pieces with their log-probabilities, best first: repeated parts of words, and every
+/// letter.
 fn learn(corpus: &str) -> Vec<(String, f32)> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for word in corpus.split_whitespace() {
