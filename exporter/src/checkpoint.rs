@@ -36,67 +36,52 @@ mod lora;
 mod pickle;
 pub(crate) mod product;
 mod safetensors;
+mod stored;
 mod torch;
 mod weight_norm;
 mod zip;
-
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use memmap2::Mmap;
 
 pub use dtype::StoredDType;
 pub use error::{
     CheckpointError, Faults, IndexFault, LoraFault, SafetensorsFault, TorchFault, WeightNormFault,
 };
 pub use lora::{Lora, LoraReport, LoraScale};
+pub use stored::TensorInfo;
 
 use lora::Merge;
-use safetensors::Located;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::Path;
+use stored::{StoredTensors, not_float};
 use weight_norm::WeightNorm;
-
-const INDEX_SUFFIX: &str = ".safetensors.index.json";
-/// File names that a folder's only file may have, in search order.
-const SINGLE_SAFETENSORS: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
-const SINGLE_TORCH: &str = "pytorch_model.bin";
-
-/// Type, shape and file of a tensor, known without reading it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TensorInfo {
-    /// Element type in the file. A weight-normalised tensor is F32; a LoRA target keeps the type of
-    /// its base.
-    pub dtype: StoredDType,
-    /// Sizes of the tensor, outermost first.
-    pub shape: Vec<usize>,
-    /// The file that holds the tensor.
-    pub file: Arc<Path>,
-}
 
 /// The tensors of one component, by name.
 #[derive(Debug)]
 pub struct Checkpoint {
-    root: PathBuf,
-    tensors: BTreeMap<String, Entry>,
+    stored: StoredTensors,
+    /// Weights that weight normalisation computes, by name.
+    normed: BTreeMap<String, NormedWeight>,
+    /// Names that `names` leaves out: tensors that only serve to compute another tensor, and
+    /// tensors that were cut off.
+    hidden: BTreeSet<String>,
     lora: Option<Box<Merge>>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct NormedWeight {
     info: TensorInfo,
-    storage: Storage,
-    /// Whether `names` leaves the tensor out: it only serves to compute another tensor, or it was
-    /// cut off.
-    consumed: bool,
+    norm: WeightNorm,
 }
 
-#[derive(Debug)]
-enum Storage {
-    Stored { map: Arc<Mmap>, range: Range<usize> },
-    WeightNorm(WeightNorm),
+impl From<StoredTensors> for Checkpoint {
+    fn from(stored: StoredTensors) -> Self {
+        Self {
+            stored,
+            normed: BTreeMap::new(),
+            hidden: BTreeSet::new(),
+            lora: None,
+        }
+    }
 }
 
 impl Checkpoint {
@@ -106,36 +91,7 @@ impl Checkpoint {
     /// # Errors
     /// A path without a checkpoint, a file of another format, a damaged file.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        if path.is_dir() {
-            let names = list(path)?;
-            let torch = path.join(SINGLE_TORCH);
-            let has_safetensors = names
-                .iter()
-                .any(|n| n.ends_with(".safetensors") || n.ends_with(INDEX_SUFFIX));
-            return if !has_safetensors && torch.is_file() {
-                Self::open_torch(&torch)
-            } else {
-                Self::open_safetensors(path)
-            };
-        }
-        let map = map(path)?;
-        // Some header lengths of safetensors begin like an old torch file, so safetensors are tried
-        // first.
-        if map.get(8) == Some(&b'{') {
-            Self::open_safetensors(path)
-        } else if map.starts_with(torch::ZIP_MAGIC) || torch::is_legacy(&map) {
-            Self::open_torch(path)
-        } else {
-            let got = if map.is_empty() {
-                "the file is empty"
-            } else {
-                "unknown first bytes"
-            };
-            Err(CheckpointError::Format {
-                path: path.to_owned(),
-                got,
-            })
-        }
+        StoredTensors::open(path).map(Self::from)
     }
 
     /// Opens one safetensors file, or a folder.
@@ -147,42 +103,7 @@ impl Checkpoint {
     /// # Errors
     /// A missing or damaged file, an index that does not fit its shards, several candidates.
     pub fn open_safetensors(dir_or_file: &Path) -> Result<Self, CheckpointError> {
-        if !dir_or_file.is_dir() {
-            let tensors = read_file(dir_or_file, Format::Safetensors)?
-                .into_iter()
-                .collect();
-            return Ok(Self {
-                root: dir_or_file.to_owned(),
-                tensors,
-                lora: None,
-            });
-        }
-        let names = list(dir_or_file)?;
-        if let Some(index) = only(
-            dir_or_file,
-            &names,
-            INDEX_SUFFIX,
-            "*.safetensors.index.json",
-        )? {
-            return Self::open_sharded(dir_or_file, index);
-        }
-        let known = SINGLE_SAFETENSORS
-            .into_iter()
-            .find(|n| names.iter().any(|m| m == n));
-        let file = match known {
-            Some(name) => Some(name),
-            None => only(
-                dir_or_file,
-                &names,
-                ".safetensors",
-                "*.safetensors without an index",
-            )?,
-        };
-        let file = file.ok_or_else(|| CheckpointError::Missing {
-            path: dir_or_file.to_owned(),
-            want: "*.safetensors",
-        })?;
-        Self::open_safetensors(&dir_or_file.join(file))
+        StoredTensors::open_safetensors(dir_or_file).map(Self::from)
     }
 
     /// Opens a torch archive (zip and pickle, torch 1.6 or later) whose pickle is a dictionary of
@@ -191,109 +112,38 @@ impl Checkpoint {
     /// # Errors
     /// A missing or damaged file, or a pickle that holds anything but tensors and plain containers.
     pub fn open_torch(path: &Path) -> Result<Self, CheckpointError> {
-        let tensors = read_file(path, Format::Torch)?.into_iter().collect();
-        Ok(Self {
-            root: path.to_owned(),
-            tensors,
-            lora: None,
-        })
-    }
-
-    fn open_sharded(dir: &Path, index: &str) -> Result<Self, CheckpointError> {
-        let file = dir.join(index);
-        let fault = |faults: Vec<IndexFault>| CheckpointError::Index {
-            file: file.clone(),
-            faults: Faults(faults),
-        };
-        let text = fs::read(&file).map_err(|source| io_error(&file, source))?;
-        let weight_map = weight_map(&text).map_err(|f| fault(vec![f]))?;
-        let mut shards: Vec<&str> = weight_map.values().map(String::as_str).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        let mut faults = Vec::new();
-        let mut tensors: BTreeMap<String, Entry> = BTreeMap::new();
-        let mut place: BTreeMap<String, &str> = BTreeMap::new();
-        for &shard in &shards {
-            if Path::new(shard).file_name() != Some(shard.as_ref()) {
-                faults.push(IndexFault::ShardName {
-                    shard: shard.to_owned(),
-                });
-            } else if !dir.join(shard).is_file() {
-                faults.push(IndexFault::MissingShard {
-                    shard: shard.to_owned(),
-                });
-            } else {
-                for (key, entry) in read_file(&dir.join(shard), Format::Safetensors)? {
-                    if let Some(first) = place.insert(key.clone(), shard) {
-                        faults.push(IndexFault::Twice {
-                            key: key.clone(),
-                            first: first.to_owned(),
-                            second: shard.to_owned(),
-                        });
-                    }
-                    tensors.insert(key, entry);
-                }
-            }
-        }
-        let missing = |shard: &str| {
-            faults.iter().any(|fault| match fault {
-                IndexFault::MissingShard { shard: of } | IndexFault::ShardName { shard: of } => {
-                    of == shard
-                }
-                _ => false,
-            })
-        };
-        let elsewhere = weight_map
-            .iter()
-            .filter(|(key, shard)| place.get(*key) != Some(&shard.as_str()) && !missing(shard));
-        let lost: Vec<_> = elsewhere
-            .map(|(key, shard)| IndexFault::NotInShard {
-                key: key.clone(),
-                shard: shard.clone(),
-            })
-            .collect();
-        faults.extend(lost);
-        if faults.is_empty() {
-            Ok(Self {
-                root: dir.to_owned(),
-                tensors,
-                lora: None,
-            })
-        } else {
-            Err(fault(faults))
-        }
+        StoredTensors::open_torch(path).map(Self::from)
     }
 
     /// Returns the path that was opened.
     pub fn path(&self) -> &Path {
-        &self.root
+        self.stored.path()
     }
 
     /// Returns the names of all tensors that a model can read, sorted. The inputs of a computed
     /// tensor are left out.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors
-            .iter()
-            .filter(|(_, e)| !e.consumed)
-            .map(|(k, _)| k.as_str())
+        let all: BTreeSet<&str> = self
+            .stored
+            .names()
+            .chain(self.normed.keys().map(String::as_str))
+            .collect();
+        all.into_iter().filter(|name| !self.hidden.contains(*name))
     }
 
     /// Returns the type, the shape and the file of a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.get(name).map(|e| &e.info)
+        let normed = self.normed.get(name).map(|n| &n.info);
+        normed.or_else(|| self.stored.info(name))
     }
 
     /// Returns the name of the computation that makes a tensor, or `None` when its stored bytes are
     /// its value.
     pub fn computed(&self, name: &str) -> Option<&'static str> {
-        match self.tensors.get(name).map(|e| &e.storage) {
-            Some(Storage::WeightNorm(_)) => Some("weight norm"),
-            _ => self
-                .lora
-                .as_ref()
-                .is_some_and(|l| l.targets(name))
-                .then_some("LoRA merge"),
+        if self.normed.contains_key(name) {
+            return Some("weight norm");
         }
+        self.target(name).map(|_| "LoRA merge")
     }
 
     /// Returns the stored bytes (little-endian, row-major) without a copy.
@@ -306,7 +156,10 @@ impl Checkpoint {
                 key: name.to_owned(),
                 how,
             }),
-            None => self.stored(name).map(|(_, bytes)| bytes),
+            None => match self.stored.get(name) {
+                Some((_, bytes)) => Ok(bytes),
+                None => Err(self.unknown(name)),
+            },
         }
     }
 
@@ -316,19 +169,19 @@ impl Checkpoint {
     /// # Errors
     /// An unknown name, or a tensor that is not floating point.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        if let Some(Entry {
-            storage: Storage::WeightNorm(norm),
-            ..
-        }) = self.tensors.get(name)
-        {
-            return norm.compute(&self.stored_f32(&norm.g)?, &self.stored_f32(&norm.v)?);
+        if let Some(NormedWeight { norm, .. }) = self.normed.get(name) {
+            let (magnitude, direction) = (&norm.g, &norm.v);
+            return norm.compute(
+                &self.stored.read_f32(magnitude)?,
+                &self.stored.read_f32(direction)?,
+            );
         }
-        let mut w = self.stored_f32(name)?;
+        let dtype = self.known(name)?.dtype;
+        let mut weight = self.stored.read_f32(name)?;
         if let Some(merge) = self.target(name) {
-            let dtype = self.tensors[name].info.dtype;
-            merge.apply(name, &mut w, dtype)?;
+            merge.apply(name, &mut weight, dtype)?;
         }
-        Ok(w)
+        Ok(weight)
     }
 
     /// Reads the elements `range` of [`Checkpoint::read_f32`], counted row-major. It computes only
@@ -342,13 +195,9 @@ impl Checkpoint {
         name: &str,
         range: Range<usize>,
     ) -> Result<Vec<f32>, CheckpointError> {
-        let shape = self.info(name).map_or(&[][..], |i| &i.shape);
-        let len = shape.iter().product();
-        if range.start > range.end || range.end > len && self.tensors.contains_key(name) {
-            let key = name.to_owned();
-            return Err(CheckpointError::Range { key, range, len });
-        }
-        if let (Some(_), &[_, columns]) = (self.target(name), shape) {
+        let info = self.known(name)?;
+        info.check_range(name, &range)?;
+        if let (Some(_), &[_, columns]) = (self.target(name), &info.shape[..]) {
             let rows = range.start / columns.max(1)..range.end.div_ceil(columns.max(1));
             let (from, mut tile) = (rows.start * columns, Vec::new());
             self.read_f32_tile(name, rows, 0..columns, &mut tile)?;
@@ -359,9 +208,7 @@ impl Checkpoint {
         if self.computed(name).is_some() {
             return Ok(self.read_f32(name)?[range].to_vec());
         }
-        let (info, bytes) = self.stored(name)?;
-        let size = info.dtype.size();
-        self.floats(name, info, &bytes[range.start * size..range.end * size])
+        self.stored.read_f32_range(name, range)
     }
 
     /// Reads some rows and columns of a matrix into `out`, row-major, with the values of
@@ -378,41 +225,20 @@ impl Checkpoint {
         out: &mut Vec<f32>,
     ) -> Result<(), CheckpointError> {
         out.clear();
-        let width = self.columns(name);
-        let beyond = |range: &Range<usize>, len| range.start > range.end || range.end > len;
-        let height = self
-            .info(name)
-            .map_or(0, |i| i.shape.first().copied().unwrap_or(1));
-        if self.tensors.contains_key(name) && (beyond(&rows, height) || beyond(&columns, width)) {
-            let (key, len) = (name.to_owned(), height * width);
-            let range = rows.start * width + columns.start..rows.end * width;
-            return Err(CheckpointError::Range { key, range, len });
-        }
-        if self.target(name).is_none() && self.computed(name).is_some() {
+        let info = self.known(name)?;
+        let width = info.check_tile(name, &rows, &columns)?;
+        if self.normed.contains_key(name) {
             let whole = self.read_f32(name)?;
             let part = |row| &whole[row * width..][columns.clone()];
             out.extend(rows.flat_map(part));
             return Ok(());
         }
-        let (info, bytes) = self.stored(name)?;
-        let size = info.dtype.size();
-        for row in rows.clone() {
-            let at = (row * width + columns.start) * size;
-            let part = &bytes[at..at + columns.len() * size];
-            if !info.dtype.extend_f32(part, out) {
-                return self.check_float(name);
-            }
-        }
+        self.stored
+            .read_f32_tile(name, rows.clone(), &columns, out)?;
         match self.target(name) {
             Some(merge) => merge.apply_tile(name, (rows, columns), out, info.dtype),
             None => Ok(()),
         }
-    }
-
-    /// Returns the number of elements of a row: the product of all axes but the first.
-    fn columns(&self, name: &str) -> usize {
-        self.info(name)
-            .map_or(0, |i| i.shape.iter().skip(1).product())
     }
 
     /// Returns the LoRA when it changes this tensor.
@@ -425,22 +251,21 @@ impl Checkpoint {
         if self.computed(name).is_some() {
             return None;
         }
-        self.stored(name).ok().map(|(info, b)| (info.dtype, b))
+        self.stored
+            .get(name)
+            .map(|(info, bytes)| (info.dtype, bytes))
     }
 
     /// Advises the system to read a tensor's pages ahead. A system that ignores the advice only
     /// reads later.
     pub fn prefetch(&self, name: &str) {
-        if let Some(Storage::Stored { map, range }) = self.tensors.get(name).map(|e| &e.storage) {
-            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
-        }
+        self.stored.prefetch(name);
     }
 
     /// Returns every file that holds one of its tensors or one of its LoRA's tensors, sorted.
     pub fn files(&self) -> BTreeSet<&Path> {
-        let own = self.tensors.values().map(|e| &*e.info.file);
-        let lora = self.lora.iter().flat_map(|l| l.tensors().files());
-        own.chain(lora).collect()
+        let lora = self.lora.iter().flat_map(|l| l.files());
+        self.stored.files().into_iter().chain(lora).collect()
     }
 
     /// Returns the number of tensors that the LoRA changes, and the multiply-adds of these changes.
@@ -449,7 +274,7 @@ impl Checkpoint {
         let Some(lora) = &self.lora else {
             return (0, 0);
         };
-        let listed = |key: &&str| self.tensors.get(*key).is_some_and(|e| !e.consumed);
+        let listed = |key: &&str| !self.hidden.contains(*key);
         let elements = |key: &str| {
             self.info(key)
                 .map_or(0, |i| i.shape.iter().product::<usize>() as u64)
@@ -462,9 +287,8 @@ impl Checkpoint {
     /// Leaves out the tensors for which `cut` is true, as if no file had them.
     #[must_use]
     pub fn without(mut self, cut: impl Fn(&str) -> bool) -> Self {
-        for (key, entry) in &mut self.tensors {
-            entry.consumed |= cut(key);
-        }
+        let cut: Vec<String> = self.names().filter(|n| cut(n)).map(str::to_owned).collect();
+        self.hidden.extend(cut);
         self
     }
 
@@ -473,7 +297,7 @@ impl Checkpoint {
     /// # Errors
     /// A module of the LoRA that has no tensor here, or a tensor of another shape.
     pub fn with_lora(mut self, lora: Lora) -> Result<Self, CheckpointError> {
-        let merge = lora.onto(|key| self.tensors.get(key).map(|e| e.info.shape.as_slice()))?;
+        let merge = lora.onto(|key| self.info(key).map(|i| i.shape.as_slice()))?;
         self.lora = Some(Box::new(merge));
         Ok(self)
     }
@@ -483,12 +307,8 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::NotFloat`].
     pub fn check_float(&self, name: &str) -> Result<(), CheckpointError> {
-        match self.tensors.get(name).map(|e| &e.info) {
-            Some(info) if info.dtype.to_f32(&[]).is_none() => Err(CheckpointError::NotFloat {
-                file: info.file.to_path_buf(),
-                key: name.to_owned(),
-                got: info.dtype,
-            }),
+        match self.info(name) {
+            Some(info) if info.dtype.to_f32(&[]).is_none() => Err(not_float(name, info)),
             _ => Ok(()),
         }
     }
@@ -505,230 +325,37 @@ impl Checkpoint {
     /// # Errors
     /// Every pair that is incomplete or misshaped.
     pub fn with_weight_norm(mut self) -> Result<Self, CheckpointError> {
-        let shape_of = |key: &str| self.tensors.get(key).map(|e| e.info.shape.as_slice());
-        let pairs = weight_norm::find(self.tensors.keys().map(String::as_str), shape_of).map_err(
-            |faults| CheckpointError::WeightNorm {
-                path: self.root.clone(),
+        let shape_of = |key: &str| self.stored.info(key).map(|i| i.shape.as_slice());
+        let pairs = weight_norm::find(self.stored.names(), shape_of).map_err(|faults| {
+            CheckpointError::WeightNorm {
+                path: self.path().to_owned(),
                 faults: Faults(faults),
-            },
-        )?;
+            }
+        })?;
         for (key, norm) in pairs {
-            let direction = &self.tensors[&norm.v].info;
             let info = TensorInfo {
                 dtype: StoredDType::F32,
-                shape: direction.shape.clone(),
-                file: direction.file.clone(),
+                ..self.known(&norm.v)?.clone()
             };
-            for part in [&norm.g, &norm.v] {
-                if let Some(entry) = self.tensors.get_mut(part) {
-                    entry.consumed = true;
-                }
-            }
-            let weight = Entry {
-                info,
-                storage: Storage::WeightNorm(norm),
-                consumed: false,
-            };
-            self.tensors.insert(key, weight);
+            self.hidden.extend([norm.g.clone(), norm.v.clone()]);
+            self.normed.insert(key, NormedWeight { info, norm });
         }
         Ok(self)
     }
 
-    fn stored(&self, name: &str) -> Result<(&TensorInfo, &[u8]), CheckpointError> {
-        match self.tensors.get(name) {
-            Some(Entry {
-                info,
-                storage: Storage::Stored { map, range },
-                ..
-            }) => Ok((info, &map[range.clone()])),
-            Some(Entry {
-                storage: Storage::WeightNorm(_),
-                ..
-            }) => Err(CheckpointError::Computed {
-                key: name.to_owned(),
-                how: "weight norm",
-            }),
-            None => {
-                let nearest = self.nearest(name);
-                Err(CheckpointError::UnknownKey {
-                    path: self.root.clone(),
-                    key: name.to_owned(),
-                    nearest,
-                })
-            }
-        }
+    fn known(&self, name: &str) -> Result<&TensorInfo, CheckpointError> {
+        self.info(name).ok_or_else(|| self.unknown(name))
     }
 
-    fn stored_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        let (info, bytes) = self.stored(name)?;
-        self.floats(name, info, bytes)
-    }
-
-    fn floats(
-        &self,
-        name: &str,
-        info: &TensorInfo,
-        bytes: &[u8],
-    ) -> Result<Vec<f32>, CheckpointError> {
-        let fail = || CheckpointError::NotFloat {
-            file: info.file.to_path_buf(),
-            key: name.to_owned(),
-            got: info.dtype,
-        };
-        info.dtype.to_f32(bytes).ok_or_else(fail)
-    }
-
-    /// Returns the listed name whose beginning and end have most in common with `name`.
-    fn nearest(&self, name: &str) -> Option<String> {
-        let same = |a: &mut dyn Iterator<Item = (u8, u8)>| a.take_while(|(x, y)| x == y).count();
-        let score = |k: &&str| {
-            same(&mut k.bytes().zip(name.bytes()))
-                + same(&mut k.bytes().rev().zip(name.bytes().rev()))
-        };
-        self.names().max_by_key(score).map(str::to_owned)
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Format {
-    Safetensors,
-    Torch,
-}
-
-fn read_file(path: &Path, format: Format) -> Result<Vec<(String, Entry)>, CheckpointError> {
-    let map = Arc::new(map(path)?);
-    let located = match format {
-        Format::Safetensors => {
-            safetensors::read(&map).map_err(|f| CheckpointError::Safetensors {
-                file: path.to_owned(),
-                faults: Faults(f),
-            })?
-        }
-        Format::Torch => torch::read(&map).map_err(|f| CheckpointError::Torch {
-            file: path.to_owned(),
-            faults: Faults(f),
-        })?,
-    };
-    let file: Arc<Path> = path.into();
-    let entry = |Located {
-                     key,
-                     dtype,
-                     shape,
-                     start,
-                     len,
-                 }| {
-        let info = TensorInfo {
-            dtype,
-            shape,
-            file: file.clone(),
-        };
-        (
-            key,
-            Entry {
-                info,
-                storage: Storage::Stored {
-                    map: map.clone(),
-                    range: start..start + len,
-                },
-                consumed: false,
-            },
-        )
-    };
-    Ok(located.into_iter().map(entry).collect())
-}
-
-#[expect(unsafe_code, reason = "weights are read through a memory map")]
-fn map(path: &Path) -> Result<Mmap, CheckpointError> {
-    let file = File::open(path).map_err(|source| io_error(path, source))?;
-    if !file
-        .metadata()
-        .map_err(|source| io_error(path, source))?
-        .is_file()
-    {
-        return Err(CheckpointError::Missing {
-            path: path.to_owned(),
-            want: "checkpoint file",
-        });
-    }
-    // SAFETY: the map is read-only and private. A file that another process shortens would end this
-    // process with a bus error, as with every map. Published checkpoints do not change.
-    let map = unsafe { Mmap::map(&file) };
-    map.map_err(|source| CheckpointError::Io {
-        path: path.to_owned(),
-        op: "map",
-        source,
-    })
-}
-
-fn io_error(path: &Path, source: io::Error) -> CheckpointError {
-    match source.kind() {
-        io::ErrorKind::NotFound => CheckpointError::Missing {
-            path: path.to_owned(),
-            want: "checkpoint file",
-        },
-        _ => CheckpointError::Io {
-            path: path.to_owned(),
-            op: "read",
-            source,
-        },
-    }
-}
-
-/// Returns the names of the files in a folder, sorted.
-fn list(dir: &Path) -> Result<Vec<String>, CheckpointError> {
-    let entries = fs::read_dir(dir).and_then(|entries| {
-        entries
-            .map(|e| e.map(|e| e.file_name()))
-            .collect::<io::Result<Vec<_>>>()
-    });
-    let mut names: Vec<String> = entries
-        .map_err(|source| io_error(dir, source))?
-        .into_iter()
-        .filter_map(|n| n.into_string().ok())
-        .collect();
-    names.sort_unstable();
-    Ok(names)
-}
-
-fn only<'a>(
-    dir: &Path,
-    names: &'a [String],
-    suffix: &str,
-    want: &'static str,
-) -> Result<Option<&'a str>, CheckpointError> {
-    let found: Vec<&str> = names
-        .iter()
-        .map(String::as_str)
-        .filter(|n| n.ends_with(suffix))
-        .collect();
-    match found[..] {
-        [] => Ok(None),
-        [one] => Ok(Some(one)),
-        _ => Err(CheckpointError::Ambiguous {
-            path: dir.to_owned(),
-            want,
-            found: found.iter().map(|&n| n.to_owned()).collect(),
-        }),
-    }
-}
-
-fn weight_map(text: &[u8]) -> Result<BTreeMap<String, String>, IndexFault> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let index: Index = serde_json::from_slice(text).map_err(|e| IndexFault::Json {
-        reason: e.to_string(),
-    })?;
-    if index.weight_map.is_empty() {
-        Err(IndexFault::Empty)
-    } else {
-        Ok(index.weight_map)
+    fn unknown(&self, name: &str) -> CheckpointError {
+        self.stored.unknown(name, self.names())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use ::safetensors::Dtype;
     use ::safetensors::tensor::TensorView;
     use tempfile::tempdir;

@@ -11,8 +11,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use super::dtype::StoredDType;
+use super::error::{CheckpointError, Faults, LoraFault as Fault};
 use super::product::product;
-use super::{Checkpoint, CheckpointError, Faults, LoraFault as Fault, StoredDType};
+use super::stored::StoredTensors;
 
 const WANT: &str = "[base_model.model.]MODULE.lora_A[.default].weight";
 const PREFIX: &str = "base_model.model.";
@@ -65,7 +67,7 @@ impl LoraScale {
 #[derive(Debug)]
 pub struct Lora {
     file: PathBuf,
-    tensors: Checkpoint,
+    tensors: StoredTensors,
     modules: BTreeMap<String, Pair>,
     rank: usize,
     scale: f32,
@@ -107,7 +109,7 @@ impl Lora {
     /// # Errors
     /// A key that is no half of a pair, a pair without one half, pairs of different ranks.
     pub fn open(path: &Path, scale: LoraScale) -> Result<Self, CheckpointError> {
-        let tensors = Checkpoint::open(path)?;
+        let tensors = StoredTensors::open(path)?;
         let fail = |faults: Vec<Fault>| CheckpointError::Lora {
             file: path.to_owned(),
             faults: Faults(faults),
@@ -226,7 +228,7 @@ impl Lora {
 /// A LoRA that is bound to a checkpoint: the keys of A and B for each base key.
 #[derive(Debug)]
 pub(super) struct Merge {
-    tensors: Checkpoint,
+    tensors: StoredTensors,
     pairs: BTreeMap<String, (String, String)>,
     report: LoraReport,
 }
@@ -245,9 +247,9 @@ impl Merge {
         self.pairs.keys().map(String::as_str)
     }
 
-    /// Returns the LoRA's own tensors.
-    pub(super) fn tensors(&self) -> &Checkpoint {
-        &self.tensors
+    /// Returns every file that holds one of the LoRA's tensors.
+    pub(super) fn files(&self) -> BTreeSet<&Path> {
+        self.tensors.files()
     }
 
     /// Adds `scale * (B @ A)` to `w` `[out, in]` on all cores and rounds to `dtype`.
@@ -287,7 +289,8 @@ impl Merge {
             self.tensors
                 .read_f32_range(b, rows.start * rank..rows.end * rank)?,
         );
-        self.tensors.read_f32_tile(a, 0..rank, columns, &mut part)?;
+        self.tensors
+            .read_f32_tile(a, 0..rank, &columns, &mut part)?;
         let delta = Delta {
             a: &part,
             b: &b,
@@ -348,7 +351,7 @@ impl Delta<'_> {
 }
 
 /// Returns the pairs of a file by module, and every key that is no half of a pair.
-fn pairs(tensors: &Checkpoint) -> (BTreeMap<String, Pair>, Vec<Fault>) {
+fn pairs(tensors: &StoredTensors) -> (BTreeMap<String, Pair>, Vec<Fault>) {
     let mut modules: BTreeMap<String, Pair> = BTreeMap::new();
     let mut faults = Vec::new();
     for key in tensors.names() {
@@ -381,7 +384,7 @@ fn pairs(tensors: &Checkpoint) -> (BTreeMap<String, Pair>, Vec<Fault>) {
 }
 
 /// Returns the rank of a pair, or the fault of the pair.
-fn rank(tensors: &Checkpoint, module: &str, pair: &Pair) -> Result<usize, Fault> {
+fn rank(tensors: &StoredTensors, module: &str, pair: &Pair) -> Result<usize, Fault> {
     let module = module.to_owned();
     let (a, b) = match (&pair.a, &pair.b) {
         (Some(a), Some(b)) => (a, b),
@@ -424,7 +427,7 @@ fn rank(tensors: &Checkpoint, module: &str, pair: &Pair) -> Result<usize, Fault>
     }
 }
 
-fn shape<'c>(tensors: &'c Checkpoint, key: &str) -> &'c [usize] {
+fn shape<'c>(tensors: &'c StoredTensors, key: &str) -> &'c [usize] {
     tensors.info(key).map_or(&[], |i| &i.shape)
 }
 
@@ -450,6 +453,7 @@ mod tests {
     use tempfile::{TempDir, tempdir};
 
     use super::*;
+    use crate::checkpoint::Checkpoint;
 
     type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
 
