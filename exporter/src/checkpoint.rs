@@ -189,7 +189,7 @@ impl Checkpoint {
     /// everything.
     ///
     /// # Errors
-    /// As [`Checkpoint::read_f32`]; a range beyond the end.
+    /// The errors of [`Checkpoint::read_f32`]; a range beyond the end.
     pub fn read_f32_range(
         &self,
         name: &str,
@@ -216,7 +216,7 @@ impl Checkpoint {
     /// for a weight-normalised tensor.
     ///
     /// # Errors
-    /// As [`Checkpoint::read_f32`]; rows or columns beyond the end.
+    /// The errors of [`Checkpoint::read_f32`]; rows or columns beyond the end.
     pub fn read_f32_tile(
         &self,
         name: &str,

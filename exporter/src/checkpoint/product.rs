@@ -12,7 +12,7 @@ use multiversion::target::match_target;
 /// slowly.
 ///
 /// # Panics
-/// When a slice is shorter than its shape says.
+/// A slice is shorter than its shape says.
 pub(super) fn product(a: &[f32], b: &[f32], rank: usize, columns: usize, out: &mut [f32]) {
     if rank == 0 || columns == 0 {
         out.fill(0.0);

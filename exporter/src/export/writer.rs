@@ -66,7 +66,7 @@ struct Placed {
     work: usize,
     block: u64,
     hash: ChainingValue,
-    /// Whether an earlier run wrote it.
+    /// True when an earlier run wrote the block.
     kept: bool,
 }
 
