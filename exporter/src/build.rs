@@ -1,154 +1,58 @@
-//! `avatar-export build`: every component as a TensorRT engine for one profile, in a folder that says what each was built from. An engine that
-//! is there already, built from the same graph, weights, sizes, library and GPU, is kept. The prepared graphs stay beside the engines, with
-//! the lines that build the same by NVIDIA's own tool. Not here: TensorRT itself (`engines::backend::tensorrt`).
+//! Builds every component as a TensorRT engine for one profile.
+//!
+//! The folder of the engines lists the inputs of each engine. An engine stays when it was built
+//! from the same graph, weights, sizes, library and GPU. The prepared graphs lie beside the
+//! engines, with command lines for NVIDIA's own tool. Not here: TensorRT itself
+//! (`engines::backend::tensorrt`).
 pub mod command;
 mod item;
-mod memory;
 pub mod prepare;
+mod request;
 pub mod sizes;
 mod tool;
 
-pub use item::{Item, Source, items};
-pub use memory::{Peak, available};
+pub use crate::usage::PeakMemory;
+pub use item::{Item, items};
+pub use request::{BuildError, BuildInput, InsideWeights, LayerDetail, Request};
+pub use tool::GRAPHS;
 
+use request::io;
+
+use engines::backend::tensorrt::TensorRtError;
 use engines::backend::tensorrt::engine_list::{self, EngineEntry, EngineList};
-use engines::backend::tensorrt::{Flavour, TensorRtError};
-use engines::error_kind::ErrorKind;
-use engines::manifest::{FileEntry, ManifestError, hash_file};
-use engines::recipe::Recipe;
+use engines::manifest::{FileEntry, hash_file};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// What to build.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub source: Source,
-    pub limits: sizes::Limits,
-    pub flavour: Flavour,
-    /// Streaming multiprocessor version without its dot, e.g. 89.
-    pub sm: u32,
-    /// Most scratch of an engine on the device, bytes.
-    pub workspace: u64,
-    /// 0 to 5, TensorRT's own scale.
-    pub level: i32,
-    pub weights: InsideWeights,
-    pub detail: LayerDetail,
-    /// Most host memory for one build, bytes.
-    pub memory_limit: u64,
-    /// Engines to leave out, by name.
-    pub skip: Vec<String>,
-    /// Folder of the engines.
-    pub out: PathBuf,
-    /// The command line, for whoever finds the folder stale.
-    pub command: String,
-}
-
-/// Where the weights inside an engine are when it runs. Only the enterprise library streams them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InsideWeights {
-    Resident,
-    Streamed,
-}
-
-/// What an engine remembers of its layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerDetail {
-    Names,
-    /// Everything, written as JSON beside the engine.
-    Inspected,
-}
-
-/// Why engines could not be planned or built.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    #[error(transparent)]
-    Graphs(#[from] crate::export::ExportError),
-    #[error(transparent)]
-    Write(#[from] crate::graph::write::WriteError),
-    #[error(transparent)]
-    TensorRt(#[from] TensorRtError),
-    #[error("{graph}: {source}")]
-    Prepare {
-        graph: String,
-        source: prepare::PrepareError,
-    },
-    #[error("{}: {source}", path.display())]
-    Io {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error(
-        "{name}: building it takes about {need} bytes of host memory ({factor} x {weights} bytes of weights inside), the limit is {limit}; \
-         build on a machine with more, raise --memory-limit, or leave it out with --skip {name} and run it on another backend"
-    )]
-    Memory {
-        name: String,
-        need: u64,
-        factor: f64,
-        weights: u64,
-        limit: u64,
-    },
-    #[error(
-        "recipe: the profile wants {want}, the models are {got}; export them with --recipe {want}, or use a profile of {got}"
-    )]
-    Recipe { want: Recipe, got: Recipe },
-    #[error(transparent)]
-    Profile(#[from] engines::profile::ProfileError),
-    #[error("--skip {name}: no engine has that name; they are {have}")]
-    Skip { name: String, have: String },
-    #[error("{0}")]
-    Unfit(String),
-}
-
-impl BuildError {
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Manifest(e) => e.kind(),
-            Self::Graphs(e) => e.kind(),
-            Self::Write(e) => e.kind(),
-            Self::TensorRt(e) => e.kind(),
-            Self::Memory { .. } => ErrorKind::Resources,
-            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                ErrorKind::Resources
-            }
-            Self::Io { .. } => ErrorKind::Input,
-            Self::Prepare { .. } => ErrorKind::Model,
-            Self::Profile(e) => e.kind(),
-            Self::Recipe { .. } | Self::Skip { .. } | Self::Unfit(_) => ErrorKind::Usage,
-        }
-    }
-}
-
-/// What became of one engine.
+/// The result for one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
+    /// The engine was built.
     Built,
-    /// It was there, built from the same.
+    /// The folder has an engine that was built from the same inputs.
     Kept,
-    /// Its weights are inside and there are no models to take them from.
+    /// The engine holds weights, and no export was given that has them.
     NoWeights,
 }
 
-/// Told as the work proceeds.
+/// An observer of the build.
 pub trait Watch: Sync {
-    /// One engine begins: its place in the list and how many there are.
+    /// Receives the start of an engine, its place in the list and the length of the list.
     fn begin(&self, item: &Item, at: usize, all: usize);
+    /// Receives the result for an engine, and its entry in the list when there is one.
     fn done(&self, item: &Item, done: Done, entry: Option<&EngineEntry>);
 }
 
 /// Name of the text file with the lines for NVIDIA's own tool.
 pub const TOOL_FILE: &str = "trtexec.txt";
-/// Folder of the prepared graphs.
-pub const GRAPHS: &str = "graphs";
 
-/// Writes the prepared graphs, and the lines that build the same engines by NVIDIA's own tool.
+/// Writes the prepared graphs, and the command lines that build the same engines with NVIDIA's own
+/// tool. Returns the path of the command lines.
 ///
 /// # Errors
-/// The file system's.
+/// An error of the file system.
 pub fn write_graphs(request: &Request, items: &[Item]) -> Result<PathBuf, BuildError> {
     let folder = request.out.join(GRAPHS);
     fs::create_dir_all(&folder).map_err(io(&folder))?;
@@ -164,7 +68,7 @@ pub fn write_graphs(request: &Request, items: &[Item]) -> Result<PathBuf, BuildE
     Ok(path)
 }
 
-/// Puts a link to a data file beside the graphs, which name it as beside them.
+/// Links a data file into the folder of the graphs, where the graphs expect it.
 fn link(from: &Path, to: &Path) -> Result<(), BuildError> {
     let from = fs::canonicalize(from).map_err(io(from))?;
     if fs::read_link(to).is_ok_and(|at| at == from) {
@@ -176,7 +80,7 @@ fn link(from: &Path, to: &Path) -> Result<(), BuildError> {
     std::os::unix::fs::symlink(&from, to).map_err(io(to))
 }
 
-/// Names of the engines that are in the folder already.
+/// Returns the names of the engines that the folder has already.
 pub fn present(request: &Request, items: &[Item]) -> BTreeSet<String> {
     let known = known(&request.out);
     items
@@ -186,7 +90,7 @@ pub fn present(request: &Request, items: &[Item]) -> BTreeSet<String> {
         .collect()
 }
 
-/// Refuses what cannot be built within the limit, before anything is.
+/// Checks, before the first build, that every build fits the memory limit.
 ///
 /// # Errors
 /// [`BuildError::Memory`].
@@ -207,20 +111,23 @@ pub fn check(request: &Request, items: &[Item]) -> Result<(), BuildError> {
     }
 }
 
-/// An engine's file, and what was measured while it was built.
+/// An engine's file, with the measurements of its build.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Made {
+    /// Bytes of the engine's file.
     pub plan: Vec<u8>,
+    /// Time of the build.
     pub seconds: f64,
+    /// Most host memory of the build, in bytes; 0 where the system does not tell.
     pub memory: u64,
-    /// Its layers as JSON, when they were asked for.
+    /// The engine's layers as JSON, when the request asked for them.
     pub layers: Option<String>,
 }
 
-/// Builds every engine that is not there. `make` builds one from its prepared graph's path.
+/// Builds every engine that the folder lacks. `make` builds one engine from the path of its graph.
 ///
 /// # Errors
-/// The first engine that fails; those before it stay and are found again.
+/// The first engine that fails. The engines before it stay, and the next build finds them.
 pub fn run(
     request: &Request,
     version: &str,
@@ -234,7 +141,7 @@ pub fn run(
         flavour: request.flavour,
         version: version.to_owned(),
         sm: request.sm,
-        recipe: request.source.recipe(),
+        recipe: request.input.recipe(),
         command: request.command.clone(),
         engines: Vec::new(),
     };
@@ -250,7 +157,7 @@ pub fn run(
         };
         watch.done(item, done, Some(&entry));
         built.engines.push(entry);
-        // Written each time: what is done stays done when the next build is interrupted.
+        // The list is written after each engine, so an interruption keeps every finished engine.
         write_list(&request.out, &built, &before)?;
     }
     write_list(&request.out, &built, &[])?;
@@ -278,7 +185,8 @@ fn one(
     Ok(item.entry(file, made.seconds, made.memory))
 }
 
-/// Engines of the folder's list; none when it has none that can be read.
+/// Returns the engines of the folder's list. A list that cannot be read counts as empty, and the
+/// engines are built again.
 fn known(out: &Path) -> Vec<EngineEntry> {
     let text = fs::read_to_string(out.join(engine_list::FILE)).unwrap_or_default();
     engine_list::parse(&text)
@@ -286,7 +194,8 @@ fn known(out: &Path) -> Vec<EngineEntry> {
         .unwrap_or_default()
 }
 
-/// Writes the list; `more` are engines of an older list that are still to be looked at, so that an interruption forgets none.
+/// Writes the list of engines. `more` are engines of an older list that are not compared yet, so an
+/// interruption loses none.
 fn write_list(out: &Path, built: &EngineList, more: &[EngineEntry]) -> Result<(), BuildError> {
     let mut list = built.clone();
     let rest = more
@@ -297,7 +206,7 @@ fn write_list(out: &Path, built: &EngineList, more: &[EngineEntry]) -> Result<()
     write_atomically(&out.join(engine_list::FILE), text.as_bytes())
 }
 
-/// No file has its name before it is complete.
+/// Writes a file that has its name only once it is complete.
 fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let partial = path.with_file_name(format!(".{name}.partial-{}", std::process::id()));
@@ -308,7 +217,7 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
         fs::rename(&partial, path)
     };
     write().map_err(|source| {
-        // A leftover is clutter only.
+        // A partial file that stays does no harm.
         let _ = fs::remove_file(&partial);
         BuildError::Io {
             path: path.to_owned(),
@@ -317,24 +226,17 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
     })
 }
 
-fn io(path: &Path) -> impl Fn(std::io::Error) -> BuildError + '_ {
-    move |source| BuildError::Io {
-        path: path.to_owned(),
-        source,
-    }
-}
-
-/// Builds with TensorRT itself, which this binary must have.
+/// Builds with TensorRT itself, for a binary with that feature.
 #[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
 pub mod library {
-    use super::{InsideWeights, Item, LayerDetail, Made, Peak, Request};
+    use super::{InsideWeights, Item, LayerDetail, Made, PeakMemory, Request};
     use engines::backend::tensorrt::build::{self, Detail, InputRange, Options, WeightMemory};
     use engines::backend::tensorrt::library::Library;
     use engines::backend::tensorrt::{TensorRtError, session};
     use std::path::Path;
     use std::time::Instant;
 
-    /// One engine from its prepared graph.
+    /// Builds one engine from its prepared graph.
     ///
     /// # Errors
     /// A graph that TensorRT refuses; layers to inspect without a driver.
@@ -370,11 +272,12 @@ pub mod library {
                 LayerDetail::Inspected => Detail::All,
             },
         };
-        let peak = Peak::start();
+        let watch = PeakMemory::start();
         let start = Instant::now();
         let plan = build::build(library, graph, &options, progress)?;
         let seconds = start.elapsed().as_secs_f64();
-        let memory = peak.stop();
+        let memory = watch.growth().unwrap_or(0);
+        drop(watch);
         let layers = match request.detail {
             LayerDetail::Names => None,
             LayerDetail::Inspected => Some(session::inspect(library, graph, &plan)?),

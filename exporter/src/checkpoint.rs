@@ -1,294 +1,203 @@
-//! Published checkpoints as one table: tensor names to lazy views over mapped files. No byte is read until a tensor is asked for.
+//! Published checkpoints as one table of tensor names and lazy views over mapped files.
 //!
-//! A [`Checkpoint`] reads safetensors (one file, or shards under an index) and torch archives alike, and can carry two overlays that are
-//! computed tensor by tensor: weight normalisation ([`Checkpoint::with_weight_norm`]) and a LoRA ([`Checkpoint::with_lora`]). It does not
-//! know which tensors a model needs; [`layout`] says what the published ones hold, and the graph builder says what was never read.
-
-pub mod layout;
-pub mod lora;
+//! A [`Checkpoint`] reads safetensors (one file, or shards under an index) and torch archives. It
+//! reads no byte of a tensor before a caller asks for the tensor. It can carry two overlays that
+//! are computed tensor by tensor: weight normalisation ([`Checkpoint::with_weight_norm`]) and a
+//! LoRA ([`Checkpoint::with_lora`]). It does not know which tensors a model needs: `layout.rs`
+//! lists the tensors of the published files, and the graph builder reports the tensors that no
+//! graph read.
+//!
+//! ```
+//! use exporter::checkpoint::Checkpoint;
+//!
+//! // One tensor in the safetensors format: the length of the header, the header, the bytes.
+//! let header = br#"{"head.bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+//! let mut file = (header.len() as u64).to_le_bytes().to_vec();
+//! file.extend(header);
+//! file.extend([1.5f32, -2.0].map(f32::to_le_bytes).concat());
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("model.safetensors");
+//! std::fs::write(&path, file)?;
+//!
+//! let checkpoint = Checkpoint::open(&path)?;
+//! assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["head.bias"]);
+//! assert_eq!(checkpoint.read_f32("head.bias")?, [1.5, -2.0]);
+//!
+//! // An unknown name is an error that names the nearest tensor.
+//! let error = checkpoint.read_f32("head.weight").unwrap_err().to_string();
+//! assert!(error.ends_with("no tensor head.weight; nearest is head.bias"), "{error}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod dtype;
 mod error;
+pub(crate) mod layout;
+mod lora;
 mod pickle;
 pub(crate) mod product;
 mod safetensors;
+mod stored;
 mod torch;
 mod weight_norm;
 mod zip;
-
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use memmap2::Mmap;
 
 pub use dtype::StoredDType;
 pub use error::{
     CheckpointError, Faults, IndexFault, LoraFault, SafetensorsFault, TorchFault, WeightNormFault,
 };
 pub use lora::{Lora, LoraReport, LoraScale};
+pub use stored::TensorInfo;
 
 use lora::Merge;
-use safetensors::Located;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::Path;
+use stored::{StoredTensors, not_float};
 use weight_norm::WeightNorm;
 
-const INDEX_SUFFIX: &str = ".safetensors.index.json";
-/// Names a folder's single file goes by, in the order they are looked for.
-const SINGLE_SAFETENSORS: [&str; 2] = ["model.safetensors", "diffusion_pytorch_model.safetensors"];
-const SINGLE_TORCH: &str = "pytorch_model.bin";
-
-/// What is known of a tensor without reading it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TensorInfo {
-    /// As stored; a weight-normalised tensor is F32, a LoRA target keeps its base's type.
-    pub dtype: StoredDType,
-    pub shape: Vec<usize>,
-    /// The file that holds it.
-    pub file: Arc<Path>,
-}
-
-/// Tensors of one component, by name.
+/// The tensors of one component, by name.
 #[derive(Debug)]
 pub struct Checkpoint {
-    root: PathBuf,
-    tensors: BTreeMap<String, Entry>,
+    stored: StoredTensors,
+    /// Weights that weight normalisation computes, by name.
+    normed: BTreeMap<String, NormedWeight>,
+    /// Names that `names` leaves out: tensors that only serve to compute another tensor, and
+    /// tensors that were cut off.
+    hidden: BTreeSet<String>,
     lora: Option<Box<Merge>>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct NormedWeight {
     info: TensorInfo,
-    source: Source,
-    /// Not listed by `names`: it serves only to compute another tensor, or belongs to what was cut off.
-    consumed: bool,
+    norm: WeightNorm,
 }
 
-#[derive(Debug)]
-enum Source {
-    Stored { map: Arc<Mmap>, range: Range<usize> },
-    WeightNorm(WeightNorm),
+impl From<StoredTensors> for Checkpoint {
+    fn from(stored: StoredTensors) -> Self {
+        Self {
+            stored,
+            normed: BTreeMap::new(),
+            hidden: BTreeSet::new(),
+            lora: None,
+        }
+    }
 }
 
 impl Checkpoint {
-    /// Opens a file by its content, or a folder by its names: safetensors before `pytorch_model.bin`.
+    /// Opens a file by its content, or a folder by its file names: safetensors before
+    /// `pytorch_model.bin`.
+    ///
+    /// # Errors
+    /// A path without a checkpoint, a file of another format, a damaged file.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        if path.is_dir() {
-            let names = list(path)?;
-            let torch = path.join(SINGLE_TORCH);
-            let has_safetensors = names
-                .iter()
-                .any(|n| n.ends_with(".safetensors") || n.ends_with(INDEX_SUFFIX));
-            return if !has_safetensors && torch.is_file() {
-                Self::open_torch(&torch)
-            } else {
-                Self::open_safetensors(path)
-            };
-        }
-        let map = map(path)?;
-        // The magic of old torch files is also the start of some header lengths, so safetensors are looked for first.
-        if map.get(8) == Some(&b'{') {
-            Self::open_safetensors(path)
-        } else if map.starts_with(torch::ZIP_MAGIC) || torch::is_legacy(&map) {
-            Self::open_torch(path)
-        } else {
-            let got = if map.is_empty() {
-                "the file is empty"
-            } else {
-                "unknown first bytes"
-            };
-            Err(CheckpointError::Format {
-                path: path.to_owned(),
-                got,
-            })
-        }
+        StoredTensors::open(path).map(Self::from)
     }
 
-    /// Opens one safetensors file, or a folder: shards under its only `*.safetensors.index.json`, else its `model.safetensors`,
-    /// `diffusion_pytorch_model.safetensors` or only `*.safetensors`.
+    /// Opens one safetensors file, or a folder.
+    ///
+    /// Of a folder it opens the shards under its only `*.safetensors.index.json`. Without an index
+    /// it opens `model.safetensors`, then `diffusion_pytorch_model.safetensors`, then the only
+    /// `*.safetensors`.
+    ///
+    /// # Errors
+    /// A missing or damaged file, an index that does not fit its shards, several candidates.
     pub fn open_safetensors(dir_or_file: &Path) -> Result<Self, CheckpointError> {
-        if !dir_or_file.is_dir() {
-            let tensors = read_file(dir_or_file, Format::Safetensors)?
-                .into_iter()
-                .collect();
-            return Ok(Self {
-                root: dir_or_file.to_owned(),
-                tensors,
-                lora: None,
-            });
-        }
-        let names = list(dir_or_file)?;
-        if let Some(index) = only(
-            dir_or_file,
-            &names,
-            INDEX_SUFFIX,
-            "*.safetensors.index.json",
-        )? {
-            return Self::open_sharded(dir_or_file, index);
-        }
-        let known = SINGLE_SAFETENSORS
-            .into_iter()
-            .find(|n| names.iter().any(|m| m == n));
-        let file = match known {
-            Some(name) => Some(name),
-            None => only(
-                dir_or_file,
-                &names,
-                ".safetensors",
-                "*.safetensors without an index",
-            )?,
-        };
-        let file = file.ok_or_else(|| CheckpointError::Missing {
-            path: dir_or_file.to_owned(),
-            want: "*.safetensors",
-        })?;
-        Self::open_safetensors(&dir_or_file.join(file))
+        StoredTensors::open_safetensors(dir_or_file).map(Self::from)
     }
 
-    /// Opens a torch archive (zip and pickle, torch 1.6 or later) whose pickle is a dictionary of tensors. Runs nothing of it.
+    /// Opens a torch archive (zip and pickle, torch 1.6 or later) whose pickle is a dictionary of
+    /// tensors. It executes nothing from the archive.
+    ///
+    /// # Errors
+    /// A missing or damaged file, or a pickle that holds anything but tensors and plain containers.
     pub fn open_torch(path: &Path) -> Result<Self, CheckpointError> {
-        let tensors = read_file(path, Format::Torch)?.into_iter().collect();
-        Ok(Self {
-            root: path.to_owned(),
-            tensors,
-            lora: None,
-        })
+        StoredTensors::open_torch(path).map(Self::from)
     }
 
-    fn open_sharded(dir: &Path, index: &str) -> Result<Self, CheckpointError> {
-        let file = dir.join(index);
-        let fault = |faults: Vec<IndexFault>| CheckpointError::Index {
-            file: file.clone(),
-            faults: Faults(faults),
-        };
-        let text = fs::read(&file).map_err(|source| io_error(&file, source))?;
-        let weight_map = weight_map(&text).map_err(|f| fault(vec![f]))?;
-        let mut shards: Vec<&str> = weight_map.values().map(String::as_str).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        let mut faults = Vec::new();
-        let mut tensors: BTreeMap<String, Entry> = BTreeMap::new();
-        let mut place: BTreeMap<String, &str> = BTreeMap::new();
-        for &shard in &shards {
-            if Path::new(shard).file_name() != Some(shard.as_ref()) {
-                faults.push(IndexFault::ShardName {
-                    shard: shard.to_owned(),
-                });
-            } else if !dir.join(shard).is_file() {
-                faults.push(IndexFault::MissingShard {
-                    shard: shard.to_owned(),
-                });
-            } else {
-                for (key, entry) in read_file(&dir.join(shard), Format::Safetensors)? {
-                    if let Some(first) = place.insert(key.clone(), shard) {
-                        faults.push(IndexFault::Twice {
-                            key: key.clone(),
-                            first: first.to_owned(),
-                            second: shard.to_owned(),
-                        });
-                    }
-                    tensors.insert(key, entry);
-                }
-            }
-        }
-        let missing = |shard: &str| {
-            faults.iter().any(|f| matches!(f, IndexFault::MissingShard { shard: s } | IndexFault::ShardName { shard: s } if s == shard))
-        };
-        let elsewhere = weight_map
-            .iter()
-            .filter(|(key, shard)| place.get(*key) != Some(&shard.as_str()) && !missing(shard));
-        let lost: Vec<_> = elsewhere
-            .map(|(key, shard)| IndexFault::NotInShard {
-                key: key.clone(),
-                shard: shard.clone(),
-            })
-            .collect();
-        faults.extend(lost);
-        if faults.is_empty() {
-            Ok(Self {
-                root: dir.to_owned(),
-                tensors,
-                lora: None,
-            })
-        } else {
-            Err(fault(faults))
-        }
-    }
-
-    /// Where it was opened.
+    /// Returns the path that was opened.
     pub fn path(&self) -> &Path {
-        &self.root
+        self.stored.path()
     }
 
-    /// All tensors a model can ask for, sorted. Sources of a computed tensor are not listed.
+    /// Returns the names of all tensors that a model can read, sorted. The inputs of a computed
+    /// tensor are left out.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors
-            .iter()
-            .filter(|(_, e)| !e.consumed)
-            .map(|(k, _)| k.as_str())
+        let all: BTreeSet<&str> = self
+            .stored
+            .names()
+            .chain(self.normed.keys().map(String::as_str))
+            .collect();
+        all.into_iter().filter(|name| !self.hidden.contains(*name))
     }
 
-    /// Type, shape and file of a tensor.
+    /// Returns the type, the shape and the file of a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.get(name).map(|e| &e.info)
+        let normed = self.normed.get(name).map(|n| &n.info);
+        normed.or_else(|| self.stored.info(name))
     }
 
-    /// How a tensor is computed when read, `None` when its stored bytes are its value.
+    /// Returns the name of the computation that makes a tensor, or `None` when its stored bytes are
+    /// its value.
     pub fn computed(&self, name: &str) -> Option<&'static str> {
-        match self.tensors.get(name).map(|e| &e.source) {
-            Some(Source::WeightNorm(_)) => Some("weight norm"),
-            _ => self
-                .lora
-                .as_ref()
-                .is_some_and(|l| l.targets(name))
-                .then_some("LoRA merge"),
+        if self.normed.contains_key(name) {
+            return Some("weight norm");
         }
+        self.target(name).map(|_| "LoRA merge")
     }
 
-    /// The stored little-endian row-major bytes, without a copy. An error for a tensor that is computed when read.
+    /// Returns the stored bytes (little-endian, row-major) without a copy.
+    ///
+    /// # Errors
+    /// An unknown name, or a tensor that is computed when it is read.
     pub fn bytes(&self, name: &str) -> Result<&[u8], CheckpointError> {
         match self.computed(name) {
             Some(how) => Err(CheckpointError::Computed {
                 key: name.to_owned(),
                 how,
             }),
-            None => self.stored(name).map(|(_, bytes)| bytes),
+            None => match self.stored.get(name) {
+                Some((_, bytes)) => Ok(bytes),
+                None => Err(self.unknown(name)),
+            },
         }
     }
 
-    /// The tensor's value in f32, overlays applied. A LoRA target is rounded to its base's stored type, as the reference does.
+    /// Reads a tensor as f32, with its overlays. A LoRA target is rounded to the stored type of its
+    /// base, as in the reference.
+    ///
+    /// # Errors
+    /// An unknown name, or a tensor that is not floating point.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        if let Some(Entry {
-            source: Source::WeightNorm(norm),
-            ..
-        }) = self.tensors.get(name)
-        {
-            return norm.compute(&self.stored_f32(&norm.g)?, &self.stored_f32(&norm.v)?);
+        if let Some(NormedWeight { norm, .. }) = self.normed.get(name) {
+            let (magnitude, direction) = (&norm.g, &norm.v);
+            return norm.compute(
+                &self.stored.read_f32(magnitude)?,
+                &self.stored.read_f32(direction)?,
+            );
         }
-        let mut w = self.stored_f32(name)?;
+        let dtype = self.known(name)?.dtype;
+        let mut weight = self.stored.read_f32(name)?;
         if let Some(merge) = self.target(name) {
-            let dtype = self.tensors[name].info.dtype;
-            merge.apply(name, &mut w, dtype)?;
+            merge.apply(name, &mut weight, dtype)?;
         }
-        Ok(w)
+        Ok(weight)
     }
 
-    /// Elements `range` of [`Checkpoint::read_f32`], counted row-major. Costs no more than the range, of a LoRA target the rows that it lies
-    /// in, and the whole of a weight-normalised tensor.
+    /// Reads the elements `range` of [`Checkpoint::read_f32`], counted row-major. It computes only
+    /// the range; of a LoRA target the rows around the range, and of a weight-normalised tensor
+    /// everything.
+    ///
+    /// # Errors
+    /// The errors of [`Checkpoint::read_f32`]; a range beyond the end.
     pub fn read_f32_range(
         &self,
         name: &str,
         range: Range<usize>,
     ) -> Result<Vec<f32>, CheckpointError> {
-        let shape = self.info(name).map_or(&[][..], |i| &i.shape);
-        let len = shape.iter().product();
-        if range.start > range.end || range.end > len && self.tensors.contains_key(name) {
-            let key = name.to_owned();
-            return Err(CheckpointError::Range { key, range, len });
-        }
-        if let (Some(_), &[_, columns]) = (self.target(name), shape) {
+        let info = self.known(name)?;
+        info.check_range(name, &range)?;
+        if let (Some(_), &[_, columns]) = (self.target(name), &info.shape[..]) {
             let rows = range.start / columns.max(1)..range.end.div_ceil(columns.max(1));
             let (from, mut tile) = (rows.start * columns, Vec::new());
             self.read_f32_tile(name, rows, 0..columns, &mut tile)?;
@@ -299,13 +208,15 @@ impl Checkpoint {
         if self.computed(name).is_some() {
             return Ok(self.read_f32(name)?[range].to_vec());
         }
-        let (info, bytes) = self.stored(name)?;
-        let size = info.dtype.size();
-        self.floats(name, info, &bytes[range.start * size..range.end * size])
+        self.stored.read_f32_range(name, range)
     }
 
-    /// Some rows and columns of a matrix as [`Checkpoint::read_f32`] has them, into `out`, row-major. On the caller's thread; costs no more
-    /// than the tile, and the whole of a weight-normalised tensor.
+    /// Reads some rows and columns of a matrix into `out`, row-major, with the values of
+    /// [`Checkpoint::read_f32`]. It runs on the caller's thread and computes only the tile, except
+    /// for a weight-normalised tensor.
+    ///
+    /// # Errors
+    /// The errors of [`Checkpoint::read_f32`]; rows or columns beyond the end.
     pub fn read_f32_tile(
         &self,
         name: &str,
@@ -314,76 +225,56 @@ impl Checkpoint {
         out: &mut Vec<f32>,
     ) -> Result<(), CheckpointError> {
         out.clear();
-        let width = self.columns(name);
-        let beyond = |range: &Range<usize>, len| range.start > range.end || range.end > len;
-        let height = self
-            .info(name)
-            .map_or(0, |i| i.shape.first().copied().unwrap_or(1));
-        if self.tensors.contains_key(name) && (beyond(&rows, height) || beyond(&columns, width)) {
-            let (key, len) = (name.to_owned(), height * width);
-            let range = rows.start * width + columns.start..rows.end * width;
-            return Err(CheckpointError::Range { key, range, len });
-        }
-        if self.target(name).is_none() && self.computed(name).is_some() {
+        let info = self.known(name)?;
+        let width = info.check_tile(name, &rows, &columns)?;
+        if self.normed.contains_key(name) {
             let whole = self.read_f32(name)?;
             let part = |row| &whole[row * width..][columns.clone()];
             out.extend(rows.flat_map(part));
             return Ok(());
         }
-        let (info, bytes) = self.stored(name)?;
-        let size = info.dtype.size();
-        for row in rows.clone() {
-            let at = (row * width + columns.start) * size;
-            let part = &bytes[at..at + columns.len() * size];
-            if !info.dtype.extend_f32(part, out) {
-                return self.check_float(name);
-            }
-        }
+        self.stored
+            .read_f32_tile(name, rows.clone(), &columns, out)?;
         match self.target(name) {
             Some(merge) => merge.apply_tile(name, (rows, columns), out, info.dtype),
             None => Ok(()),
         }
     }
 
-    /// Elements of a row: of all axes but the first.
-    fn columns(&self, name: &str) -> usize {
-        self.info(name)
-            .map_or(0, |i| i.shape.iter().skip(1).product())
-    }
-
-    /// The LoRA, where it changes this tensor.
+    /// Returns the LoRA when it changes this tensor.
     fn target(&self, name: &str) -> Option<&Merge> {
         self.lora.as_deref().filter(|l| l.targets(name))
     }
 
-    /// Stored type and bytes of a tensor that is not computed.
+    /// Returns the stored type and bytes of a tensor, or `None` for a tensor that is computed.
     pub fn raw(&self, name: &str) -> Option<(StoredDType, &[u8])> {
         if self.computed(name).is_some() {
             return None;
         }
-        self.stored(name).ok().map(|(info, b)| (info.dtype, b))
+        self.stored
+            .get(name)
+            .map(|(info, bytes)| (info.dtype, bytes))
     }
 
-    /// Asks the system to read a tensor's pages ahead. Advice: where it is not taken, reading is only slower.
+    /// Advises the system to read a tensor's pages ahead. A system that ignores the advice only
+    /// reads later.
     pub fn prefetch(&self, name: &str) {
-        if let Some(Source::Stored { map, range }) = self.tensors.get(name).map(|e| &e.source) {
-            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
-        }
+        self.stored.prefetch(name);
     }
 
-    /// Every file that its tensors lie in, those of a LoRA included, in order.
+    /// Returns every file that holds one of its tensors or one of its LoRA's tensors, sorted.
     pub fn files(&self) -> BTreeSet<&Path> {
-        let own = self.tensors.values().map(|e| &*e.info.file);
-        let lora = self.lora.iter().flat_map(|l| l.tensors().files());
-        own.chain(lora).collect()
+        let lora = self.lora.iter().flat_map(|l| l.files());
+        self.stored.files().into_iter().chain(lora).collect()
     }
 
-    /// Tensors that a LoRA is added to: how many, and the multiply-adds that adding takes. What was cut off does not count.
+    /// Returns the number of tensors that the LoRA changes, and the multiply-adds of these changes.
+    /// Tensors that were cut off do not count.
     pub fn lora_work(&self) -> (usize, u64) {
         let Some(lora) = &self.lora else {
             return (0, 0);
         };
-        let listed = |key: &&str| self.tensors.get(*key).is_some_and(|e| !e.consumed);
+        let listed = |key: &&str| !self.hidden.contains(*key);
         let elements = |key: &str| {
             self.info(key)
                 .map_or(0, |i| i.shape.iter().product::<usize>() as u64)
@@ -393,267 +284,78 @@ impl Checkpoint {
         })
     }
 
-    /// Leaves out the tensors that `cut` names, as if they were not in the files.
+    /// Leaves out the tensors for which `cut` is true, as if no file had them.
     #[must_use]
     pub fn without(mut self, cut: impl Fn(&str) -> bool) -> Self {
-        for (key, entry) in &mut self.tensors {
-            entry.consumed |= cut(key);
-        }
+        let cut: Vec<String> = self.names().filter(|n| cut(n)).map(str::to_owned).collect();
+        self.hidden.extend(cut);
         self
     }
 
-    /// Lays a LoRA over the checkpoint. Every module of it must find its tensor, of the right shape.
+    /// Lays a LoRA over the checkpoint.
+    ///
+    /// # Errors
+    /// A module of the LoRA that has no tensor here, or a tensor of another shape.
     pub fn with_lora(mut self, lora: Lora) -> Result<Self, CheckpointError> {
-        let merge = lora.onto(|key| self.tensors.get(key).map(|e| e.info.shape.as_slice()))?;
+        let merge = lora.onto(|key| self.info(key).map(|i| i.shape.as_slice()))?;
         self.lora = Some(Box::new(merge));
         Ok(self)
     }
 
-    /// Whether a tensor can be read as f32. An unknown name is left to whoever reads it.
+    /// Checks that a tensor is floating point. An unknown name passes; reading it is an error.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NotFloat`].
     pub fn check_float(&self, name: &str) -> Result<(), CheckpointError> {
-        match self.tensors.get(name).map(|e| &e.info) {
-            Some(info) if info.dtype.to_f32(&[]).is_none() => Err(CheckpointError::NotFloat {
-                file: info.file.to_path_buf(),
-                key: name.to_owned(),
-                got: info.dtype,
-            }),
+        match self.info(name) {
+            Some(info) if info.dtype.to_f32(&[]).is_none() => Err(not_float(name, info)),
             _ => Ok(()),
         }
     }
 
-    /// What the LoRA laid over this checkpoint holds.
+    /// Returns the facts of the LoRA that lies over this checkpoint.
     pub fn lora(&self) -> Option<&LoraReport> {
         self.lora.as_deref().map(Merge::report)
     }
 
-    /// Offers each weight-normalised tensor under its plain name `*.weight`, in f32, computed when read. A checkpoint without any is
-    /// left as it is.
+    /// Replaces each pair of weight-norm tensors by the weight that it describes, named `*.weight`.
+    /// The weight is f32 and is computed when it is read. A checkpoint without such pairs stays as
+    /// it is.
+    ///
+    /// # Errors
+    /// Every pair that is incomplete or misshaped.
     pub fn with_weight_norm(mut self) -> Result<Self, CheckpointError> {
-        let shapes = |key: &str| self.tensors.get(key).map(|e| e.info.shape.as_slice());
-        let found = weight_norm::find(self.tensors.keys().map(String::as_str), shapes);
-        let found = found.map_err(|faults| CheckpointError::WeightNorm {
-            path: self.root.clone(),
-            faults: Faults(faults),
-        })?;
-        for (key, norm) in found {
-            for source in [&norm.g, &norm.v] {
-                if let Some(entry) = self.tensors.get_mut(source) {
-                    entry.consumed = true;
-                }
+        let shape_of = |key: &str| self.stored.info(key).map(|i| i.shape.as_slice());
+        let pairs = weight_norm::find(self.stored.names(), shape_of).map_err(|faults| {
+            CheckpointError::WeightNorm {
+                path: self.path().to_owned(),
+                faults: Faults(faults),
             }
-            let v = &self.tensors[&norm.v].info;
+        })?;
+        for (key, norm) in pairs {
             let info = TensorInfo {
                 dtype: StoredDType::F32,
-                shape: v.shape.clone(),
-                file: v.file.clone(),
+                ..self.known(&norm.v)?.clone()
             };
-            self.tensors.insert(
-                key,
-                Entry {
-                    info,
-                    source: Source::WeightNorm(norm),
-                    consumed: false,
-                },
-            );
+            self.hidden.extend([norm.g.clone(), norm.v.clone()]);
+            self.normed.insert(key, NormedWeight { info, norm });
         }
         Ok(self)
     }
 
-    fn stored(&self, name: &str) -> Result<(&TensorInfo, &[u8]), CheckpointError> {
-        match self.tensors.get(name) {
-            Some(Entry {
-                info,
-                source: Source::Stored { map, range },
-                ..
-            }) => Ok((info, &map[range.clone()])),
-            Some(Entry {
-                source: Source::WeightNorm(_),
-                ..
-            }) => Err(CheckpointError::Computed {
-                key: name.to_owned(),
-                how: "weight norm",
-            }),
-            None => {
-                let nearest = self.nearest(name);
-                Err(CheckpointError::UnknownKey {
-                    path: self.root.clone(),
-                    key: name.to_owned(),
-                    nearest,
-                })
-            }
-        }
+    fn known(&self, name: &str) -> Result<&TensorInfo, CheckpointError> {
+        self.info(name).ok_or_else(|| self.unknown(name))
     }
 
-    fn stored_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        let (info, bytes) = self.stored(name)?;
-        self.floats(name, info, bytes)
-    }
-
-    fn floats(
-        &self,
-        name: &str,
-        info: &TensorInfo,
-        bytes: &[u8],
-    ) -> Result<Vec<f32>, CheckpointError> {
-        let fail = || CheckpointError::NotFloat {
-            file: info.file.to_path_buf(),
-            key: name.to_owned(),
-            got: info.dtype,
-        };
-        info.dtype.to_f32(bytes).ok_or_else(fail)
-    }
-
-    /// The listed name that shares most of its beginning and end with `name`.
-    fn nearest(&self, name: &str) -> Option<String> {
-        let same = |a: &mut dyn Iterator<Item = (u8, u8)>| a.take_while(|(x, y)| x == y).count();
-        let score = |k: &&str| {
-            same(&mut k.bytes().zip(name.bytes()))
-                + same(&mut k.bytes().rev().zip(name.bytes().rev()))
-        };
-        self.names().max_by_key(score).map(str::to_owned)
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Format {
-    Safetensors,
-    Torch,
-}
-
-fn read_file(path: &Path, format: Format) -> Result<Vec<(String, Entry)>, CheckpointError> {
-    let map = Arc::new(map(path)?);
-    let located = match format {
-        Format::Safetensors => {
-            safetensors::read(&map).map_err(|f| CheckpointError::Safetensors {
-                file: path.to_owned(),
-                faults: Faults(f),
-            })?
-        }
-        Format::Torch => torch::read(&map).map_err(|f| CheckpointError::Torch {
-            file: path.to_owned(),
-            faults: Faults(f),
-        })?,
-    };
-    let file: Arc<Path> = path.into();
-    let entry = |Located {
-                     key,
-                     dtype,
-                     shape,
-                     start,
-                     len,
-                 }| {
-        let info = TensorInfo {
-            dtype,
-            shape,
-            file: file.clone(),
-        };
-        (
-            key,
-            Entry {
-                info,
-                source: Source::Stored {
-                    map: map.clone(),
-                    range: start..start + len,
-                },
-                consumed: false,
-            },
-        )
-    };
-    Ok(located.into_iter().map(entry).collect())
-}
-
-#[expect(unsafe_code, reason = "weights are read through a memory map")]
-fn map(path: &Path) -> Result<Mmap, CheckpointError> {
-    let file = File::open(path).map_err(|source| io_error(path, source))?;
-    if !file
-        .metadata()
-        .map_err(|source| io_error(path, source))?
-        .is_file()
-    {
-        return Err(CheckpointError::Missing {
-            path: path.to_owned(),
-            want: "checkpoint file",
-        });
-    }
-    // SAFETY: the map is read-only and private. As with every user of a map, a file that another process truncates meanwhile ends this
-    // one with a bus error; published checkpoints are not written to.
-    let map = unsafe { Mmap::map(&file) };
-    map.map_err(|source| CheckpointError::Io {
-        path: path.to_owned(),
-        op: "map",
-        source,
-    })
-}
-
-fn io_error(path: &Path, source: io::Error) -> CheckpointError {
-    match source.kind() {
-        io::ErrorKind::NotFound => CheckpointError::Missing {
-            path: path.to_owned(),
-            want: "checkpoint file",
-        },
-        _ => CheckpointError::Io {
-            path: path.to_owned(),
-            op: "read",
-            source,
-        },
-    }
-}
-
-/// File names in a folder, sorted.
-fn list(dir: &Path) -> Result<Vec<String>, CheckpointError> {
-    let entries = fs::read_dir(dir).and_then(|entries| {
-        entries
-            .map(|e| e.map(|e| e.file_name()))
-            .collect::<io::Result<Vec<_>>>()
-    });
-    let mut names: Vec<String> = entries
-        .map_err(|source| io_error(dir, source))?
-        .into_iter()
-        .filter_map(|n| n.into_string().ok())
-        .collect();
-    names.sort_unstable();
-    Ok(names)
-}
-
-fn only<'a>(
-    dir: &Path,
-    names: &'a [String],
-    suffix: &str,
-    want: &'static str,
-) -> Result<Option<&'a str>, CheckpointError> {
-    let found: Vec<&str> = names
-        .iter()
-        .map(String::as_str)
-        .filter(|n| n.ends_with(suffix))
-        .collect();
-    match found[..] {
-        [] => Ok(None),
-        [one] => Ok(Some(one)),
-        _ => Err(CheckpointError::Ambiguous {
-            path: dir.to_owned(),
-            want,
-            found: found.iter().map(|&n| n.to_owned()).collect(),
-        }),
-    }
-}
-
-fn weight_map(text: &[u8]) -> Result<BTreeMap<String, String>, IndexFault> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let index: Index = serde_json::from_slice(text).map_err(|e| IndexFault::Json {
-        reason: e.to_string(),
-    })?;
-    if index.weight_map.is_empty() {
-        Err(IndexFault::Empty)
-    } else {
-        Ok(index.weight_map)
+    fn unknown(&self, name: &str) -> CheckpointError {
+        self.stored.unknown(name, self.names())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use ::safetensors::Dtype;
     use ::safetensors::tensor::TensorView;
     use tempfile::tempdir;
@@ -671,7 +373,8 @@ mod tests {
         xs.iter().flat_map(|x| x.to_le_bytes()).collect()
     }
 
-    /// Two shards: `a` (bf16 [2]) in the first, `b` (f32 [1]) in the second; `index` maps names to shards.
+    /// Two shards: `a` (bf16 [2]) in the first, `b` (f32 [1]) in the second; `index` maps names to
+    /// shards.
     fn sharded(index: &str) -> tempfile::TempDir {
         let dir = tempdir().unwrap();
         write(
@@ -706,8 +409,12 @@ mod tests {
     fn an_index_is_held_against_its_shards() {
         for (index, want) in [
             (
-                r#"{"weight_map":{"a":"s-1.safetensors","b":"s-1.safetensors","c":"s-2.safetensors"}}"#,
-                "tensor b is not in its shard s-1.safetensors; tensor c is not in its shard s-2.safetensors",
+                concat!(
+                    r#"{"weight_map":{"a":"s-1.safetensors","b":"s-1.safetensors","#,
+                    r#""c":"s-2.safetensors"}}"#
+                ),
+                "tensor b is not in its shard s-1.safetensors; \
+                 tensor c is not in its shard s-2.safetensors",
             ),
             (
                 r#"{"weight_map":{"a":"s-1.safetensors","b":"s-9.safetensors"}}"#,

@@ -1,8 +1,9 @@
-//! The command line of `avatar-export`. Flags are upstream's where upstream has them, with underscores or dashes.
+//! The command line of `avatar-export`. A flag that upstream has too keeps upstream's name, and may
+//! be written with underscores or with dashes.
 use crate::build::BuildError;
 use crate::build::command::{self, BuildArgs};
 use crate::checkpoint::LoraScale;
-use crate::export::{self, ExportError};
+use crate::export::{self, ExportError, LimitsOutcome, MeasureLimits};
 use crate::graphs::{self, GraphsError};
 use crate::inspect::{self, InspectError};
 use crate::progress::Screen;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Turns the published Live Avatar checkpoints into per-component ONNX graphs.
+/// Converts the published Live Avatar checkpoints to one ONNX graph per component
 #[derive(Debug, Parser)]
 #[command(name = "avatar-export", version, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -22,39 +23,40 @@ pub struct Cli {
     command: Task,
 }
 
-const EXIT_CODES: &str = "ErrorKind codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, 6 interrupted, 7 verification failed";
+const EXIT_CODES: &str = "Exit codes: 0 done, 2 usage, 3 input, 4 model, \
+     5 memory or disk, 6 interrupted, 7 verification failed";
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Say what a checkpoint folder holds, what is missing and what is unexpected
+    /// Report the content of a checkpoint folder, with missing and unexpected tensors
     Inspect(InspectArgs),
-    /// Write a random checkpoint in the published layout
+    /// Write a checkpoint of random weights with the published file layout
     Synth(SynthArgs),
-    /// Export every component as an ONNX graph, weights written once
+    /// Export every component as an ONNX graph, and write each weight once
     Onnx(OnnxArgs),
-    /// Write every graph without weights at a preset's real shapes, for checking and for reading
+    /// Write every graph of a preset without weights, to check or to read the graphs
     Graphs(GraphsArgs),
-    /// Build TensorRT engines of every component for a kind of machine
+    /// Build a TensorRT engine of every component for one kind of machine
     Build(BuildArgs),
-    /// Check an export, component by component and end to end, against a golden folder (runs `avatar-run verify`)
+    /// Compare the results of an export with golden results (this runs `avatar-run verify`)
     #[command(disable_help_flag = true)]
     Verify(VerifyArgs),
 }
 
 #[derive(Debug, Args)]
 struct InspectArgs {
-    /// Folder that holds Wan2.2-S2V-14B and LiveAvatar, or Wan2.2-S2V-14B itself
+    /// Folder that holds Wan2.2-S2V-14B and LiveAvatar, or the folder Wan2.2-S2V-14B itself
     dir: PathBuf,
-    /// Print one JSON object
+    /// Print the report as one JSON object
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum PresetName {
-    /// About 8 M parameters: tests and the demo
+    /// About 8 million parameters, for tests and the demo
     Tiny,
-    /// About 155 M parameters: benchmarks
+    /// About 155 million parameters, for benchmarks
     Small,
     /// The published sizes
     Full,
@@ -72,19 +74,21 @@ impl From<PresetName> for Preset {
 
 #[derive(Debug, Args)]
 struct SynthArgs {
+    /// Sizes of the checkpoint
     #[arg(long, value_enum)]
     preset: PresetName,
-    /// Layers of the transformer, when not the preset's
+    /// Number of layers of the transformer [default: from the preset]
     #[arg(long)]
     layers: Option<usize>,
+    /// Number that selects the random weights; the same seed gives the same bytes
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// New or empty folder to write
+    /// Folder to write, which must be new or empty
     #[arg(long)]
     out: PathBuf,
 }
 
-/// Reads a recipe that can be exported.
+/// Parses a recipe, and refuses a recipe that cannot be exported.
 fn parse_recipe(text: &str) -> Result<Recipe, String> {
     match text.parse::<Recipe>() {
         Ok(Recipe::Fp8) => Err(
@@ -97,57 +101,76 @@ fn parse_recipe(text: &str) -> Result<Recipe, String> {
 
 #[derive(Debug, Args)]
 struct OnnxArgs {
-    /// Folder of the base checkpoint, e.g. ckpt/Wan2.2-S2V-14B
+    /// Folder of the base checkpoint, for example ckpt/Wan2.2-S2V-14B
     #[arg(long = "ckpt_dir", visible_alias = "ckpt-dir")]
     ckpt_dir: PathBuf,
-    /// LoRA to merge into the transformer, e.g. ckpt/LiveAvatar/liveavatar.safetensors
+    /// File of the LoRA to merge into the transformer, for example
+    /// ckpt/LiveAvatar/liveavatar.safetensors
     #[arg(long, required_unless_present = "no_lora")]
     lora: Option<PathBuf>,
     /// Export the base weights without a LoRA
-    #[arg(long = "no-lora", visible_alias = "no_lora", conflicts_with_all = ["lora", "lora_alpha", "lora_rank", "lora_scale"])]
+    #[arg(
+        long = "no-lora",
+        visible_alias = "no_lora",
+        conflicts_with_all = ["lora", "lora_alpha", "lora_rank", "lora_scale"]
+    )]
     no_lora: bool,
-    /// LoRA strength is alpha / rank
+    /// Numerator of the LoRA strength, which is alpha / rank
     #[arg(
         long = "lora-alpha",
         visible_alias = "lora_alpha",
         default_value_t = 64.0
     )]
     lora_alpha: f64,
-    /// The published configuration's rank; the file's own rank does not matter
-    #[arg(long = "lora-rank", visible_alias = "lora_rank", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Denominator of the LoRA strength. It belongs to the published configuration, and may differ
+    /// from the rank of the file
+    #[arg(
+        long = "lora-rank",
+        visible_alias = "lora_rank",
+        default_value_t = 128,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     lora_rank: u32,
-    /// LoRA strength itself, instead of alpha / rank
-    #[arg(long = "lora-scale", visible_alias = "lora_scale", conflicts_with_all = ["lora_alpha", "lora_rank"])]
+    /// LoRA strength as one number, instead of alpha / rank
+    #[arg(
+        long = "lora-scale",
+        visible_alias = "lora_scale",
+        conflicts_with_all = ["lora_alpha", "lora_rank"]
+    )]
     lora_scale: Option<f64>,
-    /// Precision: fp32, the oracle; bf16, the reference's own
+    /// Precision of the graphs: fp32 is the most exact, bf16 rounds like the reference
     #[arg(long, default_value = "fp32", value_parser = parse_recipe)]
     recipe: Recipe,
-    /// Export only the first layers of the transformer, so that a full-width export fits a disk
+    /// Number of layers of the transformer to export, counted from the first. A smaller number
+    /// needs less disk
     #[arg(long)]
     layers: Option<usize>,
-    /// Folder to write; an export that is there is replaced when the new one is complete. A run that was stopped, killed or ran out of disk
-    /// leaves .NAME.partial beside it, and the same command continues there
+    /// Folder to write. It replaces an older export once the new export is complete. An unfinished
+    /// run leaves the folder .NAME.partial beside it, and the same command continues that run
     #[arg(long)]
     out: PathBuf,
-    /// Throw away what an unfinished run left
+    /// Delete the files of an unfinished run and start from the beginning
     #[arg(long)]
     restart: bool,
-    /// Measure disk and cores thoroughly afterwards and hold the time against them (exports of 20 s and more do so briefly)
+    /// Measure the speed of the disk and the processor after the export, and compare the export's
+    /// time with it. Without the flag, an export of 20 s or more measures for two seconds
     #[arg(long = "measure-limits", visible_alias = "measure_limits")]
     measure_limits: bool,
 }
 
 #[derive(Debug, Args)]
 struct GraphsArgs {
+    /// Sizes of the model
     #[arg(long, value_enum, default_value = "full")]
     preset: PresetName,
-    /// Layers of the transformer, when not the preset's
+    /// Number of layers of the transformer [default: from the preset]
     #[arg(long)]
     layers: Option<usize>,
-    /// Precision: fp32, the oracle; bf16, the reference's own
+    /// Precision of the graphs: fp32 is the most exact, bf16 rounds like the reference
     #[arg(long, default_value = "fp32", value_parser = parse_recipe)]
     recipe: Recipe,
-    /// Pixels as W*H, multiples of 16; without it latent sizes stay symbols
+    /// Picture size in pixels as W*H, multiples of 16. Without the flag, sizes stay symbols such as
+    /// h*w
     #[arg(long, value_parser = graphs::parse_size)]
     size: Option<(usize, usize)>,
     /// Folder to write
@@ -157,7 +180,7 @@ struct GraphsArgs {
 
 #[derive(Debug, Args)]
 struct VerifyArgs {
-    /// Passed on to `avatar-run verify`
+    /// Flags for `avatar-run verify`
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,
@@ -166,29 +189,45 @@ struct VerifyArgs {
     flags: Vec<std::ffi::OsString>,
 }
 
-/// Why a command failed.
+/// A command that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
+    /// `inspect` failed.
     #[error(transparent)]
     Inspect(#[from] InspectError),
+    /// `synth` failed.
     #[error(transparent)]
     Synth(#[from] SynthError),
+    /// `onnx` failed.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// `graphs` failed.
     #[error(transparent)]
     Graphs(#[from] GraphsError),
+    /// `build` failed.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The system refuses a handler for Ctrl-C.
     #[error("cannot listen for Ctrl-C: {reason}")]
-    Signal { reason: String },
-    #[error("{}: cannot run: {source}; avatar-run is looked for beside avatar-export, then in PATH", program.display())]
+    Signal {
+        /// The system's message.
+        reason: String,
+    },
+    /// The program `avatar-run` cannot be started.
+    #[error(
+        "{}: cannot run: {source}; avatar-run is searched beside avatar-export, then in PATH",
+        program.display()
+    )]
     Runtime {
+        /// Path or name of the program.
         program: PathBuf,
+        /// The system's error.
         source: std::io::Error,
     },
 }
 
 impl CliError {
+    /// Returns the kind of failure, from which `main` makes the exit code.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Inspect(e) => e.kind(),
@@ -201,7 +240,10 @@ impl CliError {
     }
 }
 
-/// Runs a parsed command line.
+/// Runs a parsed command line. Returns the exit code of a command that ran.
+///
+/// # Errors
+/// The failure of the command.
 pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
     match cli.command {
         Task::Inspect(a) => inspect(&a),
@@ -275,10 +317,10 @@ fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
         } else {
             export::Start::Continue
         },
-        measure: if a.measure_limits {
-            export::Measure::Always
+        measure_limits: if a.measure_limits {
+            MeasureLimits::Always
         } else {
-            export::Measure::Long
+            MeasureLimits::LongExports
         },
         stop: Some(stop_on_signal()?),
     };
@@ -289,14 +331,15 @@ fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Set by the first Ctrl-C; the second ends the process. What is written is kept either way.
+/// Returns a flag that the first Ctrl-C sets. The second Ctrl-C ends the process. Both keep the
+/// blocks that are written.
 fn stop_on_signal() -> Result<&'static AtomicBool, CliError> {
     static STOP: AtomicBool = AtomicBool::new(false);
     let handler = || {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(ErrorKind::Interrupted.code()));
         }
-        eprintln!("stopping after the blocks at hand; press Ctrl-C again to stop at once");
+        eprintln!("stopping after the current blocks; press Ctrl-C again to stop at once");
     };
     match ctrlc::set_handler(handler) {
         Ok(()) => Ok(&STOP),
@@ -323,7 +366,8 @@ fn print_report(report: &export::Report) {
         bytes.map_or_else(|| "unknown".to_owned(), |b| format!("{} MB", b / 1_000_000))
     };
     println!(
-        "{:.1} s, {} s of processor time, {:.0} MB/s written, peak memory {} (with pages of files {})",
+        "{:.1} s, {} s of processor time, {:.0} MB/s written, \
+         peak memory {} (with pages of files {})",
         report.seconds,
         report
             .processor_seconds
@@ -332,8 +376,10 @@ fn print_report(report: &export::Report) {
         mb(report.peak_anonymous),
         mb(report.peak_resident)
     );
-    if let Some(limits) = &report.limits {
-        println!("{limits}");
+    match &report.limits {
+        LimitsOutcome::NotRequested => {}
+        LimitsOutcome::Measured(limits) => println!("{limits}"),
+        LimitsOutcome::Failed { reason } => eprintln!("note: limits not measured: {reason}"),
     }
 }
 
@@ -346,7 +392,8 @@ fn graphs(a: &GraphsArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The chain that verification runs is the runtime's, so the runtime does it; the two libraries stay strangers.
+/// Runs `avatar-run verify`. Verification needs the runtime's chain, and the two libraries must not
+/// depend on each other.
 fn verify(a: &VerifyArgs) -> Result<ExitCode, CliError> {
     let beside = std::env::current_exe()
         .ok()
@@ -355,7 +402,7 @@ fn verify(a: &VerifyArgs) -> Result<ExitCode, CliError> {
     let program = beside.unwrap_or_else(|| PathBuf::from("avatar-run"));
     let status = Command::new(&program).arg("verify").args(&a.flags).status();
     let status = status.map_err(|source| CliError::Runtime { program, source })?;
-    // Stopped by a signal: as an interrupted run.
+    // A process that a signal ended has no exit code; it counts as interrupted.
     Ok(status
         .code()
         .map_or(ExitCode::from(ErrorKind::Interrupted.code()), |c| {

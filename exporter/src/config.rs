@@ -1,4 +1,5 @@
-//! Sizes of an export: what the tensors say, and from `config.json` only what no tensor can say (heads, injected layers, strides).
+//! Reads the sizes of a model from its tensors. Heads, injected layers and strides show in no
+//! tensor, so they come from `config.json`.
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::layout::{DitSizes, SizeError, T5Sizes, VaeSizes, WavSizes};
 use engines::components::dit::{AudioConfig, DitConfig};
@@ -9,10 +10,10 @@ use engines::error_kind::ErrorKind;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// Latent frames of one block: `num_frames_per_block` of the reference's pipelines.
+/// Latent frames of one block, `num_frames_per_block` of the reference's pipelines.
 const BLOCK_FRAMES: usize = 3;
 
-/// Why sizes could not be settled.
+/// A size that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("{}: cannot read: {source}", path.display())]
@@ -42,7 +43,7 @@ impl ConfigError {
     }
 }
 
-/// A `config.json` that answers with the file and field when it cannot.
+/// A `config.json` whose errors name the file and the field.
 struct Json {
     path: PathBuf,
     value: Value,
@@ -102,7 +103,7 @@ impl Json {
         numbers.ok_or_else(|| self.wrong(field, "a list of whole numbers"))
     }
 
-    /// The field must be `want`, or be absent where the reference's default is `want`.
+    /// Checks that the field is `want`, or is absent where the reference's default is `want`.
     fn is(&self, field: &'static str, want: impl Into<Value>) -> Result<(), ConfigError> {
         let want = want.into();
         match self.value.get(field) {
@@ -114,8 +115,8 @@ impl Json {
     }
 }
 
-/// Sizes of the DiT; `dir` holds its `config.json`.
-pub fn dit(checkpoint: &Checkpoint, dir: &Path) -> Result<DitConfig, ConfigError> {
+/// Reads the sizes of the transformer. `dir` holds its `config.json`.
+pub(crate) fn dit(checkpoint: &Checkpoint, dir: &Path) -> Result<DitConfig, ConfigError> {
     let json = Json::open(dir.join("config.json"))?;
     let sizes = DitSizes::derive(checkpoint).map_err(|source| ConfigError::Size {
         path: checkpoint.path().to_owned(),
@@ -175,8 +176,8 @@ pub fn dit(checkpoint: &Checkpoint, dir: &Path) -> Result<DitConfig, ConfigError
     })
 }
 
-/// Sizes of the text encoder.
-pub fn text(checkpoint: &Checkpoint) -> Result<TextConfig, ConfigError> {
+/// Reads the sizes of the text encoder.
+pub(crate) fn text(checkpoint: &Checkpoint) -> Result<TextConfig, ConfigError> {
     let s = T5Sizes::derive(checkpoint).map_err(|source| ConfigError::Size {
         path: checkpoint.path().to_owned(),
         source,
@@ -192,8 +193,8 @@ pub fn text(checkpoint: &Checkpoint) -> Result<TextConfig, ConfigError> {
     })
 }
 
-/// Sizes of the VAE.
-pub fn vae(checkpoint: &Checkpoint) -> Result<VaeConfig, ConfigError> {
+/// Reads the sizes of the VAE.
+pub(crate) fn vae(checkpoint: &Checkpoint) -> Result<VaeConfig, ConfigError> {
     let s = VaeSizes::derive(checkpoint).map_err(|source| ConfigError::Size {
         path: checkpoint.path().to_owned(),
         source,
@@ -204,8 +205,8 @@ pub fn vae(checkpoint: &Checkpoint) -> Result<VaeConfig, ConfigError> {
     })
 }
 
-/// Sizes of the speech encoder; `dir` holds its `config.json`.
-pub fn speech(checkpoint: &Checkpoint, dir: &Path) -> Result<SpeechConfig, ConfigError> {
+/// Reads the sizes of the speech encoder. `dir` holds its `config.json`.
+pub(crate) fn speech(checkpoint: &Checkpoint, dir: &Path) -> Result<SpeechConfig, ConfigError> {
     let json = Json::open(dir.join("config.json"))?;
     let (s, _) = WavSizes::derive(checkpoint).map_err(|source| ConfigError::Size {
         path: checkpoint.path().to_owned(),

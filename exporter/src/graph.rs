@@ -1,16 +1,46 @@
 //! A graph as plain data, and the typed builder that makes one.
 //!
-//! A [`Builder`] hands out [`Scope`]s (places in the checkpoint) and [`Value`]s (tensors of the graph to be). Operators check shapes
-//! and types at once; what is wrong is recorded, and [`Builder::finish`] returns the [`Graph`] or every error together. A graph holds
-//! no weight bytes: [`data`] makes them later, a block of a file at a time. Not here: layers ([`crate::nn`]), models, any optimisation.
+//! A [`Builder`] hands out [`Scope`]s (places in the checkpoint) and [`Value`]s (tensors of the
+//! graph). An operator checks shapes and types at once and records a fault; [`Builder::finish`]
+//! returns the [`Graph`], or every fault together. A graph holds no bytes of weights: [`data`]
+//! makes them later, one block of a file at a time. Not here: layers with weights (`nn.rs`),
+//! models, optimisations.
 //!
-//! One name, all the way down: checkpoint key = scope = node prefix = tap name.
+//! One name is used throughout: checkpoint key = scope = node prefix = tap name.
+//!
+//! ```
+//! use engines::contract::{DType, Port};
+//! use exporter::graph::{Builder, Transform};
+//! use std::collections::BTreeMap;
+//!
+//! const X: Port = Port::new("x", DType::F32, "B 4");
+//! const Y: Port = Port::new("y", DType::F32, "B 3");
+//!
+//! // The checkpoint's names and shapes; a linear layer is stored as [out, in].
+//! let checkpoint = BTreeMap::from([("head.weight".to_owned(), vec![3, 4])]);
+//! let builder = Builder::new("example", &checkpoint);
+//! let head = builder.root().pp("head");
+//! let weight = head.weight_as("weight", [3, 4], Transform::Transpose2);
+//! let y = head.out(builder.input(&X).matmul(weight));
+//! builder.output(&Y, y);
+//!
+//! let graph = builder.finish()?;
+//! assert_eq!(graph.taps(), ["head"]);
+//! assert_eq!(graph.weights[0].shape, [4, 3]);
+//!
+//! // A wrong shape is a fault that names the key and both shapes.
+//! let builder = Builder::new("example", &checkpoint);
+//! builder.root().weight("head.weight", [3, 5]);
+//! let faults = builder.finish().unwrap_err().to_string();
+//! assert!(faults.contains("head.weight") && faults.contains("[3, 4]"), "{faults}");
+//! # Ok::<(), exporter::graph::GraphErrors>(())
+//! ```
 mod builder;
 pub mod data;
+pub mod error;
 pub mod lower;
 mod ops;
 mod print;
-pub mod proto;
 pub mod write;
 
 pub use builder::{Builder, Fault, GraphError, GraphErrors, IntoDim, Scope, Value, WeightSource};
@@ -24,12 +54,12 @@ use std::fmt;
 /// Index of a value in [`Graph::values`].
 pub type ValueId = usize;
 
-/// One built graph: what an ONNX file holds, less the bytes of its weights.
+/// One built graph: the content of an ONNX file without the bytes of its weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Graph {
-    /// Component name.
+    /// Name of the component.
     pub name: String,
-    /// In an order that runs.
+    /// Operators; each stands after the operators that it reads from.
     pub nodes: Vec<Node>,
     /// Every tensor: inputs, weights, constants and node outputs.
     pub values: Vec<ValueInfo>,
@@ -41,16 +71,17 @@ pub struct Graph {
     pub inputs: Vec<ValueId>,
     /// Graph outputs, in the order of the contract.
     pub outputs: Vec<ValueId>,
-    /// Module path (as a PyTorch hook would name it) and the value it ends on, in the order of construction. Two paths may end on one value.
+    /// Module paths, as PyTorch hooks would name them, each with the value that the module ends on.
+    /// They are in the order of construction; two paths may end on one value.
     pub taps: Vec<(String, ValueId)>,
-    /// Written into the ONNX file: component, contract fingerprint, exporter version.
+    /// Texts for the ONNX file: component, contract fingerprint, exporter version.
     pub metadata: BTreeMap<String, String>,
 }
 
 /// A tensor's name, type and shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ValueInfo {
-    /// Unique in the graph.
+    /// Name, unique in the graph.
     pub name: String,
     /// Type and shape.
     pub fact: Fact,
@@ -68,17 +99,17 @@ pub struct Fact {
 /// One operator of the default ONNX domain.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    /// Unique: scope, then operator, then a count where needed.
+    /// Unique name: the scope, the operator, and a count when it is needed.
     pub name: String,
     /// Module path that the node belongs to.
     pub scope: String,
     /// ONNX operator.
     pub op: &'static str,
-    /// `None` is an optional input left out.
+    /// Inputs; `None` is an optional input that is left out.
     pub inputs: Vec<Option<ValueId>>,
-    /// All outputs.
+    /// Outputs.
     pub outputs: Vec<ValueId>,
-    /// By ONNX name.
+    /// Attributes by their ONNX names.
     pub attributes: Vec<(&'static str, Attribute)>,
 }
 
@@ -95,14 +126,14 @@ pub enum Attribute {
     Text(&'static str),
 }
 
-/// A checkpoint tensor as the graph wants it.
+/// A checkpoint tensor and the form in which the graph takes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weight {
     /// Initializer name: the key, then the transform and any type other than f32.
     pub name: String,
     /// Checkpoint key.
     pub key: String,
-    /// What happens between checkpoint and graph.
+    /// The change between checkpoint and graph.
     pub transform: Transform,
     /// Type in the graph.
     pub dtype: DType,
@@ -110,17 +141,17 @@ pub struct Weight {
     pub stored: Vec<usize>,
     /// Shape in the graph.
     pub shape: Vec<usize>,
-    /// The value it is.
+    /// The value of the graph.
     pub value: ValueId,
 }
 
 impl Weight {
-    /// Bytes in the data file.
+    /// Returns the bytes of the weight in its data file.
     pub fn bytes(&self) -> u64 {
         (self.shape.iter().product::<usize>() * self.dtype.size()) as u64
     }
 
-    /// Every checkpoint key that it is made of.
+    /// Returns every checkpoint key that the weight is made of.
     pub fn keys(&self) -> Vec<&str> {
         let mut keys = vec![self.key.as_str()];
         self.transform.more_keys(&mut keys);
@@ -128,10 +159,11 @@ impl Weight {
     }
 }
 
-/// How a stored tensor becomes a graph's tensor. Recorded while building, applied while writing.
+/// The change from a stored tensor to a graph's tensor. It is recorded while a graph is built and
+/// applied while the data file is written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Transform {
-    /// As stored.
+    /// No change.
     Identity,
     /// `[a, b] -> [b, a]`.
     Transpose2,
@@ -142,16 +174,16 @@ pub enum Transform {
         /// Which slice.
         index: usize,
     },
-    /// Same elements, other shape.
+    /// Another shape with the same elements.
     Reshape(Vec<usize>),
-    /// This tensor, then those of other keys, along one axis.
+    /// Joins this tensor and the tensors of other keys along one axis.
     Concat {
         /// Counted from the front.
         axis: usize,
         /// Names in the same scope (the builder makes them full keys).
         with: Vec<String>,
     },
-    /// One after the other.
+    /// Several changes, one after the other.
     Chain(Vec<Transform>),
 }
 
@@ -187,7 +219,7 @@ impl fmt::Display for Transform {
 /// A small tensor embedded in the graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Constant {
-    /// The value it is.
+    /// The value of the graph.
     pub value: ValueId,
     /// Shape; the empty list is a scalar.
     pub shape: Vec<usize>,
@@ -206,20 +238,21 @@ pub enum ConstantData {
     BF16(Vec<half::bf16>),
 }
 
-/// A tap that the graph does not have.
+/// A tap that the graph lacks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("graph {graph} has no tap {wanted}; nearest is {nearest}")]
 pub struct UnknownTap {
-    /// Component.
+    /// Name of the component.
     pub graph: String,
-    /// What was asked for.
+    /// Path that the caller asked for.
     pub wanted: String,
-    /// The path with the longest common beginning.
+    /// Path of the graph that begins most like it.
     pub nearest: String,
 }
 
 impl Graph {
-    /// The same graph with symbols replaced by sizes, e.g. the real shapes of the 14B model.
+    /// Returns the graph with symbols replaced by sizes, for example by the real sizes of the 14B
+    /// model.
     #[must_use]
     pub fn bind(&self, bindings: &Bindings) -> Self {
         let mut graph = self.clone();
@@ -229,8 +262,9 @@ impl Graph {
         graph
     }
 
-    /// The same graph with the places `from` of the module tree called `to`: what is left of the difference between the layers of a stack. Taps
-    /// keep their own names, since they are asked for by layer.
+    /// Returns the graph with the module path `from` renamed to `to` in every name. This removes
+    /// the difference between the layers of a stack. Taps keep their names, because a caller asks
+    /// for the tap of one layer.
     #[must_use]
     pub fn renamed(&self, places: &[(String, String)]) -> Self {
         let rename = |text: &mut String| {
@@ -252,19 +286,23 @@ impl Graph {
         graph
     }
 
-    /// Every module path that can be exposed as an extra output, in the order of construction.
+    /// Returns every module path that can become an extra output, in the order of construction.
     pub fn taps(&self) -> Vec<&str> {
         self.taps.iter().map(|(path, _)| path.as_str()).collect()
     }
 
-    /// Every tap's path and the name of its value in the graph.
+    /// Returns the path of every tap and the name of its value.
     pub fn tap_values(&self) -> impl Iterator<Item = (&str, &str)> {
         self.taps
             .iter()
             .map(|(path, id)| (path.as_str(), self.values[*id].name.as_str()))
     }
 
-    /// The same graph with the values at `paths` as extra outputs, each named by its path (`path.tap` when the graph already uses that name).
+    /// Returns the graph with the values at `paths` as extra outputs. Each output is named by its
+    /// path, or `path.tap` when the graph already uses that name.
+    ///
+    /// # Errors
+    /// A path that is no tap of the graph.
     pub fn with_taps<S: AsRef<str>>(&self, paths: &[S]) -> Result<Self, UnknownTap> {
         let mut graph = self.clone();
         for path in paths {
@@ -330,7 +368,7 @@ impl Graph {
         }
     }
 
-    /// Every checkpoint key that the graph reads.
+    /// Returns every checkpoint key that the graph reads.
     pub fn used_keys(&self) -> BTreeSet<String> {
         self.weights
             .iter()
@@ -339,7 +377,7 @@ impl Graph {
             .collect()
     }
 
-    /// The state outputs, i.e. those named after an input and [`NEXT`].
+    /// Returns the state outputs: the outputs whose name is an input's name and [`NEXT`].
     pub fn state_outputs(&self) -> Vec<&str> {
         let inputs: BTreeSet<&str> = self
             .inputs

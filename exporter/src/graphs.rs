@@ -1,7 +1,10 @@
-//! Graphs without weights: every component of a preset, at symbolic or at real sizes, in seconds and without a checkpoint. What a shape
-//! checker or another engine builder reads before anyone downloads 60 GB.
-use crate::export::{ExportError, ShapeSources};
-use crate::graph::write::{WeightPlacement, WriteError, to_model, write_model};
+//! The graphs of a preset without weights, at symbolic or at real sizes.
+//!
+//! They take seconds and no checkpoint. A shape checker or another engine builder can read them
+//! before anyone downloads 60 GB.
+use crate::families::{FamilyError, FamilyErrors, ModelShapes};
+use crate::graph::error::WriteError;
+use crate::graph::write::{WeightPlacement, to_model, write_model};
 use crate::graph::{Builder, Graph};
 use crate::synth::{self, Preset};
 use engines::components::matmul;
@@ -13,11 +16,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Why graphs could not be written.
+/// Graphs that cannot be written.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum GraphsError {
     #[error(transparent)]
-    Build(#[from] ExportError),
+    Build(#[from] FamilyErrors),
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("{}: {source}", path.display())]
@@ -28,6 +32,7 @@ pub enum GraphsError {
 }
 
 impl GraphsError {
+    /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Build(e) => e.kind(),
@@ -42,11 +47,15 @@ pub(crate) const TOKEN_PIXELS: usize = 16;
 /// Fewest pixels a side: the motion history is packed at a quarter of the tokens.
 const MIN_PIXELS: usize = 64;
 
-/// Reads `W*H`, both multiples of 16 and at least 64.
+/// Parses `W*H`, both multiples of 16 and at least 64.
+///
+/// # Errors
+/// A message that says the wanted form.
 pub fn parse_size(text: &str) -> Result<(usize, usize), String> {
     let want = || {
         format!(
-            "wanted W*H in multiples of {TOKEN_PIXELS}, at least {MIN_PIXELS}, e.g. 704*384; got {text:?}"
+            "wanted W*H in multiples of {TOKEN_PIXELS}, at least {MIN_PIXELS}, \
+             e.g. 704*384; got {text:?}"
         )
     };
     let (w, h) = text.split_once(['*', 'x', 'X']).ok_or_else(want)?;
@@ -60,7 +69,8 @@ pub fn parse_size(text: &str) -> Result<(usize, usize), String> {
     Ok((side(w)?, side(h)?))
 }
 
-/// Sizes of one lane and one actor at `w` x `h` pixels with a ring of four blocks.
+/// Returns the values of the symbols for `w` x `h` pixels, one lane, one actor and a ring of four
+/// blocks.
 pub fn bindings(w: usize, h: usize) -> Bindings {
     let (h, w) = (h / TOKEN_PIXELS, w / TOKEN_PIXELS);
     let sink = 2 * h * w + (h / 2) * (w / 2) + 4 * (h / 4) * (w / 4);
@@ -81,7 +91,11 @@ pub fn bindings(w: usize, h: usize) -> Bindings {
         .collect()
 }
 
-/// Writes every graph of a preset to `out`, weights as inputs; returns how many.
+/// Writes every graph of a preset to `out`, with its weights as inputs. Returns the number of
+/// graphs.
+///
+/// # Errors
+/// A graph that cannot be built or written.
 pub fn write(
     preset: Preset,
     layers: Option<usize>,
@@ -90,7 +104,7 @@ pub fn write(
     out: &Path,
 ) -> Result<usize, GraphsError> {
     let shapes = synth::shapes(preset, layers);
-    let families = ShapeSources {
+    let families = ModelShapes {
         dit: &shapes.dit,
         text: &shapes.text,
         vae: &shapes.vae,
@@ -114,15 +128,15 @@ pub fn write(
         &out.join(format!("{}.onnx", matmul::MATMUL.name)),
         &to_model(&matmul(recipe)?, WeightPlacement::AsInputs)?,
     )?;
-    // What the graphs show, not what the preset says: a preset cut to fewer layers is another model.
-    let folder = GraphFolder::new(recipe, shapes.config.clone());
+    // The sizes of these graphs: a preset with fewer layers is another model.
+    let set = GraphFolder::new(recipe, shapes.config.clone());
     let path = out.join(graph_folder::FILE);
-    let text = serde_json::to_vec_pretty(&folder).expect("a description is plain data");
+    let text = serde_json::to_vec_pretty(&set).expect("a description is plain data");
     fs::write(&path, text).map_err(|source| GraphsError::Io { path, source })?;
     Ok(count + 1)
 }
 
-/// The graph that measures a device.
+/// Builds the graph that measures a device: one matrix product.
 fn matmul(recipe: Recipe) -> Result<Graph, GraphsError> {
     let none = BTreeMap::<String, Vec<usize>>::new();
     let b = Builder::new(matmul::MATMUL.name, &none).with_recipe(recipe);
@@ -130,10 +144,10 @@ fn matmul(recipe: Recipe) -> Result<Graph, GraphsError> {
     let product = b.input(&matmul::LEFT).matmul(b.input(&matmul::RIGHT));
     b.output(&matmul::PRODUCT, product);
     b.finish().map_err(|errors| {
-        GraphsError::Build(ExportError::Graph {
+        GraphsError::Build(FamilyErrors(vec![FamilyError::Graph {
             checkpoint: matmul::MATMUL.name.to_owned(),
             errors,
-        })
+        }]))
     })
 }
 

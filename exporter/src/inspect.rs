@@ -1,5 +1,6 @@
-//! What a checkpoint folder holds, held against the published layout: components, sizes, types, and every tensor that is missing, misshaped
-//! or not expected. Reads headers only. A damaged component is reported and does not hide the others.
+//! Compares a checkpoint folder with the published layout. It reports components, sizes, types, and
+//! every tensor that is missing, misshaped or unexpected. It reads headers only. A damaged
+//! component is reported and does not hide the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,28 +17,32 @@ use crate::checkpoint::layout::{
 };
 use crate::checkpoint::{Checkpoint, CheckpointError, Lora, LoraReport, LoraScale};
 
-/// Rows of one list in the printed form; the JSON form has them all.
+/// Most rows of a list in the printed form. The JSON form has all rows.
 const SHOWN: usize = 10;
 
-/// Nothing to inspect.
+/// A folder without a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
     #[error("{dir}: wanted a checkpoint folder, found {found}", dir = dir.display())]
     NoFolder { dir: PathBuf, found: &'static str },
-    #[error("{dir}: no checkpoint there; wanted {WAN_DIR}/ and {LORA_FILE} in it, or the inside of {WAN_DIR}", dir = dir.display())]
+    #[error(
+        "{dir}: no checkpoint there; \
+         wanted {WAN_DIR}/ and {LORA_FILE} in it, or the inside of {WAN_DIR}",
+        dir = dir.display()
+    )]
     Empty { dir: PathBuf },
 }
 
 impl InspectError {
-    /// The exit status of a command that fails with this error.
+    /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Model
     }
 }
 
-/// A checkpoint folder, looked over.
+/// The report on a checkpoint folder.
 #[derive(Debug, Serialize)]
-pub struct Inspection {
+pub(crate) struct Inspection {
     /// The base folder.
     pub dir: PathBuf,
     pub components: Vec<Component>,
@@ -46,27 +51,27 @@ pub struct Inspection {
 
 /// One component of the base folder.
 #[derive(Debug, Serialize)]
-pub struct Component {
+pub(crate) struct Component {
     pub name: &'static str,
-    /// File or folder.
+    /// Path of the file or folder.
     pub path: PathBuf,
-    /// Files it consists of, with their size in bytes.
+    /// Its files, with their size in bytes.
     pub files: BTreeMap<String, u64>,
     pub tensors: usize,
     pub parameters: u64,
-    /// Parameters by stored type.
+    /// Number of parameters by stored type.
     pub dtypes: BTreeMap<String, u64>,
-    /// Sizes read off the tensors.
+    /// Sizes, read from the tensors.
     pub sizes: Value,
-    /// What its config file states.
+    /// Facts from its config file.
     pub config: BTreeMap<String, Value>,
     pub problems: Vec<Problem>,
 }
 
-/// Something that an export would stumble over.
+/// A fault that would stop an export.
 #[derive(Clone, Debug, PartialEq, Serialize, thiserror::Error)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Problem {
+pub(crate) enum Problem {
     #[error("file {path} is missing")]
     MissingFile { path: String },
     #[error("{reason}")]
@@ -92,31 +97,36 @@ pub enum Problem {
 
 /// The LoRA beside the base folder.
 #[derive(Debug, Serialize)]
-pub struct LoraFacts {
+pub(crate) struct LoraFacts {
     pub path: PathBuf,
     pub parameters: u64,
-    /// Rank, scale (of the published configuration, it is not in the file) and targets.
+    /// Rank, targets, and the scale of the published configuration, which is not in the file.
     pub report: Option<LoraReport>,
-    /// Modules of the DiT that it adapts, of those that the published one adapts.
+    /// Number of adapted modules, among the modules that the published LoRA adapts.
     pub matched: usize,
     pub adaptable: usize,
     pub problems: Vec<Problem>,
 }
 
 impl Inspection {
-    /// Whether nothing is missing, misshaped, unexpected or unreadable.
-    pub fn is_sound(&self) -> bool {
+    /// Returns whether nothing is missing, misshaped, unexpected or unreadable.
+    pub(crate) fn is_sound(&self) -> bool {
         self.lora.problems.is_empty() && self.components.iter().all(|c| c.problems.is_empty())
     }
 
-    /// Of all components and the LoRA.
-    pub fn parameters(&self) -> u64 {
+    /// Returns the number of parameters of all components and the LoRA.
+    #[cfg(test)]
+    pub(crate) fn parameters(&self) -> u64 {
         self.lora.parameters + self.components.iter().map(|c| c.parameters).sum::<u64>()
     }
 }
 
-/// Looks over `dir`: the folder that holds `Wan2.2-S2V-14B` and `LiveAvatar`, or the former itself.
-pub fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
+/// Inspects `dir`: the folder that holds `Wan2.2-S2V-14B` and `LiveAvatar`, or the folder
+/// `Wan2.2-S2V-14B` itself.
+///
+/// # Errors
+/// A folder without a checkpoint.
+pub(crate) fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
     if !dir.is_dir() {
         let found = if dir.exists() { "a file" } else { "nothing" };
         return Err(InspectError::NoFolder {
@@ -166,7 +176,8 @@ impl Component {
         }
     }
 
-    /// Notes the files of `dir` that belong to it, and those of `wanted` that are missing.
+    /// Adds the files of `dir` that belong to the component, and the `wanted` files that are
+    /// missing.
     fn files(mut self, dir: &Path, belongs: impl Fn(&str) -> bool, wanted: &[&str]) -> Self {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -200,7 +211,7 @@ impl Component {
         }
     }
 
-    /// Opens its tensors and holds them against what `expect` derives from them.
+    /// Opens the tensors and compares them with the tensors that `expect` derives from them.
     fn tensors<S: Serialize>(
         &mut self,
         open: Result<Checkpoint, CheckpointError>,
@@ -230,7 +241,7 @@ impl Component {
                 idle,
             }) => {
                 self.problems.extend(compare(&checkpoint, &needed, &idle));
-                self.sizes = serde_json::to_value(&sizes).unwrap_or_default();
+                self.sizes = serde_json::to_value(&sizes).expect("sizes are plain data");
                 Some((checkpoint, sizes))
             }
             Err(e) => {
@@ -255,7 +266,7 @@ impl Component {
     }
 }
 
-/// Tensors a component of some sizes has; the idle ones may be absent.
+/// The tensors of a component. The idle ones may be absent.
 struct Expected<S> {
     sizes: S,
     needed: Vec<TensorSpec>,
@@ -595,7 +606,7 @@ fn problems(f: &mut fmt::Formatter<'_>, problems: &[Problem]) -> fmt::Result {
     }
 }
 
-/// `1234567` as `1,234,567`.
+/// Formats `1234567` as `1,234,567`.
 fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();

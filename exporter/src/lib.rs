@@ -1,14 +1,20 @@
-//! Published checkpoints to per-component ONNX graphs: `checkpoint` (tensors as lazy views) -> `models` over `graph` (nodes, no bytes) ->
-//! `export` (weights once, graphs, manifest). It runs nothing; engines and their contracts are the crate below.
+//! Published checkpoints to one ONNX graph per component.
+//!
+//! [`checkpoint`] reads tensors as lazy views, [`families`] builds every graph from their names and
+//! shapes, and [`export`] writes each weight once, the graphs and the manifest. The crate runs no
+//! graph: `engines`, the crate below, holds the contracts and the backends.
+#![warn(missing_docs)]
 pub mod build;
 pub mod checkpoint;
 pub mod cli;
-pub mod config;
+mod config;
 pub mod export;
+pub mod families;
 pub mod graph;
 pub mod graphs;
-pub mod inspect;
-pub mod models;
-pub mod nn;
+mod inspect;
+mod models;
+mod nn;
 mod progress;
 pub mod synth;
+mod usage;

@@ -1,4 +1,5 @@
-//! `avatar-export`: flags to a request, a library call, an exit code. See `cli.rs`.
+//! The program `avatar-export`: it parses flags, calls the library and returns an exit code. See
+//! `cli.rs`.
 use clap::Parser;
 use std::process::ExitCode;
 

@@ -1,5 +1,6 @@
-//! The components as graphs, one file per network; each reads beside its PyTorch twin. No bytes, no files: see `export.rs`.
-pub mod umt5;
-pub mod wan_s2v;
-pub mod wan_vae;
-pub mod wav2vec2;
+//! The networks as graphs, one file for each. Each file reads beside its PyTorch twin. Not here:
+//! bytes of weights, files.
+pub(crate) mod umt5;
+pub(crate) mod wan_s2v;
+pub(crate) mod wan_vae;
+pub(crate) mod wav2vec2;

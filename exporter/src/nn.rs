@@ -1,25 +1,33 @@
-//! Layers: functions from a scope and values to a value, with PyTorch's names. How each is lowered to operators is decided here and
-//! nowhere else. Weights take the float type of the value that they meet, so a cast in front of a layer decides what it is computed in. Not here: models, and operators without weights ([`crate::graph`]).
+//! Layers with weights: functions from a scope and values to a value, with PyTorch's names.
+//!
+//! Only this file decides the operators of a layer. A weight takes the float type of the value that
+//! it meets, so a cast before a layer decides the type of its arithmetic. Not here: models, and
+//! operators without weights ([`crate::graph`]).
 use crate::graph::{AttentionOptions, IntoDim, Scope, Transform, Value};
 use engines::contract::DType;
 use engines::dim::Dim;
 use engines::recipe::Recipe;
 
-/// Largest head for which TensorRT has a fused kernel; it refuses an Attention node with a larger one.
+/// Largest head with a fused kernel in TensorRT, which refuses an Attention node with a larger one.
 const FUSED_HEAD: i64 = 256;
 
-/// `nn.Linear`. x `[.., in] -> [.., out]`. The checkpoint's `[out, in]` weight is stored transposed, so that the graph is one MatMul and an
-/// Add. A checkpoint without the bias is an error.
+/// Applies `nn.Linear`: x `[.., in] -> [.., out]`. The weight `[out, in]` of the checkpoint is
+/// stored transposed, so the graph has one MatMul and one Add. A checkpoint without the bias is an
+/// error.
 #[track_caller]
-pub fn linear<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
+pub(crate) fn linear<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
     let (s, out) = (s.enter(), out_features.into_dim());
     let y = x.matmul(transposed(s, x, &out));
     s.out(y + s.weight_like(x, "bias", [out]))
 }
 
-/// `nn.Linear(bias=False)`; a bias in the checkpoint stays unread.
+/// Applies `nn.Linear(bias=False)`. A bias in the checkpoint stays unread.
 #[track_caller]
-pub fn linear_no_bias<'g>(s: Scope<'g>, x: Value<'g>, out_features: impl IntoDim) -> Value<'g> {
+pub(crate) fn linear_no_bias<'g>(
+    s: Scope<'g>,
+    x: Value<'g>,
+    out_features: impl IntoDim,
+) -> Value<'g> {
     let s = s.enter();
     s.out(x.matmul(transposed(s, x, &out_features.into_dim())))
 }
@@ -30,16 +38,17 @@ fn transposed<'g>(s: Scope<'g>, x: Value<'g>, out: &Dim) -> Value<'g> {
     s.weight_of(x.dtype(), "weight", stored, Transform::Transpose2)
 }
 
-/// `nn.LayerNorm(elementwise_affine=False)` over the last axis, which must be constant.
+/// Applies `nn.LayerNorm(elementwise_affine=False)` over the last axis, whose size must be
+/// constant.
 #[track_caller]
-pub fn layer_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
+pub(crate) fn layer_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     let s = s.enter();
     s.out(x.layer_norm(-1, eps, None, None))
 }
 
-/// `nn.LayerNorm` over the last axis with `weight` `[D]` and `bias` `[D]`.
+/// Applies `nn.LayerNorm` over the last axis, with `weight` `[D]` and `bias` `[D]`.
 #[track_caller]
-pub fn layer_norm_affine<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
+pub(crate) fn layer_norm_affine<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     let s = s.enter();
     let (weight, bias) = (
         s.weight_like(x, "weight", [x.dim(-1)]),
@@ -48,17 +57,18 @@ pub fn layer_norm_affine<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> 
     s.out(x.layer_norm(-1, eps, Some(weight), Some(bias)))
 }
 
-/// `RMSNorm` over the last axis with `weight` `[D]`.
+/// Applies `RMSNorm` over the last axis, with `weight` `[D]`.
 #[track_caller]
-pub fn rms_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
+pub(crate) fn rms_norm<'g>(s: Scope<'g>, x: Value<'g>, eps: f32) -> Value<'g> {
     let s = s.enter();
     s.out(x.rms_norm(eps, s.weight_like(x, "weight", [x.dim(-1)])))
 }
 
-/// Attention per head. q `[B, N, L, D]`, k `[B, N, S, D]`, v `[B, N, S, E]` -> `[B, N, L, E]`: the operator, which is fused, or where only the
-/// oracle has a kernel for it (f32, large heads) its parts.
+/// Applies attention per head: q `[B, N, L, D]`, k `[B, N, S, D]`, v `[B, N, S, E]` ->
+/// `[B, N, L, E]`. It is one operator, which is fused. Where only the CPU oracle has a kernel for
+/// the operator (f32, large heads), it is written as its parts.
 #[track_caller]
-pub fn attention<'g>(
+pub(crate) fn attention<'g>(
     q: Value<'g>,
     k: Value<'g>,
     v: Value<'g>,
@@ -74,9 +84,10 @@ pub fn attention<'g>(
     }
 }
 
-/// [`attention`] as two products and a softmax, over all keys. The scale, `1 / sqrt(D)` unless given, is applied to the query in f32.
+/// Applies [`attention`] as two products and a softmax, over all keys. The query is scaled in f32;
+/// the default scale is `1 / sqrt(D)`.
 #[track_caller]
-pub fn attention_in_parts<'g>(
+pub(crate) fn attention_in_parts<'g>(
     q: Value<'g>,
     k: Value<'g>,
     v: Value<'g>,

@@ -1,5 +1,5 @@
-//! How an export is shown on standard error: a bar on a terminal, a plain line every few seconds elsewhere, so that logs stay readable. A run
-//! that ends before the first line is due says nothing.
+//! Shows an export on standard error: as a bar on a terminal, as a plain line every few seconds
+//! elsewhere. A run that ends before the first line is due prints nothing.
 use crate::export::{Event, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// Time between lines.
 const EVERY: Duration = Duration::from_secs(5);
-/// Time before the first rate is worth telling.
+/// Time before the first rate is shown; an earlier rate would jump.
 const SETTLED: Duration = Duration::from_millis(200);
 
 /// Shows the events of one export.
@@ -54,7 +54,8 @@ impl Screen {
     }
 }
 
-/// Where an export is, how fast it writes, and when it will be done if that lasts. What an earlier run wrote does not count as speed.
+/// Returns the progress line: bytes, speed and remaining time. Bytes of an earlier run do not count
+/// for the speed.
 fn line(p: Progress<'_>, elapsed: Duration) -> String {
     let gb = |bytes: u64| bytes as f64 / 1e9;
     let at = format!("{}: {:.2} of {:.2} GB", p.file, gb(p.done), gb(p.total));

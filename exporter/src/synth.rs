@@ -1,7 +1,9 @@
-//! Random checkpoints in exactly the published layout: same files, names, types and shapes, for tests, demos and benchmarks without the
-//! real weights. What they compute is noise; that activations stay of order one is the concern of `synth/fill.rs`.
+//! Writes checkpoints of random weights with exactly the published layout.
 //!
-//! Writing streams: no more than 64 MiB of a tensor is held. The folder appears under its name only when it is whole.
+//! Files, names, types and shapes are those of the published checkpoints; tests, demos and
+//! benchmarks need no real weights. The model computes noise, but `synth/fill.rs` keeps its
+//! activations near one. The writer holds at most 64 MiB of a tensor. The folder has its name only
+//! once it is whole.
 
 mod fill;
 mod preset;
@@ -17,7 +19,7 @@ use std::path::{Path, PathBuf};
 use engines::error_kind::ErrorKind;
 use serde_json::{Map, Value, json};
 
-pub use preset::Preset;
+pub use engines::components::preset::Preset;
 pub use shapes::{Shapes, shapes};
 
 use crate::checkpoint::StoredDType;
@@ -30,51 +32,59 @@ use random::{Fill, Stream};
 use tokenizer::Tokenizer;
 use torch_file::{Archive, Record};
 
-/// Bytes of a tensor made at once; a multiple of four elements of any type.
+/// Bytes of a tensor that are made at once; a multiple of four elements of any type.
 const CHUNK: usize = 64 << 20;
 /// Room for headers and the small files.
 const SLACK: u64 = 16 << 20;
 
-/// What to make besides a preset's sizes.
+/// Options of a synthetic checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SynthOptions {
-    /// Layers of the DiT; `None`: as many as the preset has.
+    /// Number of layers of the transformer; `None` takes the preset's number.
     pub layers: Option<usize>,
+    /// Seed of the random weights.
     pub seed: u64,
 }
 
-/// What was made.
+/// The written checkpoint.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct SynthReport {
     /// The base folder, `OUT/Wan2.2-S2V-14B`.
     pub ckpt_dir: PathBuf,
     /// The LoRA file.
     pub lora: PathBuf,
+    /// Sizes of every component, the LoRA included.
     pub components: Vec<SynthComponent>,
 }
 
 /// One component of a [`SynthReport`].
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct SynthComponent {
+    /// Name of the component.
     pub name: &'static str,
+    /// Number of tensors.
     pub tensors: usize,
+    /// Number of elements of all tensors.
     pub parameters: u64,
-    /// Of tensor data.
+    /// Bytes of all tensors.
     pub bytes: u64,
 }
 
 impl SynthReport {
+    /// Returns the number of parameters of all components.
     pub fn parameters(&self) -> u64 {
         self.components.iter().map(|c| c.parameters).sum()
     }
 
+    /// Returns the bytes of all components.
     pub fn bytes(&self) -> u64 {
         self.components.iter().map(|c| c.bytes).sum()
     }
 }
 
-/// A checkpoint cannot be made.
+/// A checkpoint that cannot be written.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum SynthError {
     #[error("{out}: wanted a new or empty folder, found {found}", out = out.display())]
     Occupied { out: PathBuf, found: &'static str },
@@ -87,7 +97,7 @@ pub enum SynthError {
 }
 
 impl SynthError {
-    /// The exit status of a command that fails with this error.
+    /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Layers { .. } => ErrorKind::Usage,
@@ -105,7 +115,11 @@ impl SynthError {
     }
 }
 
-/// Makes a checkpoint in the new or empty folder `out`. The same options give the same bytes on every machine.
+/// Writes a checkpoint to the new or empty folder `out`. The same options give the same bytes on
+/// every machine.
+///
+/// # Errors
+/// A folder that is not empty, a number of layers out of range, a disk that is full.
 pub fn synth(
     preset: Preset,
     options: &SynthOptions,
@@ -114,8 +128,9 @@ pub fn synth(
     if let Some(got) = options.layers.filter(|n| !(1..=1000).contains(n)) {
         return Err(SynthError::Layers { got });
     }
-    let tokenizer = Tokenizer::new(preset.extra_ids());
-    let plan = Plan::new(preset.sizes(options.layers, tokenizer.len()), options.seed);
+    let sizes = Sizes::new(preset, options.layers);
+    let tokenizer = Tokenizer::new(sizes.extra_ids);
+    let plan = Plan::new(sizes, options.seed);
     let report = plan.report(out);
     let part = Part::create(out)?;
     room(&part.path, report.bytes() + SLACK)?;
@@ -128,7 +143,7 @@ pub fn synth(
     Ok(report)
 }
 
-/// A folder under a hidden name, removed unless it is published.
+/// A folder with a hidden name, which is removed unless it is published.
 struct Part {
     path: PathBuf,
 }
@@ -164,7 +179,8 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // After publishing there is nothing under this name; a folder that cannot be removed is left for the user to see.
+        // After publishing, the hidden name is free. A folder that cannot be removed stays visible
+        // to the user.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
@@ -209,7 +225,7 @@ impl Component {
         }
     }
 
-    /// As safetensors files list them.
+    /// Returns the component with its tensors in the order of safetensors files.
     fn sorted(mut self) -> Self {
         self.tensors.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         self
@@ -248,7 +264,7 @@ impl Component {
     }
 }
 
-/// All that will be written.
+/// The content of a checkpoint to write.
 struct Plan {
     sizes: Sizes,
     seed: u64,
@@ -332,7 +348,7 @@ impl Plan {
         self.shards(&wan)
     }
 
-    /// The DiT in about equal shards, with their index.
+    /// Writes the transformer in shards of about equal size, with their index.
     fn shards(&self, dir: &Path) -> io::Result<()> {
         let total: usize = self
             .dit
@@ -424,6 +440,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::Checkpoint;
+    use crate::config;
     use crate::inspect::inspect;
 
     /// Every file below `dir` with its bytes' hash.
@@ -542,8 +559,42 @@ mod tests {
     }
 
     #[test]
+    fn every_token_has_a_row_of_the_embedding() {
+        for preset in Preset::ALL {
+            let sizes = Sizes::new(preset, None);
+            let tokens = Tokenizer::new(sizes.extra_ids).len();
+            assert!(tokens <= sizes.t5.vocab, "{preset:?}: {tokens} tokens");
+        }
+    }
+
+    /// The sizes are read back from the written tensors and from the written `config.json`.
+    #[test]
+    fn a_checkpoint_has_the_sizes_of_its_preset() {
+        let dir = tempdir().unwrap();
+        let out = dir.path().join("a");
+        let dir = synth(Preset::Tiny, &SynthOptions::default(), &out)
+            .unwrap()
+            .ckpt_dir;
+        let speech = dir.join(WAV2VEC2_DIR);
+        let torch = |file| Checkpoint::open_torch(&dir.join(file)).unwrap();
+        let read = engines::manifest::ModelConfig {
+            dit: config::dit(&Checkpoint::open_safetensors(&dir).unwrap(), &dir).unwrap(),
+            vae: config::vae(&torch(VAE_FILE)).unwrap(),
+            text: config::text(&torch(T5_FILE)).unwrap(),
+            speech: config::speech(
+                &Checkpoint::open(&speech)
+                    .and_then(Checkpoint::with_weight_norm)
+                    .unwrap(),
+                &speech,
+            )
+            .unwrap(),
+        };
+        assert_eq!(read, Preset::Tiny.config());
+    }
+
+    #[test]
     fn real_sizes_are_those_of_the_published_model() {
-        let plan = Plan::new(Preset::Full.sizes(None, 1000), 0);
+        let plan = Plan::new(Sizes::new(Preset::Full, None), 0);
         let report = plan.report(Path::new("x"));
         let of = |name| {
             report
@@ -560,7 +611,7 @@ mod tests {
             "{}",
             of("dit")
         );
-        let small = Plan::new(Preset::Small.sizes(None, 1000), 0)
+        let small = Plan::new(Sizes::new(Preset::Small, None), 0)
             .report(Path::new("x"))
             .parameters();
         assert!((140_000_000..175_000_000).contains(&small), "{small}");

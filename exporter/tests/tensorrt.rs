@@ -1,5 +1,6 @@
-//! TensorRT itself on every exported graph, with no GPU: what it refuses to parse or to build fails here. Needs the libraries that
-//! `scripts/setup --tensorrt` fetches; `scripts/test` runs it, or says that it was told to skip it.
+//! TensorRT itself on every exported graph, with no GPU: what it refuses to parse or to build fails
+//! here. Needs the libraries that `scripts/setup --tensorrt` fetches; `scripts/test` runs it, or
+//! says that it was told to skip it.
 use engines::backend::tensorrt::library::Library;
 use engines::backend::tensorrt::{Flavour, TensorRtError, build};
 use engines::components::vae;
@@ -7,23 +8,24 @@ use engines::manifest::Models;
 use engines::recipe::Recipe;
 use exporter::build::sizes::Limits;
 use exporter::build::{
-    InsideWeights, Item, LayerDetail, Made, Peak, Request, Source, items, library, prepare,
+    BuildInput, InsideWeights, Item, LayerDetail, Made, PeakMemory, Request, items, library,
+    prepare,
 };
-use exporter::export::{self, ShapeSources};
+use exporter::export;
+use exporter::families::ModelShapes;
 use exporter::graph::data::Placed;
-use exporter::graph::proto::ModelProto;
-use exporter::graph::write::{WeightPlacement, to_model};
+use exporter::graph::write::{WeightPlacement, encode, to_model};
 use exporter::synth::{self, Preset, SynthOptions};
-use prost::Message;
+use onnx_protobuf::{Message, ModelProto};
 use std::path::Path;
 use std::time::Instant;
 
 /// Ampere, Ada and Blackwell cards.
 const CARDS: [u32; 3] = [86, 89, 120];
 
-fn request(source: Source, (width, height): (usize, usize), sm: u32, out: &Path) -> Request {
+fn request(input: BuildInput, (width, height): (usize, usize), sm: u32, out: &Path) -> Request {
     Request {
-        source,
+        input,
         limits: Limits {
             width,
             height,
@@ -42,7 +44,8 @@ fn request(source: Source, (width, height): (usize, usize), sm: u32, out: &Path)
     }
 }
 
-/// Each distinct graph once: the layers of the speech encoder between the first and the last differ by their weights alone.
+/// Each distinct graph once: the layers of the speech encoder between the first and the last differ
+/// by their weights alone.
 fn distinct(items: Vec<Item>) -> Vec<Item> {
     let middle = |name: &str| {
         name.strip_prefix("audio_encoder_layer.")
@@ -66,7 +69,7 @@ fn build_all(what: &str, request: &Request, keep: &dyn Fn(&str) -> bool) {
         let graph = request.out.join("graphs").join(item.graph_file());
         let start = format!(
             "{what} {} sm{} {:<24}",
-            request.source.recipe(),
+            request.input.recipe(),
             request.sm,
             item.name
         );
@@ -95,12 +98,10 @@ fn every_graph_of_the_tiny_model_builds_for_every_card() {
     let out = tempfile::tempdir().unwrap();
     for (recipe, cards) in [(Recipe::Bf16, &CARDS[..]), (Recipe::Fp32, &[89][..])] {
         for &sm in cards {
-            let source = Source::Preset(Preset::Tiny, recipe);
-            build_all(
-                "tiny",
-                &request(source, (256, 256), sm, out.path()),
-                &|_| true,
-            );
+            let input = BuildInput::Preset(Preset::Tiny, recipe);
+            build_all("tiny", &request(input, (256, 256), sm, out.path()), &|_| {
+                true
+            });
         }
     }
 }
@@ -109,11 +110,11 @@ fn every_graph_of_the_tiny_model_builds_for_every_card() {
 fn every_graph_of_the_published_model_builds_at_its_size() {
     let out = tempfile::tempdir().unwrap();
     for sm in CARDS {
-        let source = Source::Preset(Preset::Full, Recipe::Bf16);
+        let input = BuildInput::Preset(Preset::Full, Recipe::Bf16);
         // One card for all of them; for the others the layers, and the decoder as it streams.
         let often = ["dit_layer", "dit_layer_audio", "vae_decoder_next"];
         let keep = |name: &str| sm == 89 || often.contains(&name);
-        build_all("full", &request(source, (704, 384), sm, out.path()), &keep);
+        build_all("full", &request(input, (704, 384), sm, out.path()), &keep);
     }
 }
 
@@ -134,12 +135,13 @@ fn an_export_builds_with_its_weights_inside() {
         out: dir.path().join("models"),
     };
     export::export(&export, &mut |_, _, _| {}).unwrap();
-    let source = Source::Models(Box::new(Models::open(&export.out).unwrap()));
+    let input = BuildInput::Models(Box::new(Models::open(&export.out).unwrap()));
     let out = dir.path().join("engines");
-    build_all("export", &request(source, (256, 256), 89, &out), &|_| true);
+    build_all("export", &request(input, (256, 256), 89, &out), &|_| true);
 }
 
-/// Small numbers of either sign, as bf16 and as f32; no two stretches alike, since TensorRT stores equal weights once.
+/// Small numbers of either sign, as bf16 and as f32; no two stretches alike, since TensorRT stores
+/// equal weights once.
 fn write_noise(path: &Path, bytes: u64) {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = (0..bytes.div_ceil(8)).flat_map(|_| {
@@ -154,7 +156,7 @@ fn write_noise(path: &Path, bytes: u64) {
 #[test]
 fn the_published_decoder_builds_with_its_weights_inside() {
     let s = synth::shapes(Preset::Full, Some(1));
-    let sources = ShapeSources {
+    let shapes = ModelShapes {
         recipe: Recipe::Bf16,
         dit: &s.dit,
         text: &s.text,
@@ -162,7 +164,7 @@ fn the_published_decoder_builds_with_its_weights_inside() {
         speech: &s.speech,
         config: &s.config,
     };
-    let families = sources.graphs().unwrap();
+    let families = shapes.graphs().unwrap();
     let mut graphs = families.iter().flat_map(|f| &f.graphs);
     let (contract, graph) = graphs.find(|(c, _)| *c == &vae::DECODER_NEXT).unwrap();
     let mut end = 0;
@@ -183,7 +185,7 @@ fn the_published_decoder_builds_with_its_weights_inside() {
     write_noise(&dir.path().join("noise.data"), end);
     let model = to_model(graph, WeightPlacement::External(&layout)).unwrap();
     let sizes = Limits::default().of(contract, &s.config);
-    let prepared = prepare::prepare(&model.encode_to_vec(), &sizes).unwrap();
+    let prepared = prepare::prepare(&encode(&model), &sizes).unwrap();
     let path = dir.path().join("vae_decoder_next.onnx");
     std::fs::write(&path, &prepared.onnx).unwrap();
     let library = Library::load().unwrap();
@@ -196,33 +198,34 @@ fn the_published_decoder_builds_with_its_weights_inside() {
             ranges: &[],
             detail: build::Detail::Names,
         };
-        let (peak, start) = (Peak::start(), Instant::now());
+        let (watch, start) = (PeakMemory::start(), Instant::now());
         let plan = build::build(library, &path, &options, Box::new(|_, _, _| {})).unwrap();
         println!(
-            "full bf16 sm{sm} vae_decoder_next with {} bytes of weights inside {:>10} bytes {:>6.2} s {:>5} MB of host memory",
+            "full bf16 sm{sm} vae_decoder_next with {} bytes of weights inside \
+             {:>10} bytes {:>6.2} s {:>5} MB of host memory",
             prepared.weights,
             plan.len(),
             start.elapsed().as_secs_f64(),
-            peak.stop() / 1_000_000
+            watch.growth().unwrap_or(0) / 1_000_000
         );
         assert!(plan.len() as u64 > prepared.weights);
     }
 }
 
-/// The control: without what the preparation puts in, or with what TensorRT lacks, a build fails and says why.
+/// The control: without what the preparation puts in, or with what TensorRT lacks, a build fails
+/// and says why.
 #[test]
 fn a_graph_that_tensorrt_refuses_is_an_error_that_says_why() {
     let out = tempfile::tempdir().unwrap();
-    let source = Source::Preset(Preset::Tiny, Recipe::Fp32);
-    let request = request(source, (256, 256), 89, out.path());
+    let input = BuildInput::Preset(Preset::Tiny, Recipe::Fp32);
+    let request = request(input, (256, 256), 89, out.path());
     let all = items(&request, "1.7.1").unwrap();
     let layer = all.iter().find(|i| i.name == "dit_layer").unwrap();
     type Spoil = fn(&mut ModelProto);
     let cases: [(&str, Spoil); 2] = [
         ("Attention", |m| {
             for n in &mut m.graph.as_mut().unwrap().node {
-                n.attribute
-                    .retain(|a| a.name.as_deref() != Some("TRT_decomposable"));
+                n.attribute.retain(|a| a.name != "TRT_decomposable");
             }
         }),
         ("TensorScatter", |m| {
@@ -234,17 +237,17 @@ fn a_graph_that_tensorrt_refuses_is_an_error_that_says_why() {
                 .iter_mut()
                 .flat_map(|n| &mut n.attribute)
             {
-                if a.name.as_deref() == Some("mode") {
-                    a.s = Some(b"circular".to_vec());
+                if a.name == "mode" {
+                    a.s = b"circular".to_vec();
                 }
             }
         }),
     ];
     for (word, spoil) in cases {
-        let mut model = ModelProto::decode(&layer.prepared.onnx[..]).unwrap();
+        let mut model = ModelProto::parse_from_bytes(&layer.prepared.onnx).unwrap();
         spoil(&mut model);
         let graph = out.path().join("spoilt.onnx");
-        std::fs::write(&graph, model.encode_to_vec()).unwrap();
+        std::fs::write(&graph, encode(&model)).unwrap();
         let error = make(&request, layer, &graph).unwrap_err().to_string();
         assert!(
             error.contains(word) && error.contains("spoilt.onnx"),
@@ -256,8 +259,8 @@ fn a_graph_that_tensorrt_refuses_is_an_error_that_says_why() {
 #[test]
 fn a_card_that_the_library_does_not_know_is_refused() {
     let out = tempfile::tempdir().unwrap();
-    let source = Source::Preset(Preset::Tiny, Recipe::Bf16);
-    let request = request(source, (256, 256), 90, out.path());
+    let input = BuildInput::Preset(Preset::Tiny, Recipe::Bf16);
+    let request = request(input, (256, 256), 90, out.path());
     let all = items(&request, "1.7.1").unwrap();
     exporter::build::write_graphs(&request, &all).unwrap();
     let graph = out.path().join("graphs").join(all[0].graph_file());
@@ -268,8 +271,8 @@ fn a_card_that_the_library_does_not_know_is_refused() {
 #[test]
 fn a_graph_can_be_parsed_without_building_it() {
     let out = tempfile::tempdir().unwrap();
-    let source = Source::Preset(Preset::Tiny, Recipe::Bf16);
-    let request = request(source, (256, 256), 89, out.path());
+    let input = BuildInput::Preset(Preset::Tiny, Recipe::Bf16);
+    let request = request(input, (256, 256), 89, out.path());
     let all = items(&request, "1.7.1").unwrap();
     exporter::build::write_graphs(&request, &all).unwrap();
     let graph = out.path().join("graphs/dit_head.onnx");
@@ -281,8 +284,8 @@ fn a_graph_can_be_parsed_without_building_it() {
 #[test]
 fn a_scratch_limit_that_is_too_low_is_named() {
     let out = tempfile::tempdir().unwrap();
-    let source = Source::Preset(Preset::Full, Recipe::Bf16);
-    let mut request = request(source, (704, 384), 89, out.path());
+    let input = BuildInput::Preset(Preset::Full, Recipe::Bf16);
+    let mut request = request(input, (704, 384), 89, out.path());
     request.workspace = 64 << 20;
     let all = items(&request, "1.7.1").unwrap();
     exporter::build::write_graphs(&request, &all).unwrap();

@@ -1,6 +1,5 @@
-//! Sizes of the models that are known by name, so that a machine can be planned for without any
-//! model at hand. The exporter's synthetic checkpoints have the same sizes; a test compares them.
-
+//! Sizes of the models that are known by name. The exporter's synthetic checkpoints are made from
+//! them, and the planner uses them when no model is at hand.
 use super::ModelConfig;
 use super::dit::{AudioConfig, DitConfig};
 use super::speech::SpeechConfig;

@@ -1,11 +1,13 @@
-//! `avatar-export build` as flags: a profile and what overrides it become a request; a plan is printed, or engines are built.
+//! The command `avatar-export build`: its flags become a request, then it prints a plan or builds
+//! the engines.
 use super::sizes::Limits;
 use super::{
-    BuildError, Done, InsideWeights, Item, LayerDetail, Request, Source, Watch, available, check,
-    items, present, run, write_graphs,
+    BuildError, BuildInput, Done, InsideWeights, Item, LayerDetail, Request, Watch, check, items,
+    present, run, write_graphs,
 };
 use crate::graphs;
 use crate::synth::Preset;
+use crate::usage::available_memory;
 use engines::backend::tensorrt::engine_list::{EngineEntry, EngineList};
 use engines::backend::tensorrt::{Flavour, TensorRtError};
 use engines::manifest::Models;
@@ -14,90 +16,99 @@ use engines::recipe::Recipe;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 
-/// What builds.
+/// A library that builds engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum BackendName {
-    /// TensorRT for RTX cards; builds on any machine
+    /// TensorRT for RTX cards. It builds on any machine
     TensorrtRtx,
-    /// TensorRT for data-centre cards; builds on the GPU that runs the engines
+    /// TensorRT for data-centre cards. It builds on the GPU that will run the engines
     Tensorrt,
-    /// ONNX Runtime's CUDA provider, which has nothing to build
+    /// CUDA provider of ONNX Runtime. It needs no engines, so the command only checks the export
     OrtCuda,
 }
 
-/// What this binary has.
+/// The library that this binary can call.
 const DEFAULT_BACKEND: &str = if cfg!(feature = "tensorrt") {
     "tensorrt"
 } else {
     "tensorrt-rtx"
 };
 
+/// Flags of `avatar-export build`.
 #[derive(Debug, clap::Args)]
 pub struct BuildArgs {
-    /// Kind of machine, by name or as a file
+    /// Machine to build for: the name of a profile, or the path of a profile file
     #[arg(long)]
     profile: String,
-    /// Folder of an export; without it only engines without weights inside are built, at the published sizes
+    /// Folder of an export. Without an export, the command builds only the engines whose weights
+    /// are inputs, at the published sizes
     #[arg(long)]
     models: Option<PathBuf>,
-    /// What builds and runs the engines
+    /// Library that builds and runs the engines
     #[arg(long, value_enum, default_value = DEFAULT_BACKEND)]
     backend: BackendName,
-    /// Folder of the engines
+    /// Folder to write the engines to
     #[arg(long)]
     out: PathBuf,
-    /// Write the prepared graphs and say what would be built, how large and how long, but build nothing
+    /// Build nothing: write the prepared graphs, and print the size and the build time of each
+    /// engine
     #[arg(long = "dry-run", visible_alias = "dry_run")]
     dry_run: bool,
-    /// Pixels as W*H; the profile's usual size unless given
+    /// Picture size in pixels as W*H [default: the usual size of the profile]
     #[arg(long, value_parser = graphs::parse_size)]
     size: Option<(usize, usize)>,
-    /// SM version of the card without its dot, e.g. 89; the profile's unless given
+    /// SM version of the card without its dot, for example 89 [default: from the profile]
     #[arg(long)]
     sm: Option<u32>,
-    /// Most lanes of a call; the profile's unless given
+    /// Most lanes (denoising steps that run together) in one call [default: from the profile]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=4))]
     lanes: Option<u8>,
-    /// Most actors in a picture
+    /// Most speaking persons in a picture
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     actors: u8,
-    /// Longest speech, in seconds
-    #[arg(long = "speech-seconds", visible_alias = "speech_seconds", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=36_000))]
+    /// Length of the longest speech, in seconds
+    #[arg(
+        long = "speech-seconds",
+        visible_alias = "speech_seconds",
+        default_value_t = 600,
+        value_parser = clap::value_parser!(u32).range(1..=36_000)
+    )]
     speech_seconds: u32,
-    /// Most host memory for one build, in GiB; what is free unless given
+    /// Most host memory for one build, in GiB [default: the free memory]
     #[arg(
         long = "memory-limit",
         visible_alias = "memory_limit",
         value_name = "GIB"
     )]
     memory_limit: Option<f64>,
-    /// Most scratch of an engine on the device, in MiB; the profile's unless given
+    /// Most device memory for an engine's intermediate results, in MiB [default: from the profile]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     workspace: Option<u32>,
-    /// Leave an engine out, by name; may be given again
+    /// Name of an engine to leave out. Repeat the flag for each further engine
     #[arg(long, value_name = "NAME")]
     skip: Vec<String>,
-    /// Let the weights inside engines stream from the host when they run (tensorrt only)
+    /// Let an engine load its inside weights from host memory while it runs (only --backend
+    /// tensorrt)
     #[arg(long = "stream-weights", visible_alias = "stream_weights")]
     stream_weights: bool,
-    /// Write each engine's layers as JSON beside it; needs the GPU
+    /// Write the layers of each engine as a JSON file beside it. This needs the GPU
     #[arg(long)]
     inspect: bool,
 }
 
-/// Lanes of a full wave: one a denoising step.
+/// Lanes of a full wave: one for each denoising step.
 const WAVE: usize = 4;
 const GIB: f64 = (1u64 << 30) as f64;
 
 impl BuildArgs {
-    /// What they ask for; nothing is built yet.
+    /// Returns the request that the flags state.
     fn request(&self, flavour: Flavour) -> Result<Request, BuildError> {
         let profile = Profile::open(&self.profile)?;
-        let source = self.source(&profile)?;
+        let input = self.input(&profile)?;
         let builder = &profile.builder;
         Ok(Request {
             limits: self.limits(&profile)?,
-            source,
+            input,
             flavour,
             sm: self.sm(&profile, flavour)?,
             workspace: self.workspace.map_or(builder.scratch_mib as u64, u64::from) << 20,
@@ -123,7 +134,12 @@ impl BuildArgs {
                         "--memory-limit: wanted more than 0 GiB, got {gib}"
                     )));
                 }
-                None => available(),
+                None => available_memory().ok_or_else(|| {
+                    BuildError::Unfit(
+                        "--memory-limit: give a limit, this system does not tell its free memory"
+                            .to_owned(),
+                    )
+                })?,
             },
             skip: self.skip.clone(),
             out: self.out.clone(),
@@ -131,19 +147,20 @@ impl BuildArgs {
         })
     }
 
-    fn source(&self, profile: &Profile) -> Result<Source, BuildError> {
+    fn input(&self, profile: &Profile) -> Result<BuildInput, BuildError> {
         if profile.recipe == Recipe::Fp8 {
             return Err(BuildError::Unfit(format!(
-                "profile {}: recipe fp8 cannot be exported yet, so it has no engines; take a copy of the profile with bf16",
+                "profile {}: recipe fp8 cannot be exported yet, so it has no engines; \
+                 take a copy of the profile with bf16",
                 profile.name
             )));
         }
         let Some(dir) = &self.models else {
-            return Ok(Source::Preset(Preset::Full, profile.recipe));
+            return Ok(BuildInput::Preset(Preset::Full, profile.recipe));
         };
         let models = Models::open(dir)?;
         match models.recipe() {
-            got if got == profile.recipe => Ok(Source::Models(Box::new(models))),
+            got if got == profile.recipe => Ok(BuildInput::Models(Box::new(models))),
             got => Err(BuildError::Recipe {
                 want: profile.recipe,
                 got,
@@ -188,13 +205,15 @@ impl BuildArgs {
             (None, [sm]) => *sm,
             (None, []) => {
                 return Err(BuildError::Unfit(format!(
-                    "profile {} has no GPU, so nothing is built for it; ONNX Runtime runs the export as it is",
+                    "profile {} has no GPU, so nothing is built for it; \
+                     ONNX Runtime runs the export as it is",
                     profile.name
                 )));
             }
             (None, several) => {
                 return Err(BuildError::Unfit(format!(
-                    "profile {} has GPUs of SM {several:?}: choose with --sm, and a folder for each",
+                    "profile {} has GPUs of SM {several:?}: choose one with --sm, \
+                     and a folder for each",
                     profile.name
                 )));
             }
@@ -212,7 +231,7 @@ impl BuildArgs {
         .into())
     }
 
-    /// The command line that asks for the same.
+    /// Returns the command line that asks for the same engines.
     fn command(&self, flavour: Flavour) -> String {
         let mut words = vec![format!("avatar-export build --profile {}", self.profile)];
         if let Some(models) = &self.models {
@@ -248,7 +267,7 @@ impl BuildArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// What cannot be built, before or while it is.
+/// Flags that do not fit together, inputs that cannot be read, an engine that cannot be built.
 pub fn build(a: &BuildArgs) -> Result<(), BuildError> {
     let flavour = match a.backend {
         BackendName::TensorrtRtx => Flavour::Rtx,
@@ -287,13 +306,13 @@ pub fn build(a: &BuildArgs) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// Version of the library, which is loaded here; and for what only a GPU can do, the driver.
+/// Loads the library and returns its version. Loads the driver too, where the request needs a GPU.
 #[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
 fn installed(request: &Request) -> Result<String, BuildError> {
     use engines::backend::tensorrt::library::{self, Library};
     let library = Library::load()?;
     if request.detail == LayerDetail::Inspected || request.flavour == Flavour::Enterprise {
-        // Said before an hour of building rather than after.
+        // A missing driver must be reported before an hour of building.
         library::driver(0)?;
     }
     Ok(library.version())
@@ -339,17 +358,18 @@ fn built(
     })
 }
 
-/// ONNX Runtime compiles when it loads: the export is checked, and that is all there is to do.
+/// Checks the export. ONNX Runtime compiles graphs when it loads them, so nothing is built.
 fn ort_cuda(a: &BuildArgs) -> Result<(), BuildError> {
     let profile = Profile::open(&a.profile)?;
-    let Source::Models(models) = a.source(&profile)? else {
+    let BuildInput::Models(models) = a.input(&profile)? else {
         return Err(BuildError::Unfit(
             "--backend ort-cuda builds nothing: it checks an export, give it with --models"
                 .to_owned(),
         ));
     };
     println!(
-        "{}: {} components checked against their hashes and contracts; ONNX Runtime takes them as they are and chooses its kernels when it loads them, so nothing is built",
+        "{}: {} components checked against their hashes and contracts; ONNX Runtime takes them \
+         as they are and chooses its kernels when it loads them, so nothing is built",
         models.dir().display(),
         models.manifest().components.len()
     );
@@ -376,7 +396,8 @@ fn print_plan(request: &Request, items: &[Item]) {
     }
     let sum = |of: fn(&Item) -> f64| items.iter().map(of).sum::<f64>();
     println!(
-        "{} engines for {} SM {}, {}*{}, up to {} lanes: about {:.1} GB on disk, {:.1} GB of host memory at the most, {:.0} s; predicted, limit {:.1} GB",
+        "{} engines for {} SM {}, {}*{}, up to {} lanes: about {:.1} GB on disk, \
+         {:.1} GB of host memory at the most, {:.0} s; predicted, limit {:.1} GB",
         items.len(),
         request.flavour,
         request.sm,
@@ -390,7 +411,7 @@ fn print_plan(request: &Request, items: &[Item]) {
     );
 }
 
-/// Progress on the terminal: one bar for the engine at work, one line for each that is done.
+/// Progress on the terminal: one bar for the current engine, one line for each finished engine.
 struct Bars(ProgressBar);
 
 impl Bars {

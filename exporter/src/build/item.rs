@@ -1,54 +1,37 @@
-//! One engine to be: its graph, what is inside, what it will take, and the key by which it is found again.
+//! An engine to build: its graph, its weights, its predicted costs, and the key under which a later
+//! build finds it.
 use super::prepare::{self, Prepared, Sizes};
-use super::{BuildError, Request};
-use crate::export::{ShapeSources, generic};
+use super::request::{BuildError, BuildInput, Request, io};
+use crate::families::{ModelShapes, generic};
 use crate::graph::Graph;
-use crate::graph::write::{WeightPlacement, to_model};
+use crate::graph::write::{WeightPlacement, encode, to_model};
 use crate::synth::{self, Preset};
 use engines::backend::tensorrt::engine_list::{self, EngineEntry};
 use engines::contract::{Contract, Weights};
 use engines::manifest::{FileEntry, ModelConfig, Models, hash_file};
 use engines::recipe::Recipe;
-use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where graphs come from.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// An export, weights and all.
-    Models(Box<Models>),
-    /// Sizes alone: engines whose weights are bound can be built, the others can only be planned.
-    Preset(Preset, Recipe),
-}
-
-impl Source {
-    pub fn recipe(&self) -> Recipe {
-        match self {
-            Self::Models(m) => m.recipe(),
-            Self::Preset(_, recipe) => *recipe,
-        }
-    }
-}
-
-/// What a build is predicted to take.
+/// Predicted size, memory and time of a build.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Predicted {
-    /// Of the engine.
+    /// Bytes of the engine.
     pub bytes: u64,
-    /// Of the host while it is built, in bytes.
+    /// Most host memory of the build, in bytes.
     pub memory: u64,
+    /// Time of the build.
     pub seconds: f64,
 }
 
-/// Host memory of a build, in sizes of the weights inside. Measured, see docs/measured.md.
+/// Host memory of a build for each byte of weights inside, measured (docs/measured.md).
 pub(super) const MEMORY_PER_WEIGHT: f64 = 3.1;
-/// Host memory of a build without weights, bytes.
+/// Host memory of a build without weights, in bytes.
 const MEMORY_BASE: u64 = 192 << 20;
-/// An engine without weights, bytes.
+/// Size of an engine without weights, in bytes.
 const ENGINE_BASE: u64 = 12 << 20;
-/// Seconds of a build without weights, and those of a GB of weights more.
+/// Seconds of a build without weights, and seconds for each GB of weights.
 const SECONDS_BASE: f64 = 0.5;
 const SECONDS_PER_GB: f64 = 3.0;
 
@@ -62,18 +45,21 @@ impl Predicted {
     }
 }
 
-/// One engine to be.
+/// An engine to build.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// Name of its graph.
+    /// Name of the graph.
     pub name: String,
+    /// The contract that the graph keeps.
     pub contract: &'static Contract,
+    /// The graph, prepared for TensorRT.
     pub prepared: Prepared,
-    /// Bytes of the weights inside.
+    /// Bytes of the weights inside the engine.
     pub weights: u64,
+    /// Predicted costs of the build.
     pub predicted: Predicted,
     pub(super) key: String,
-    /// Name beside the graph, and where it is.
+    /// Name of each data file beside the graph, and its path.
     pub(super) data_files: Vec<(String, PathBuf)>,
     graph_hash: String,
     data_hash: Option<String>,
@@ -82,16 +68,17 @@ pub struct Item {
 }
 
 impl Item {
-    /// Whether its weights are at hand.
+    /// Returns whether the weights are available.
     pub fn buildable(&self) -> bool {
         !self.lacks_weights
     }
 
+    /// Returns the file name of the prepared graph.
     pub fn graph_file(&self) -> String {
         format!("{}.onnx", self.name)
     }
 
-    /// `dit_layer.0123456789abcdef.engine`.
+    /// Returns the file name of the engine, for example `dit_layer.0123456789abcdef.engine`.
     pub fn engine_file(&self) -> String {
         format!("{}.{}.engine", self.name, self.key)
     }
@@ -111,7 +98,7 @@ impl Item {
         }
     }
 
-    /// The engine of this key, when its file is whole.
+    /// Returns the entry of the engine with this key, when the engine's file is whole.
     pub(super) fn find(&self, known: &[EngineEntry], out: &Path) -> Option<EngineEntry> {
         let entry = known
             .iter()
@@ -123,14 +110,14 @@ impl Item {
     }
 }
 
-/// Every engine of a request, in data-flow order.
+/// Returns every engine of a request, in data-flow order.
 ///
 /// # Errors
-/// Models or graphs that cannot be read, a name to skip that no engine has.
+/// Models or graphs that cannot be read; a name in `skip` that no engine has.
 pub fn items(request: &Request, version: &str) -> Result<Vec<Item>, BuildError> {
-    let raw = match &request.source {
-        Source::Models(models) => of_models(models)?,
-        Source::Preset(preset, recipe) => of_preset(*preset, *recipe)?,
+    let raw = match &request.input {
+        BuildInput::Models(models) => of_models(models)?,
+        BuildInput::Preset(preset, recipe) => of_preset(*preset, *recipe)?,
     };
     let names: BTreeSet<&str> = raw.0.iter().map(|r| r.name.as_str()).collect();
     if let Some(name) = request.skip.iter().find(|s| !names.contains(s.as_str())) {
@@ -153,7 +140,7 @@ struct Raw {
     contract: &'static Contract,
     onnx: Vec<u8>,
     data: Option<(String, PathBuf)>,
-    /// Bytes of weights that an engine will hold and that are not in the file.
+    /// Bytes of the engine's weights that no file holds.
     absent: u64,
 }
 
@@ -210,7 +197,7 @@ impl Raw {
     }
 }
 
-/// Sixteen digits of the hash of everything that an engine depends on.
+/// Returns sixteen digits of the hash of everything that an engine depends on.
 fn key(
     request: &Request,
     version: &str,
@@ -219,14 +206,14 @@ fn key(
     sizes: &Sizes,
     prepared: &Prepared,
 ) -> String {
-    // The prepared graph is hashed as well: preparing may change with the exporter.
+    // The prepared graph is hashed too, because another exporter may prepare it otherwise.
     let prepared = blake3::hash(&prepared.onnx).to_hex().to_string();
     let facts = serde_json::json!({
         "graph": graph,
         "data": data,
         "prepared": prepared,
         "sizes": sizes,
-        "recipe": request.source.recipe(),
+        "recipe": request.input.recipe(),
         "flavour": request.flavour.name(),
         "version": version,
         "sm": request.sm,
@@ -238,7 +225,7 @@ fn key(
     blake3::hash(facts.to_string().as_bytes()).to_hex()[..16].to_owned()
 }
 
-/// Every distinct graph of an export.
+/// Returns every distinct graph of an export.
 fn of_models(models: &Models) -> Result<(Vec<Raw>, ModelConfig), BuildError> {
     let mut seen = BTreeSet::new();
     let mut graphs = Vec::new();
@@ -249,7 +236,7 @@ fn of_models(models: &Models) -> Result<(Vec<Raw>, ModelConfig), BuildError> {
         }
         let (_, contract) = models.component(&c.name)?;
         let path = models.dir().join(&c.graph.file);
-        let onnx = fs::read(&path).map_err(super::io(&path))?;
+        let onnx = fs::read(&path).map_err(io(&path))?;
         let data = engine_list::data_of(c, &models.manifest().data);
         graphs.push(Raw {
             name: name.to_owned(),
@@ -262,10 +249,10 @@ fn of_models(models: &Models) -> Result<(Vec<Raw>, ModelConfig), BuildError> {
     Ok((graphs, models.config().clone()))
 }
 
-/// Every distinct graph of a preset, its weights as inputs.
+/// Returns every distinct graph of a preset, with its weights as inputs.
 fn of_preset(preset: Preset, recipe: Recipe) -> Result<(Vec<Raw>, ModelConfig), BuildError> {
     let s = synth::shapes(preset, None);
-    let families = ShapeSources {
+    let families = ModelShapes {
         recipe,
         dit: &s.dit,
         text: &s.text,
@@ -288,7 +275,7 @@ fn of_preset(preset: Preset, recipe: Recipe) -> Result<(Vec<Raw>, ModelConfig), 
     let mut ordered: Vec<_> = graphs.into_values().collect();
     ordered.sort_by_key(|(at, ..)| *at);
     let raw = ordered.into_iter().map(|(_, contract, graph)| {
-        let onnx = to_model(&graph, WeightPlacement::AsInputs)?.encode_to_vec();
+        let onnx = encode(&to_model(&graph, WeightPlacement::AsInputs)?);
         let absent = match contract.weights {
             Weights::Bound => 0,
             Weights::Inside => graph.weights.iter().map(crate::graph::Weight::bytes).sum(),

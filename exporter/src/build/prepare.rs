@@ -1,10 +1,16 @@
-//! An exported graph as TensorRT wants it: sizes that a profile fixes written as numbers, ranges for those that vary, and leave to spell out
-//! the attentions that no fused kernel takes. Bytes in, bytes out; nothing is run.
-use crate::graph::proto::{AttributeProto, ModelProto, ValueInfoProto, dimension};
+//! Prepares an exported graph for TensorRT.
+//!
+//! Sizes that a profile fixes become numbers, sizes that vary become ranges, and an attention
+//! without a fused kernel may be split into its parts. The module turns bytes into bytes and runs
+//! nothing.
+use crate::graph::write::encode;
 use engines::backend::tensorrt::engine_list::Range;
 use engines::dim::{Bindings, Dim};
-use prost::Message;
+use onnx_protobuf::attribute_proto::AttributeType;
+use onnx_protobuf::tensor_shape_proto::dimension;
+use onnx_protobuf::{AttributeProto, Message, ModelProto, ValueInfoProto, type_proto};
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
 
 /// Values of the symbols of one graph.
 pub type Sizes = BTreeMap<String, Range>;
@@ -12,9 +18,13 @@ pub type Sizes = BTreeMap<String, Range>;
 /// The three sizes of an input that varies, as an optimisation profile takes them.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct InputShape {
+    /// Name of the input.
     pub name: String,
+    /// Smallest shape.
     pub min: Vec<i64>,
+    /// Usual shape, for which TensorRT optimises.
     pub opt: Vec<i64>,
+    /// Largest shape.
     pub max: Vec<i64>,
 }
 
@@ -23,38 +33,47 @@ pub struct InputShape {
 pub struct Prepared {
     /// The ONNX file, without its weights.
     pub onnx: Vec<u8>,
-    /// Inputs that vary.
+    /// Inputs whose size varies.
     pub varying: Vec<InputShape>,
-    /// Bytes of the weights inside.
+    /// Bytes of the weights inside the engine.
     pub weights: u64,
     /// Bytes of all inputs at their largest, the bound weights included.
     pub inputs: u64,
     /// Files beside the graph that hold its weights.
     pub files: Vec<String>,
-    /// Symbols that its inputs' sizes are made of.
+    /// Symbols in the sizes of its inputs.
     pub symbols: BTreeSet<String>,
 }
 
-/// Why a graph cannot be prepared.
+/// A graph that cannot be prepared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum PrepareError {
     #[error("not an ONNX file: {0}")]
     Decode(String),
+    #[error("an ONNX file of {got} bytes, wanted at most {most}: its weights are in another file")]
+    Large { got: usize, most: usize },
     #[error("input {input}: size {dim:?} has a symbol that no profile gives a value")]
     Symbol { input: String, dim: String },
 }
 
+/// Most bytes of a graph without its weights. The largest of ours has 0.16 MB.
+const MOST_BYTES: usize = 64 << 20;
+/// Stack for parsing any file that our exporter wrote.
+const STACK_BASE: usize = 2 << 20;
+/// Stack for a byte of a hostile file; 561 were measured in a debug build, 80 in a release build.
+const STACK_PER_BYTE: usize = 1024;
 /// ONNX's number for f32.
 const FLOAT: i32 = 1;
 /// Largest head size that a fused attention kernel of TensorRT takes.
 const FUSED_HEAD: i64 = 256;
 
-/// Prepares a file. `sizes` gives every symbol of its inputs a value or a range.
+/// Prepares an ONNX file. `sizes` gives each symbol of its inputs a value or a range.
 ///
 /// # Errors
 /// Bytes that are no ONNX file, a symbol without a value.
 pub fn prepare(onnx: &[u8], sizes: &Sizes) -> Result<Prepared, PrepareError> {
-    let mut model = ModelProto::decode(onnx).map_err(|e| PrepareError::Decode(e.to_string()))?;
+    let mut model = decode(onnx)?;
     let graph = model
         .graph
         .as_mut()
@@ -63,20 +82,20 @@ pub fn prepare(onnx: &[u8], sizes: &Sizes) -> Result<Prepared, PrepareError> {
         .value_info
         .iter()
         .chain(&graph.input)
-        .filter_map(|v| Some((v.name.clone()?, fact(v)?)))
+        .filter_map(|v| Some((v.name.clone(), fact(v)?)))
         .collect();
     for node in &mut graph.node {
         let q = node.input.first().and_then(|q| facts.get(q));
-        if node.op_type.as_deref() == Some("Attention") && q.is_some_and(|q| !fused(q)) {
+        if node.op_type == "Attention" && q.is_some_and(|q| !fused(q)) {
             node.attribute.push(AttributeProto {
-                name: Some("TRT_decomposable".to_owned()),
-                i: Some(1),
-                r#type: Some(2),
+                name: "TRT_decomposable".to_owned(),
+                i: 1,
+                type_: AttributeType::INT.into(),
                 ..AttributeProto::default()
             });
         }
     }
-    // TensorRT infers these itself, and would have to agree with symbols that it does not know.
+    // TensorRT infers these itself, and cannot compare them with symbols that it does not know.
     graph.value_info.clear();
     let mut prepared = Prepared {
         onnx: Vec::new(),
@@ -97,11 +116,8 @@ pub fn prepare(onnx: &[u8], sizes: &Sizes) -> Result<Prepared, PrepareError> {
     }
     for w in &graph.initializer {
         let of = |key: &str| {
-            let found = w
-                .external_data
-                .iter()
-                .find(|e| e.key.as_deref() == Some(key));
-            found.and_then(|e| e.value.clone())
+            let found = w.external_data.iter().find(|e| e.key == key);
+            found.map(|e| e.value.clone())
         };
         let length = of("length").and_then(|l| l.parse::<u64>().ok());
         prepared.weights += length.unwrap_or(0);
@@ -109,36 +125,68 @@ pub fn prepare(onnx: &[u8], sizes: &Sizes) -> Result<Prepared, PrepareError> {
             prepared.files.push(file);
         }
     }
-    prepared.onnx = model.encode_to_vec();
+    prepared.onnx = encode(&model);
     Ok(prepared)
 }
 
-/// Whether a query of this type and shape `[B, N, L, d]` has a fused kernel: half precision and heads of a usual size. Only those must be
-/// fused; a build fails where one is not.
+/// Reads an ONNX file, on a thread whose stack suffices for any file of its length.
+///
+/// protobuf 3.4.0 skips a group of an unknown field by recursion, without a limit
+/// (RUSTSEC-2024-0437). A level takes at least one byte of the file, and at most [`STACK_PER_BYTE`]
+/// of the stack.
+fn decode(onnx: &[u8]) -> Result<ModelProto, PrepareError> {
+    if onnx.len() > MOST_BYTES {
+        return Err(PrepareError::Large {
+            got: onnx.len(),
+            most: MOST_BYTES,
+        });
+    }
+    let parse = || ModelProto::parse_from_bytes(onnx);
+    let stack = STACK_BASE + onnx.len() * STACK_PER_BYTE;
+    let parsed = thread::scope(|scope| {
+        let reader = thread::Builder::new()
+            .stack_size(stack)
+            .spawn_scoped(scope, parse);
+        reader.map(|r| r.join().expect("the parser does not panic"))
+    });
+    match parsed {
+        Ok(Ok(model)) => Ok(model),
+        Ok(Err(e)) => Err(PrepareError::Decode(e.to_string())),
+        Err(e) => Err(PrepareError::Decode(format!("no thread to read it: {e}"))),
+    }
+}
+
+/// Returns whether a query of this type and shape `[B, N, L, d]` has a fused kernel: half precision
+/// and a usual head size. Only these must be fused; a build fails when one is not.
 fn fused((dtype, shape): &(i32, Vec<i64>)) -> bool {
     let head = shape.last().copied().unwrap_or(0);
     *dtype != FLOAT && head > 0 && head <= FUSED_HEAD && head % 8 == 0
 }
 
-/// Element type and sizes, 0 where symbolic.
+/// Returns the element type and the sizes of a tensor. A symbolic size is 0.
 fn fact(v: &ValueInfoProto) -> Option<(i32, Vec<i64>)> {
-    let tensor = v.r#type.as_ref()?.tensor_type.as_ref()?;
+    let Some(type_proto::Value::TensorType(tensor)) = &v.type_.as_ref()?.value else {
+        return None;
+    };
     let dims = tensor.shape.as_ref()?.dim.iter().map(|d| match d.value {
         Some(dimension::Value::DimValue(n)) => n,
         _ => 0,
     });
-    Some((tensor.elem_type?, dims.collect()))
+    Some((tensor.elem_type, dims.collect()))
 }
 
-fn texts(v: &mut ValueInfoProto) -> Vec<&mut dimension::Value> {
-    let shape = v
-        .r#type
-        .as_mut()
-        .and_then(|t| t.tensor_type.as_mut())
-        .and_then(|t| t.shape.as_mut());
-    shape
-        .map(|s| s.dim.iter_mut().filter_map(|d| d.value.as_mut()).collect())
-        .unwrap_or_default()
+/// Returns the sizes of a tensor that are stated, as numbers or as texts.
+fn stated(v: &mut ValueInfoProto) -> Vec<&mut dimension::Value> {
+    let Some(type_proto::Value::TensorType(tensor)) =
+        v.type_.as_mut().and_then(|t| t.value.as_mut())
+    else {
+        return Vec::new();
+    };
+    let dims = tensor.shape.as_mut().map(|s| s.dim.iter_mut());
+    dims.into_iter()
+        .flatten()
+        .filter_map(|d| d.value.as_mut())
+        .collect()
 }
 
 fn ends(sizes: &Sizes) -> [Bindings; 3] {
@@ -146,32 +194,33 @@ fn ends(sizes: &Sizes) -> [Bindings; 3] {
         .map(|end| sizes.iter().map(|(k, r)| (k.clone(), end(r))).collect())
 }
 
-/// Writes the sizes that are fixed into an input. Returns its ranges when it varies, and its bytes at its largest.
+/// Writes the fixed sizes into an input. Returns its ranges when it varies, and its largest number
+/// of bytes.
 fn shape(
     input: &mut ValueInfoProto,
     sizes: &Sizes,
 ) -> Result<(Option<InputShape>, u64), PrepareError> {
-    let name = input.name.clone().unwrap_or_default();
+    let name = input.name.clone();
     let element = fact(input).map_or(0, |(t, _)| bytes_of(t));
     let ends = ends(sizes);
     let mut all: [Vec<i64>; 3] = Default::default();
-    for value in texts(input) {
+    for value in stated(input) {
         let sizes = match value {
             dimension::Value::DimValue(n) => [*n; 3],
             dimension::Value::DimParam(text) => {
-                let symbol = || PrepareError::Symbol {
+                let dim = Dim::parse(text).ok();
+                let [min, opt, max] = [0, 1, 2].map(|i| dim.as_ref()?.eval(&ends[i]));
+                let all = min
+                    .zip(opt)
+                    .zip(max)
+                    .map(|((min, opt), max)| [min, opt, max]);
+                all.ok_or_else(|| PrepareError::Symbol {
                     input: name.clone(),
                     dim: text.clone(),
-                };
-                let dim = Dim::parse(text).map_err(|_| symbol())?;
-                let [a, b, c] = [0, 1, 2].map(|i| dim.eval(&ends[i]));
-                [a, b, c]
-                    .map(|n| n.ok_or_else(symbol))
-                    .into_iter()
-                    .collect::<Result<Vec<_>, _>>()?
-                    .try_into()
-                    .expect("three sizes")
+                })?
             }
+            // The enum is open for future kinds of sizes; ONNX has none.
+            _ => continue,
         };
         if sizes[0] == sizes[2] {
             *value = dimension::Value::DimValue(sizes[0]);
@@ -194,11 +243,11 @@ fn shape(
     ))
 }
 
-/// Symbols without whose value a size of the input is not known.
+/// Returns the symbols that the size of the input depends on.
 fn symbols(input: &mut ValueInfoProto, sizes: &Sizes) -> Vec<String> {
     let [values, ..] = ends(sizes);
     let mut found = Vec::new();
-    for value in texts(input) {
+    for value in stated(input) {
         if let dimension::Value::DimParam(text) = value
             && let Ok(dim) = Dim::parse(text)
         {
@@ -217,14 +266,14 @@ fn symbols(input: &mut ValueInfoProto, sizes: &Sizes) -> Vec<String> {
     found
 }
 
-/// Writes what is fixed into an output; what an input decides stays a symbol.
+/// Writes the fixed sizes into an output. A size that an input decides stays a symbol.
 fn bind_known(output: &mut ValueInfoProto, sizes: &Sizes) {
     let fixed: Bindings = sizes
         .iter()
         .filter(|(_, r)| r.is_fixed())
         .map(|(k, r)| (k.clone(), r.min))
         .collect();
-    for value in texts(output) {
+    for value in stated(output) {
         if let dimension::Value::DimParam(text) = value
             && let Some(n) = Dim::parse(text).ok().and_then(|d| d.eval(&fixed))
         {
@@ -257,7 +306,7 @@ mod tests {
         b.output(&Port::new("o", dtype, shape), o);
         let graph = b.finish().unwrap();
         let model = write::to_model(&graph, write::WeightPlacement::AsInputs).unwrap();
-        model.encode_to_vec()
+        encode(&model)
     }
 
     fn sizes(list: &[(&str, [i64; 3])]) -> Sizes {
@@ -278,9 +327,9 @@ mod tests {
             (DType::BF16, "1 3 L 28", true),
         ] {
             let onnx = prepare(&attention(dtype, shape), &one).unwrap().onnx;
-            let graph = ModelProto::decode(&onnx[..]).unwrap().graph.unwrap();
+            let graph = decode(&onnx).unwrap().graph.unwrap();
             let attributes = graph.node.iter().flat_map(|n| &n.attribute);
-            let found = attributes.filter(|a| a.name.as_deref() == Some("TRT_decomposable"));
+            let found = attributes.filter(|a| a.name == "TRT_decomposable");
             assert_eq!(found.count(), usize::from(spelt), "{dtype} {shape}");
         }
     }
@@ -320,5 +369,15 @@ mod tests {
             prepare(b"not a graph", &Sizes::new()),
             Err(PrepareError::Decode(_))
         ));
+    }
+
+    #[test]
+    fn a_file_of_nested_groups_and_a_file_that_is_too_large_are_refused() {
+        // Field 15 of no message of ONNX, "group begins", again and again.
+        let hostile = vec![15 << 3 | 3u8; 1 << 20];
+        let error = prepare(&hostile, &Sizes::new()).unwrap_err();
+        assert!(matches!(error, PrepareError::Decode(_)), "{error}");
+        let error = prepare(&vec![0; MOST_BYTES + 1], &Sizes::new()).unwrap_err();
+        assert!(matches!(error, PrepareError::Large { .. }), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! What the symbols of a component's ports may be, for one size of video and one machine's limits.
+//! Values and ranges of the symbols in a component's ports, for one video size and one machine.
 use super::prepare::Sizes;
 use crate::graphs::{TOKEN_PIXELS, bindings};
 use engines::backend::tensorrt::engine_list::Range;
@@ -6,11 +6,13 @@ use engines::components::{dit, speech, text};
 use engines::contract::Contract;
 use engines::manifest::ModelConfig;
 
-/// The largest calls that engines take. Two engines differ when these do, so they are part of what an engine is named by.
+/// The largest calls that engines take. They are part of an engine's key: other limits give another
+/// engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Pixels, multiples of 16.
+    /// Width of the picture in pixels, a multiple of 16.
     pub width: usize,
+    /// Height of the picture in pixels, a multiple of 16.
     pub height: usize,
     /// Lanes of one call of the transformer, at most.
     pub lanes: usize,
@@ -35,7 +37,7 @@ impl Default for Limits {
     }
 }
 
-/// Frames of speech that the runtime takes the features of at a time.
+/// Frames of speech for which the runtime computes features at a time.
 const FEATURE_FRAMES: i64 = 1000;
 /// Rows of speech a second.
 const SPEECH_RATE: i64 = 50;
@@ -43,7 +45,7 @@ const SPEECH_RATE: i64 = 50;
 const USUAL_TOKENS: i64 = 128;
 
 impl Limits {
-    /// Ranges of the symbols of a contract's inputs.
+    /// Returns the ranges of the symbols in a contract's inputs.
     pub fn of(&self, contract: &Contract, config: &ModelConfig) -> Sizes {
         let mut sizes: Sizes = bindings(self.width, self.height)
             .into_iter()

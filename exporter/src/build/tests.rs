@@ -1,13 +1,15 @@
-//! The folder of engines, with a builder that only hands out bytes: what is kept, what is rebuilt, what a loader refuses. TensorRT itself is in
-//! `exporter/tests/tensorrt.rs`.
+//! Tests of the folder of engines, with a builder that only returns bytes. TensorRT itself is
+//! tested in `exporter/tests/tensorrt.rs`.
 use super::item::Predicted;
 use super::sizes::Limits;
 use super::*;
 use crate::export;
 use crate::synth::{self, Preset, SynthOptions};
+use engines::backend::tensorrt::Flavour;
 use engines::backend::tensorrt::engine_list::{Engines, Here};
 use engines::error_kind::ErrorKind;
 use engines::manifest::Models;
+use engines::recipe::Recipe;
 use std::cell::Cell;
 use std::sync::OnceLock;
 use tempfile::TempDir;
@@ -38,7 +40,7 @@ fn models() -> &'static (TempDir, Models) {
 
 fn request(out: &Path) -> Request {
     Request {
-        source: Source::Models(Box::new(models().1.clone())),
+        input: BuildInput::Models(Box::new(models().1.clone())),
         limits: Limits {
             width: 256,
             height: 256,
@@ -173,7 +175,8 @@ fn an_interrupted_build_goes_on_where_it_stopped() {
     assert_eq!(build(&request), items.len() - 5);
 }
 
-/// Every way an engine can be wrong is refused before use, in one line that says what is wrong and how to rebuild.
+/// Every way an engine can be wrong is refused before use, in one line that says what is wrong and
+/// how to rebuild.
 #[test]
 fn engines_that_do_not_fit_are_refused_with_the_command_that_rebuilds() {
     type Change = fn(&Path, &mut Here);
@@ -303,7 +306,7 @@ fn a_build_over_the_memory_limit_is_refused_before_it_begins() {
 fn without_models_only_engines_with_bound_weights_are_built() {
     let out = tempfile::tempdir().unwrap();
     let mut request = request(out.path());
-    request.source = Source::Preset(Preset::Tiny, Recipe::Bf16);
+    request.input = BuildInput::Preset(Preset::Tiny, Recipe::Bf16);
     let items = items(&request, "1.7.1").unwrap();
     let names: Vec<&str> = items
         .iter()
@@ -320,7 +323,7 @@ fn engines_without_weights_do_not_care_where_their_graph_came_from() {
     let mut request = request(out.path());
     build(&request);
     // The same model by its sizes alone: the layers' engines are those of the export.
-    request.source = Source::Preset(Preset::Tiny, Recipe::Fp32);
+    request.input = BuildInput::Preset(Preset::Tiny, Recipe::Fp32);
     assert_eq!(build(&request), 0);
 }
 

@@ -1,9 +1,14 @@
-//! The same builds as lines for NVIDIA's own tool: `trtexec` of TensorRT 11, `tensorrt_rtx` of TensorRT for RTX.
+//! Command lines for NVIDIA's own tools that build the same engines: `trtexec` of TensorRT 11 and
+//! `tensorrt_rtx` of TensorRT for RTX.
+use super::item::Item;
 use super::prepare::InputShape;
-use super::{GRAPHS, InsideWeights, Item, LayerDetail, Request};
+use super::request::{InsideWeights, LayerDetail, Request};
 use engines::backend::tensorrt::Flavour;
 
-/// One line an engine, to be run in the folder of the engines.
+/// Folder of the prepared graphs, inside the folder of the engines.
+pub const GRAPHS: &str = "graphs";
+
+/// Returns one command line for each engine. The commands run in the folder of the engines.
 pub(super) fn lines(request: &Request, items: &[Item]) -> String {
     let head = match request.flavour {
         Flavour::Enterprise => format!(
@@ -11,7 +16,8 @@ pub(super) fn lines(request: &Request, items: &[Item]) -> String {
             request.sm
         ),
         Flavour::Rtx => format!(
-            "# Run in this folder. The tool builds for every RTX card from SM 80 on; the program builds for SM {} alone. Engines built so are not in engines.json.\n",
+            "# Run in this folder. The tool builds for every RTX card from SM 80 on; \
+             the program builds for SM {} alone. Engines built so are not in engines.json.\n",
             request.sm
         ),
     };
@@ -66,7 +72,8 @@ fn line(request: &Request, item: &Item) -> String {
     words.join(" ")
 }
 
-/// `hidden:1x3168x5120,e0:1x3x6x5120`; a name that a shell would read otherwise is quoted whole.
+/// Returns shapes as `hidden:1x3168x5120,e0:1x3x6x5120`. A name with a special character for the
+/// shell is quoted as a whole.
 fn shapes(varying: &[InputShape], end: impl Fn(&InputShape) -> &Vec<i64>) -> String {
     let one = |v: &InputShape| {
         let dims: Vec<String> = end(v).iter().map(i64::to_string).collect();

@@ -1,11 +1,13 @@
-//! Element types as checkpoints store them, and their conversion to f32. Not the dtypes of graph ports: those are in `engines`.
+//! Element types of checkpoints, and their conversion to f32. The element types of graph ports are
+//! in `engines`.
 
 use std::fmt;
 
 use half::{bf16, f16};
 
-/// The type of a stored tensor's elements. Always little-endian on disk.
+/// The element type of a stored tensor. Elements are little-endian on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the variants are safetensors' own names")]
 pub enum StoredDType {
     Bool,
     U8,
@@ -43,7 +45,7 @@ impl StoredDType {
         Self::U64,
     ];
 
-    /// Bytes of one element.
+    /// Returns the bytes of one element.
     pub fn size(self) -> usize {
         match self {
             Self::Bool | Self::U8 | Self::I8 | Self::F8E4M3 | Self::F8E5M2 => 1,
@@ -53,7 +55,7 @@ impl StoredDType {
         }
     }
 
-    /// The safetensors spelling, as `BF16`.
+    /// Returns the name in safetensors, for example `BF16`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bool => "BOOL",
@@ -74,12 +76,12 @@ impl StoredDType {
         }
     }
 
-    /// From the safetensors spelling.
+    /// Returns the type with this name in safetensors.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|d| d.name() == name)
     }
 
-    /// From the name of a torch storage class, as `BFloat16Storage`.
+    /// Returns the type of a torch storage class, for example `BFloat16Storage`.
     pub(super) fn from_storage_class(class: &str) -> Option<Self> {
         Some(match class {
             "BoolStorage" => Self::Bool,
@@ -96,7 +98,7 @@ impl StoredDType {
         })
     }
 
-    /// From the name of a torch dtype, as `bfloat16`.
+    /// Returns the type of a torch dtype, for example `bfloat16`.
     pub(super) fn from_torch(name: &str) -> Option<Self> {
         Some(match name {
             "bool" => Self::Bool,
@@ -118,18 +120,19 @@ impl StoredDType {
         })
     }
 
-    /// Bytes of a tensor of this type, or `None` when that does not fit a `usize`.
+    /// Returns the bytes of a tensor of this type, or `None` when they do not fit a `usize`.
     pub fn bytes_of(self, shape: &[usize]) -> Option<usize> {
         shape.iter().try_fold(self.size(), |n, &d| n.checked_mul(d))
     }
 
-    /// Little-endian `bytes` as f32, as [`Self::extend_f32`] converts them.
+    /// Converts little-endian `bytes` to f32, as [`Self::extend_f32`] does.
     pub(super) fn to_f32(self, bytes: &[u8]) -> Option<Vec<f32>> {
         let mut out = Vec::with_capacity(bytes.len() / self.size());
         self.extend_f32(bytes, &mut out).then_some(out)
     }
 
-    /// Rounds each to the nearest value of this type, ties to even; other than f16 and bf16 leave them as they are.
+    /// Rounds each element to the nearest value of this type, ties to even. Types other than f16
+    /// and bf16 change nothing.
     pub(super) fn round_all(self, values: &mut [f32]) {
         match self {
             Self::BF16 => values
@@ -142,8 +145,8 @@ impl StoredDType {
         }
     }
 
-    /// Appends little-endian `bytes` as f32 (f64 is rounded); false, and nothing appended, for types that are not floating point of 16
-    /// bits or more.
+    /// Appends little-endian `bytes` as f32 and returns true; f64 is rounded. For a type that is
+    /// not floating point of 16 bits or more, it appends nothing and returns false.
     pub(super) fn extend_f32(self, bytes: &[u8], out: &mut Vec<f32>) -> bool {
         match self {
             Self::F32 => extend(bytes, f32::from_le_bytes, out),

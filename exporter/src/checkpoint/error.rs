@@ -1,4 +1,5 @@
-//! What can be wrong with a checkpoint. Everything wrong with one file is gathered in one error; each fault is a phrase with its facts.
+//! Faults of a checkpoint. One error holds every fault of one file; each fault is a phrase with its
+//! facts.
 
 use std::fmt;
 use std::io;
@@ -9,27 +10,32 @@ use engines::error_kind::ErrorKind;
 
 use super::dtype::StoredDType;
 
-/// A checkpoint, or one of its tensors, cannot be used.
+/// A checkpoint or a tensor that cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum CheckpointError {
-    /// Nothing usable at `path`.
+    /// The path holds no checkpoint of the wanted kind.
     #[error("{path}: no {want} there", path = path.display())]
     Missing { path: PathBuf, want: &'static str },
-    /// Several files could be meant.
-    #[error("{path}: wanted one {want}, found {found}", path = path.display(), found = found.join(", "))]
+    /// Several files fit, and none has preference.
+    #[error(
+        "{path}: wanted one {want}, found {found}",
+        path = path.display(),
+        found = found.join(", ")
+    )]
     Ambiguous {
         path: PathBuf,
         want: &'static str,
         found: Vec<String>,
     },
-    /// The operating system refused.
+    /// The operating system refused an operation.
     #[error("{path}: cannot {op}: {source}", path = path.display())]
     Io {
         path: PathBuf,
         op: &'static str,
         source: io::Error,
     },
-    /// Neither safetensors nor a torch archive.
+    /// The file is neither safetensors nor a torch archive.
     #[error("{path}: neither safetensors nor a torch zip archive ({got})", path = path.display())]
     Format { path: PathBuf, got: &'static str },
     /// A damaged safetensors file.
@@ -62,34 +68,38 @@ pub enum CheckpointError {
         path: PathBuf,
         faults: Faults<WeightNormFault>,
     },
-    /// A tensor asked for by a name that is not there.
-    #[error("{path}: no tensor {key}{}", nearest.as_ref().map(|n| format!("; nearest is {n}")).unwrap_or_default(), path = path.display())]
+    /// No tensor has this name.
+    #[error(
+        "{path}: no tensor {key}{}",
+        nearest.as_ref().map(|n| format!("; nearest is {n}")).unwrap_or_default(),
+        path = path.display()
+    )]
     UnknownKey {
         path: PathBuf,
         key: String,
         nearest: Option<String>,
     },
-    /// A tensor of integers where floating point was wanted.
+    /// The tensor holds integers, and floating point was wanted.
     #[error("{file}: tensor {key} is {got}, wanted F32, BF16, F16 or F64", file = file.display())]
     NotFloat {
         file: PathBuf,
         key: String,
         got: StoredDType,
     },
-    /// A part of a tensor that is beyond its end.
+    /// The part lies beyond the end of the tensor.
     #[error("tensor {key}: elements {range:?} of {len} were asked for")]
     Range {
         key: String,
         range: Range<usize>,
         len: usize,
     },
-    /// Raw bytes asked of a tensor that is computed when read.
+    /// The tensor is computed when it is read, so it has no stored bytes.
     #[error("tensor {key} is computed ({how}) and has no stored bytes; read it as f32")]
     Computed { key: String, how: &'static str },
 }
 
 impl CheckpointError {
-    /// The exit status of a command that fails with this error.
+    /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. }
@@ -105,7 +115,7 @@ impl CheckpointError {
     }
 }
 
-/// All faults of one file. Prints the first few and counts the rest.
+/// All faults of one file. It prints the first few and counts the rest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Faults<T>(pub Vec<T>);
 
@@ -132,8 +142,9 @@ impl<T: fmt::Display> fmt::Display for Faults<T> {
     }
 }
 
-/// One thing wrong in a safetensors file. Offsets count from the start of the data part.
+/// A fault of a safetensors file. Offsets count from the start of the data part.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum SafetensorsFault {
     #[error("{got} bytes long, wanted at least 8 for the header length")]
     Short { got: usize },
@@ -149,7 +160,10 @@ pub enum SafetensorsFault {
     Entry { key: String, reason: String },
     #[error("tensor {key}: unknown dtype {got}")]
     DType { key: String, got: String },
-    #[error("tensor {key}: {dtype} {shape:?} is {want} bytes, offsets {begin}..{end} give {got}", got = *end as i128 - *begin as i128)]
+    #[error(
+        "tensor {key}: {dtype} {shape:?} is {want} bytes, offsets {begin}..{end} give {got}",
+        got = *end as i128 - *begin as i128
+    )]
     Size {
         key: String,
         dtype: StoredDType,
@@ -186,8 +200,9 @@ pub enum SafetensorsFault {
     Gap { from: usize, to: usize },
 }
 
-/// One thing wrong with an `*.safetensors.index.json`.
+/// A fault of a `*.safetensors.index.json`.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum IndexFault {
     #[error("not an index: {reason}")]
     Json { reason: String },
@@ -207,8 +222,9 @@ pub enum IndexFault {
     },
 }
 
-/// One thing wrong with a torch archive; `at` is a byte position in its `data.pkl`.
+/// A fault of a torch archive; `at` is a byte position in its `data.pkl`.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum TorchFault {
     #[error("zip: {reason}")]
     Zip { reason: &'static str },
@@ -225,7 +241,8 @@ pub enum TorchFault {
     #[error("pickle opcode {op:#04x} at byte {at} is not used for tensors and is refused")]
     Opcode { op: u8, at: usize },
     #[error(
-        "pickle at byte {at} names {global}, which is refused: only tensors and plain containers are read"
+        "pickle at byte {at} names {global}, which is refused: \
+         only tensors and plain containers are read"
     )]
     Global { global: String, at: usize },
     #[error("pickle at byte {at}: wanted {want}, got {got}")]
@@ -252,7 +269,8 @@ pub enum TorchFault {
         got: usize,
     },
     #[error(
-        "tensor {key}: {dtype} {shape:?} at element {offset} does not fit its storage of {storage} bytes"
+        "tensor {key}: {dtype} {shape:?} at element {offset} \
+         does not fit its storage of {storage} bytes"
     )]
     OutOfStorage {
         key: String,
@@ -262,7 +280,8 @@ pub enum TorchFault {
         storage: usize,
     },
     #[error(
-        "tensor {key}: strides {strides:?} of shape {shape:?} are not contiguous; call .contiguous() before saving"
+        "tensor {key}: strides {strides:?} of shape {shape:?} are not contiguous; \
+         call .contiguous() before saving"
     )]
     Strided {
         key: String,
@@ -271,16 +290,21 @@ pub enum TorchFault {
     },
 }
 
-/// One thing wrong with a LoRA file.
+/// A fault of a LoRA file.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum LoraFault {
-    #[error("no key matches {want}; it has {}", if found.is_empty() { "no tensors".to_owned() } else { found.join(", ") })]
+    #[error(
+        "no key matches {want}; it has {}",
+        if found.is_empty() { "no tensors".to_owned() } else { found.join(", ") }
+    )]
     NoMatch {
         want: &'static str,
         found: Vec<String>,
     },
     #[error(
-        "key {key} is not a LoRA weight: the base model would be overwritten or the key ignored; wanted {want}"
+        "key {key} is not a LoRA weight: \
+         the base model would be overwritten or the key ignored; wanted {want}"
     )]
     NotLora { key: String, want: &'static str },
     #[error("module {module} is listed twice, by {first} and {second}")]
@@ -320,8 +344,9 @@ pub enum LoraFault {
     Scale { got: f64 },
 }
 
-/// One thing wrong with a weight-normalised tensor.
+/// A fault of a weight-normalised tensor.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
 pub enum WeightNormFault {
     #[error("{have} is there without {lacks}")]
     Half { have: String, lacks: String },

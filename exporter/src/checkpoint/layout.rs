@@ -1,49 +1,57 @@
-//! The published layout: which files a checkpoint folder has, and which tensors, of which shapes, each component has for its sizes.
+//! The published layout: the files of a checkpoint folder, and the tensors of each component with
+//! their shapes.
 //!
-//! Sizes are read off the tensors ([`DitSizes::derive`] and its siblings) and never assumed; `tensors()` then says what else must be there.
-//! `inspect` compares the two, `synth` writes from it. It builds no graph and reads no tensor data.
+//! The sizes come from the tensors ([`DitSizes::derive`] and its siblings) and are never assumed.
+//! `tensors()` then lists every tensor of a component with these sizes. `inspect` compares a
+//! checkpoint with the list, and `synth` writes from it. The module builds no graph and reads no
+//! tensor data.
 
 use super::Checkpoint;
 
 /// Folder of the base checkpoint, under a parent that also holds [`LORA_FILE`].
-pub const WAN_DIR: &str = "Wan2.2-S2V-14B";
+pub(crate) const WAN_DIR: &str = "Wan2.2-S2V-14B";
 /// The LoRA, from the parent folder.
-pub const LORA_FILE: &str = "LiveAvatar/liveavatar.safetensors";
+pub(crate) const LORA_FILE: &str = "LiveAvatar/liveavatar.safetensors";
 /// Text encoder, in the base folder.
-pub const T5_FILE: &str = "models_t5_umt5-xxl-enc-bf16.pth";
+pub(crate) const T5_FILE: &str = "models_t5_umt5-xxl-enc-bf16.pth";
 /// VAE, in the base folder.
-pub const VAE_FILE: &str = "Wan2.1_VAE.pth";
+pub(crate) const VAE_FILE: &str = "Wan2.1_VAE.pth";
 /// Tokenizer folder, in the base folder.
-pub const TOKENIZER_DIR: &str = "google/umt5-xxl";
+pub(crate) const TOKENIZER_DIR: &str = "google/umt5-xxl";
+/// The tokenizer itself, in [`TOKENIZER_DIR`] and in an export.
+pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Audio encoder folder, in the base folder.
-pub const WAV2VEC2_DIR: &str = "wav2vec2-large-xlsr-53-english";
+pub(crate) const WAV2VEC2_DIR: &str = "wav2vec2-large-xlsr-53-english";
 /// Stem of the DiT's shards and index, in the base folder.
-pub const DIT_STEM: &str = "diffusion_pytorch_model";
+pub(crate) const DIT_STEM: &str = "diffusion_pytorch_model";
 
 /// Hidden states of wav2vec2 that the audio adapter weighs; hard-coded in the reference.
-pub const AUDIO_LAYERS: usize = 25;
+pub(crate) const AUDIO_LAYERS: usize = 25;
 /// Latent channels of the VAE and of the DiT's packers; hard-coded in the reference.
-pub const LATENT_CHANNELS: usize = 16;
+pub(crate) const LATENT_CHANNELS: usize = 16;
 /// Channel multiples of the VAE's stages; hard-coded in the reference.
 const VAE_MULT: [usize; 4] = [1, 2, 4, 4];
 
-/// A tensor that a component has.
+/// The name and shape of a component's tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorSpec {
+pub(crate) struct TensorSpec {
     pub name: String,
     pub shape: Vec<usize>,
 }
 
 impl TensorSpec {
-    /// Number of elements.
-    pub fn numel(&self) -> usize {
+    /// Returns the number of elements.
+    pub(crate) fn numel(&self) -> usize {
         self.shape.iter().product()
     }
 }
 
-/// A size cannot be read: its tensor is missing or has another number of dimensions.
+/// A size that cannot be read: its tensor is missing or has another number of dimensions.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("no size can be read from {key}: wanted {dims} dimensions, got {}", got.as_ref().map_or_else(|| "no such tensor".to_owned(), |s| format!("{s:?}")))]
+#[error(
+    "no size can be read from {key}: wanted {dims} dimensions, got {}",
+    got.as_ref().map_or_else(|| "no such tensor".to_owned(), |s| format!("{s:?}"))
+)]
 pub struct SizeError {
     pub key: String,
     pub dims: usize,
@@ -51,8 +59,8 @@ pub struct SizeError {
     pub got: Option<Vec<usize>>,
 }
 
-fn shape<const N: usize>(c: &Checkpoint, key: &str) -> Result<[usize; N], SizeError> {
-    let got = c.info(key).map(|i| &i.shape);
+fn shape<const N: usize>(checkpoint: &Checkpoint, key: &str) -> Result<[usize; N], SizeError> {
+    let got = checkpoint.info(key).map(|i| &i.shape);
     let fail = || SizeError {
         key: key.to_owned(),
         dims: N,
@@ -62,8 +70,8 @@ fn shape<const N: usize>(c: &Checkpoint, key: &str) -> Result<[usize; N], SizeEr
         .ok_or_else(fail)
 }
 
-/// One more than the largest `N` of `prefixN.`, or 0.
-fn count(c: &Checkpoint, prefix: &str) -> usize {
+/// Returns the largest `N` among the names `prefixN.`, plus one; 0 without such a name.
+fn count(checkpoint: &Checkpoint, prefix: &str) -> usize {
     let number = |k: &str| {
         k.strip_prefix(prefix)?
             .split('.')
@@ -71,8 +79,9 @@ fn count(c: &Checkpoint, prefix: &str) -> usize {
             .parse::<usize>()
             .ok()
     };
-    // Bounded, so that a stray huge index reports missing keys and not missing memory.
-    c.names()
+    // The bound turns a stray huge index into missing keys instead of missing memory.
+    checkpoint
+        .names()
         .filter_map(number)
         .max()
         .map_or(0, |n| n.min(9999) + 1)
@@ -89,7 +98,7 @@ impl List {
         });
     }
 
-    /// `name.weight` of `shape` and `name.bias` of its first dimension.
+    /// Adds `name.weight` of `shape`, and `name.bias` of its first dimension.
     fn biased(&mut self, name: &str, shape: &[usize]) {
         self.add(format!("{name}.weight"), shape);
         self.add(format!("{name}.bias"), &shape[..1]);
@@ -98,11 +107,11 @@ impl List {
 
 /// Sizes of the DiT (`CausalWanModel_S2V`, liveavatar/models/wan/causal_model_s2v.py).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct DitSizes {
+pub(crate) struct DitSizes {
     pub dim: usize,
     pub ffn: usize,
     pub layers: usize,
-    /// Layers that hear audio.
+    /// Number of layers with an audio injector.
     pub injectors: usize,
     /// Width of the text encoder.
     pub text_dim: usize,
@@ -117,15 +126,21 @@ pub struct DitSizes {
 }
 
 impl DitSizes {
-    pub fn derive(c: &Checkpoint) -> Result<Self, SizeError> {
-        let [dim, text_dim] = shape(c, "text_embedding.0.weight")?;
-        let [ffn, _] = shape(c, "blocks.0.ffn.0.weight")?;
-        let [_, audio_dim, _] = shape(c, "casual_audio_encoder.encoder.conv1_global.conv.weight")?;
-        let [_, freq_dim] = shape(c, "time_embedding.0.weight")?;
-        let [_, cond_dim, ..] = shape::<5>(c, "cond_encoder.weight")?;
-        let [_, in_dim, ..] = shape::<5>(c, "patch_embedding.weight")?;
-        let [out, _] = shape(c, "head.head.weight")?;
-        let (layers, injectors) = (count(c, "blocks."), count(c, "audio_injector.injector."));
+    pub(crate) fn derive(checkpoint: &Checkpoint) -> Result<Self, SizeError> {
+        let [dim, text_dim] = shape(checkpoint, "text_embedding.0.weight")?;
+        let [ffn, _] = shape(checkpoint, "blocks.0.ffn.0.weight")?;
+        let [_, audio_dim, _] = shape(
+            checkpoint,
+            "casual_audio_encoder.encoder.conv1_global.conv.weight",
+        )?;
+        let [_, freq_dim] = shape(checkpoint, "time_embedding.0.weight")?;
+        let [_, cond_dim, ..] = shape::<5>(checkpoint, "cond_encoder.weight")?;
+        let [_, in_dim, ..] = shape::<5>(checkpoint, "patch_embedding.weight")?;
+        let [out, _] = shape(checkpoint, "head.head.weight")?;
+        let (layers, injectors) = (
+            count(checkpoint, "blocks."),
+            count(checkpoint, "audio_injector.injector."),
+        );
         Ok(Self {
             dim,
             ffn,
@@ -140,77 +155,78 @@ impl DitSizes {
         })
     }
 
-    pub fn tensors(&self) -> Vec<TensorSpec> {
-        let mut l = List::default();
+    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
+        let mut list = List::default();
         let d = self.dim;
-        l.biased("patch_embedding", &[d, self.in_dim, 1, 2, 2]);
-        l.biased("cond_encoder", &[d, self.cond_dim, 1, 2, 2]);
-        l.add("trainable_cond_mask.weight".into(), &[3, d]);
-        l.biased("frame_packer.proj", &[d, LATENT_CHANNELS, 1, 2, 2]);
-        l.biased("frame_packer.proj_2x", &[d, LATENT_CHANNELS, 2, 4, 4]);
-        l.biased("frame_packer.proj_4x", &[d, LATENT_CHANNELS, 4, 8, 8]);
-        l.biased("text_embedding.0", &[d, self.text_dim]);
-        l.biased("text_embedding.2", &[d, d]);
-        l.biased("time_embedding.0", &[d, self.freq_dim]);
-        l.biased("time_embedding.2", &[d, d]);
-        l.biased("time_projection.1", &[6 * d, d]);
-        self.audio(&mut l);
+        list.biased("patch_embedding", &[d, self.in_dim, 1, 2, 2]);
+        list.biased("cond_encoder", &[d, self.cond_dim, 1, 2, 2]);
+        list.add("trainable_cond_mask.weight".into(), &[3, d]);
+        list.biased("frame_packer.proj", &[d, LATENT_CHANNELS, 1, 2, 2]);
+        list.biased("frame_packer.proj_2x", &[d, LATENT_CHANNELS, 2, 4, 4]);
+        list.biased("frame_packer.proj_4x", &[d, LATENT_CHANNELS, 4, 8, 8]);
+        list.biased("text_embedding.0", &[d, self.text_dim]);
+        list.biased("text_embedding.2", &[d, d]);
+        list.biased("time_embedding.0", &[d, self.freq_dim]);
+        list.biased("time_embedding.2", &[d, d]);
+        list.biased("time_projection.1", &[6 * d, d]);
+        self.audio(&mut list);
         for i in 0..self.layers {
-            self.block(&mut l, &format!("blocks.{i}"));
+            self.block(&mut list, &format!("blocks.{i}"));
         }
-        l.add("head.modulation".into(), &[1, 2, d]);
-        l.biased("head.head", &[4 * self.out_dim, d]);
-        l.0
+        list.add("head.modulation".into(), &[1, 2, d]);
+        list.biased("head.head", &[4 * self.out_dim, d]);
+        list.0
     }
 
-    fn audio(&self, l: &mut List) {
+    fn audio(&self, list: &mut List) {
         let d = self.dim;
         let encoder = "casual_audio_encoder.encoder";
-        l.add(
+        list.add(
             "casual_audio_encoder.weights".into(),
             &[1, AUDIO_LAYERS, 1, 1],
         );
-        l.add(format!("{encoder}.padding_tokens"), &[1, 1, 1, d]);
-        l.biased(
+        list.add(format!("{encoder}.padding_tokens"), &[1, 1, 1, d]);
+        list.biased(
             &format!("{encoder}.conv1_local.conv"),
             &[d, self.audio_dim, 3],
         );
-        l.biased(
+        list.biased(
             &format!("{encoder}.conv1_global.conv"),
             &[d / 4, self.audio_dim, 3],
         );
-        l.biased(&format!("{encoder}.conv2.conv"), &[d / 2, d / 4, 3]);
-        l.biased(&format!("{encoder}.conv3.conv"), &[d, d / 2, 3]);
-        l.biased(&format!("{encoder}.final_linear"), &[d, d]);
+        list.biased(&format!("{encoder}.conv2.conv"), &[d / 2, d / 4, 3]);
+        list.biased(&format!("{encoder}.conv3.conv"), &[d, d / 2, 3]);
+        list.biased(&format!("{encoder}.final_linear"), &[d, d]);
         for i in 0..self.injectors {
-            self.attention(l, &format!("audio_injector.injector.{i}"));
-            l.biased(
+            self.attention(list, &format!("audio_injector.injector.{i}"));
+            list.biased(
                 &format!("audio_injector.injector_adain_layers.{i}.linear"),
                 &[2 * d, d],
             );
         }
     }
 
-    fn block(&self, l: &mut List, block: &str) {
+    fn block(&self, list: &mut List, block: &str) {
         let d = self.dim;
-        l.add(format!("{block}.modulation"), &[1, 6, d]);
-        self.attention(l, &format!("{block}.self_attn"));
-        l.biased(&format!("{block}.norm3"), &[d]);
-        self.attention(l, &format!("{block}.cross_attn"));
-        l.biased(&format!("{block}.ffn.0"), &[self.ffn, d]);
-        l.biased(&format!("{block}.ffn.2"), &[d, self.ffn]);
+        list.add(format!("{block}.modulation"), &[1, 6, d]);
+        self.attention(list, &format!("{block}.self_attn"));
+        list.biased(&format!("{block}.norm3"), &[d]);
+        self.attention(list, &format!("{block}.cross_attn"));
+        list.biased(&format!("{block}.ffn.0"), &[self.ffn, d]);
+        list.biased(&format!("{block}.ffn.2"), &[d, self.ffn]);
     }
 
-    fn attention(&self, l: &mut List, at: &str) {
+    fn attention(&self, list: &mut List, at: &str) {
         for side in ["q", "k", "v", "o"] {
-            l.biased(&format!("{at}.{side}"), &[self.dim, self.dim]);
+            list.biased(&format!("{at}.{side}"), &[self.dim, self.dim]);
         }
-        l.add(format!("{at}.norm_q.weight"), &[self.dim]);
-        l.add(format!("{at}.norm_k.weight"), &[self.dim]);
+        list.add(format!("{at}.norm_q.weight"), &[self.dim]);
+        list.add(format!("{at}.norm_k.weight"), &[self.dim]);
     }
 
-    /// Modules a LoRA of the published kind adapts, with (out, in): `q`, `k`, `v`, `o`, `ffn.0` and `ffn.2`, matched by suffix.
-    pub fn lora_targets(&self) -> Vec<(String, usize, usize)> {
+    /// Returns the modules that a LoRA of the published kind changes, with their (out, in) sizes.
+    /// The names end in `q`, `k`, `v`, `o`, `ffn.0` or `ffn.2`.
+    pub(crate) fn lora_targets(&self) -> Vec<(String, usize, usize)> {
         let adapted = |m: &str| {
             ["q", "k", "v", "o", "ffn.0", "ffn.2"]
                 .iter()
@@ -228,8 +244,8 @@ impl DitSizes {
 
 /// Sizes of the umT5 encoder (`umt5_xxl`, wan_2_2/modules/t5.py).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct T5Sizes {
-    /// Rows of the token embedding; at least the tokenizer's vocabulary.
+pub(crate) struct T5Sizes {
+    /// Rows of the token embedding. The tokenizer may use fewer.
     pub vocab: usize,
     pub dim: usize,
     /// All heads together.
@@ -242,51 +258,52 @@ pub struct T5Sizes {
 }
 
 impl T5Sizes {
-    pub fn derive(c: &Checkpoint) -> Result<Self, SizeError> {
-        let [vocab, dim] = shape(c, "token_embedding.weight")?;
-        let [attn_dim, _] = shape(c, "blocks.0.attn.q.weight")?;
-        let [ffn, _] = shape(c, "blocks.0.ffn.fc1.weight")?;
-        let [buckets, heads] = shape(c, "blocks.0.pos_embedding.embedding.weight")?;
+    pub(crate) fn derive(checkpoint: &Checkpoint) -> Result<Self, SizeError> {
+        let [vocab, dim] = shape(checkpoint, "token_embedding.weight")?;
+        let [attn_dim, _] = shape(checkpoint, "blocks.0.attn.q.weight")?;
+        let [ffn, _] = shape(checkpoint, "blocks.0.ffn.fc1.weight")?;
+        let [buckets, heads] = shape(checkpoint, "blocks.0.pos_embedding.embedding.weight")?;
         Ok(Self {
             vocab,
             dim,
             attn_dim,
             heads,
             ffn,
-            layers: count(c, "blocks."),
+            layers: count(checkpoint, "blocks."),
             buckets,
         })
     }
 
-    pub fn tensors(&self) -> Vec<TensorSpec> {
+    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
         let Self {
             dim, attn_dim, ffn, ..
         } = *self;
-        let mut l = List::default();
-        l.add("token_embedding.weight".into(), &[self.vocab, dim]);
+        let mut list = List::default();
+        list.add("token_embedding.weight".into(), &[self.vocab, dim]);
         for i in 0..self.layers {
-            l.add(format!("blocks.{i}.norm1.weight"), &[dim]);
+            list.add(format!("blocks.{i}.norm1.weight"), &[dim]);
             for side in ["q", "k", "v"] {
-                l.add(format!("blocks.{i}.attn.{side}.weight"), &[attn_dim, dim]);
+                list.add(format!("blocks.{i}.attn.{side}.weight"), &[attn_dim, dim]);
             }
-            l.add(format!("blocks.{i}.attn.o.weight"), &[dim, attn_dim]);
-            l.add(format!("blocks.{i}.norm2.weight"), &[dim]);
-            l.add(format!("blocks.{i}.ffn.gate.0.weight"), &[ffn, dim]);
-            l.add(format!("blocks.{i}.ffn.fc1.weight"), &[ffn, dim]);
-            l.add(format!("blocks.{i}.ffn.fc2.weight"), &[dim, ffn]);
-            l.add(
+            list.add(format!("blocks.{i}.attn.o.weight"), &[dim, attn_dim]);
+            list.add(format!("blocks.{i}.norm2.weight"), &[dim]);
+            list.add(format!("blocks.{i}.ffn.gate.0.weight"), &[ffn, dim]);
+            list.add(format!("blocks.{i}.ffn.fc1.weight"), &[ffn, dim]);
+            list.add(format!("blocks.{i}.ffn.fc2.weight"), &[dim, ffn]);
+            list.add(
                 format!("blocks.{i}.pos_embedding.embedding.weight"),
                 &[self.buckets, self.heads],
             );
         }
-        l.add("norm.weight".into(), &[dim]);
-        l.0
+        list.add("norm.weight".into(), &[dim]);
+        list.0
     }
 }
 
-/// Sizes of the Wan2.1 VAE (`WanVAE_`, wan_2_2/modules/vae_streaming.py): two residual blocks a stage, time halved in stages 2 and 3.
+/// Sizes of the Wan2.1 VAE (`WanVAE_`, wan_2_2/modules/vae_streaming.py): two residual blocks a
+/// stage, time halved in stages 2 and 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct VaeSizes {
+pub(crate) struct VaeSizes {
     /// Channels of the first stage.
     pub dim: usize,
     /// Latent channels.
@@ -294,90 +311,90 @@ pub struct VaeSizes {
 }
 
 impl VaeSizes {
-    pub fn derive(c: &Checkpoint) -> Result<Self, SizeError> {
-        let [dim, ..] = shape::<5>(c, "encoder.conv1.weight")?;
-        let [z_dim, ..] = shape::<5>(c, "conv2.weight")?;
+    pub(crate) fn derive(checkpoint: &Checkpoint) -> Result<Self, SizeError> {
+        let [dim, ..] = shape::<5>(checkpoint, "encoder.conv1.weight")?;
+        let [z_dim, ..] = shape::<5>(checkpoint, "conv2.weight")?;
         Ok(Self { dim, z_dim })
     }
 
-    pub fn tensors(&self) -> Vec<TensorSpec> {
-        let mut l = List::default();
-        self.encoder(&mut l);
-        l.biased("conv1", &[2 * self.z_dim, 2 * self.z_dim, 1, 1, 1]);
-        l.biased("conv2", &[self.z_dim, self.z_dim, 1, 1, 1]);
-        self.decoder(&mut l);
-        l.0
+    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
+        let mut list = List::default();
+        self.encoder(&mut list);
+        list.biased("conv1", &[2 * self.z_dim, 2 * self.z_dim, 1, 1, 1]);
+        list.biased("conv2", &[self.z_dim, self.z_dim, 1, 1, 1]);
+        self.decoder(&mut list);
+        list.0
     }
 
-    fn encoder(&self, l: &mut List) {
+    fn encoder(&self, list: &mut List) {
         let dims = VAE_MULT.map(|m| m * self.dim);
-        l.biased("encoder.conv1", &[dims[0], 3, 3, 3, 3]);
+        list.biased("encoder.conv1", &[dims[0], 3, 3, 3, 3]);
         let (mut from, mut at) = (dims[0], 0);
         for (stage, to) in dims.into_iter().enumerate() {
             for _ in 0..2 {
-                residual(l, &format!("encoder.downsamples.{at}"), from, to);
+                residual(list, &format!("encoder.downsamples.{at}"), from, to);
                 (from, at) = (to, at + 1);
             }
             if stage < 3 {
                 let name = format!("encoder.downsamples.{at}");
-                l.biased(&format!("{name}.resample.1"), &[to, to, 3, 3]);
+                list.biased(&format!("{name}.resample.1"), &[to, to, 3, 3]);
                 if stage > 0 {
-                    l.biased(&format!("{name}.time_conv"), &[to, to, 3, 1, 1]);
+                    list.biased(&format!("{name}.time_conv"), &[to, to, 3, 1, 1]);
                 }
                 at += 1;
             }
         }
-        middle(l, "encoder.middle", from);
-        l.add("encoder.head.0.gamma".into(), &[from, 1, 1, 1]);
-        l.biased("encoder.head.2", &[2 * self.z_dim, from, 3, 3, 3]);
+        middle(list, "encoder.middle", from);
+        list.add("encoder.head.0.gamma".into(), &[from, 1, 1, 1]);
+        list.biased("encoder.head.2", &[2 * self.z_dim, from, 3, 3, 3]);
     }
 
-    fn decoder(&self, l: &mut List) {
+    fn decoder(&self, list: &mut List) {
         let dims = VAE_MULT.map(|m| m * self.dim);
         let mut from = dims[3];
-        l.biased("decoder.conv1", &[from, self.z_dim, 3, 3, 3]);
-        middle(l, "decoder.middle", from);
+        list.biased("decoder.conv1", &[from, self.z_dim, 3, 3, 3]);
+        middle(list, "decoder.middle", from);
         let mut at = 0;
         for (stage, to) in dims.into_iter().rev().enumerate() {
             for _ in 0..3 {
-                residual(l, &format!("decoder.upsamples.{at}"), from, to);
+                residual(list, &format!("decoder.upsamples.{at}"), from, to);
                 (from, at) = (to, at + 1);
             }
             if stage < 3 {
                 let name = format!("decoder.upsamples.{at}");
-                l.biased(&format!("{name}.resample.1"), &[to / 2, to, 3, 3]);
+                list.biased(&format!("{name}.resample.1"), &[to / 2, to, 3, 3]);
                 if stage < 2 {
-                    l.biased(&format!("{name}.time_conv"), &[2 * to, to, 3, 1, 1]);
+                    list.biased(&format!("{name}.time_conv"), &[2 * to, to, 3, 1, 1]);
                 }
                 (from, at) = (to / 2, at + 1);
             }
         }
-        l.add("decoder.head.0.gamma".into(), &[from, 1, 1, 1]);
-        l.biased("decoder.head.2", &[3, from, 3, 3, 3]);
+        list.add("decoder.head.0.gamma".into(), &[from, 1, 1, 1]);
+        list.biased("decoder.head.2", &[3, from, 3, 3, 3]);
     }
 }
 
-fn residual(l: &mut List, name: &str, from: usize, to: usize) {
-    l.add(format!("{name}.residual.0.gamma"), &[from, 1, 1, 1]);
-    l.biased(&format!("{name}.residual.2"), &[to, from, 3, 3, 3]);
-    l.add(format!("{name}.residual.3.gamma"), &[to, 1, 1, 1]);
-    l.biased(&format!("{name}.residual.6"), &[to, to, 3, 3, 3]);
+fn residual(list: &mut List, name: &str, from: usize, to: usize) {
+    list.add(format!("{name}.residual.0.gamma"), &[from, 1, 1, 1]);
+    list.biased(&format!("{name}.residual.2"), &[to, from, 3, 3, 3]);
+    list.add(format!("{name}.residual.3.gamma"), &[to, 1, 1, 1]);
+    list.biased(&format!("{name}.residual.6"), &[to, to, 3, 3, 3]);
     if from != to {
-        l.biased(&format!("{name}.shortcut"), &[to, from, 1, 1, 1]);
+        list.biased(&format!("{name}.shortcut"), &[to, from, 1, 1, 1]);
     }
 }
 
-fn middle(l: &mut List, name: &str, dim: usize) {
-    residual(l, &format!("{name}.0"), dim, dim);
-    l.add(format!("{name}.1.norm.gamma"), &[dim, 1, 1]);
-    l.biased(&format!("{name}.1.to_qkv"), &[3 * dim, dim, 1, 1]);
-    l.biased(&format!("{name}.1.proj"), &[dim, dim, 1, 1]);
-    residual(l, &format!("{name}.2"), dim, dim);
+fn middle(list: &mut List, name: &str, dim: usize) {
+    residual(list, &format!("{name}.0"), dim, dim);
+    list.add(format!("{name}.1.norm.gamma"), &[dim, 1, 1]);
+    list.biased(&format!("{name}.1.to_qkv"), &[3 * dim, dim, 1, 1]);
+    list.biased(&format!("{name}.1.proj"), &[dim, dim, 1, 1]);
+    residual(list, &format!("{name}.2"), dim, dim);
 }
 
 /// Sizes of the audio encoder (`Wav2Vec2ForCTC` of transformers, stable layer norm).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct WavSizes {
+pub(crate) struct WavSizes {
     pub hidden: usize,
     pub ffn: usize,
     pub layers: usize,
@@ -390,9 +407,9 @@ pub struct WavSizes {
     pub vocab: usize,
 }
 
-/// How the weight of the positional convolution is stored.
+/// The form in which the weight of the positional convolution is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PosConv {
+pub(crate) enum PosConv {
     /// `weight_g` and `weight_v`.
     Hook,
     /// `parametrizations.weight.original0` and `original1`.
@@ -404,8 +421,8 @@ pub enum PosConv {
 const POS_CONV: &str = "wav2vec2.encoder.pos_conv_embed.conv";
 
 impl WavSizes {
-    /// Reads sizes off tensors stored in any of the three forms.
-    pub fn derive(c: &Checkpoint) -> Result<(Self, PosConv), SizeError> {
+    /// Reads the sizes from the tensors, which may be stored in any of the three forms.
+    pub(crate) fn derive(checkpoint: &Checkpoint) -> Result<(Self, PosConv), SizeError> {
         let forms = [
             ("weight_v", PosConv::Hook),
             ("parametrizations.weight.original1", PosConv::Parametrized),
@@ -413,26 +430,26 @@ impl WavSizes {
         ];
         let present = forms
             .into_iter()
-            .find(|(end, _)| c.info(&format!("{POS_CONV}.{end}")).is_some());
+            .find(|(end, _)| checkpoint.info(&format!("{POS_CONV}.{end}")).is_some());
         let (end, form) = present.unwrap_or(forms[0]);
-        let [hidden, per_group, pos_kernel] = shape(c, &format!("{POS_CONV}.{end}"))?;
+        let [hidden, per_group, pos_kernel] = shape(checkpoint, &format!("{POS_CONV}.{end}"))?;
         let [ffn, _] = shape(
-            c,
+            checkpoint,
             "wav2vec2.encoder.layers.0.feed_forward.intermediate_dense.weight",
         )?;
         let conv = |i| {
             shape(
-                c,
+                checkpoint,
                 &format!("wav2vec2.feature_extractor.conv_layers.{i}.conv.weight"),
             )
             .map(|[out, _, k]| (out, k))
         };
-        let convs = (0..count(c, "wav2vec2.feature_extractor.conv_layers."))
+        let convs = (0..count(checkpoint, "wav2vec2.feature_extractor.conv_layers."))
             .map(conv)
             .collect::<Result<_, _>>()?;
-        let layers = count(c, "wav2vec2.encoder.layers.");
+        let layers = count(checkpoint, "wav2vec2.encoder.layers.");
         // The CTC head is never run, and some checkpoints lack it.
-        let vocab = shape::<2>(c, "lm_head.weight").map_or(0, |[rows, _]| rows);
+        let vocab = shape::<2>(checkpoint, "lm_head.weight").map_or(0, |[rows, _]| rows);
         Ok((
             Self {
                 hidden,
@@ -447,78 +464,73 @@ impl WavSizes {
         ))
     }
 
-    /// The tensors that run. See [`WavSizes::idle`].
-    pub fn tensors(&self, form: PosConv) -> Vec<TensorSpec> {
-        let mut l = List::default();
+    /// Returns the tensors that the encoder computes with. [`WavSizes::idle`] returns the others.
+    pub(crate) fn tensors(&self, form: PosConv) -> Vec<TensorSpec> {
+        let mut list = List::default();
         let mut from = 1;
         for (i, &(to, kernel)) in self.convs.iter().enumerate() {
             let layer = format!("wav2vec2.feature_extractor.conv_layers.{i}");
-            l.biased(&format!("{layer}.conv"), &[to, from, kernel]);
-            l.biased(&format!("{layer}.layer_norm"), &[to]);
+            list.biased(&format!("{layer}.conv"), &[to, from, kernel]);
+            list.biased(&format!("{layer}.layer_norm"), &[to]);
             from = to;
         }
-        l.biased("wav2vec2.feature_projection.layer_norm", &[from]);
-        l.biased(
+        list.biased("wav2vec2.feature_projection.layer_norm", &[from]);
+        list.biased(
             "wav2vec2.feature_projection.projection",
             &[self.hidden, from],
         );
-        self.pos_conv(&mut l, form);
-        l.biased("wav2vec2.encoder.layer_norm", &[self.hidden]);
+        self.pos_conv(&mut list, form);
+        list.biased("wav2vec2.encoder.layer_norm", &[self.hidden]);
         for i in 0..self.layers {
-            self.layer(&mut l, &format!("wav2vec2.encoder.layers.{i}"));
+            self.layer(&mut list, &format!("wav2vec2.encoder.layers.{i}"));
         }
-        l.0
+        list.0
     }
 
-    /// Tensors of a `Wav2Vec2ForCTC` that serve only training and the CTC head: they may be there or not.
-    pub fn idle(&self) -> Vec<TensorSpec> {
-        let mut l = List::default();
-        l.add("wav2vec2.masked_spec_embed".into(), &[self.hidden]);
-        l.biased("lm_head", &[self.vocab, self.hidden]);
-        l.0
+    /// Returns the tensors of a `Wav2Vec2ForCTC` that serve only training and the CTC head. A
+    /// checkpoint may lack them.
+    pub(crate) fn idle(&self) -> Vec<TensorSpec> {
+        let mut list = List::default();
+        list.add("wav2vec2.masked_spec_embed".into(), &[self.hidden]);
+        list.biased("lm_head", &[self.vocab, self.hidden]);
+        list.0
     }
 
-    fn pos_conv(&self, l: &mut List, form: PosConv) {
-        let weight = [
-            self.hidden,
-            self.hidden.checked_div(self.pos_groups).unwrap_or(0),
-            self.pos_kernel,
-        ];
-        l.add(format!("{POS_CONV}.bias"), &[self.hidden]);
-        match form {
-            PosConv::Plain => l.add(format!("{POS_CONV}.weight"), &weight),
-            PosConv::Hook => {
-                l.add(format!("{POS_CONV}.weight_g"), &[1, 1, self.pos_kernel]);
-                l.add(format!("{POS_CONV}.weight_v"), &weight);
-            }
-            PosConv::Parametrized => {
-                l.add(
-                    format!("{POS_CONV}.parametrizations.weight.original0"),
-                    &[1, 1, self.pos_kernel],
-                );
-                l.add(
-                    format!("{POS_CONV}.parametrizations.weight.original1"),
-                    &weight,
-                );
-            }
+    /// Adds the positional convolution, whose weight is stored in one of the three published forms:
+    /// as `[hidden, hidden / groups, kernel]`, or as a magnitude `[1, 1, kernel]` and a direction.
+    fn pos_conv(&self, list: &mut List, form: PosConv) {
+        let per_group = self.hidden.checked_div(self.pos_groups).unwrap_or(0);
+        let weight = [self.hidden, per_group, self.pos_kernel];
+        let magnitude = [1, 1, self.pos_kernel];
+        let tensors = match form {
+            PosConv::Plain => vec![("weight", &weight)],
+            PosConv::Hook => vec![("weight_g", &magnitude), ("weight_v", &weight)],
+            PosConv::Parametrized => vec![
+                ("parametrizations.weight.original0", &magnitude),
+                ("parametrizations.weight.original1", &weight),
+            ],
+        };
+        list.add(format!("{POS_CONV}.bias"), &[self.hidden]);
+        for (name, shape) in tensors {
+            list.add(format!("{POS_CONV}.{name}"), shape);
         }
     }
 
-    fn layer(&self, l: &mut List, layer: &str) {
+    fn layer(&self, list: &mut List, layer: &str) {
         let h = self.hidden;
         for side in ["k_proj", "v_proj", "q_proj", "out_proj"] {
-            l.biased(&format!("{layer}.attention.{side}"), &[h, h]);
+            list.biased(&format!("{layer}.attention.{side}"), &[h, h]);
         }
-        l.biased(&format!("{layer}.layer_norm"), &[h]);
-        l.biased(
+        list.biased(&format!("{layer}.layer_norm"), &[h]);
+        list.biased(
             &format!("{layer}.feed_forward.intermediate_dense"),
             &[self.ffn, h],
         );
-        l.biased(
+        list.biased(
             &format!("{layer}.feed_forward.output_dense"),
             &[h, self.ffn],
         );
-        l.biased(&format!("{layer}.final_layer_norm"), &[h]);
+        list.biased(&format!("{layer}.final_layer_norm"), &[h]);
     }
 }
 
@@ -530,7 +542,8 @@ mod tests {
         specs.iter().map(TensorSpec::numel).sum()
     }
 
-    /// 127 M is the size the Wan2.1 VAE is published with; 5.68 B is the encoder of umT5-xxl; 315 M that of wav2vec2-large.
+    /// 127 M is the size the Wan2.1 VAE is published with; 5.68 B is the encoder of umT5-xxl; 315 M
+    /// that of wav2vec2-large.
     #[test]
     fn real_sizes_give_the_published_parameter_counts() {
         let t5 = T5Sizes {

@@ -1,7 +1,9 @@
-//! A PEFT LoRA as a lazy overlay: `W' = round(W + scale * (B @ A))`, computed when the tensor is read and rounded to the type W is stored in.
+//! A PEFT LoRA as a lazy overlay: `W' = round(W + scale * (B @ A))`. The sum is computed when a
+//! tensor is read, and rounded to the stored type of W.
 //!
-//! The reference merges in this way before it runs (`liveavatar` loads the LoRA with peft and casts the sum back to bf16); merging in f32
-//! without the rounding moves a prediction by about 1e-2. The scale is `alpha / rank` of the reference's yaml, which is not in the file.
+//! The reference merges in the same way before it runs: `liveavatar` loads the LoRA with peft and
+//! casts the sum to bf16. A merge in f32 without the rounding moves a prediction by about 1e-2. The
+//! scale is `alpha / rank` from the reference's yaml; the file does not hold it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
@@ -9,8 +11,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use super::dtype::StoredDType;
+use super::error::{CheckpointError, Faults, LoraFault as Fault};
 use super::product::product;
-use super::{Checkpoint, CheckpointError, Faults, LoraFault as Fault, StoredDType};
+use super::stored::StoredTensors;
 
 const WANT: &str = "[base_model.model.]MODULE.lora_A[.default].weight";
 const PREFIX: &str = "base_model.model.";
@@ -20,22 +24,27 @@ const SIDES: [(&str, Side); 4] = [
     (".lora_A.weight", Side::A),
     (".lora_B.weight", Side::B),
 ];
-/// Rows of B worked on at once.
+/// Rows of B in one product: their sums fit a core's cache.
 const ROWS: usize = 64;
-/// Below this many multiply-adds threads cost more than they bring.
+/// Fewest multiply-adds for which threads save more time than they cost.
 const PARALLEL_FROM: usize = 1 << 24;
 
-/// How strongly a LoRA is added.
+/// The strength of a LoRA.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LoraScale {
-    /// `alpha / rank` as configured, whatever rank the file has.
-    AlphaRank { alpha: f64, rank: u32 },
+    /// `alpha / rank` as configured; the rank of the file may differ.
+    AlphaRank {
+        /// Numerator.
+        alpha: f64,
+        /// Denominator.
+        rank: u32,
+    },
     /// The factor itself.
     Scale(f64),
 }
 
 impl Default for LoraScale {
-    /// The published configuration: 64 / 128.
+    /// Returns the published configuration: 64 / 128.
     fn default() -> Self {
         Self::AlphaRank {
             alpha: 64.0,
@@ -45,7 +54,7 @@ impl Default for LoraScale {
 }
 
 impl LoraScale {
-    /// The factor before `B @ A`; not finite when the rank is 0.
+    /// Returns the factor before `B @ A`. It is not finite when the rank is 0.
     pub fn factor(self) -> f64 {
         match self {
             Self::AlphaRank { alpha, rank } => alpha / f64::from(rank),
@@ -54,24 +63,26 @@ impl LoraScale {
     }
 }
 
-/// A LoRA file, opened and checked in itself, not yet against a checkpoint.
+/// An opened LoRA file. Its own tensors are checked; no checkpoint was compared yet.
 #[derive(Debug)]
 pub struct Lora {
     file: PathBuf,
-    tensors: Checkpoint,
+    tensors: StoredTensors,
     modules: BTreeMap<String, Pair>,
     rank: usize,
     scale: f32,
 }
 
-/// What a LoRA holds.
+/// The facts of a LoRA.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct LoraReport {
+    /// The LoRA file.
     pub file: PathBuf,
     /// Rows of every `lora_A`.
     pub rank: usize,
     /// Factor before `B @ A`.
     pub scale: f32,
+    /// Element types of the LoRA's tensors.
     pub dtypes: BTreeSet<String>,
     /// Number of adapted modules.
     pub modules: usize,
@@ -93,9 +104,12 @@ enum Side {
 }
 
 impl Lora {
-    /// Opens a safetensors file or folder of LoRA weights. Every key must be one half of a pair and all pairs must have one rank.
+    /// Opens a safetensors file or folder of LoRA weights.
+    ///
+    /// # Errors
+    /// A key that is no half of a pair, a pair without one half, pairs of different ranks.
     pub fn open(path: &Path, scale: LoraScale) -> Result<Self, CheckpointError> {
-        let tensors = Checkpoint::open(path)?;
+        let tensors = StoredTensors::open(path)?;
         let fail = |faults: Vec<Fault>| CheckpointError::Lora {
             file: path.to_owned(),
             faults: Faults(faults),
@@ -138,7 +152,7 @@ impl Lora {
         })
     }
 
-    /// Rank, scale and what it adapts.
+    /// Returns the rank, the scale and the adapted modules.
     pub fn report(&self) -> LoraReport {
         let mut targets = BTreeMap::new();
         for module in self.modules.keys() {
@@ -160,7 +174,7 @@ impl Lora {
         }
     }
 
-    /// Elements of all its tensors.
+    /// Returns the number of elements of all tensors.
     pub fn parameters(&self) -> u64 {
         self.tensors
             .names()
@@ -168,7 +182,8 @@ impl Lora {
             .sum()
     }
 
-    /// Binds every module to its tensor `MODULE.weight` `[out, in]`, whose shape `shape_of` tells.
+    /// Binds every module to its tensor `MODULE.weight` `[out, in]`. `shape_of` returns the shape
+    /// of a tensor.
     pub(super) fn onto<'s>(
         self,
         shape_of: impl Fn(&str) -> Option<&'s [usize]>,
@@ -210,10 +225,10 @@ impl Lora {
     }
 }
 
-/// A LoRA bound to a checkpoint: base key to the keys of A and B.
+/// A LoRA that is bound to a checkpoint: the keys of A and B for each base key.
 #[derive(Debug)]
 pub(super) struct Merge {
-    tensors: Checkpoint,
+    tensors: StoredTensors,
     pairs: BTreeMap<String, (String, String)>,
     report: LoraReport,
 }
@@ -227,14 +242,14 @@ impl Merge {
         self.pairs.contains_key(key)
     }
 
-    /// Base tensors that it is added to.
+    /// Returns the keys of the base tensors that the LoRA changes.
     pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
         self.pairs.keys().map(String::as_str)
     }
 
-    /// Files that its tensors lie in.
-    pub(super) fn tensors(&self) -> &Checkpoint {
-        &self.tensors
+    /// Returns every file that holds one of the LoRA's tensors.
+    pub(super) fn files(&self) -> BTreeSet<&Path> {
+        self.tensors.files()
     }
 
     /// Adds `scale * (B @ A)` to `w` `[out, in]` on all cores and rounds to `dtype`.
@@ -256,7 +271,8 @@ impl Merge {
         Ok(())
     }
 
-    /// The same for some rows and columns, `w` `[rows, columns]`, on the caller's thread: each value has the bits that the whole has.
+    /// Adds `scale * (B @ A)` to some rows and columns, `w` `[rows, columns]`, on the caller's
+    /// thread. Each value has the same bits as in [`Merge::apply`].
     pub(super) fn apply_tile(
         &self,
         key: &str,
@@ -273,7 +289,8 @@ impl Merge {
             self.tensors
                 .read_f32_range(b, rows.start * rank..rows.end * rank)?,
         );
-        self.tensors.read_f32_tile(a, 0..rank, columns, &mut part)?;
+        self.tensors
+            .read_f32_tile(a, 0..rank, &columns, &mut part)?;
         let delta = Delta {
             a: &part,
             b: &b,
@@ -316,7 +333,7 @@ impl Delta<'_> {
         });
     }
 
-    /// Some rows at a time, so that their sums stay in a core's cache.
+    /// Adds [`ROWS`] rows at a time, so that their sums stay in a core's cache.
     fn add_rows(&self, w: &mut [f32], columns: usize, dtype: StoredDType) {
         let mut sums = vec![0f32; ROWS.min(w.len() / columns.max(1)) * columns];
         for (w, b) in w
@@ -333,8 +350,8 @@ impl Delta<'_> {
     }
 }
 
-/// The pairs of a file by module, and what is wrong with its keys.
-fn pairs(tensors: &Checkpoint) -> (BTreeMap<String, Pair>, Vec<Fault>) {
+/// Returns the pairs of a file by module, and every key that is no half of a pair.
+fn pairs(tensors: &StoredTensors) -> (BTreeMap<String, Pair>, Vec<Fault>) {
     let mut modules: BTreeMap<String, Pair> = BTreeMap::new();
     let mut faults = Vec::new();
     for key in tensors.names() {
@@ -366,8 +383,8 @@ fn pairs(tensors: &Checkpoint) -> (BTreeMap<String, Pair>, Vec<Fault>) {
     (modules, faults)
 }
 
-/// The rank of a pair, or what is wrong with it.
-fn rank(tensors: &Checkpoint, module: &str, pair: &Pair) -> Result<usize, Fault> {
+/// Returns the rank of a pair, or the fault of the pair.
+fn rank(tensors: &StoredTensors, module: &str, pair: &Pair) -> Result<usize, Fault> {
     let module = module.to_owned();
     let (a, b) = match (&pair.a, &pair.b) {
         (Some(a), Some(b)) => (a, b),
@@ -410,11 +427,12 @@ fn rank(tensors: &Checkpoint, module: &str, pair: &Pair) -> Result<usize, Fault>
     }
 }
 
-fn shape<'c>(tensors: &'c Checkpoint, key: &str) -> &'c [usize] {
+fn shape<'c>(tensors: &'c StoredTensors, key: &str) -> &'c [usize] {
     tensors.info(key).map_or(&[], |i| &i.shape)
 }
 
-/// A module's name without its numbers: `blocks.3.self_attn.q` -> `blocks.self_attn.q`, `blocks.3.ffn.0` -> `blocks.ffn.0`.
+/// Returns a module's name without its layer number: `blocks.3.self_attn.q` ->
+/// `blocks.self_attn.q`, `blocks.3.ffn.0` -> `blocks.ffn.0`.
 fn kind(module: &str) -> String {
     let parts: Vec<&str> = module.split('.').collect();
     let last = parts.len().saturating_sub(1);
@@ -435,6 +453,7 @@ mod tests {
     use tempfile::{TempDir, tempdir};
 
     use super::*;
+    use crate::checkpoint::Checkpoint;
 
     type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
 

@@ -1,17 +1,20 @@
-//! A restricted unpickler: reads the opcodes `torch.save` emits (protocols 2 to 5) into plain values. Nothing is ever imported, called or
-//! executed; every global outside a short list is refused by name, every opcode outside a short list by number.
+//! A restricted unpickler for the opcodes of `torch.save` (protocols 2 to 5). It turns them into
+//! plain values. It never imports, calls or executes anything: a global or an opcode outside a
+//! short list is refused by name or by number.
 //!
-//! Memory is linear in the pickle: values are `Copy` handles into arenas, strings borrow the pickle, so there is no recursion on reading or
-//! dropping, no cycle can leak, and nothing can be copied many times over.
+//! Its memory is linear in the pickle. Values are `Copy` handles into arenas, and strings borrow
+//! the pickle. So reading and dropping need no recursion, no cycle can leak, and no value can be
+//! copied many times.
 
 use std::collections::{HashMap, HashSet};
 
 use super::dtype::StoredDType;
 use super::error::TorchFault as Fault;
 
-/// Far above the few hundred kilobytes of a real checkpoint.
+/// Most bytes of a pickle. A real checkpoint has a few hundred kilobytes.
 const LIMIT: usize = 16 << 20;
-/// Torch itself stops at 64; a bound keeps memoised shapes from multiplying.
+/// Most dimensions of a tensor, the limit of torch itself. Without it, memoised shapes could
+/// multiply.
 const MAX_DIMS: usize = 64;
 
 /// A tensor as the pickle describes it: a window on a storage record.
@@ -19,7 +22,7 @@ const MAX_DIMS: usize = 64;
 pub(super) struct Tensor<'a> {
     pub(super) storage: Storage<'a>,
     pub(super) dtype: StoredDType,
-    /// First element, counted in elements.
+    /// Index of the first element in the storage.
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
     pub(super) strides: Vec<usize>,
@@ -29,20 +32,20 @@ pub(super) struct Tensor<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Storage<'a> {
     pub(super) record: &'a str,
-    /// `None` for an untyped storage, which counts bytes.
+    /// Type of the elements; `None` for an untyped storage, which counts bytes.
     dtype: Option<StoredDType>,
     numel: usize,
 }
 
 impl Storage<'_> {
-    /// Bytes the record must hold, or `None` when that does not fit a `usize`.
+    /// Returns the bytes that the record must hold, or `None` when they do not fit a `usize`.
     pub(super) fn bytes(&self) -> Option<usize> {
         self.numel
             .checked_mul(self.dtype.map_or(1, StoredDType::size))
     }
 }
 
-/// The tensors of a pickled dictionary, in its order.
+/// Returns the tensors of a pickled dictionary, in its order.
 pub(super) fn tensors(pickle: &[u8]) -> Result<Vec<(&str, Tensor<'_>)>, Vec<Fault>> {
     if pickle.len() > LIMIT {
         return Err(vec![Fault::PickleLimit {
@@ -76,15 +79,15 @@ pub(super) fn tensors(pickle: &[u8]) -> Result<Vec<(&str, Tensor<'_>)>, Vec<Faul
     }
 }
 
-/// What may be named in a pickle.
+/// A global that a pickle may name.
 #[derive(Clone, Copy)]
 enum Global {
     OrderedDict,
     RebuildTensor,
-    /// As `RebuildTensor`, with the dtype as an argument of its own.
+    /// Like `RebuildTensor`, with the element type as one more argument.
     RebuildTensorV3,
     RebuildParameter,
-    /// `torch.Size`: a tuple by another name.
+    /// `torch.Size`, which is a tuple.
     Size,
     Storage(Option<StoredDType>),
     DType(StoredDType),
@@ -149,10 +152,10 @@ struct Machine<'a> {
     pickle: &'a [u8],
     /// Next byte to read.
     at: usize,
-    /// Where the current opcode stands.
+    /// Position of the current opcode.
     op_at: usize,
     stack: Vec<Value<'a>>,
-    /// Stack heights at each open MARK.
+    /// Height of the stack at each open MARK.
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
     items: Vec<Value<'a>>,
@@ -193,7 +196,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Opcodes that push a constant or only move the stack. `false`: not one of these.
+    /// Runs an opcode that pushes a constant or only moves the stack. Returns `false` for any other
+    /// opcode.
     fn scalar(&mut self, op: u8) -> Step<bool> {
         let value = match op {
             0x80 => return self.protocol(),
@@ -222,7 +226,7 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
-    /// Opcodes of tuples, lists and dictionaries.
+    /// Runs an opcode of tuples, lists or dictionaries.
     fn container(&mut self, op: u8) -> Step<bool> {
         match op {
             b'(' => self.marks.push(self.stack.len()),
@@ -274,7 +278,7 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
-    /// Opcodes of the memo.
+    /// Runs an opcode of the memo.
     fn memoise(&mut self, op: u8) -> Step<bool> {
         let (get, id) = match op {
             b'q' => (false, self.take(1)?[0].into()),
@@ -297,7 +301,8 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
-    /// Opcodes that name a class or build an object: served from the short list, never called.
+    /// Runs an opcode that names a class or builds an object. The object comes from the short list;
+    /// nothing is called.
     fn object(&mut self, op: u8) -> Step<bool> {
         match op {
             b'c' => {
@@ -319,7 +324,7 @@ impl<'a> Machine<'a> {
                 let made = self.reduce(callee, args)?;
                 self.stack.push(made);
             }
-            // State of an OrderedDict (`_metadata` of a state dict): read and dropped.
+            // The state of an OrderedDict (`_metadata` of a state dict) is read and dropped.
             b'b' => {
                 self.pop()?;
                 match self.top()? {
@@ -538,7 +543,7 @@ impl<'a> Machine<'a> {
             .map_err(|_| Fault::PickleEnd { at })
     }
 
-    /// Bytes preceded by their count, itself `width` bytes wide.
+    /// Reads bytes that follow their own count. The count has `width` bytes.
     fn bytes(&mut self, width: usize) -> Step<&'a [u8]> {
         let count = self
             .take(width)?
@@ -554,7 +559,7 @@ impl<'a> Machine<'a> {
             .map_err(|_| self.wrong("UTF-8 text", "other bytes"))
     }
 
-    /// LONG1: a two's complement number of up to 8 bytes.
+    /// Reads a LONG1: a two's complement number of up to 8 bytes.
     fn long(&mut self) -> Step<Value<'a>> {
         let digits = self.bytes(1)?;
         if digits.len() > 8 {
@@ -587,7 +592,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// `module.name` cut to a line that is safe to print.
+/// Returns `module.name`, shortened to a line that is safe to print.
 fn printable(module: &str, name: &str) -> String {
     let full = format!("{}.{}", module.escape_debug(), name.escape_debug());
     full.chars().take(120).collect()
@@ -599,7 +604,8 @@ mod tests {
 
     use super::*;
 
-    /// A dictionary of two tensors as torch 2 writes it: `torch.save({"w": f32 [2,3], "b": bf16 [4]})`, memo included.
+    /// A dictionary of two tensors as torch 2 writes it:
+    /// `torch.save({"w": f32 [2,3], "b": bf16 [4]})`, memo included.
     fn sound() -> Vec<u8> {
         let mut p = b"\x80\x02}q\x00(".to_vec();
         let mut tensor =
@@ -748,6 +754,10 @@ mod tests {
         assert!(matches!(m.long(), Ok(Value::Int(-1))));
     }
 
+    /// Bytes that begin an operation, or count its arguments.
+    const OPCODES: &[u8] = b"().0122NJKMGXBCTU]leadsu}tqrhjcQRb\
+        \x80\x81\x85\x86\x87\x88\x89\x8a\x8c\x93\x94\x95\0\x01";
+
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
@@ -755,13 +765,17 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_opcodes_never_panic(ops in proptest::collection::vec(
-            proptest::sample::select(b"().0122NJKMGXBCTU]leadsu}tqrhjcQRb\x80\x81\x85\x86\x87\x88\x89\x8a\x8c\x93\x94\x95\0\x01".to_vec()), 0..300)) {
+        fn arbitrary_opcodes_never_panic(
+            ops in proptest::collection::vec(proptest::sample::select(OPCODES.to_vec()), 0..300),
+        ) {
             let _ = tensors(&ops);
         }
 
         #[test]
-        fn a_mutated_pickle_fails_or_still_describes_tensors(at in 0usize..1000, to in any::<u8>()) {
+        fn a_mutated_pickle_fails_or_still_describes_tensors(
+            at in 0usize..1000,
+            to in any::<u8>(),
+        ) {
             let mut p = sound();
             let i = at % p.len();
             p[i] = to;

@@ -1,16 +1,18 @@
-//! `B @ A` in f32, every sum by fused multiply-adds in the order of the rank: bit for bit the reference's product of the published LoRA
-//! shapes, whatever the blocking. The inner loop keeps a small tile of sums in registers; it is also what the machine's f32 rate is measured with.
+//! Computes `B @ A` in f32. Each sum is a chain of fused multiply-adds in the order of the rank, so
+//! its bits are those of the reference for the published LoRA shapes. The inner loop keeps a small
+//! tile of sums in registers; the f32 rate of the machine is measured with it too.
 
 use std::time::{Duration, Instant};
 
 use multiversion::multiversion;
 use multiversion::target::match_target;
 
-/// `out = b @ a`: `a` `[rank, columns]`, `b` `[rows, rank]`, `out` `[rows, columns]`, all row-major. Without fused instructions they are
-/// emulated, slowly but equally.
+/// Computes `out = b @ a` with `a` `[rank, columns]`, `b` `[rows, rank]` and `out`
+/// `[rows, columns]`, all row-major. A processor without fused instructions computes the same bits
+/// slowly.
 ///
 /// # Panics
-/// When a slice is shorter than its shape says.
+/// A slice is shorter than its shape says.
 pub(super) fn product(a: &[f32], b: &[f32], rank: usize, columns: usize, out: &mut [f32]) {
     if rank == 0 || columns == 0 {
         out.fill(0.0);
@@ -19,7 +21,8 @@ pub(super) fn product(a: &[f32], b: &[f32], rank: usize, columns: usize, out: &m
     blocked(a, b, rank, columns, out);
 }
 
-/// Tiles that the compiler turns into one register for each lane group of each row: 4 x 32 sums are 8 registers of 512 bits.
+/// Columns of a tile. The compiler keeps one register for each lane group of each row: 4 x 32 sums
+/// are 8 registers of 512 bits.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
 fn blocked(a: &[f32], b: &[f32], rank: usize, columns: usize, out: &mut [f32]) {
     match_target! {
@@ -55,7 +58,7 @@ fn tiles<const R: usize, const C: usize>(
     }
 }
 
-/// `R` rows of `b` side by side, rank by rank; the last group is filled up with zeros.
+/// Puts `R` rows of `b` side by side, rank by rank. Zeros fill the last group.
 fn pack_rows<const R: usize>(b: &[f32], rank: usize, rows: usize) -> Vec<[f32; R]> {
     let mut packed = vec![[0f32; R]; rows.div_ceil(R) * rank];
     for (row, b) in b.chunks_exact(rank).take(rows).enumerate() {
@@ -80,7 +83,8 @@ fn sums<const R: usize, const C: usize>(a: &[[f32; C]], b: &[[f32; R]]) -> [[f32
     sums
 }
 
-/// Multiply-adds a second that `threads` threads reach together in about `time`, on matrices that stay in their caches.
+/// Measures the multiply-adds a second of `threads` threads together, for about `time`, on matrices
+/// that stay in their caches.
 pub(crate) fn rate(threads: usize, time: Duration) -> f64 {
     const RANK: usize = 128;
     const COLUMNS: usize = 512;

@@ -1,6 +1,8 @@
-//! The header of one safetensors file, checked in full before any tensor is used: every fault is reported with its key. Reads no tensor data.
+//! Reads the header of one safetensors file and checks all of it before any tensor is used. Each
+//! fault names its key. The module reads no tensor data.
 //!
-//! Stricter than the format's own reader in one point: a tensor must start at a multiple of its element size.
+//! It is stricter than the format's own reader in one point: a tensor must start at a multiple of
+//! its element size.
 
 use std::fmt;
 
@@ -10,7 +12,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use super::dtype::StoredDType;
 use super::error::SafetensorsFault as Fault;
 
-/// Same limit as the `safetensors` crate.
+/// The limit of the `safetensors` crate.
 const HEADER_LIMIT: usize = 100_000_000;
 
 /// A tensor of the file; `start` counts from the beginning of the file.
@@ -43,7 +45,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Located>, Vec<Fault>> {
             Err(f) => faults.push(f),
         }
     }
-    // A fault in one entry leaves a hole, so coverage is judged only when every entry stands.
+    // A faulty entry leaves a hole, so the coverage is checked only when no entry has a fault.
     if faults.is_empty() {
         faults = coverage(&mut tensors, data);
     }
@@ -57,7 +59,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Located>, Vec<Fault>> {
     Ok(tensors)
 }
 
-/// The JSON header and where the data part starts.
+/// Returns the JSON header and the first byte of the data part.
 fn header(bytes: &[u8]) -> Result<(&[u8], usize), Fault> {
     let (len, rest) = bytes
         .split_first_chunk::<8>()
@@ -132,7 +134,7 @@ fn locate(key: String, value: serde_json::Value, data: usize) -> Result<Located,
     })
 }
 
-/// The tensors must cover the data part once: no overlap, no hole.
+/// Checks that the tensors cover the data part exactly once, without overlaps and holes.
 fn coverage(tensors: &mut [Located], data: usize) -> Vec<Fault> {
     tensors.sort_by(|a, b| (a.start, a.len, &a.key).cmp(&(b.start, b.len, &b.key)));
     let mut faults = Vec::new();
@@ -170,7 +172,7 @@ fn twice(tensors: &mut [Located]) -> Vec<Fault> {
         .collect()
 }
 
-/// The header's object with repeated keys kept, which a map would drop in silence.
+/// The header's object with its repeated keys. A map would drop them without an error.
 struct Entries(Vec<(String, serde_json::Value)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -209,7 +211,11 @@ mod tests {
     #[test]
     fn a_sound_file_gives_its_tensors_by_name() {
         let f = file(
-            r#"{"__metadata__":{"format":"pt"},"b":{"dtype":"BF16","shape":[2,1],"data_offsets":[4,8]},"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#,
+            concat!(
+                r#"{"__metadata__":{"format":"pt"},"#,
+                r#""b":{"dtype":"BF16","shape":[2,1],"data_offsets":[4,8]},"#,
+                r#""a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#
+            ),
             8,
         );
         let got = read(&f).unwrap();
@@ -241,8 +247,13 @@ mod tests {
         };
         let two = |b: usize, e: usize| {
             format!(
-                r#"{{"v":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}},"w":{{"dtype":"U8","shape":[{}],"data_offsets":[{b},{e}]}}}}"#,
-                e - b
+                concat!(
+                    r#"{{"v":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}},"#,
+                    r#""w":{{"dtype":"U8","shape":[{}],"data_offsets":[{},{}]}}}}"#
+                ),
+                e - b,
+                b,
+                e
             )
         };
         let cases = [
@@ -256,11 +267,13 @@ mod tests {
             ),
             (
                 u64::MAX.to_le_bytes().to_vec(),
-                "header length 18446744073709551615 reaches beyond the file, which has 0 bytes left",
+                "header length 18446744073709551615 reaches beyond the file, \
+                 which has 0 bytes left",
             ),
             (
                 file("[1]", 0),
-                "header is not a JSON object of tensors: invalid type: sequence, expected an object at line 1 column 0",
+                "header is not a JSON object of tensors: \
+                 invalid type: sequence, expected an object at line 1 column 0",
             ),
             (
                 file(&one("F32", "[2]", 0, 8), 7),
@@ -294,7 +307,10 @@ mod tests {
             (file(&two(9, 10), 10), "bytes 8..9 belong to no tensor"),
             (
                 file(
-                    r#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#,
+                    concat!(
+                        r#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"#,
+                        r#""w":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#
+                    ),
                     2,
                 ),
                 "tensor w is listed twice",
@@ -319,7 +335,10 @@ mod tests {
     #[test]
     fn all_faults_are_reported_at_once() {
         let f = file(
-            r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]},"b":{"dtype":"X","shape":[],"data_offsets":[4,8]}}"#,
+            concat!(
+                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]},"#,
+                r#""b":{"dtype":"X","shape":[],"data_offsets":[4,8]}}"#
+            ),
             8,
         );
         assert_eq!(read(&f).unwrap_err().len(), 2);
@@ -350,7 +369,10 @@ mod tests {
 
     fn sound() -> Vec<u8> {
         file(
-            r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},"b":{"dtype":"BF16","shape":[2],"data_offsets":[12,16]}}"#,
+            concat!(
+                r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},"#,
+                r#""b":{"dtype":"BF16","shape":[2],"data_offsets":[12,16]}}"#
+            ),
             16,
         )
     }
@@ -365,7 +387,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), len in 0u64..220) {
+        fn arbitrary_bytes_never_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            len in 0u64..220,
+        ) {
             let _ = read(&bytes);
             let mut framed = len.to_le_bytes().to_vec();
             framed.extend(bytes);
@@ -373,7 +398,11 @@ mod tests {
         }
 
         #[test]
-        fn a_mutated_file_fails_or_stays_inside_its_bytes(at in 0usize..140, to in any::<u8>(), cut in 0usize..140) {
+        fn a_mutated_file_fails_or_stays_inside_its_bytes(
+            at in 0usize..140,
+            to in any::<u8>(),
+            cut in 0usize..140,
+        ) {
             let mut bytes = sound();
             let i = at % bytes.len();
             bytes[i] = to;

@@ -1,4 +1,5 @@
-//! One `torch.save` archive (`.pth`, `.bin`): the pickled dictionary laid over the zip's storage records. Reads no tensor data.
+//! Reads one `torch.save` archive (`.pth`, `.bin`): a pickled dictionary whose tensors lie in
+//! records of a zip. The module reads no tensor data.
 
 use std::ops::Range;
 
@@ -7,16 +8,17 @@ use super::pickle::{self, Tensor};
 use super::safetensors::Located;
 use super::zip::Directory;
 
-/// First bytes of an archive that this reads.
+/// First bytes of a zip archive.
 pub(super) const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 
-/// Whether `bytes` begin as torch wrote files before 1.6: a bare pickle, or a tar before 0.1.10.
+/// Returns whether `bytes` begin like a file that torch wrote before 1.6: a bare pickle, or a tar
+/// before 0.1.10.
 pub(super) fn is_legacy(bytes: &[u8]) -> bool {
     let bare_pickle = matches!(bytes, [0x80, 2..=5, ..]);
     bare_pickle || bytes.get(257..262) == Some(b"ustar")
 }
 
-/// The tensors of a whole archive, given as `bytes`.
+/// Returns the tensors of a whole archive, given as `bytes`.
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<Located>, Vec<Fault>> {
     if is_legacy(bytes) {
         return Err(vec![Fault::Legacy]);
@@ -48,7 +50,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Located>, Vec<Fault>> {
     }
 }
 
-/// The folder inside the archive, with its slash: torch names it after the file, and any name will do.
+/// Returns the folder inside the archive, with its slash. torch names the folder after the file,
+/// and every name is accepted.
 fn prefix<'a>(zip: &Directory<'a>) -> Result<&'a str, Fault> {
     let mut found = zip
         .names()
@@ -117,7 +120,8 @@ fn place(
     }
 }
 
-/// Row-major without gaps. The stride of a dimension of size 1 is never used, and an empty tensor has no elements to place.
+/// Returns whether a tensor is row-major without gaps. The stride of a dimension of size 1 is never
+/// used, and an empty tensor has no elements to place.
 fn contiguous(shape: &[usize], strides: &[usize]) -> bool {
     let mut step = 1usize;
     shape.contains(&0)
@@ -282,7 +286,11 @@ mod tests {
         }
 
         #[test]
-        fn a_mutated_archive_fails_or_stays_inside_its_bytes(at in 0usize..10_000, to in any::<u8>(), cut in 0usize..2000) {
+        fn a_mutated_archive_fails_or_stays_inside_its_bytes(
+            at in 0usize..10_000,
+            to in any::<u8>(),
+            cut in 0usize..2000,
+        ) {
             let mut bytes = sound();
             let i = at % bytes.len();
             bytes[i] = to;

@@ -1,9 +1,10 @@
-//! Weight normalisation over the last dimension, as the positional convolution of wav2vec2 stores it
-//! (`torch.nn.utils.weight_norm(conv, dim=2)`): `w[:, :, k] = g[0, 0, k] * v[:, :, k] / ||v[:, :, k]||`.
+//! Weight normalisation over the last dimension, as the positional convolution of wav2vec2 stores
+//! it (`torch.nn.utils.weight_norm(conv, dim=2)`):
+//! `w[:, :, k] = g[0, 0, k] * v[:, :, k] / ||v[:, :, k]||`.
 
 use super::error::{CheckpointError, WeightNormFault as Fault};
 
-/// Endings of (g, v): the older hook and the newer parametrization.
+/// Endings of the names of (g, v): of the older hook and of the newer parametrization.
 const FORMS: [(&str, &str); 2] = [
     (".weight_g", ".weight_v"),
     (
@@ -12,7 +13,7 @@ const FORMS: [(&str, &str); 2] = [
     ),
 ];
 
-/// Keys of a magnitude `g` `[1, 1, K]` and a direction `v` `[O, I, K]`.
+/// The keys of a magnitude `g` `[1, 1, K]` and of a direction `v` `[O, I, K]`.
 #[derive(Debug)]
 pub(super) struct WeightNorm {
     pub(super) g: String,
@@ -20,7 +21,7 @@ pub(super) struct WeightNorm {
 }
 
 impl WeightNorm {
-    /// The weight `[O, I, K]` in f32; norms are accumulated in f64.
+    /// Computes the weight `[O, I, K]` in f32. The norms are summed in f64.
     pub(super) fn compute(&self, g: &[f32], v: &[f32]) -> Result<Vec<f32>, CheckpointError> {
         let mut norms = vec![0f64; g.len()];
         for row in v.chunks_exact(g.len()) {
@@ -43,7 +44,7 @@ impl WeightNorm {
     }
 }
 
-/// All weight-normalised tensors, by the name of the weight they make.
+/// Returns all pairs, each under the name of the weight that it makes.
 pub(super) fn find<'a, 's>(
     keys: impl Iterator<Item = &'a str>,
     shape: impl Fn(&str) -> Option<&'s [usize]>,

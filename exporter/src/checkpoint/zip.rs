@@ -1,7 +1,8 @@
-//! The directory of a torch archive: a zip (zip64 too) whose records are stored, not deflated. Finds records; copies and decompresses nothing.
+//! Reads the directory of a torch archive: a zip (also zip64) whose records are stored without
+//! compression. The module finds the bytes of records; it copies and decompresses nothing.
 //!
-//! Layout: APPNOTE 6.3 sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.14-16 (end records). Every number in the file is
-//! distrusted: positions are checked against the file before they are used.
+//! The layout is APPNOTE 6.3, sections 4.3.7 (local header), 4.3.12 (central directory) and
+//! 4.3.14-16 (end records). Every position in the file is checked before it is used.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,12 +14,12 @@ const END64: [u8; 4] = *b"PK\x06\x06";
 const END64_LOCATOR: [u8; 4] = *b"PK\x06\x07";
 const CENTRAL: [u8; 4] = *b"PK\x01\x02";
 const LOCAL: [u8; 4] = *b"PK\x03\x04";
-/// End record with the longest comment.
+/// Length of an end record with the longest comment.
 const END_REACH: usize = 22 + 0xFFFF;
 const ZIP64_EXTRA: u16 = 1;
 const ENCRYPTED: u16 = 1;
 
-/// Where each record's bytes lie in the file, by record name.
+/// The place of each record's bytes in the file, by record name.
 pub(super) struct Directory<'a> {
     records: BTreeMap<&'a str, Range<usize>>,
 }
@@ -52,6 +53,7 @@ impl<'a> Directory<'a> {
                 return Err(fault("is there twice"));
             }
         }
+        disjoint(&records)?;
         Ok(Self { records })
     }
 
@@ -64,11 +66,24 @@ impl<'a> Directory<'a> {
     }
 }
 
+/// Checks that no byte belongs to two records. torch shares storages inside the pickle, never here.
+fn disjoint(records: &BTreeMap<&str, Range<usize>>) -> Result<(), Fault> {
+    let mut places: Vec<_> = records.iter().filter(|(_, r)| !r.is_empty()).collect();
+    places.sort_by_key(|(_, range)| range.start);
+    match places.windows(2).find(|w| w[0].1.end > w[1].1.start) {
+        None => Ok(()),
+        Some(pair) => Err(Fault::ZipRecord {
+            name: (*pair[1].0).to_owned(),
+            reason: "overlaps another record",
+        }),
+    }
+}
+
 fn zip(reason: &'static str) -> Fault {
     Fault::Zip { reason }
 }
 
-/// The byte range of the central directory.
+/// Returns the byte range of the central directory.
 fn central(bytes: &[u8]) -> Result<Range<usize>, Fault> {
     let tail = bytes.len().saturating_sub(END_REACH);
     let end = bytes[tail..]
@@ -98,7 +113,8 @@ fn central(bytes: &[u8]) -> Result<Range<usize>, Fault> {
     }
 }
 
-/// Start and length of the central directory from the zip64 end record, when there is one before the end record at `end`.
+/// Returns the start and the length of the central directory from the zip64 end record, when one
+/// stands before the end record at `end`.
 fn end64(bytes: &[u8], end: usize) -> Result<Option<(u64, u64)>, Fault> {
     let Some(locator) = end
         .checked_sub(20)
@@ -149,7 +165,7 @@ impl<'a> Entry<'a> {
         let name = c.take(name.into())?;
         let mut wide = zip64(c.take(extra.into())?);
         c.take(comment.into())?;
-        // The wide field holds, in this order, only those numbers whose short form is all ones.
+        // The wide field holds only the numbers whose short form is all ones, in this order.
         let mut widen = |short: u32| {
             if short == u32::MAX {
                 wide.u64()
@@ -169,7 +185,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// The zip64 field among the extra fields, empty when there is none.
+/// Returns the zip64 field of the extra fields, or an empty cursor.
 fn zip64(extra: &[u8]) -> Cursor<'_> {
     let mut c = Cursor {
         bytes: extra,
@@ -190,7 +206,8 @@ fn zip64(extra: &[u8]) -> Cursor<'_> {
     Cursor { bytes: &[], at: 0 }
 }
 
-/// The record's bytes, found through its local header; `bytes` ends where the central directory starts.
+/// Returns the range of a record's bytes, found through its local header. `bytes` ends where the
+/// central directory starts.
 fn data_range(bytes: &[u8], entry: &Entry<'_>) -> Option<Range<usize>> {
     let mut c = Cursor {
         bytes,
@@ -207,7 +224,7 @@ fn data_range(bytes: &[u8], entry: &Entry<'_>) -> Option<Range<usize>> {
     Some(start..c.at)
 }
 
-/// Little-endian reader; `None` at the end of the bytes.
+/// A little-endian reader. It returns `None` at the end of the bytes.
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -308,6 +325,23 @@ mod tests {
         let bytes = wide(5);
         let range = Directory::read(&bytes).unwrap().get("a/b").unwrap();
         assert_eq!(&bytes[range], b"hello");
+    }
+
+    #[test]
+    fn two_records_of_one_name_or_of_the_same_bytes_are_refused() {
+        for (second, want) in [
+            ("a/b", "zip: record a/b: is there twice"),
+            ("a/c", "zip: record a/c: overlaps another record"),
+        ] {
+            let mut bytes = local("a/b", b"hello");
+            let start = bytes.len();
+            bytes.extend(wide_entry("a/b", 5));
+            bytes.extend(wide_entry(second, 5));
+            let len = bytes.len() - start;
+            bytes.extend(wide_end(start, len));
+            let fault = Directory::read(&bytes).err().unwrap();
+            assert_eq!(fault.to_string(), want);
+        }
     }
 
     #[test]

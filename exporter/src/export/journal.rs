@@ -1,26 +1,30 @@
-//! The journal of an unfinished export: which request it belongs to, and which blocks of which data file are written, with their hashes.
+//! The journal of an unfinished export. It names the request, and lists the written blocks of each
+//! data file with their hashes.
 //!
-//! It promises nothing about the disk: whoever continues hashes every listed block again. So a line may be lost or torn, and nothing need be
-//! synchronised before it is written. One JSON line says what is exported; each further line is `FILE BLOCK HASH`. Not here: data files.
+//! A listed block need not be on the disk: the next run hashes every listed block again. So a line
+//! may be lost or torn, and nothing is synchronised before a line is written. The first line is
+//! JSON and describes the request; each further line is `FILE BLOCK HASH`. Not here: data files.
 use blake3::hazmat::ChainingValue;
 use engines::recipe::Recipe;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-/// Its name inside the unfinished folder.
+/// Name of the journal inside the unfinished folder.
 pub(super) const FILE: &str = "export.journal";
 
-/// Changes when blocks of an older journal could differ from those of this code.
+/// Version of the journal. It changes when the blocks of an older journal could differ from the
+/// blocks of this code.
 const FORMAT: u32 = 1;
 
-/// All that the bytes of an export depend on, by cheap signs: where files lie does not matter, what they hold is told by size and time.
+/// Everything that the bytes of an export depend on. A checkpoint file counts by size and time of
+/// change; its folder does not matter.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Identity {
     format: u32,
     exporter: String,
     pub(super) recipe: Recipe,
-    /// Layers kept, where the checkpoint is cut.
+    /// Number of layers, when the checkpoint is cut.
     pub(super) layers: Option<usize>,
     /// Bits of the LoRA's factor.
     pub(super) lora_scale: Option<u32>,
@@ -34,7 +38,7 @@ pub(super) struct Identity {
 pub(super) struct Stamp {
     pub(super) file: String,
     pub(super) bytes: u64,
-    /// Last change, since 1970.
+    /// Time of the last change, since 1970.
     pub(super) nanoseconds: u128,
 }
 
@@ -51,7 +55,7 @@ impl Identity {
         }
     }
 
-    /// What differs from another request, for a notice.
+    /// Returns the difference to another request, for a notice.
     fn difference(&self, other: &Self) -> &'static str {
         match () {
             () if (self.format, &self.exporter) != (other.format, &other.exporter) => {
@@ -76,7 +80,7 @@ pub(super) struct Journal {
     known: Known,
 }
 
-/// What was found in a journal file.
+/// The content of a journal file.
 pub(super) enum Found {
     /// Nothing, or no journal at all.
     Nothing,
@@ -87,7 +91,8 @@ pub(super) enum Found {
 }
 
 impl Journal {
-    /// Reads `file`, and begins it anew unless it is the journal of `identity`. What differs is returned with it.
+    /// Reads `file`, and starts it again unless it is the journal of `identity`. Returns the
+    /// journal, and the difference to another request whose journal it was.
     pub(super) fn open(
         mut file: File,
         identity: &Identity,
@@ -95,7 +100,7 @@ impl Journal {
     ) -> io::Result<(Self, Option<&'static str>)> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        // A line that was not finished says nothing.
+        // A line without its end is ignored.
         let whole = bytes
             .iter()
             .rposition(|&b| b == b'\n')
@@ -119,12 +124,12 @@ impl Journal {
         Ok((Self { file, known }, other))
     }
 
-    /// Blocks that are said to be written.
+    /// Returns the listed blocks.
     pub(super) fn known(&self) -> &Known {
         &self.known
     }
 
-    /// Notes a written block.
+    /// Adds a written block.
     pub(super) fn add(&mut self, file: &str, block: u64, hash: &ChainingValue) -> io::Result<()> {
         let hash = blake3::Hash::from_bytes(*hash).to_hex();
         self.file
@@ -132,7 +137,7 @@ impl Journal {
     }
 }
 
-/// Reads a journal up to the first line that makes no sense.
+/// Reads a journal up to the first line that is malformed.
 pub(super) fn parse(text: &str, identity: &Identity) -> Found {
     let mut lines = text.lines();
     let Some(header) = lines

@@ -1,6 +1,9 @@
-//! How fast an export could have been at best: (a) the checkpoint read and the output written by plain copies of 1 MiB, (b) the LoRA's
-//! multiply-adds at 70 % of this machine's f32 rate. Both rates are probed in short runs on the same disk and cores and scaled to the whole;
-//! a short probe sees neither a disk that slows down later nor other users of it.
+//! Measures how fast an export could be at best.
+//!
+//! Limit (a) reads the checkpoint and writes the output by plain copies of 1 MiB. Limit (b)
+//! computes the LoRA's multiply-adds at 70 % of this machine's f32 rate. Both rates come from short
+//! runs on the same disk and cores. A short run does not see a disk that slows down later, or other
+//! users of the disk.
 use crate::checkpoint::product;
 use rustix::fs::{Advice, fadvise};
 use std::fmt;
@@ -16,50 +19,74 @@ const COPY: usize = 1 << 20;
 /// Share of the measured rate of multiply-adds that a good product reaches.
 const GOOD: f64 = 0.7;
 
-/// What was to be done.
+/// The work of one export.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Task {
-    /// Of the checkpoint, for what was written.
+    /// Bytes of the checkpoint that were read.
     pub(super) read: u64,
-    /// Of these, read from storage; `None` where the system does not tell, which counts as all.
+    /// Of these, bytes read from storage. `None`: the system does not tell, and all bytes count.
     pub(super) from_storage: Option<u64>,
+    /// Bytes written.
     pub(super) written: u64,
+    /// Multiply-adds of the LoRA.
     pub(super) multiply_adds: u64,
+    /// Threads that worked.
     pub(super) threads: usize,
+    /// Wall time.
     pub(super) seconds: f64,
 }
 
-/// How much is probed.
+/// The length of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Effort {
-    /// Bytes that each of the three copies moves at most.
-    pub(super) bytes: u64,
-    /// Time that each probe takes at most, its synchronising apart.
-    pub(super) time: Duration,
+    /// Most bytes that each of the three copies moves.
+    bytes: u64,
+    /// Most time that each copy takes, without the final synchronisation.
+    time: Duration,
 }
 
-/// What the machine does, in bytes or multiply-adds a second.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+impl Effort {
+    /// For exports without the flag: less than two seconds in all.
+    pub(super) const BRIEF: Self = Self {
+        bytes: 256 << 20,
+        time: Duration::from_millis(600),
+    };
+    /// For exports with the flag: long enough to fill a disk's write cache.
+    pub(super) const THOROUGH: Self = Self {
+        bytes: 1 << 30,
+        time: Duration::from_secs(4),
+    };
+}
+
+/// Rates of the machine, in bytes or multiply-adds a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
-    /// Checkpoint pages dropped from the page cache first.
+    /// Reads from storage: the pages are dropped from the page cache first.
     pub cold_read: f64,
-    /// The same pages again.
+    /// Reads of the same pages from the page cache.
     pub cached_read: f64,
-    /// Beside the output, synchronised at the end.
+    /// Writes beside the output, synchronised at the end.
     pub write: f64,
-    /// All cores, this exporter's own kernel.
+    /// Multiply-adds of all cores with the exporter's own kernel.
     pub multiply_adds: f64,
 }
 
-/// An export held against what the machine does.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+/// The work and the time of an export, beside the rates of the machine.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
+    /// Rates of the machine.
     pub rates: Rates,
+    /// Bytes of the checkpoint that were read.
     pub read: u64,
+    /// Of these, bytes read from storage; the rest came from the page cache.
     pub from_storage: u64,
+    /// Bytes written.
     pub written: u64,
+    /// Multiply-adds of the LoRA.
     pub multiply_adds: u64,
+    /// Threads that worked.
     pub threads: usize,
+    /// Wall time of the export.
     pub seconds: f64,
 }
 
@@ -76,19 +103,19 @@ impl Limits {
         }
     }
 
-    /// Limit (a), seconds.
+    /// Returns limit (a): seconds of plain copies.
     pub fn copies(&self) -> f64 {
         self.from_storage as f64 / self.rates.cold_read
             + (self.read - self.from_storage) as f64 / self.rates.cached_read
             + self.written as f64 / self.rates.write
     }
 
-    /// Limit (b), seconds.
+    /// Returns limit (b): seconds of the LoRA's multiply-adds.
     pub fn lora(&self) -> f64 {
         self.multiply_adds as f64 / (GOOD * self.rates.multiply_adds)
     }
 
-    /// Time taken by the larger limit.
+    /// Returns the export's time divided by the larger limit.
     pub fn ratio(&self) -> f64 {
         self.seconds / self.copies().max(self.lora())
     }
@@ -99,7 +126,9 @@ impl fmt::Display for Limits {
         let (gb, mb) = (|n: u64| n as f64 / 1e9, |r: f64| r / 1e6);
         writeln!(
             f,
-            "limit (a), 1 MiB copies: {:.1} s = {:.2} GB from storage at {:.0} MB/s + {:.2} GB from the page cache at {:.0} MB/s + {:.2} GB written and synchronised at {:.0} MB/s",
+            "limit (a), 1 MiB copies: {:.1} s = {:.2} GB from storage at {:.0} MB/s \
+             + {:.2} GB from the page cache at {:.0} MB/s \
+             + {:.2} GB written and synchronised at {:.0} MB/s",
             self.copies(),
             gb(self.from_storage),
             mb(self.rates.cold_read),
@@ -110,7 +139,8 @@ impl fmt::Display for Limits {
         )?;
         writeln!(
             f,
-            "limit (b), LoRA: {:.1} s = {:.1} G multiply-adds at 70 % of {:.1} G/s (own kernel, {} threads)",
+            "limit (b), LoRA: {:.1} s = {:.1} G multiply-adds at 70 % of {:.1} G/s \
+             (own kernel, {} threads)",
             self.lora(),
             gb(self.multiply_adds),
             self.rates.multiply_adds / 1e9,
@@ -125,25 +155,26 @@ impl fmt::Display for Limits {
     }
 }
 
-/// Measures the machine: reads some of `files`, writes and removes a file in `dir`, and multiplies.
-pub(super) fn probe(
+/// Measures the machine: reads parts of `files`, writes and removes a file in `dir`, and
+/// multiplies.
+pub(super) fn measure(
     files: &[PathBuf],
     dir: &Path,
     threads: usize,
     effort: Effort,
 ) -> io::Result<Rates> {
-    // The pages are read twice: dropped from the cache first, then from it.
+    // The pages are read twice: first from storage, then from the cache.
     let cold = read(files, effort, true)?;
     let cached = read(files, effort, false)?;
     Ok(Rates {
         cold_read: cold,
         cached_read: cached,
-        write: write(&dir.join(format!(".probe-{}", std::process::id())), effort)?,
+        write: write(&dir.join(format!(".limits-{}", std::process::id())), effort)?,
         multiply_adds: product::rate(threads, effort.time.min(Duration::from_millis(500))),
     })
 }
 
-/// Bytes a second of plain reads, an equal share of every file.
+/// Returns the bytes a second of plain reads. Every file has an equal share.
 fn read(files: &[PathBuf], effort: Effort, cold: bool) -> io::Result<f64> {
     let (mut buffer, mut done) = (vec![0u8; COPY], 0u64);
     let share = effort.bytes / files.len().max(1) as u64;
@@ -152,7 +183,7 @@ fn read(files: &[PathBuf], effort: Effort, cold: bool) -> io::Result<f64> {
         let file = File::open(path)?;
         let end = share.min(file.metadata()?.len()).max(COPY as u64);
         if cold {
-            // Advice: pages that cannot be dropped are read from the cache, and the rate says more than the disk can.
+            // This is advice. Pages that stay in the cache make the rate higher than the disk's.
             let _ = fadvise(&file, 0, NonZeroU64::new(end), Advice::DontNeed);
         }
         let start = Instant::now();
@@ -169,7 +200,8 @@ fn read(files: &[PathBuf], effort: Effort, cold: bool) -> io::Result<f64> {
     Ok(done as f64 / taken.as_secs_f64().max(1e-9))
 }
 
-/// Bytes a second of plain writes, synchronised at the end. The file is removed whatever happens.
+/// Returns the bytes a second of plain writes, synchronised at the end. Removes the file also after
+/// an error.
 fn write(path: &Path, effort: Effort) -> io::Result<f64> {
     let buffer: Vec<u8> = (0..COPY).map(|i| (i * 31 % 251) as u8).collect();
     let start = Instant::now();
@@ -225,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_measures_and_leaves_nothing() {
+    fn a_measurement_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a");
         fs::write(&file, vec![7u8; 3 << 20]).unwrap();
@@ -233,7 +265,7 @@ mod tests {
             bytes: 2 << 20,
             time: Duration::from_millis(20),
         };
-        let rates = probe(&[file], dir.path(), 1, effort).unwrap();
+        let rates = measure(&[file], dir.path(), 1, effort).unwrap();
         for rate in [rates.cold_read, rates.cached_read, rates.write] {
             assert!(rate > 1e3 && rate.is_finite(), "{rates:?}");
         }

@@ -1,6 +1,7 @@
-//! The folder of an unfinished export: `.NAME.partial` beside the target, one writer at a time, kept when the export fails or is killed, and
-//! renamed when it is whole. Not here: what is written into it.
-use super::ExportError;
+//! The folder of an unfinished export: `.NAME.partial` beside the target. One process writes to it
+//! at a time. It stays when the export fails or is killed, and gets the target's name when it is
+//! whole. Not here: the files in it.
+use super::error::ExportError;
 use super::journal::{self, Identity, Journal};
 use crate::graph::data::DataPlan;
 use engines::manifest;
@@ -12,29 +13,29 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long the lock is waited for: a killed process holds it until its last write is through.
+/// Longest wait for the lock. A killed process holds it until its last write is done.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Room for graphs, manifest and journal.
+/// Bytes for the graphs, the manifest and the journal.
 const SLACK: u64 = 16 << 20;
 
-/// Whether what an earlier, unfinished export left is used.
+/// The use of the files that an earlier, unfinished export left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
-    /// Where it belongs to the same request.
+    /// Continue, when they belong to the same request.
     #[default]
     Continue,
-    /// Never: it is thrown away.
+    /// Delete them and start from the beginning.
     Anew,
 }
 
-/// An unfinished export that this process alone writes to.
+/// An unfinished export, locked for this process.
 #[derive(Debug)]
 pub(super) struct Staging {
     pub(super) path: PathBuf,
     pub(super) journal: Journal,
 }
 
-/// `.NAME.partial` beside `out`.
+/// Returns `.NAME.partial` beside `out`.
 fn beside(out: &Path) -> PathBuf {
     let name = out
         .file_name()
@@ -47,7 +48,7 @@ fn fail(path: &Path) -> impl FnOnce(io::Error) -> ExportError {
     |source| ExportError::Io { path, source }
 }
 
-/// A target that is a file, or a folder with something other than an export in it, is not ours to replace.
+/// Checks that the target may be replaced: it must be an export, an empty folder, or absent.
 pub(super) fn check_target(out: &Path) -> Result<(), ExportError> {
     let empty = |path| fs::read_dir(path).is_ok_and(|mut d| d.next().is_none());
     if out.exists() && !out.join(manifest::FILE).is_file() && !empty(out) {
@@ -59,7 +60,8 @@ pub(super) fn check_target(out: &Path) -> Result<(), ExportError> {
 }
 
 impl Staging {
-    /// Makes the folder, or takes up one that an earlier run left. Returns a notice when something was thrown away.
+    /// Makes the folder, or opens the folder of an earlier run. Returns a notice when files were
+    /// deleted.
     pub(super) fn open(
         out: &Path,
         identity: &Identity,
@@ -85,7 +87,7 @@ impl Staging {
         Ok((Self { path, journal }, notice))
     }
 
-    /// Whether the disk takes what is still to be written.
+    /// Checks that the disk has room for the rest of the files.
     pub(super) fn check_room(&self, plans: &[DataPlan<'_>]) -> Result<(), ExportError> {
         let written = |plan: &DataPlan<'_>| {
             let file = fs::metadata(self.path.join(&plan.file));
@@ -103,7 +105,8 @@ impl Staging {
         }
     }
 
-    /// Makes `files` durable. Together at the end, since each alone would wait for the disk.
+    /// Makes `files` durable. One call at the end waits for the disk once; a call for each file
+    /// would wait each time.
     pub(super) fn synchronise(&self, files: &BTreeSet<String>) -> Result<(), ExportError> {
         for path in files
             .iter()
@@ -117,7 +120,8 @@ impl Staging {
         Ok(())
     }
 
-    /// Takes the target's place; an older export there is replaced and then removed. `files` are those that belong to the export.
+    /// Gives the folder the target's name. An older export is replaced first and removed then.
+    /// `files` are the files of the export.
     pub(super) fn publish(
         self,
         out: &Path,
@@ -135,7 +139,8 @@ impl Staging {
         } else {
             fs::rename(&self.path, out).map_err(fail(out))?;
         }
-        // The journal goes last: a target that still has one is taken back and looked through.
+        // The journal is removed last. A target that still has its journal is taken back and
+        // checked.
         fs::remove_file(out.join(journal::FILE)).map_err(fail(out))?;
         match out.parent() {
             Some(parent) if parent.as_os_str().is_empty() => sync(Path::new(".")),
@@ -144,14 +149,15 @@ impl Staging {
         }
     }
 
-    /// Nothing was written that is worth keeping.
+    /// Removes the folder, in which nothing is worth keeping.
     pub(super) fn remove(self) {
-        // What cannot be removed is found, and thrown away, by the next run.
+        // A folder that cannot be removed is removed by the next run.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
 
-/// Swaps the two folders, so that the target is never missing, and removes the older. Where the file system cannot swap, the older goes first.
+/// Swaps the two folders, so that the target never misses, and removes the older one. Where the
+/// file system cannot swap, the older folder is removed first.
 fn replace(new: &Path, out: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, new, CWD, out, RenameFlags::EXCHANGE) {
@@ -163,7 +169,8 @@ fn replace(new: &Path, out: &Path) -> io::Result<()> {
     }
 }
 
-/// A run that was killed while it published left its journal in the target: the target is taken back, to be looked through and published again.
+/// Takes the target back when it has a journal: a run was killed while it published. The caller
+/// checks it and publishes it again.
 fn retract(out: &Path, path: &Path) -> Result<(), ExportError> {
     let left = out.join(journal::FILE);
     if !left.is_file() {
@@ -174,13 +181,14 @@ fn retract(out: &Path, path: &Path) -> Result<(), ExportError> {
         fs::remove_dir_all(path).map_err(fail(path))?;
     }
     match path.exists() {
-        // A newer attempt is under way: the target is complete, only its journal is too many.
+        // A newer run has its own folder. The target is complete; only its journal must go.
         true => fs::remove_file(&left).map_err(fail(&left)),
         false => fs::rename(out, path).map_err(fail(out)),
     }
 }
 
-/// What lies under our name without a journal: an older export that was being replaced is removed, anything else is not ours.
+/// Removes a folder without a journal that has the name of the unfinished folder, when it is an
+/// older export. Any other folder is an error.
 fn leftover(path: &Path) -> Result<Option<String>, ExportError> {
     if !path.exists() || path.join(journal::FILE).is_file() {
         return Ok(None);
@@ -191,7 +199,8 @@ fn leftover(path: &Path) -> Result<Option<String>, ExportError> {
     Ok(export.then(|| format!("{}: a replaced export is removed", path.display())))
 }
 
-/// The journal of a folder, locked for this process; the folder is made if need be.
+/// Opens the journal of a folder and locks it for this process. Makes the folder when it is
+/// missing.
 fn lock(path: &Path) -> Result<File, ExportError> {
     let name = path.join(journal::FILE);
     let since = Instant::now();
@@ -217,7 +226,7 @@ fn lock(path: &Path) -> Result<File, ExportError> {
             }
             Err(TryLockError::Error(e)) => return Err(fail(&name)(e)),
         }
-        // Another process may have published or removed the folder between opening and locking.
+        // Another process may have published or removed the folder before the lock.
         let id = |m: fs::Metadata| (m.dev(), m.ino());
         let held = file.metadata().map(id).map_err(fail(&name))?;
         if fs::metadata(&name).is_ok_and(|m| id(m) == held) {
@@ -226,7 +235,7 @@ fn lock(path: &Path) -> Result<File, ExportError> {
     }
 }
 
-/// Removes what is not named; returns how many entries.
+/// Removes every entry that `keep` does not name. Returns the number of removed entries.
 fn sweep(path: &Path, keep: &BTreeSet<String>) -> Result<usize, ExportError> {
     let mut removed = 0;
     for entry in fs::read_dir(path).map_err(fail(path))? {

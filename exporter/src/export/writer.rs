@@ -1,10 +1,12 @@
-//! Data files written by all cores: every worker takes the next block, makes it, hashes it and writes it in its place; the caller's thread
-//! keeps the journal. A block that the journal knows is read and hashed instead, and made again where it differs. Memory is one block and a
-//! tile for each worker, whatever the model.
-use super::ExportError;
+//! Writes the data files on all cores.
+//!
+//! Each worker takes the next block, makes it, hashes it and writes it. The caller's thread keeps
+//! the journal. A block that the journal lists is read and hashed instead, and made again when the
+//! hash differs. Each worker holds one block and one tile, whatever the model.
+use super::error::ExportError;
 use super::journal::Journal;
 use crate::graph::data::{BLOCK, DataPlan, WeightBytes};
-use crate::graph::write::WriteError;
+use crate::graph::error::WriteError;
 use blake3::hazmat::ChainingValue;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,12 +15,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-/// Memory that all workers may hold.
+/// Most memory of all workers together.
 const BUDGET: usize = 1 << 30;
-/// What one worker holds: its block, a tile, and what is computed for a tile.
+/// Memory of one worker: its block, a tile, and the values computed for a tile.
 const WORKER: usize = 2 * BLOCK as usize;
 
-/// One data file and where its floats come from.
+/// One data file and the source of its floats.
 pub(super) struct Work<'a, S> {
     pub(super) plan: &'a DataPlan<'a>,
     pub(super) source: &'a S,
@@ -27,7 +29,7 @@ pub(super) struct Work<'a, S> {
 }
 
 impl<'a, S> Work<'a, S> {
-    /// Opens `plan`'s file in `dir`, or makes it; what is there stays.
+    /// Opens `plan`'s file in `dir`, or makes it. Existing bytes stay.
     pub(super) fn open(
         plan: &'a DataPlan<'a>,
         source: &'a S,
@@ -59,35 +61,36 @@ impl<'a, S> Work<'a, S> {
     }
 }
 
-/// A block that is in its place.
+/// A block that is written.
 struct Placed {
     work: usize,
     block: u64,
     hash: ChainingValue,
-    /// Whether an earlier run wrote it.
+    /// True when an earlier run wrote the block.
     kept: bool,
 }
 
-/// How far an export is.
+/// The progress of an export.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
     /// Data file that the last block belongs to.
     pub file: &'a str,
-    /// Bytes in place, of all data files.
+    /// Bytes of all data files that are written.
     pub done: u64,
-    /// Of these, written by an earlier run and found sound.
+    /// Of these, bytes that an earlier run wrote and that were found sound.
     pub kept: u64,
     /// Bytes of all data files.
     pub total: u64,
 }
 
-/// Threads that can work without holding more than [`BUDGET`].
+/// Returns the number of threads whose memory fits [`BUDGET`].
 pub(super) fn workers() -> usize {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     cores.clamp(1, BUDGET / WORKER)
 }
 
-/// Writes every block; returns the hash of each file. Ends early, with what is written noted in the journal, when `stop` is set.
+/// Writes every block and returns the hash of each file. It stops early when `stop` is set; the
+/// journal then lists the written blocks.
 pub(super) fn write<S: WeightBytes>(
     works: &[Work<'_, S>],
     journal: &mut Journal,
@@ -120,8 +123,8 @@ pub(super) fn write<S: WeightBytes>(
                     if let Some(&(w, block)) = items.get(i + workers()) {
                         works[w].plan.prefetch(block, works[w].source);
                     }
-                    let told = known.get(&(works[w].plan.file.clone(), block));
-                    let placed = place(&works[w], block, told, &mut bytes);
+                    let listed = known.get(&(works[w].plan.file.clone(), block));
+                    let placed = place(&works[w], block, listed, &mut bytes);
                     let placed = placed.map(|(hash, kept)| Placed {
                         work: w,
                         block,
@@ -169,20 +172,21 @@ pub(super) fn write<S: WeightBytes>(
     }
 }
 
-/// Puts block `i` in its place, unless it is there as `told`. Returns its hash and whether it was there.
+/// Writes block `i`, unless the file already has the block with the hash `listed`. Returns its hash
+/// and whether the file had it.
 fn place<S: WeightBytes>(
     work: &Work<'_, S>,
     i: u64,
-    told: Option<&ChainingValue>,
+    listed: Option<&ChainingValue>,
     bytes: &mut Vec<u8>,
 ) -> Result<(ChainingValue, bool), WriteError> {
     let range = work.plan.range(i);
-    if let Some(told) = told {
+    if let Some(listed) = listed {
         bytes.clear();
         bytes.resize((range.end - range.start) as usize, 0);
         let read = work.file.read_exact_at(bytes, range.start);
-        if read.is_ok() && work.plan.hash_block(i, bytes) == *told {
-            return Ok((*told, true));
+        if read.is_ok() && work.plan.hash_block(i, bytes) == *listed {
+            return Ok((*listed, true));
         }
     }
     work.plan.fill(i, work.source, bytes)?;
@@ -191,7 +195,7 @@ fn place<S: WeightBytes>(
     Ok((hash, false))
 }
 
-/// The hash of a finished file, hex, now cut to its size.
+/// Cuts a finished file to its size and returns its hash in hex.
 fn seal<S>(work: &Work<'_, S>, hashes: &[Option<ChainingValue>]) -> Result<String, ExportError> {
     let Some(hashes) = hashes.iter().copied().collect::<Option<Vec<_>>>() else {
         return Err(ExportError::Stopped);

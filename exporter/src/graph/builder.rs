@@ -1,8 +1,9 @@
-//! The builder: one arena behind two kinds of `Copy` handles, [`Scope`] and [`Value`].
+//! The builder of graphs: one arena behind two kinds of `Copy` handles, [`Scope`] and [`Value`].
 //!
-//! It works as a compiler's front end does. A faulty operator is recorded with its scope, operands and source line and gives a
-//! *poisoned* value, which every later operator accepts in silence; so one fault is one line, and all faults are reported together.
-//! A dimension that cannot be known (`?`) matches anything, for the same reason. Not here: what the operators are (`ops.rs`).
+//! It works like a compiler's front end. A faulty operator is recorded with its scope, operands and
+//! source line, and returns a *poisoned* value. Later operators accept a poisoned value in silence,
+//! so one fault gives one message, and all faults are reported together. An unknown dimension (`?`)
+//! matches every dimension for the same reason. Not here: the operators (`ops.rs`).
 use super::print::Dims;
 use super::{
     Attribute, Constant, ConstantData, Fact, Graph, Node, Transform, ValueId, ValueInfo, Weight,
@@ -16,13 +17,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::panic::Location;
 
-/// Names and shapes of a checkpoint, without its bytes.
+/// The names and shapes of a checkpoint's tensors, without bytes.
 pub trait WeightSource {
-    /// Shape of a stored tensor; `None` when there is no such key.
+    /// Returns the shape of a stored tensor, or `None` for an unknown key.
     fn shape(&self, key: &str) -> Option<Vec<usize>>;
-    /// Every key.
+    /// Returns every key.
     fn keys(&self) -> Vec<String>;
-    /// The file or folder, where there is one.
+    /// Returns the file or the folder, when there is one.
     fn origin(&self) -> Option<String> {
         None
     }
@@ -38,9 +39,9 @@ impl WeightSource for BTreeMap<String, Vec<usize>> {
     }
 }
 
-/// What can stand for a dimension: a [`Dim`], a whole number, or a reference to either.
+/// A value that can stand for a dimension: a [`Dim`], a whole number, or a reference to either.
 pub trait IntoDim {
-    /// The dimension.
+    /// Returns the dimension.
     fn into_dim(self) -> Dim;
 }
 
@@ -67,7 +68,7 @@ macro_rules! whole_numbers {
 }
 whole_numbers!(i64, i32, u32, usize);
 
-/// A dimension that nobody knows; matches anything.
+/// Returns an unknown dimension, which matches every dimension.
 pub(super) fn unknown() -> Dim {
     Dim::symbol("?")
 }
@@ -76,7 +77,7 @@ pub(super) fn is_unknown(dim: &Dim) -> bool {
     dim.as_const().is_none() && dim.to_string().contains('?')
 }
 
-/// The common dimension of two that must be equal.
+/// Returns the common dimension of two dimensions that must be equal.
 pub(super) fn same(a: &Dim, b: &Dim) -> Option<Dim> {
     match (is_unknown(a), is_unknown(b)) {
         (true, _) => Some(b.clone()),
@@ -95,17 +96,17 @@ fn fits(want: &Fact, got: &Fact) -> bool {
             .all(|(a, b)| same(a, b).is_some())
 }
 
-/// One thing wrong with a graph under construction.
+/// A fault of a graph under construction.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// An operator's operands do not go together.
+    /// The operands of an operator do not fit each other.
     #[error("{op}({}): {reason}", .operands.join(", "))]
     Operands {
         /// ONNX operator.
         op: &'static str,
-        /// Types and shapes.
+        /// Types and shapes of the operands.
         operands: Vec<String>,
-        /// What does not fit.
+        /// Message: the wanted and the given operand.
         reason: String,
     },
     /// The checkpoint lacks a tensor.
@@ -126,17 +127,17 @@ pub enum Fault {
         /// Shape that is stored.
         got: Vec<usize>,
     },
-    /// A transform does not fit its tensor.
+    /// A transform does not fit the shape of its tensor.
     #[error("weight {key} {dims}: {reason}")]
     Transform {
         /// Checkpoint key.
         key: String,
         /// Stored shape.
         dims: String,
-        /// What does not fit.
+        /// Message: the wanted and the given shape.
         reason: String,
     },
-    /// A tensor of the checkpoint that nothing read.
+    /// No graph reads a tensor of the checkpoint.
     #[error("weight {key} {got:?} of the checkpoint is not used")]
     Unused {
         /// Checkpoint key.
@@ -144,7 +145,7 @@ pub enum Fault {
         /// Shape that is stored.
         got: Vec<usize>,
     },
-    /// A graph output is not what its port says.
+    /// A graph output differs from its port.
     #[error("output {port} wants {want}, graph gives {got}")]
     Port {
         /// Port name.
@@ -154,32 +155,33 @@ pub enum Fault {
         /// Type and shape of the value.
         got: String,
     },
-    /// The graph's rim is not the contract's.
+    /// The graph's inputs or outputs differ from the contract's.
     #[error("contract {contract} wants {side} {want}, graph has {got}")]
     Rim {
         /// Contract name.
         contract: &'static str,
         /// `inputs` or `outputs`.
         side: &'static str,
-        /// Port names wanted.
+        /// Names of the contract's ports.
         want: String,
-        /// Port names found.
+        /// Names of the graph's ports.
         got: String,
     },
     /// The builder was used in a wrong order.
     #[error("{reason}")]
     Misuse {
-        /// What was done.
+        /// The wrong call.
         reason: &'static str,
     },
 }
 
-/// A [`Fault`] with its place: the module path that claimed it and the line of source that asked for it.
+/// A [`Fault`] with its place: the module path that claimed it, and the line of the model that
+/// caused it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GraphError {
     /// Component and module path.
     pub scope: String,
-    /// What is wrong.
+    /// The fault.
     pub fault: Fault,
     /// Source line of the model.
     pub at: &'static Location<'static>,
@@ -200,12 +202,12 @@ impl fmt::Display for GraphError {
 
 impl std::error::Error for GraphError {}
 
-/// Everything wrong with a graph, in the order it was met.
+/// All faults of a graph, in the order of construction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GraphErrors(pub Vec<GraphError>);
 
 impl GraphErrors {
-    /// A graph that cannot be built is a checkpoint that does not fit the model.
+    /// Returns the kind of failure: the checkpoint does not fit the model.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Model
     }
@@ -233,14 +235,15 @@ pub struct Builder<'w> {
     state: RefCell<State>,
 }
 
-/// A place in the checkpoint and in the module tree. `Copy`; made by [`Builder::root`] and [`Scope::pp`].
+/// A place in the checkpoint and in the module tree. It is `Copy`, and comes from [`Builder::root`]
+/// and [`Scope::pp`].
 #[derive(Clone, Copy)]
 pub struct Scope<'g> {
     builder: &'g Builder<'g>,
     id: usize,
 }
 
-/// A tensor of the graph. `Copy`; has arithmetic and the operators of `ops.rs`.
+/// A tensor of the graph. It is `Copy`, and has arithmetic and the operators of `ops.rs`.
 #[derive(Clone, Copy)]
 pub struct Value<'g> {
     builder: &'g Builder<'g>,
@@ -252,7 +255,7 @@ struct State {
     name: String,
     bindings: Bindings,
     contract: Option<&'static Contract>,
-    /// `None` is a poisoned value.
+    /// Facts of the values; `None` is a poisoned value.
     values: Vec<Option<Fact>>,
     names: HashMap<ValueId, String>,
     nodes: Vec<Draft>,
@@ -283,7 +286,7 @@ struct Suspect {
 
 struct Place {
     path: String,
-    /// Nodes and errors that existed before: what the scope cannot claim.
+    /// Nodes and errors that are older than the scope, which it cannot claim.
     first_node: usize,
     first_error: usize,
 }
@@ -307,7 +310,8 @@ impl State {
         self.errors.push(Suspect { scope, fault, at });
     }
 
-    /// A bare symbol that no input has (a length that only the graph knows) matches anything.
+    /// Returns the fact with each bare symbol that no input has replaced by an unknown dimension.
+    /// Only the graph knows such a length, so it matches every dimension.
     fn freed(&self, want: Fact) -> Fact {
         let given: Vec<&Dim> = self
             .inputs
@@ -337,7 +341,7 @@ impl State {
 }
 
 impl<'w> Builder<'w> {
-    /// An empty graph over a checkpoint's shapes.
+    /// Returns an empty graph over the shapes of a checkpoint.
     pub fn new(name: &str, source: &'w dyn WeightSource) -> Self {
         let mut state = State {
             name: name.to_owned(),
@@ -351,18 +355,18 @@ impl<'w> Builder<'w> {
         }
     }
 
-    /// The same builder for another precision than f32. Call it before the first value.
+    /// Returns the builder with another precision than f32. Call it before the first value.
     #[must_use]
     pub fn with_recipe(self, recipe: Recipe) -> Self {
         Self { recipe, ..self }
     }
 
-    /// Precision of the graph.
+    /// Returns the precision of the graph.
     pub fn recipe(&self) -> Recipe {
         self.recipe
     }
 
-    /// The top of the checkpoint.
+    /// Returns the scope at the top of the checkpoint.
     pub fn root(&'w self) -> Scope<'w> {
         Scope {
             builder: self,
@@ -370,7 +374,8 @@ impl<'w> Builder<'w> {
         }
     }
 
-    /// Sizes of symbols, for every port and dimension from here on; what is not named stays symbolic. Call it before the first input.
+    /// Sets the sizes of symbols in all later ports and dimensions. Other symbols stay symbols.
+    /// Call it before the first input.
     #[track_caller]
     pub fn bind(&self, bindings: Bindings) {
         let mut state = self.state.borrow_mut();
@@ -386,12 +391,14 @@ impl<'w> Builder<'w> {
         state.bindings.extend(bindings);
     }
 
-    /// The rim that the graph promises: [`Self::finish`] compares inputs and outputs with it and puts them in its order.
+    /// Sets the contract of the graph. [`Self::finish`] compares inputs and outputs with it and
+    /// takes its order.
     pub fn contract(&self, contract: &'static Contract) {
         self.state.borrow_mut().contract = Some(contract);
     }
 
-    /// A graph input. Asked for twice, it is the same value. State inputs are inputs like any other.
+    /// Returns a graph input. The same port gives the same value again. A state is an input like
+    /// any other.
     pub fn input(&'w self, port: &Port) -> Value<'w> {
         let mut state = self.state.borrow_mut();
         if let Some(id) = state.named(port.name) {
@@ -411,13 +418,14 @@ impl<'w> Builder<'w> {
         Value { builder: self, id }
     }
 
-    /// A graph output; type and shape must be the port's.
+    /// Makes a value a graph output. Its type and shape must be the port's.
     #[track_caller]
     pub fn output(&'w self, port: &Port, v: Value<'w>) {
         self.output_named(port.name, port, v);
     }
 
-    /// A graph output under another name than its port's, e.g. a state's `name.next`.
+    /// Makes a value a graph output with another name than its port, for example the `name.next` of
+    /// a state.
     #[track_caller]
     pub fn output_named(&'w self, name: &str, port: &Port, v: Value<'w>) {
         let want = Fact {
@@ -437,7 +445,7 @@ impl<'w> Builder<'w> {
             };
             return state.record(Some(0), fault, Location::caller());
         }
-        // An output needs a name of its own: an input, a weight or a second output gets a copy.
+        // An output needs a name of its own, so an input, a weight or a second output gets a copy.
         let computed = state.nodes.iter().any(|n| n.outputs.contains(&v.id));
         let id = if computed && !state.names.contains_key(&v.id) {
             v.id
@@ -457,7 +465,7 @@ impl<'w> Builder<'w> {
         state.outputs.push(id);
     }
 
-    /// A small f32 tensor embedded in the graph.
+    /// Returns a small f32 tensor that is embedded in the graph.
     #[track_caller]
     pub fn const_f32(
         &'w self,
@@ -471,7 +479,7 @@ impl<'w> Builder<'w> {
         )
     }
 
-    /// A small i64 tensor embedded in the graph.
+    /// Returns a small i64 tensor that is embedded in the graph.
     #[track_caller]
     pub fn const_i64(
         &'w self,
@@ -485,12 +493,12 @@ impl<'w> Builder<'w> {
         )
     }
 
-    /// A number, shape `[]`.
+    /// Returns a number of shape `[]`.
     pub fn scalar(&'w self, x: f32) -> Value<'w> {
         self.const_f32([0i64; 0], vec![x])
     }
 
-    /// Ones of a float type, embedded in the graph.
+    /// Returns ones of a float type that are embedded in the graph.
     #[track_caller]
     pub(super) fn ones(&'w self, dims: &[Dim], count: usize, dtype: DType) -> Value<'w> {
         let data = match dtype {
@@ -555,8 +563,9 @@ impl<'w> Builder<'w> {
         Value { builder: self, id }
     }
 
-    /// Keys under `prefixes` (less those under `ignore`) that this graph does not read become errors. Where several graphs share a
-    /// checkpoint, compare the union of their [`Self::used_keys`] instead. Call it last.
+    /// Records an error for each key under `prefixes` (but not under `ignore`) that this graph does
+    /// not read. Where several graphs share a checkpoint, compare the union of their
+    /// [`Self::used_keys`] instead. Call it last.
     #[track_caller]
     pub fn unused(&self, prefixes: &[&str], ignore: &[&str]) {
         let used = self.used_keys();
@@ -573,7 +582,7 @@ impl<'w> Builder<'w> {
         }
     }
 
-    /// Every checkpoint key read so far.
+    /// Returns every checkpoint key that was read so far.
     pub fn used_keys(&self) -> BTreeSet<String> {
         self.state
             .borrow()
@@ -584,7 +593,10 @@ impl<'w> Builder<'w> {
             .collect()
     }
 
-    /// The graph, or everything that is wrong with it.
+    /// Returns the graph.
+    ///
+    /// # Errors
+    /// Every fault of the graph.
     #[track_caller]
     pub fn finish(self) -> Result<Graph, GraphErrors> {
         let mut state = self.state.into_inner();
@@ -596,14 +608,15 @@ impl<'w> Builder<'w> {
         Ok(state.into_graph(metadata))
     }
 
-    /// Dimensions with the bound symbols replaced.
+    /// Returns the dimensions with the bound symbols replaced.
     pub(super) fn dims(&self, dims: impl IntoIterator<Item: IntoDim>) -> Vec<Dim> {
         let dims: Vec<Dim> = dims.into_iter().map(IntoDim::into_dim).collect();
         let state = self.state.borrow();
         dims.iter().map(|d| d.bind(&state.bindings)).collect()
     }
 
-    /// Adds a node whose outputs `infer` gives. Records a fault when `infer` fails; stays silent when an operand is poisoned.
+    /// Adds a node. `infer` gives its outputs; a failure is recorded as a fault. A poisoned operand
+    /// adds nothing.
     pub(super) fn emit<I: Into<Option<Value<'w>>>>(
         &'w self,
         at: &'static Location<'static>,
@@ -642,7 +655,8 @@ impl<'w> Builder<'w> {
         )
     }
 
-    /// Records that operands do not go together (unless one is poisoned) and gives a poisoned value.
+    /// Records operands that do not fit each other, unless one is poisoned, and returns a poisoned
+    /// value.
     pub(super) fn fault(
         &'w self,
         at: &'static Location<'static>,
@@ -674,7 +688,7 @@ impl<'w> Builder<'w> {
 }
 
 impl State {
-    /// Compares the rim with the contract, takes its order, and returns the metadata.
+    /// Compares inputs and outputs with the contract, takes its order, and returns the metadata.
     fn settle_contract(&mut self, at: &'static Location<'static>) -> BTreeMap<String, String> {
         let mut metadata = BTreeMap::from([
             ("component".to_owned(), self.name.clone()),
@@ -686,7 +700,7 @@ impl State {
         metadata.insert("contract".to_owned(), contract.fingerprint());
         let inputs: Vec<String> = contract.graph_inputs().map(|p| p.name.to_owned()).collect();
         let outputs: Vec<String> = contract.graph_outputs().map(|(name, _)| name).collect();
-        // Faulty outputs are missing because of an error already recorded.
+        // A missing output may belong to an error that is already recorded.
         let clean = self.errors.is_empty();
         for (side, want) in [("inputs", inputs), ("outputs", outputs)] {
             let ids = if side == "inputs" {
@@ -716,7 +730,7 @@ impl State {
         metadata
     }
 
-    /// An operator that took another form may leave its constant behind.
+    /// Removes constants that no node reads: an operator may have taken another form.
     fn drop_unread_constants(&mut self) {
         let read: HashSet<ValueId> = self
             .nodes
@@ -728,7 +742,7 @@ impl State {
 
     fn into_graph(self, metadata: BTreeMap<String, String>) -> Graph {
         let (names, node_names) = (self.value_names(), self.node_names());
-        // A poisoned value has recorded an error or nobody reads it.
+        // A poisoned value has recorded an error, or no node reads it.
         let facts = self.values.into_iter().map(|f| {
             f.unwrap_or(Fact {
                 dtype: DType::F32,
@@ -784,7 +798,7 @@ impl State {
         GraphErrors(errors.collect())
     }
 
-    /// Scope, then operator, then a count from the second on.
+    /// Returns the name of a node: the scope, the operator, and a count from the second one on.
     fn node_names(&self) -> Vec<String> {
         let mut seen: HashMap<String, usize> = HashMap::new();
         let name = |n: &Draft| {
@@ -805,7 +819,8 @@ impl State {
         self.nodes.iter().map(name).collect()
     }
 
-    /// A value is named by its port, weight or constant, else by the first module path that ends on it, else by its node.
+    /// Returns the name of a value: its port, weight or constant; else the first module path that
+    /// ends on it; else its node.
     fn value_names(&self) -> Vec<String> {
         let mut names = self.names.clone();
         let mut taken: HashSet<String> = names.values().cloned().collect();
@@ -846,7 +861,8 @@ fn same_bits(a: &ConstantData, b: &ConstantData) -> bool {
     }
 }
 
-/// Small constants are named by what they hold, so that a printed graph reads without a table.
+/// Returns the name of a constant. A small constant is named by its content, so that a printed
+/// graph needs no table.
 fn constant_name(shape: &[usize], data: &ConstantData, index: usize) -> String {
     match (shape, data) {
         ([], ConstantData::F32(x)) => format!("f32({})", x[0]),
@@ -859,7 +875,7 @@ fn constant_name(shape: &[usize], data: &ConstantData, index: usize) -> String {
 }
 
 impl<'g> Scope<'g> {
-    /// A scope below: `s.pp("blocks").pp(3)` is `s.pp("blocks.3")`.
+    /// Returns a scope below this one. `s.pp("blocks").pp(3)` is `s.pp("blocks.3")`.
     #[must_use]
     pub fn pp(self, name: impl fmt::Display) -> Self {
         let path = self.join(&name.to_string());
@@ -867,7 +883,8 @@ impl<'g> Scope<'g> {
         Self { id, ..self }
     }
 
-    /// The same place, claiming only nodes born from here on. A layer function begins with it, so that its arguments' nodes stay its caller's.
+    /// Returns the same place, which claims only the nodes born from here on. A layer function
+    /// begins with it, so that the nodes of its arguments stay with its caller.
     #[must_use]
     pub fn enter(self) -> Self {
         let path = self.path();
@@ -875,23 +892,25 @@ impl<'g> Scope<'g> {
         Self { id, ..self }
     }
 
-    /// Dotted path from the checkpoint's top; empty at the root.
+    /// Returns the dotted path from the top of the checkpoint; it is empty at the root.
     pub fn path(self) -> String {
         self.builder.state.borrow().scopes[self.id].path.clone()
     }
 
-    /// The builder, for constants and [`Builder::concat`].
+    /// Returns the builder, for constants and for [`Builder::concat`].
     pub fn builder(self) -> &'g Builder<'g> {
         self.builder
     }
 
-    /// A checkpoint tensor as stored, f32 whatever the recipe: what an f32 island reads.
+    /// Returns a checkpoint tensor as it is stored, in f32 for every recipe. Islands of f32 read
+    /// such tensors.
     #[track_caller]
     pub fn weight(self, name: &str, dims: impl IntoIterator<Item: IntoDim>) -> Value<'g> {
         self.weight_as(name, dims, Transform::Identity)
     }
 
-    /// A checkpoint tensor stored as `dims` and then transformed. Missing and misshaped tensors are errors; no byte is read.
+    /// Returns a checkpoint tensor that is stored as `dims` and then transformed. A missing or
+    /// misshaped tensor is recorded as an error. No byte is read.
     #[track_caller]
     pub fn weight_as(
         self,
@@ -902,7 +921,8 @@ impl<'g> Scope<'g> {
         self.weight_of(DType::F32, name, dims, transform)
     }
 
-    /// As [`Self::weight`], in the float type of the value that it meets.
+    /// Returns a checkpoint tensor as [`Self::weight`] does, in the float type of the value that it
+    /// meets.
     #[track_caller]
     pub fn weight_like(
         self,
@@ -913,7 +933,8 @@ impl<'g> Scope<'g> {
         self.weight_of(x.dtype(), name, dims, Transform::Identity)
     }
 
-    /// As [`Self::weight_as`], of a float type: stored rounded to it, once.
+    /// Returns a checkpoint tensor as [`Self::weight_as`] does, in a float type. The data file
+    /// holds it rounded once.
     #[track_caller]
     pub fn weight_of(
         self,
@@ -944,7 +965,7 @@ impl<'g> Scope<'g> {
             return self.flawed_weight(fault, want, (&transform, dtype), at);
         };
         let got: Vec<Dim> = stored.iter().map(IntoDim::into_dim).collect();
-        // A symbol that nobody bound cannot be checked against a number.
+        // A free symbol cannot be compared with a number.
         let agrees = |(w, g): (&Dim, &Dim)| w.as_const().is_none() || w == g;
         if got.len() != want.len() || !want.iter().zip(&got).all(agrees) {
             let fault = Fault::Misshaped {
@@ -996,17 +1017,18 @@ impl<'g> Scope<'g> {
         }
     }
 
-    /// Whether the checkpoint has the tensor. Does not count as reading it.
+    /// Returns whether the checkpoint has the tensor. This does not count as reading it.
     pub fn has(self, name: &str) -> bool {
         self.builder.source.shape(&self.join(name)).is_some()
     }
 
-    /// Stored shape, when there is such a tensor. Does not count as reading it.
+    /// Returns the stored shape of a tensor, when it exists. This does not count as reading it.
     pub fn dims(self, name: &str) -> Option<Vec<usize>> {
         self.builder.source.shape(&self.join(name))
     }
 
-    /// Children under a prefix, e.g. `list("blocks.")` -> `["0", "1", ..]`: numbers in order first, then words.
+    /// Returns the children under a prefix: `list("blocks.")` -> `["0", "1", ..]`. Numbers come
+    /// first in order, then words.
     pub fn list(self, prefix: &str) -> Vec<String> {
         let prefix = format!("{}.", self.join(prefix.trim_end_matches('.')));
         let prefix = prefix.trim_start_matches('.');
@@ -1021,8 +1043,8 @@ impl<'g> Scope<'g> {
         distinct.into_iter().map(|(_, c)| c.to_owned()).collect()
     }
 
-    /// Ends a layer: `v` gets the module's path as its name and tap, and the nodes born since [`Self::pp`] that no inner scope claimed
-    /// become the module's. Two paths may end on one value.
+    /// Ends a layer. `v` gets the module's path as its name and tap. The module claims the nodes
+    /// born since [`Self::pp`] that no inner scope claimed. Two paths may end on one value.
     pub fn out(self, v: Value<'g>) -> Value<'g> {
         let mut state = self.builder.state.borrow_mut();
         let Place {
@@ -1042,7 +1064,7 @@ impl<'g> Scope<'g> {
         v
     }
 
-    /// Names an intermediate value `path.name` and makes it a tap.
+    /// Names an intermediate value `path.name`, and makes it a tap.
     pub fn tap(self, name: &str, v: Value<'g>) -> Value<'g> {
         self.builder.add_tap(self.join(name), v);
         v
@@ -1074,7 +1096,8 @@ impl<'g> Scope<'g> {
         transform.shape(dims, &|key| self.builder.source.shape(key))
     }
 
-    /// Records a weight's fault; the value keeps the wanted shape, so that what follows is still checked.
+    /// Records the fault of a weight. The value keeps the wanted shape, so that later operators are
+    /// still checked.
     fn flawed_weight(
         self,
         fault: Fault,
@@ -1096,7 +1119,7 @@ impl<'g> Scope<'g> {
 }
 
 impl Builder<'_> {
-    /// A path met again (a module called twice) gets a count.
+    /// Adds a tap. A path that is used before gets a count, because a module can be called twice.
     fn add_tap(&self, path: String, v: Value<'_>) {
         let mut state = self.state.borrow_mut();
         if path.is_empty()
@@ -1123,7 +1146,7 @@ impl Builder<'_> {
 }
 
 impl Transform {
-    /// The shape it gives. `stored` looks up other keys.
+    /// Returns the shape after the transform. `stored` looks up other keys.
     fn shape(
         &self,
         mut dims: Vec<Dim>,
@@ -1185,16 +1208,18 @@ fn same_or_symbolic(a: &Dim, b: &Dim) -> bool {
     a.as_const().is_none() || a == b
 }
 
-/// Rank that a poisoned value answers with, so that indexing its shape stays silent too.
+/// Rank of a poisoned value. It exceeds every real rank, so that indexing its shape gives no second
+/// fault.
 const POISONED_RANK: usize = 8;
 
 impl<'g> Value<'g> {
-    /// Shape. A value that failed to build has unknown dimensions.
+    /// Returns the shape. A poisoned value has unknown dimensions.
     pub fn dims(self) -> Vec<Dim> {
         self.fact().dims
     }
 
-    /// One dimension; negative counts from the back. Unknown when there is no such axis.
+    /// Returns one dimension; a negative axis counts from the back. It is unknown when the axis
+    /// does not exist.
     pub fn dim(self, axis: isize) -> Dim {
         let dims = self.dims();
         let index = if axis < 0 {
@@ -1207,17 +1232,17 @@ impl<'g> Value<'g> {
             .unwrap_or_else(unknown)
     }
 
-    /// Number of axes.
+    /// Returns the number of axes.
     pub fn rank(self) -> usize {
         self.fact().dims.len()
     }
 
-    /// Element type.
+    /// Returns the element type.
     pub fn dtype(self) -> DType {
         self.fact().dtype
     }
 
-    /// Type and shape.
+    /// Returns the type and the shape.
     pub fn fact(self) -> Fact {
         let fact = self.builder.state.borrow().values[self.id].clone();
         fact.unwrap_or_else(|| Fact {
@@ -1226,7 +1251,7 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// The builder that it belongs to.
+    /// Returns the builder of the value.
     pub fn builder(self) -> &'g Builder<'g> {
         self.builder
     }
@@ -1284,7 +1309,7 @@ mod tests {
 
     fn lines(b: Builder<'_>) -> Vec<String> {
         let errors = b.finish().unwrap_err();
-        // Line numbers move with every edit; that they are there is checked below.
+        // Line numbers move with every edit, so the test below only checks that they exist.
         errors
             .0
             .iter()

@@ -1,9 +1,12 @@
-//! Data files: where each weight of a family of graphs lies, and the bytes of any part of the file as a function of the checkpoint.
+//! The data files: the place of each weight of a family of graphs, and the bytes of any block of a
+//! file.
 //!
-//! A file is divided into blocks of [`BLOCK`] bytes that can be made in any order and on any thread; each is a subtree of the file's BLAKE3
-//! hash, so the hash of the file comes from those of its blocks. Each tensor starts at a multiple of [`ALIGN`] and is stored once, however
-//! many graphs use it. Large tensors are made in parts, so memory does not depend on their size. Not here: files, threads, progress.
-use super::write::WriteError;
+//! A file is divided into blocks of [`BLOCK`] bytes, which can be made in any order and on any
+//! thread. A block is a subtree of the file's BLAKE3 hash, so the hashes of the blocks give the
+//! hash of the file. Each tensor starts at a multiple of [`ALIGN`] and is stored once for all
+//! graphs. A large tensor is made in parts, so memory does not depend on its size. Not here: files,
+//! threads, progress.
+use super::error::WriteError;
 use super::{Transform, Weight};
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,
@@ -13,24 +16,24 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::ops::Range;
 
-/// Every tensor of a data file starts at a multiple of this; CUDA reads such tensors where they lie.
+/// Start of each tensor in a data file, in multiples of bytes. CUDA can read such tensors in place.
 pub const ALIGN: u64 = 256;
-/// Bytes made, hashed and written at a time; a power of two, so that a block is a subtree of the hash.
+/// Bytes of a block. It is a power of two, so that a block is a subtree of the hash.
 pub const BLOCK: u64 = 16 << 20;
-/// Rows and columns of a matrix that are transposed at a time: they stay in a core's second-level cache.
+/// Rows and columns of a tile of a transposed matrix. A tile fits a core's second-level cache.
 const TILE: (usize, usize) = (256, 512);
-/// Elements converted at a time.
+/// Elements that are converted at a time.
 const PART: usize = 1 << 17;
 
-/// The floats of a checkpoint.
+/// A source of the floats of a checkpoint.
 pub trait WeightBytes: Sync {
-    /// Why a tensor could not be read.
+    /// A tensor that cannot be read.
     type Error: Error + Send + Sync + 'static;
 
-    /// All elements of a tensor, row-major, whatever the stored type.
+    /// Reads all elements of a tensor, row-major, of any stored type.
     fn read_f32(&self, key: &str) -> Result<Vec<f32>, Self::Error>;
 
-    /// Some elements of a tensor, counted row-major.
+    /// Reads some elements of a tensor, counted row-major.
     fn read_f32_range(&self, key: &str, elements: Range<usize>) -> Result<Vec<f32>, Self::Error> {
         Ok(self
             .read_f32(key)?
@@ -39,7 +42,7 @@ pub trait WeightBytes: Sync {
             .to_vec())
     }
 
-    /// Some rows and columns of a matrix, into `out`, row-major.
+    /// Reads some rows and columns of a matrix into `out`, row-major.
     fn read_f32_tile(
         &self,
         key: &str,
@@ -48,38 +51,39 @@ pub trait WeightBytes: Sync {
         out: &mut Vec<f32>,
     ) -> Result<(), Self::Error>;
 
-    /// Little-endian bytes and type of a tensor that is stored as a graph could take it, nothing to be computed.
+    /// Returns the type and the little-endian bytes of a tensor that a graph could take as it is
+    /// stored.
     fn raw(&self, _key: &str) -> Option<(DType, &[u8])> {
         None
     }
 
-    /// The tensor will be read soon.
+    /// Receives the key of a tensor that will be read soon.
     fn prefetch(&self, _key: &str) {}
 }
 
-/// Where each initializer's bytes are.
+/// The place of each initializer's bytes, by name.
 pub type DataLayout = BTreeMap<String, Placed>;
 
 /// A place in a data file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
-    /// File name, beside the ONNX file.
+    /// Name of the file, which lies beside the ONNX file.
     pub file: String,
     /// First byte, a multiple of [`ALIGN`].
     pub offset: u64,
-    /// Bytes.
+    /// Number of bytes.
     pub length: u64,
 }
 
-/// One data file before it is written.
+/// The plan of one data file.
 #[derive(Clone, Debug)]
 pub struct DataPlan<'g> {
     /// File name.
     pub file: String,
-    /// Each initializer once, in order of first use, and its first byte.
+    /// Each initializer once, in the order of first use, with its first byte.
     weights: Vec<(u64, &'g Weight)>,
     bytes: u64,
-    /// [`BLOCK`], or less in tests.
+    /// Bytes of a block: [`BLOCK`], or less in tests.
     block: u64,
 }
 
@@ -106,23 +110,23 @@ impl<'g> DataPlan<'g> {
         })
     }
 
-    /// The same with blocks of another power of two, 1024 bytes at least.
+    /// Returns the plan with blocks of another power of two, of at least 1024 bytes.
     #[cfg(test)]
     pub(crate) fn in_blocks_of(self, block: u64) -> Self {
         Self { block, ..self }
     }
 
-    /// Size of the file.
+    /// Returns the size of the file in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Every initializer once, in file order, with its first byte.
+    /// Returns every initializer once, in file order, with its first byte.
     pub fn weights(&self) -> impl Iterator<Item = (u64, &'g Weight)> {
         self.weights.iter().copied()
     }
 
-    /// Where each initializer's bytes are.
+    /// Returns the place of each initializer's bytes.
     pub fn layout(&self) -> DataLayout {
         let place = |&(offset, w): &(u64, &Weight)| {
             let placed = Placed {
@@ -135,12 +139,12 @@ impl<'g> DataPlan<'g> {
         self.weights.iter().map(place).collect()
     }
 
-    /// How many blocks the file has.
+    /// Returns the number of blocks.
     pub fn blocks(&self) -> u64 {
         self.bytes.div_ceil(self.block)
     }
 
-    /// Bytes of the file that block `i` is.
+    /// Returns the byte range of block `i`.
     pub fn range(&self, i: u64) -> Range<u64> {
         i * self.block..((i + 1) * self.block).min(self.bytes)
     }
@@ -157,7 +161,7 @@ impl<'g> DataPlan<'g> {
             .take_while(move |(at, _)| *at < range.end)
     }
 
-    /// Tells the source which tensors block `i` is the first to read.
+    /// Tells the source the keys of the tensors that begin in block `i`.
     pub fn prefetch<S: WeightBytes>(&self, i: u64, source: &S) {
         let range = self.range(i);
         let starting = self.within(&range).filter(|(at, _)| range.contains(at));
@@ -166,7 +170,7 @@ impl<'g> DataPlan<'g> {
         }
     }
 
-    /// The bytes of block `i`, into `out`.
+    /// Makes the bytes of block `i` in `out`.
     pub fn fill<S: WeightBytes>(
         &self,
         i: u64,
@@ -184,7 +188,7 @@ impl<'g> DataPlan<'g> {
             let size = weight.dtype.size();
             let elements = index(from - at) / size..index(to - at) / size;
             let part = index(from - range.start)..index(to - range.start);
-            // What lies between weights is zero, whatever the last block left here.
+            // The bytes between weights are zero, also when `out` held another block before.
             out[filled..part.start].fill(0);
             filled = part.end;
             Part { weight, source }.fill(elements, &mut out[part])?;
@@ -193,7 +197,8 @@ impl<'g> DataPlan<'g> {
         Ok(())
     }
 
-    /// The hash of block `i` whose bytes these are: a subtree of the file's, or the file's own where it has but one block.
+    /// Returns the hash of block `i`, whose bytes these are. It is a subtree of the file's hash, or
+    /// the file's hash when the file has one block.
     pub fn hash_block(&self, i: u64, bytes: &[u8]) -> ChainingValue {
         let mut hasher = blake3::Hasher::new();
         if self.blocks() <= 1 {
@@ -203,7 +208,7 @@ impl<'g> DataPlan<'g> {
         hasher.update(bytes).finalize_non_root()
     }
 
-    /// The hash of the file from those of its blocks, in order.
+    /// Returns the hash of the file from the hashes of its blocks, in order.
     pub fn hash(&self, blocks: &[ChainingValue]) -> blake3::Hash {
         match blocks {
             [] => blake3::hash(&[]),
@@ -216,7 +221,8 @@ impl<'g> DataPlan<'g> {
     }
 }
 
-/// BLAKE3 puts the largest power of two that leaves something on the left.
+/// Merges the hashes of blocks. In BLAKE3 the left subtree is the largest power of two that leaves
+/// a rest for the right one.
 fn halves(blocks: &[ChainingValue]) -> (&[ChainingValue], &[ChainingValue]) {
     blocks.split_at(blocks.len().div_ceil(2).next_power_of_two())
 }
@@ -229,12 +235,12 @@ fn subtree(blocks: &[ChainingValue]) -> ChainingValue {
     merge_subtrees_non_root(&subtree(left), &subtree(right), Mode::Hash)
 }
 
-/// File offsets as sizes in memory: 64 bits on every machine that this runs on.
+/// Converts a file offset to a size in memory. Both have 64 bits on every supported machine.
 fn index(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
-/// Each initializer once, in order of first use.
+/// Returns each initializer once, in the order of first use.
 fn unique<'g>(
     weights: impl IntoIterator<Item = &'g Weight>,
 ) -> Result<Vec<&'g Weight>, WriteError> {
@@ -262,14 +268,14 @@ fn unique<'g>(
     Ok(order)
 }
 
-/// Some elements of one weight.
+/// A part of one weight.
 struct Part<'a, S> {
     weight: &'a Weight,
     source: &'a S,
 }
 
 impl<S: WeightBytes> Part<'_, S> {
-    /// Elements `elements` of the graph's tensor as bytes.
+    /// Makes the elements `elements` of the graph's tensor as bytes.
     fn fill(&self, elements: Range<usize>, out: &mut [u8]) -> Result<(), WriteError> {
         let w = self.weight;
         self.check_stored()?;
@@ -294,7 +300,8 @@ impl<S: WeightBytes> Part<'_, S> {
         }
     }
 
-    /// A tensor that is stored shorter than its shape says would be read beyond its end.
+    /// Checks the number of stored elements. A tensor shorter than its shape would be read beyond
+    /// its end.
     fn check_stored(&self) -> Result<(), WriteError> {
         let w = self.weight;
         let want: usize = w.stored.iter().product();
@@ -306,7 +313,7 @@ impl<S: WeightBytes> Part<'_, S> {
         }
     }
 
-    /// The stored bytes, where they are of the type that the graph wants.
+    /// Returns the stored bytes, when their type is the type that the graph wants.
     fn raw(&self) -> Option<&[u8]> {
         let found = self.source.raw(&self.weight.key);
         found.filter(|(d, _)| *d == self.weight.dtype).map(|f| f.1)
@@ -331,7 +338,8 @@ impl<S: WeightBytes> Part<'_, S> {
         Ok(())
     }
 
-    /// Every tile of the stored matrix that the elements come from: its rows, its columns.
+    /// Returns the rows and the columns of every tile of the stored matrix that holds some of the
+    /// elements.
     fn tiles(&self, elements: &Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
         let rows = self.weight.stored[0];
         let columns = elements.start / rows.max(1)..elements.end.div_ceil(rows.max(1));
@@ -345,7 +353,7 @@ impl<S: WeightBytes> Part<'_, S> {
         })
     }
 
-    /// Elements of the stored type go from where they are mapped to where they belong, as they are.
+    /// Elements of the wanted type are moved without a conversion.
     fn transposed_raw<const N: usize>(&self, bytes: &[u8], elements: Range<usize>, out: &mut [u8]) {
         let (from, out) = (bytes.as_chunks::<N>().0, out.as_chunks_mut::<N>().0);
         let width = self.weight.stored[1];
@@ -395,7 +403,7 @@ impl<S: WeightBytes> Part<'_, S> {
         Ok(())
     }
 
-    /// Any other transform: the whole tensor is made. No large weight has one.
+    /// Makes the whole tensor of any other transform. No large weight has one.
     fn general(
         &self,
         transform: &Transform,
@@ -441,7 +449,7 @@ fn f16_bytes(x: f32) -> [u8; 2] {
     half::f16::from_f32(x).to_le_bytes()
 }
 
-/// Little-endian bytes, rounded to nearest even. A weight is never an integer.
+/// Converts elements to little-endian bytes, rounded to nearest even. A weight is never an integer.
 fn encode(data: &[f32], dtype: DType, out: &mut [u8]) {
     fn each<const N: usize>(data: &[f32], bytes: impl Fn(f32) -> [u8; N], out: &mut [u8]) {
         let out = out.as_chunks_mut::<N>().0;
@@ -454,7 +462,7 @@ fn encode(data: &[f32], dtype: DType, out: &mut [u8]) {
     }
 }
 
-/// Part of a matrix: `data[0]` is its first element, `stride` elements lie between rows.
+/// A part of a matrix. `data[0]` is its first element, and `stride` elements lie between rows.
 struct Tile<'a, T> {
     data: &'a [T],
     stride: usize,
@@ -463,8 +471,9 @@ struct Tile<'a, T> {
 }
 
 impl<T: Copy> Tile<'_, T> {
-    /// Puts its elements where the transpose has them: `height` rows the matrix has, `out` holds `elements` of the transpose. By squares that
-    /// are read and written one cache line after another.
+    /// Moves its elements to their places in the transpose. The matrix has `height` rows, and `out`
+    /// holds `elements` of the transpose. It works in squares, which are read and written one cache
+    /// line after another.
     fn scatter<const N: usize>(
         &self,
         height: usize,
@@ -485,7 +494,8 @@ impl<T: Copy> Tile<'_, T> {
                         .for_each(|(to, &x)| *to = bytes(x));
                 }
                 for column in 0..columns {
-                    // Where the square's column begins and ends in the transpose, cut to what is wanted of it.
+                    // The range of the square's column in the transpose, cut to the wanted
+                    // elements.
                     let at = (self.columns.start + c + column) * height + self.rows.start + r;
                     let (from, to) = (at.max(elements.start), (at + rows).min(elements.end));
                     if from >= to {
@@ -505,7 +515,7 @@ impl<T: Copy> Tile<'_, T> {
 type Fetch<'a> = dyn Fn(&str) -> Result<Vec<f32>, WriteError> + 'a;
 
 impl Transform {
-    /// The transformed elements and their shape. `fetch` reads other keys.
+    /// Returns the transformed elements and their shape. `fetch` reads other keys.
     fn apply(
         &self,
         data: Vec<f32>,

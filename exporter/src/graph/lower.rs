@@ -1,13 +1,13 @@
-//! The same graph for a device that lacks kernels: ONNX Runtime's CPU provider has few in bf16, so each of the other nodes is run in f32 between
-//! casts. Every result is still rounded to bf16 where the graph says so. Names, ports, weights and taps stay. Not here: what is computed in
-//! which type (the models' business).
+//! Changes a graph for ONNX Runtime's CPU provider, which has few kernels in bf16. Each other node
+//! in bf16 runs in f32 between casts, and every result is still rounded to bf16. Names, ports,
+//! weights and taps stay. Not here: the type of each computation, which the models decide.
 use super::write::onnx_type;
 use super::{Attribute, Fact, Graph, Node, ValueId, ValueInfo};
 use engines::contract::DType;
 use std::collections::{HashMap, HashSet};
 
-/// Operators that ONNX Runtime 1.31.1's CPU provider runs in bf16 as they are: what moves elements, and a norm that computes in f32 inside.
-/// Found by loading a graph of each.
+/// Operators that ONNX Runtime 1.31.1's CPU provider runs in bf16: those that move elements, and a
+/// norm that computes in f32 inside. Each was found by loading a graph with it.
 const NATIVE: &[&str] = &[
     "Cast",
     "Concat",
@@ -24,10 +24,11 @@ const NATIVE: &[&str] = &[
     "Unsqueeze",
 ];
 
-/// Operators that only move elements, so that their f32 result needs no rounding before it is used in f32 again.
+/// Operators that only move elements. Their f32 result needs no rounding before another f32 use.
 const EXACT: &[&str] = &["Expand"];
 
-/// A graph whose bf16 nodes run on ONNX Runtime's CPU provider. A graph without bf16 is given back as it is.
+/// Returns a graph whose bf16 nodes run on ONNX Runtime's CPU provider. A graph without bf16 is
+/// returned unchanged.
 #[must_use]
 pub fn for_cpu(graph: &Graph) -> Graph {
     let mut pass = Pass {
@@ -49,7 +50,7 @@ pub fn for_cpu(graph: &Graph) -> Graph {
 struct Pass {
     graph: Graph,
     names: HashSet<String>,
-    /// bf16 value -> an f32 value with the same numbers.
+    /// The f32 value with the same numbers, for each bf16 value.
     wide: HashMap<ValueId, ValueId>,
 }
 
@@ -81,7 +82,7 @@ impl Pass {
         }
     }
 
-    /// A cast to f32 that the graph has itself serves later nodes too.
+    /// A cast to f32 in the graph itself serves later nodes too.
     fn remember_widening(&mut self, node: &Node) {
         if let ("Cast", [Some(from)], [to]) = (node.op, &node.inputs[..], &node.outputs[..]) {
             let dtype = |id: ValueId| self.graph.values[id].fact.dtype;
@@ -104,7 +105,7 @@ impl Pass {
         wide
     }
 
-    /// An f32 value of the shape of `like`, named after it.
+    /// Adds an f32 value with the shape of `like`, named after it.
     fn value(&mut self, like: ValueId) -> ValueId {
         let ValueInfo { name, fact } = &self.graph.values[like];
         let mut name = format!("{name}|f32");
@@ -133,7 +134,7 @@ impl Pass {
     }
 }
 
-/// Casts back to bf16 that nobody reads, because every reader took the f32 value.
+/// Removes the casts back to bf16 that no node reads, because every reader took the f32 value.
 fn drop_unread_casts(graph: &mut Graph) {
     let read: HashSet<ValueId> = graph
         .nodes
@@ -166,7 +167,7 @@ mod tests {
         ]);
         let b = Builder::new("t", &source).with_recipe(recipe);
         let x = b.input(&X);
-        let x = x.broadcast_leading(x).layer_norm(-1, 1e-6, None, None);
+        let x = x.broadcast_leading(x).layer_norm(-1, 1.0, None, None);
         b.output(&OUT, linear(b.root().pp("q"), x, 2));
         b.finish().unwrap()
     }
@@ -174,32 +175,30 @@ mod tests {
     #[test]
     fn nodes_without_a_kernel_stand_between_casts_and_every_result_is_rounded() {
         insta::assert_snapshot!(for_cpu(&graph(Recipe::Bf16)), @"
-        graph t
-          in  x: bf16 [B, 3, 8]
-          out out: bf16 [B, 3, 2]
+    graph t
+      in  x: bf16 [B, 3, 8]
+      out out: bf16 [B, 3, 2]
 
-        (root)
-          Shape: i64 [1] = Shape(x, start=0, end=1)
-          Concat: i64 [3] = Concat(Shape, i64[1, 1], axis=0)
-          x|f32: f32 [B, 3, 8] = Cast(x, to=1)
-          Expand|f32: f32 [B, 3, 8] = Expand(x|f32, Concat)
-          Expand: bf16 [B, 3, 8] = Cast(Expand|f32, to=16)
-          LayerNormalization: bf16 [B, 3, 8] = LayerNormalization(Expand, bf16[8]#1, axis=-1, epsilon=0.000001)
+    (root)
+      x|f32: f32 [B, 3, 8] = Cast(x, to=1)
+      Expand|f32: f32 [B, 3, 8] = Expand(x|f32, sizes)
+      Expand: bf16 [B, 3, 8] = Cast(Expand|f32, to=16)
+      LayerNormalization: bf16 [B, 3, 8] = LayerNormalization(Expand, bf16[8]#1, axis=-1, epsilon=1)
 
-        q
-          LayerNormalization|f32: f32 [B, 3, 8] = Cast(LayerNormalization, to=1)
-          .weight|transpose|bf16|f32: f32 [8, 2] = Cast(.weight|transpose|bf16, to=1)
-          .MatMul|f32: f32 [B, 3, 2] = MatMul(LayerNormalization|f32, .weight|transpose|bf16|f32)
-          .MatMul: bf16 [B, 3, 2] = Cast(.MatMul|f32, to=16)
-          .MatMul|f32': f32 [B, 3, 2] = Cast(.MatMul, to=1)
-          .bias|bf16|f32: f32 [2] = Cast(.bias|bf16, to=1)
-          out|f32: f32 [B, 3, 2] = Add(.MatMul|f32', .bias|bf16|f32)
-          out: bf16 [B, 3, 2] = Cast(out|f32, to=16)
+    q
+      LayerNormalization|f32: f32 [B, 3, 8] = Cast(LayerNormalization, to=1)
+      .weight|transpose|bf16|f32: f32 [8, 2] = Cast(.weight|transpose|bf16, to=1)
+      .MatMul|f32: f32 [B, 3, 2] = MatMul(LayerNormalization|f32, .weight|transpose|bf16|f32)
+      .MatMul: bf16 [B, 3, 2] = Cast(.MatMul|f32, to=16)
+      .MatMul|f32': f32 [B, 3, 2] = Cast(.MatMul, to=1)
+      .bias|bf16|f32: f32 [2] = Cast(.bias|bf16, to=1)
+      out|f32: f32 [B, 3, 2] = Add(.MatMul|f32', .bias|bf16|f32)
+      out: bf16 [B, 3, 2] = Cast(out|f32, to=16)
 
-        weights
-          q.weight|transpose|bf16: bf16 [8, 2] from [2, 8]
-          q.bias|bf16: bf16 [2]
-        ");
+    weights
+      q.weight|transpose|bf16: bf16 [8, 2] from [2, 8]
+      q.bias|bf16: bf16 [2]
+    ");
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! The operators: for each its meaning, its shape rule and the ONNX node it becomes. A list, and long; each entry stands alone.
-//! Opset 24 of the default domain only. Not here: anything with weights of its own ([`crate::nn`]).
+//! The operators, each with its meaning, its shape rule and its ONNX node. The file is a long list
+//! whose entries stand alone. All operators are in opset 24 of the default domain. Not here: layers
+//! with weights of their own (`nn.rs`).
 //!
-//! Axes count from the back when negative. Floats given to an operator become scalar constants.
+//! A negative axis counts from the back. A float given to an operator becomes a scalar constant.
 use super::builder::{Builder, IntoDim, Value, is_unknown, same, unknown};
 use super::print::Dims;
 use super::{Attribute, Fact};
@@ -25,7 +26,7 @@ fn resolve(axis: isize, rank: usize) -> Result<usize, String> {
         .ok_or_else(|| format!("no axis {axis} in rank {rank}"))
 }
 
-/// The index of an axis that a shape is known to have.
+/// Returns the index of an axis that the shape must have.
 fn axis_i64(axis: isize) -> i64 {
     i64::try_from(axis).unwrap_or(i64::MAX)
 }
@@ -38,7 +39,7 @@ fn is_one(dim: &Dim) -> bool {
     dim.as_const() == Some(1)
 }
 
-/// NumPy's rule for one pair of dimensions.
+/// Broadcasts one pair of dimensions by NumPy's rule.
 fn broadcast_dim(a: &Dim, b: &Dim) -> Option<Dim> {
     match (is_one(a), is_one(b)) {
         (true, _) => Some(b.clone()),
@@ -79,7 +80,8 @@ fn wants(what: &str, fact: &Fact, dtype: DType, rank: usize) -> Result<(), Strin
     }
 }
 
-/// Number of elements of `start..end` (step 1) on an axis, with Python's meaning of negative ends.
+/// Returns the number of elements of `start..end` (step 1) on an axis. Negative ends count from the
+/// back, as in Python.
 fn slice_len(dim: &Dim, start: i64, end: i64) -> Result<Dim, String> {
     if let Some(n) = dim.as_const() {
         let at = |i: i64| if i < 0 { (n + i).max(0) } else { i.min(n) };
@@ -110,7 +112,8 @@ fn slice_len(dim: &Dim, start: i64, end: i64) -> Result<Dim, String> {
     }
 }
 
-/// What ONNX's Reshape wants to read for `want`: numbers, 0 where the input's dimension at that index stays, at most one -1.
+/// Returns the numbers that ONNX's Reshape takes for `want`: sizes, 0 for a dimension that stays at
+/// its index, and at most one -1.
 fn reshape_spec(have: &[Dim], want: &[Dim]) -> Result<Vec<i64>, String> {
     let fail = |why: &str| Err(format!("cannot become {}: {why}", Dims(want)));
     if want.iter().any(|d| d.as_const().is_some_and(|c| c < 1)) {
@@ -131,7 +134,7 @@ fn reshape_spec(have: &[Dim], want: &[Dim]) -> Result<Vec<i64>, String> {
     }
 }
 
-/// `floor((size + before + after - kernel) / stride) + 1`.
+/// Returns `floor((size + before + after - kernel) / stride) + 1`.
 fn conv_dim(size: &Dim, kernel: &Dim, stride: i64, before: i64, after: i64) -> Result<Dim, String> {
     if is_unknown(size) || is_unknown(kernel) {
         return Ok(unknown());
@@ -160,18 +163,18 @@ macro_rules! unary {
 }
 
 unary! {
-    /// Square root.
+    /// Computes the square root.
     sqrt => "Sqrt" vec![];
-    /// `1 / (1 + exp(-x))`.
+    /// Computes `1 / (1 + exp(-x))`.
     sigmoid => "Sigmoid" vec![];
-    /// GELU by the error function, torch's default.
+    /// Computes GELU by the error function, which is torch's default.
     gelu_erf => "Gelu" vec![("approximate", Text("none"))];
-    /// GELU by the tanh formula, torch's `approximate="tanh"`.
+    /// Computes GELU by the tanh formula, torch's `approximate="tanh"`.
     gelu_tanh => "Gelu" vec![("approximate", Text("tanh"))];
 }
 
 impl<'g> Value<'g> {
-    /// One node with one output.
+    /// Adds one node with one output.
     #[track_caller]
     fn node<I: Into<Option<Value<'g>>>>(
         self,
@@ -219,7 +222,7 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// The number as an operand of this f32 tensor.
+    /// Returns the number as an operand of this f32 tensor.
     #[track_caller]
     fn with_number(self, op: &'static str, x: f32) -> Result<Self, Self> {
         if self.dtype() == DType::F32 {
@@ -229,7 +232,8 @@ impl<'g> Value<'g> {
         }
     }
 
-    /// `[.., M, K] x [.., K, N] -> [.., M, N]`, leading dimensions broadcast.
+    /// Multiplies matrices: `[.., M, K] x [.., K, N] -> [.., M, N]`. Leading dimensions are
+    /// broadcast.
     #[track_caller]
     #[must_use]
     pub fn matmul(self, w: Self) -> Self {
@@ -252,8 +256,9 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// Same elements in row-major order, other shape. Lowered to a constant: numbers, 0 for a symbolic dimension that keeps its index,
-    /// and at most one -1; what that cannot express is an error, see [`Self::reshape_from`].
+    /// Changes the shape and keeps the elements in row-major order. The shape becomes a constant:
+    /// numbers, 0 for a symbolic dimension that keeps its index, and at most one -1. A shape that
+    /// these cannot express is an error; see [`Self::reshape_from`].
     #[track_caller]
     #[must_use]
     pub fn reshape(self, dims: impl IntoIterator<Item: IntoDim>) -> Self {
@@ -274,8 +279,9 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// As [`Self::reshape`] with any number of symbolic dimensions; each is read at run time from an axis of `self` or of `sources`
-    /// that has exactly that dimension, or 2, 4 or 8 times it.
+    /// Changes the shape as [`Self::reshape`] does, with any number of symbolic dimensions. Each is
+    /// read at run time from an axis of `self` or of `sources` that has exactly that dimension, or
+    /// 2, 4 or 8 times it.
     #[track_caller]
     #[must_use]
     pub fn reshape_from(self, dims: impl IntoIterator<Item: IntoDim>, sources: &[Self]) -> Self {
@@ -325,7 +331,7 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// Joins neighbouring axes, e.g. `flatten(1..3)`: `[B, L, N, D] -> [B, L*N, D]`.
+    /// Joins neighbouring axes: `flatten(1..3)` is `[B, L, N, D] -> [B, L*N, D]`.
     #[track_caller]
     #[must_use]
     pub fn flatten(self, axes: Range<usize>) -> Self {
@@ -397,15 +403,15 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// Elements `start..end` of an axis, as Python: negative counts from the back, `i64::MAX` is the end. On a symbolic axis the ends are
-    /// taken to lie inside it.
+    /// Takes the elements `start..end` of an axis, as in Python: a negative end counts from the
+    /// back, and `i64::MAX` is the end. On a symbolic axis both ends must lie inside it.
     #[track_caller]
     #[must_use]
     pub fn slice(self, axis: isize, start: i64, end: i64) -> Self {
         self.slice_step(axis, start, end, 1)
     }
 
-    /// Every `step`-th element of `start..end`.
+    /// Takes every `step`-th element of `start..end`.
     #[track_caller]
     #[must_use]
     pub fn slice_step(self, axis: isize, start: i64, end: i64, step: i64) -> Self {
@@ -431,7 +437,7 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// `parts` equal parts along an axis.
+    /// Splits an axis into `parts` equal parts.
     #[track_caller]
     #[must_use]
     pub fn split(self, axis: isize, parts: usize) -> Vec<Self> {
@@ -452,7 +458,7 @@ impl<'g> Value<'g> {
         outputs.unwrap_or_else(|| vec![self.builder().poison(); parts])
     }
 
-    /// [`Self::split`] into an array: `let [q, k, v] = x.split_into(-1)`.
+    /// Splits an axis into an array: `let [q, k, v] = x.split_into(-1)`.
     #[track_caller]
     #[must_use]
     pub fn split_into<const N: usize>(self, axis: isize) -> [Self; N] {
@@ -460,7 +466,7 @@ impl<'g> Value<'g> {
         std::array::from_fn(|i| parts[i])
     }
 
-    /// Size of one axis at run time, i64 `[1]`.
+    /// Returns the size of one axis at run time, i64 `[1]`.
     #[track_caller]
     #[must_use]
     pub fn size(self, axis: isize) -> Self {
@@ -479,7 +485,7 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// `[0, 1, .., n - 1]` as i64 `[n]`, n the size of `axis`.
+    /// Returns `[0, 1, .., n - 1]` as i64 `[n]`, where n is the size of `axis`.
     #[track_caller]
     #[must_use]
     pub fn range_like(self, axis: isize) -> Self {
@@ -498,7 +504,8 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// Repeats the first axis to the size of `like`'s first: `[G, ..] -> [B, ..]`, where G is 1 or B at run time.
+    /// Repeats the first axis to the size of `like`'s first: `[G, ..] -> [B, ..]`, where G is 1 or
+    /// B at run time.
     #[track_caller]
     #[must_use]
     pub fn broadcast_leading(self, like: Self) -> Self {
@@ -525,7 +532,8 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// In bf16, which ONNX Runtime's Pad does not know on any device, by way of f32: the values are the same.
+    /// Pads. ONNX Runtime has no Pad in bf16 on any device, so bf16 goes through f32, which changes
+    /// no value.
     #[track_caller]
     fn pad(self, mode: &'static str, axis: isize, before: i64, after: i64) -> Self {
         if self.dtype() == DType::BF16 {
@@ -580,7 +588,7 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// Another element type.
+    /// Converts to another element type.
     #[track_caller]
     #[must_use]
     pub fn cast(self, dtype: DType) -> Self {
@@ -600,28 +608,29 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// In f32: an island where the recipe computes in another type, itself in the oracle's.
+    /// Converts to f32. In a recipe of another type this begins an island of f32; in fp32 it
+    /// changes nothing.
     #[track_caller]
     #[must_use]
     pub fn to_f32(self) -> Self {
         self.cast(DType::F32)
     }
 
-    /// In the type that the recipe computes in.
+    /// Converts to the type that the recipe computes in.
     #[track_caller]
     #[must_use]
     pub fn to_compute(self) -> Self {
         self.cast(self.builder().recipe().compute())
     }
 
-    /// `x * sigmoid(x)`.
+    /// Computes `x * sigmoid(x)`.
     #[track_caller]
     #[must_use]
     pub fn silu(self) -> Self {
         self.binary("Mul", self.sigmoid())
     }
 
-    /// Exponentials that sum to 1 along an axis.
+    /// Computes exponentials that sum to 1 along an axis.
     #[track_caller]
     #[must_use]
     pub fn softmax(self, axis: isize) -> Self {
@@ -636,7 +645,7 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// Limits to `lo..=hi`.
+    /// Limits each element to `lo..=hi`.
     #[track_caller]
     #[must_use]
     pub fn clip(self, lo: f32, hi: f32) -> Self {
@@ -647,7 +656,7 @@ impl<'g> Value<'g> {
         self.node("Clip", [self, lo, hi], vec![], || float(self.fact()))
     }
 
-    /// The larger of each element and a number.
+    /// Takes the larger of each element and a number.
     #[track_caller]
     #[must_use]
     pub fn maximum(self, x: f32) -> Self {
@@ -681,22 +690,23 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// Sum over axes.
+    /// Sums over axes.
     #[track_caller]
     #[must_use]
     pub fn reduce_sum(self, axes: &[isize], keepdims: bool) -> Self {
         self.reduce("ReduceSum", axes, keepdims)
     }
 
-    /// Euclidean norm over axes.
+    /// Computes the Euclidean norm over axes.
     #[track_caller]
     #[must_use]
     pub fn reduce_l2(self, axes: &[isize], keepdims: bool) -> Self {
         self.reduce("ReduceL2", axes, keepdims)
     }
 
-    /// Zero mean and unit variance over `axis` and all after it, then `weight` and `bias` of that shape. Without a weight the scale, which ONNX
-    /// insists on, is a constant of ones; so the axes must then be constant.
+    /// Scales to zero mean and unit variance over `axis` and all axes after it, then applies
+    /// `weight` and `bias` of that shape. ONNX requires a scale: without a weight it is a constant
+    /// of ones, so the axes must then be constant.
     #[track_caller]
     #[must_use]
     pub fn layer_norm(
@@ -742,7 +752,8 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// Divides by the root of the mean square of the last axis (plus `eps`), then multiplies by `weight` `[D]`.
+    /// Divides by the root of the mean square of the last axis (plus `eps`), then multiplies by
+    /// `weight` `[D]`.
     #[track_caller]
     #[must_use]
     pub fn rms_norm(self, eps: f32, weight: Self) -> Self {
@@ -758,8 +769,8 @@ impl<'g> Value<'g> {
         )
     }
 
-    /// Rotates pairs of the last axis. x `[B, N, L, D]`, cos and sin `[B, L, D/2]`. Interleaved pairs are `(0, 1), (2, 3), ..`; otherwise the
-    /// halves are paired.
+    /// Rotates pairs of the last axis. x `[B, N, L, D]`, cos and sin `[B, L, D/2]`. Interleaved
+    /// pairs are `(0, 1), (2, 3), ..`; otherwise the halves are paired.
     #[track_caller]
     #[must_use]
     pub fn rotary(self, cos: Self, sin: Self, interleaved: bool) -> Self {
@@ -851,7 +862,7 @@ impl<'g> Value<'g> {
         })
     }
 
-    /// `[B, C, L] -> [B, O, L']`. w `[O, C/groups, K]`, pads `[begin, end]`.
+    /// Applies a convolution: `[B, C, L] -> [B, O, L']`. w `[O, C/groups, K]`, pads `[begin, end]`.
     #[track_caller]
     #[must_use]
     pub fn conv1d(
@@ -865,7 +876,8 @@ impl<'g> Value<'g> {
         self.conv(w, bias, [stride], &pads, groups)
     }
 
-    /// `[B, C, T, H, W] -> [B, O, T', H', W']`. w `[O, C/groups, Kt, Kh, Kw]`, pads `[front, top, left, back, bottom, right]`.
+    /// Applies a convolution: `[B, C, T, H, W] -> [B, O, T', H', W']`. w
+    /// `[O, C/groups, Kt, Kh, Kw]`, pads `[front, top, left, back, bottom, right]`.
     #[track_caller]
     #[must_use]
     pub fn conv3d(
@@ -879,8 +891,9 @@ impl<'g> Value<'g> {
         self.conv(w, bias, stride, &pads, groups)
     }
 
-    /// Repeats each pixel twice along the last two axes, as torch's `nearest-exact` (and `nearest`) with factor 2. In bf16, which ONNX Runtime's
-    /// Resize does not know on any device, by way of f16: the same values between 2^-14 and 65504, rounded to 2^-24 below.
+    /// Repeats each pixel twice along the last two axes, as torch's `nearest-exact` (and `nearest`)
+    /// with factor 2. ONNX Runtime has no Resize in bf16 on any device, so bf16 goes through f16:
+    /// the same values between 2^-14 and 65504, rounded to 2^-24 below.
     #[track_caller]
     #[must_use]
     pub fn resize_nearest2x(self) -> Self {
@@ -965,18 +978,19 @@ impl<'w> Builder<'w> {
     }
 }
 
-/// What [`attention`] may be told.
+/// Options of [`attention`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AttentionOptions<'g> {
     /// Factor on the scores; `None` is `1 / sqrt(D)`.
     pub scale: Option<f32>,
-    /// Bool (true attends) or a bias of the query's type, broadcast to `[B, N, L, S]`.
+    /// Mask: bool (true attends) or a bias of the query's type, broadcast to `[B, N, L, S]`.
     pub mask: Option<Value<'g>>,
-    /// Number of keys in use per lane, i64 `[B]`; keys behind are not attended to.
+    /// Number of keys in use per lane, i64 `[B]`. Later keys are ignored.
     pub kv_len: Option<Value<'g>>,
 }
 
-/// Attention-24 per head. q `[B, N, L, D]`, k `[B, M, S, D]`, v `[B, M, S, E]` (M divides N) -> `[B, N, L, E]`.
+/// Applies the operator Attention-24 per head: q `[B, N, L, D]`, k `[B, M, S, D]`, v `[B, M, S, E]`
+/// (M divides N) -> `[B, N, L, E]`.
 #[track_caller]
 pub fn attention<'g>(
     q: Value<'g>,
@@ -1049,8 +1063,9 @@ fn attention_fact<'g>(
     })
 }
 
-/// Writes `update` into `past` along `axis`, lane `b` from `write_indices[b]` on; rows must not pass the end. past `[B, .., S, ..]`, update
-/// the same with fewer on the axis, write_indices i64 `[B]` -> past's shape. With both bound to one memory nothing is copied.
+/// Writes `update` into `past` along `axis`, lane `b` from `write_indices[b]` on; rows must not
+/// pass the end. past `[B, .., S, ..]`, update the same with fewer on the axis, write_indices i64
+/// `[B]` -> past's shape. With both bound to one memory nothing is copied.
 #[track_caller]
 pub fn tensor_scatter<'g>(
     past: Value<'g>,
@@ -1086,7 +1101,7 @@ pub fn tensor_scatter<'g>(
     )
 }
 
-/// `+ - * /` between values, and with a number on either side of an f32 tensor.
+/// Arithmetic between values, and with a number on either side of an f32 tensor.
 macro_rules! arithmetic {
     ($($trait:ident $method:ident $op:literal),*) => {
         $(impl<'g> std::ops::$trait for Value<'g> {
@@ -1134,12 +1149,12 @@ mod tests {
             .collect()
     }
 
-    /// The shape that `f` gives for inputs of the given shapes, or why it gives none.
+    /// Returns the shape that `f` gives for inputs of the given shapes, or its fault.
     fn shape_of(inputs: &[&str], f: impl for<'g> Fn(&[Value<'g>]) -> Value<'g>) -> String {
         let source = BTreeMap::<String, Vec<usize>>::new();
         let b = Builder::new("t", &source);
         let input = |(i, text): (usize, &&str)| {
-            // Ports are consts; a test's are leaked.
+            // The ports of contracts are consts, so a test leaks its ports.
             let leak = |s: String| -> &'static str { Box::leak(s.into_boxed_str()) };
             let (dtype, shape) = text
                 .strip_prefix("i64 ")
@@ -1384,7 +1399,8 @@ mod tests {
             (
                 &["B N L 8", "B L 8"],
                 |v| v[0].rotary(v[1], v[1], true),
-                "RotaryEmbedding(f32 [B, N, L, 8], f32 [B, L, 8], f32 [B, L, 8]): table wants [B, L, 4], got [B, L, 8]",
+                "RotaryEmbedding(f32 [B, N, L, 8], f32 [B, L, 8], f32 [B, L, 8]): \
+                 table wants [B, L, 4], got [B, L, 8]",
             ),
             (
                 &["B 4 T h w", "6 3 1 3 3"],
@@ -1394,7 +1410,8 @@ mod tests {
             (
                 &["B 2 6 4", "B 2 7 4", "i64 B"],
                 |v| v[0].tensor_scatter(v[1], v[2], -2),
-                "TensorScatter(f32 [B, 2, 6, 4], f32 [B, 2, 7, 4], i64 [B]): 7 rows do not fit into 6",
+                "TensorScatter(f32 [B, 2, 6, 4], f32 [B, 2, 7, 4], i64 [B]): \
+                 7 rows do not fit into 6",
             ),
             (
                 &["B L 8"],
@@ -1424,7 +1441,8 @@ mod tests {
             (
                 &["B 8 L 16", "B 3 S 16"],
                 |v| v[0].attention(v[1], v[1], AttentionOptions::default()),
-                "Attention(f32 [B, 8, L, 16], f32 [B, 3, S, 16], f32 [B, 3, S, 16]): 3 key heads do not serve 8",
+                "Attention(f32 [B, 8, L, 16], f32 [B, 3, S, 16], f32 [B, 3, S, 16]): \
+                 3 key heads do not serve 8",
             ),
             (
                 &["B 8 L 16", "B 8 S 16", "i64 B"],
@@ -1452,7 +1470,8 @@ mod tests {
                         },
                     )
                 },
-                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], i64 [L]): kv_len wants [B], got [L]",
+                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], i64 [L]): \
+                 kv_len wants [B], got [L]",
             ),
             (
                 &["B 8 L 16", "B 8 S 16", "bool L L"],
@@ -1466,7 +1485,8 @@ mod tests {
                         },
                     )
                 },
-                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], bool [L, L]): mask bool [L, L] does not fit [B, 8, L, S]",
+                "Attention(f32 [B, 8, L, 16], f32 [B, 8, S, 16], f32 [B, 8, S, 16], bool [L, L]): \
+                 mask bool [L, L] does not fit [B, 8, L, S]",
             ),
         ];
         for (inputs, op, want) in cases {

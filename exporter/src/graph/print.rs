@@ -1,10 +1,16 @@
-//! A graph as text, for people and for snapshots: nodes under their module paths, shapes on every value, weights once at the end.
-//! Stable: nothing in it depends on hashing, addresses or the machine.
-use super::{Attribute, Fact, Graph, Node, Transform, Weight};
+//! A graph as text, for people and for snapshots.
+//!
+//! Nodes stand under their module paths, every value has its shape, and the weights are at the end.
+//! The text leaves out the nodes that only compute sizes, and writes `sizes` where a node takes
+//! their result: the shape of the node's output says the same. The text is the same on every
+//! machine.
+use super::{Attribute, Fact, Graph, Node, Transform, ValueId, Weight};
+use engines::contract::DType;
 use engines::dim::Dim;
+use std::collections::BTreeSet;
 use std::fmt;
 
-/// `[B, 3*h*w, 256]`; dimensions that nobody knows are `?`.
+/// A shape, written `[B, 3*h*w, 256]`. A dimension that nobody knows is `?`.
 pub(super) struct Dims<'a>(pub(super) &'a [Dim]);
 
 impl fmt::Display for Dims<'_> {
@@ -46,8 +52,11 @@ impl fmt::Display for Graph {
                 writeln!(f, "  {role} {}: {}", v.name, v.fact)?;
             }
         }
-        let mut scope = None;
+        let (sizes, mut scope) = (self.sizes(), None);
         for node in &self.nodes {
+            if node.outputs.iter().all(|o| sizes.contains(o)) {
+                continue;
+            }
             if scope.replace(node.scope.as_str()) != Some(node.scope.as_str()) {
                 writeln!(
                     f,
@@ -59,7 +68,7 @@ impl fmt::Display for Graph {
                     }
                 )?;
             }
-            writeln!(f, "  {}", self.line(node))?;
+            writeln!(f, "  {}", self.line(node, &sizes))?;
         }
         if !self.weights.is_empty() {
             writeln!(f, "\nweights")?;
@@ -71,8 +80,23 @@ impl fmt::Display for Graph {
 }
 
 impl Graph {
-    fn line(&self, node: &Node) -> String {
-        let short = |id: usize| {
+    /// Returns the values that only tell sizes: a fixed count of whole numbers that nodes compute,
+    /// and that are no result of the graph.
+    fn sizes(&self) -> BTreeSet<ValueId> {
+        let computed = self.nodes.iter().flat_map(|n| &n.outputs).copied();
+        let is_size = |id: &ValueId| {
+            let fact = &self.values[*id].fact;
+            let fixed = fact.dims.iter().all(|d| d.as_const().is_some());
+            fact.dtype == DType::I64 && fixed && !self.outputs.contains(id)
+        };
+        computed.filter(is_size).collect()
+    }
+
+    fn line(&self, node: &Node, sizes: &BTreeSet<ValueId>) -> String {
+        let short = |id: ValueId| {
+            if sizes.contains(&id) {
+                return "sizes".to_owned();
+            }
             let name = self.values[id].name.as_str();
             let inner = name
                 .strip_prefix(node.scope.as_str())

@@ -1,99 +1,36 @@
-//! A graph on disk: the ONNX file. It appears under its name only when complete. Not here: the data files that hold its weights
-//! ([`super::data`]), the manifest.
+//! Writes a graph as an ONNX file, which has its name only once it is complete. Not here: the data
+//! files of its weights ([`super::data`]), the manifest.
 use super::data::{DataLayout, Placed};
-use super::proto::{
-    AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-    StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
-    ValueInfoProto, dimension,
-};
+use super::error::WriteError;
 use super::{Attribute, Constant, ConstantData, Fact, Graph, Node, Weight};
 use crate::graph::builder::is_unknown;
 use engines::contract::DType;
-use engines::error_kind::ErrorKind;
-use prost::Message;
-use std::error::Error;
+use onnx_protobuf::attribute_proto::AttributeType;
+use onnx_protobuf::tensor_proto::DataLocation;
+use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
+use onnx_protobuf::{
+    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto,
+    StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+};
+use protobuf::MessageField;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// Operator set that every graph is written in.
+/// Operator set of every graph.
 pub const OPSET: i64 = 24;
-/// ONNX file format that goes with [`OPSET`].
+/// Version of the ONNX file format that belongs to [`OPSET`].
 pub const IR_VERSION: i64 = 12;
-/// How an ONNX file refers to its weights.
+/// The form in which an ONNX file refers to its weights.
 #[derive(Clone, Copy, Debug)]
 pub enum WeightPlacement<'a> {
-    /// Initializers whose bytes are in data files.
+    /// As initializers, whose bytes are in data files.
     External(&'a DataLayout),
-    /// Graph inputs: the graph alone, for checking shapes without any bytes.
+    /// As graph inputs. Such a file needs no bytes of weights.
     AsInputs,
 }
 
-/// Why a graph could not be written.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// The file system refused.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// File being written.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A tensor could not be read.
-    #[error("weight {key}: {source}")]
-    Read {
-        /// Checkpoint key.
-        key: String,
-        /// What the checkpoint said.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// A tensor has another number of elements than its shape says.
-    #[error("weight {key} wants {want} elements, got {got}")]
-    Length {
-        /// Checkpoint key.
-        key: String,
-        /// Elements by shape.
-        want: usize,
-        /// Elements read.
-        got: usize,
-    },
-    /// Two graphs use one initializer name for different tensors.
-    #[error("weight {name} is {one} in one graph and {other} in another")]
-    Clash {
-        /// Initializer.
-        name: String,
-        /// Type and shape.
-        one: String,
-        /// Type and shape.
-        other: String,
-    },
-    /// The layout lacks a weight of the graph.
-    #[error("graph {graph}: weight {name} is in no data file")]
-    Unplaced {
-        /// Component.
-        graph: String,
-        /// Initializer.
-        name: String,
-    },
-}
-
-impl WriteError {
-    /// The exit code it ends the process with.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull
-                | io::ErrorKind::QuotaExceeded
-                | io::ErrorKind::OutOfMemory => ErrorKind::Resources,
-                _ => ErrorKind::Input,
-            },
-            _ => ErrorKind::Model,
-        }
-    }
-}
-
-/// ONNX's number for an element type.
+/// Returns ONNX's number of an element type.
 pub(super) fn onnx_type(dtype: DType) -> i32 {
     match dtype {
         DType::F32 => 1,
@@ -105,7 +42,11 @@ pub(super) fn onnx_type(dtype: DType) -> i32 {
     }
 }
 
-/// The graph as an ONNX model. Symbolic dimensions become `dim_param` texts such as `3*h*w`; every intermediate value has its type and shape.
+/// Returns the graph as an ONNX model. Symbolic dimensions become `dim_param` texts such as
+/// `3*h*w`; every intermediate value has its type and shape.
+///
+/// # Errors
+/// A weight that the layout lacks.
 pub fn to_model(graph: &Graph, placement: WeightPlacement<'_>) -> Result<ModelProto, WriteError> {
     let infos = |ids: &[usize]| {
         ids.iter()
@@ -138,50 +79,60 @@ pub fn to_model(graph: &Graph, placement: WeightPlacement<'_>) -> Result<ModelPr
         .collect();
     let graph_proto = GraphProto {
         node: graph.nodes.iter().map(|n| node(graph, n)).collect(),
-        name: Some(graph.name.clone()),
+        name: graph.name.clone(),
         initializer,
         input,
         output: infos(&graph.outputs),
         value_info: infos(&inner),
+        ..GraphProto::default()
     };
     Ok(ModelProto {
-        ir_version: Some(IR_VERSION),
-        producer_name: Some("avatar-export".into()),
-        producer_version: Some(env!("CARGO_PKG_VERSION").into()),
-        graph: Some(graph_proto),
+        ir_version: IR_VERSION,
+        producer_name: "avatar-export".to_owned(),
+        producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        graph: MessageField::some(graph_proto),
         opset_import: vec![OperatorSetIdProto {
-            domain: Some(String::new()),
-            version: Some(OPSET),
+            version: OPSET,
+            ..OperatorSetIdProto::default()
         }],
         metadata_props: graph.metadata.iter().map(|(k, v)| entry(k, v)).collect(),
+        ..ModelProto::default()
     })
 }
 
 fn entry(key: &str, value: &str) -> StringStringEntryProto {
     StringStringEntryProto {
-        key: Some(key.to_owned()),
-        value: Some(value.to_owned()),
+        key: key.to_owned(),
+        value: value.to_owned(),
+        ..StringStringEntryProto::default()
     }
 }
 
 fn value_info(name: &str, fact: &Fact) -> ValueInfoProto {
-    let dim = fact.dims.iter().map(|d| DimensionProto {
+    let dim = fact.dims.iter().map(|d| Dimension {
         value: match d.as_const() {
             Some(n) => Some(dimension::Value::DimValue(n)),
             None if is_unknown(d) => None,
             None => Some(dimension::Value::DimParam(d.to_string())),
         },
+        ..Dimension::default()
     });
-    let shape = TensorShapeProto { dim: dim.collect() };
-    let tensor = TensorTypeProto {
-        elem_type: Some(onnx_type(fact.dtype)),
-        shape: Some(shape),
+    let shape = TensorShapeProto {
+        dim: dim.collect(),
+        ..TensorShapeProto::default()
+    };
+    let tensor = type_proto::Tensor {
+        elem_type: onnx_type(fact.dtype),
+        shape: MessageField::some(shape),
+        ..type_proto::Tensor::default()
     };
     ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(TypeProto {
-            tensor_type: Some(tensor),
+        name: name.to_owned(),
+        type_: MessageField::some(TypeProto {
+            value: Some(type_proto::Value::TensorType(tensor)),
+            ..TypeProto::default()
         }),
+        ..ValueInfoProto::default()
     }
 }
 
@@ -200,43 +151,42 @@ fn node(graph: &Graph, n: &Node) -> NodeProto {
             .iter()
             .map(|&id| graph.values[id].name.clone())
             .collect(),
-        name: Some(n.name.clone()),
-        op_type: Some(n.op.to_owned()),
+        name: n.name.clone(),
+        op_type: n.op.to_owned(),
         attribute: n
             .attributes
             .iter()
             .map(|(name, a)| attribute(name, a))
             .collect(),
+        ..NodeProto::default()
     }
 }
 
 fn attribute(name: &str, a: &Attribute) -> AttributeProto {
-    let blank = AttributeProto {
-        name: Some(name.to_owned()),
+    let mut proto = AttributeProto {
+        name: name.to_owned(),
         ..AttributeProto::default()
     };
-    match a {
-        Attribute::Float(x) => AttributeProto {
-            f: Some(*x),
-            r#type: Some(1),
-            ..blank
-        },
-        Attribute::Int(i) => AttributeProto {
-            i: Some(*i),
-            r#type: Some(2),
-            ..blank
-        },
-        Attribute::Text(word) => AttributeProto {
-            s: Some(word.as_bytes().to_vec()),
-            r#type: Some(3),
-            ..blank
-        },
-        Attribute::Ints(list) => AttributeProto {
-            ints: list.clone(),
-            r#type: Some(7),
-            ..blank
-        },
-    }
+    let type_ = match a {
+        Attribute::Float(x) => {
+            proto.f = *x;
+            AttributeType::FLOAT
+        }
+        Attribute::Int(i) => {
+            proto.i = *i;
+            AttributeType::INT
+        }
+        Attribute::Text(word) => {
+            proto.s = word.as_bytes().to_vec();
+            AttributeType::STRING
+        }
+        Attribute::Ints(list) => {
+            proto.ints.clone_from(list);
+            AttributeType::INTS
+        }
+    };
+    proto.type_ = type_.into();
+    proto
 }
 
 fn tensor(name: &str, dtype: DType, shape: &[usize]) -> TensorProto {
@@ -245,8 +195,8 @@ fn tensor(name: &str, dtype: DType, shape: &[usize]) -> TensorProto {
             .iter()
             .map(|&n| i64::try_from(n).unwrap_or(i64::MAX))
             .collect(),
-        data_type: Some(onnx_type(dtype)),
-        name: Some(name.to_owned()),
+        data_type: onnx_type(dtype),
+        name: name.to_owned(),
         ..TensorProto::default()
     }
 }
@@ -261,7 +211,7 @@ fn constant(graph: &Graph, c: &Constant) -> TensorProto {
         ),
     };
     TensorProto {
-        raw_data: Some(bytes),
+        raw_data: bytes,
         ..tensor(&graph.values[c.value].name, dtype, &c.shape)
     }
 }
@@ -272,23 +222,36 @@ fn external(w: &Weight, placed: &Placed) -> TensorProto {
         ("offset", placed.offset.to_string()),
         ("length", placed.length.to_string()),
     ];
-    let external_data = place.iter().map(|(k, v)| entry(k, v)).collect();
     TensorProto {
-        external_data,
-        data_location: Some(1),
+        external_data: place.iter().map(|(k, v)| entry(k, v)).collect(),
+        data_location: DataLocation::EXTERNAL.into(),
         ..tensor(&w.name, w.dtype, &w.shape)
     }
 }
 
-/// Writes a model; returns the hash of the file, hex.
+/// Returns the bytes of a model's ONNX file.
+///
+/// # Panics
+/// For a model of 2 GiB, the limit of protobuf. Weights are in other files, so a graph stays far
+/// below.
+pub fn encode(model: &ModelProto) -> Vec<u8> {
+    model
+        .write_to_bytes()
+        .expect("a graph without weight bytes is below the limit of 2 GiB")
+}
+
+/// Writes a model and returns the hash of the file in hex.
+///
+/// # Errors
+/// An error of the file system.
 pub fn write_model(path: &Path, model: &ModelProto) -> Result<String, WriteError> {
-    let bytes = model.encode_to_vec();
+    let bytes = encode(model);
     let mut file = Partial::create(path)?;
     file.append(&bytes)?;
     file.finish()
 }
 
-/// A file that has its final name only once complete; dropped before, it is removed.
+/// A file that gets its name when it is complete. Dropped before, it is removed.
 struct Partial {
     path: PathBuf,
     part: PathBuf,
@@ -322,7 +285,8 @@ impl Partial {
         })
     }
 
-    /// Gives the file its name; whoever needs it to outlive a power cut synchronises it. Returns its hash, hex.
+    /// Gives the file its name, and returns its hash in hex. The caller synchronises it, if it must
+    /// survive a power cut.
     fn finish(mut self) -> Result<String, WriteError> {
         let fail = |source| WriteError::Io {
             path: self.path.clone(),
@@ -337,7 +301,7 @@ impl Partial {
 }
 
 impl Drop for Partial {
-    /// After a rename there is nothing under the temporary name; an error here has nobody to go to.
+    /// After a rename the temporary name is free. Drop cannot return an error.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.part);
     }
@@ -349,6 +313,7 @@ mod tests {
     use crate::graph::data::Placed;
     use crate::graph::{Builder, Fact, Transform};
     use engines::contract::Port;
+    use engines::error_kind::ErrorKind;
     use std::collections::BTreeMap;
 
     const X: Port = Port::new("x", DType::F32, "B 3*h*w 4");
@@ -390,18 +355,18 @@ mod tests {
         };
         let layout = DataLayout::from([("q.weight|transpose".to_owned(), placed)]);
         let model = to_model(&g, WeightPlacement::External(&layout)).unwrap();
-        let again = ModelProto::decode(model.encode_to_vec().as_slice()).unwrap();
+        let again = ModelProto::parse_from_bytes(&encode(&model)).unwrap();
         assert_eq!(again, model);
-        let graph = model.graph.unwrap();
+        let graph = model.graph.as_ref().unwrap();
         let external = graph
             .initializer
             .iter()
-            .find(|t| t.data_location == Some(1))
+            .find(|t| t.data_location == DataLocation::EXTERNAL.into())
             .unwrap();
         let place: Vec<&str> = external
             .external_data
             .iter()
-            .filter_map(|e| e.value.as_deref())
+            .map(|e| e.value.as_str())
             .collect();
         assert_eq!(
             (place, external.dims.as_slice()),
@@ -421,28 +386,19 @@ mod tests {
             .node
             .iter()
             .flat_map(|n| &n.attribute)
-            .find(|a| a.name.as_deref() == Some("axis"))
+            .find(|a| a.name == "axis")
             .unwrap();
-        assert_eq!((axis.i, axis.r#type), (Some(-1), Some(2)));
-        assert_eq!(
-            (model.ir_version, model.opset_import[0].version),
-            (Some(12), Some(24))
-        );
+        assert_eq!((axis.i, axis.type_), (-1, AttributeType::INT.into()));
+        assert_eq!((model.ir_version, model.opset_import[0].version), (12, 24));
     }
 
     #[test]
     fn without_bytes_the_weights_are_inputs() {
         let g = graph(&BTreeMap::from([("q.weight".to_owned(), vec![3, 4])]));
-        let graph = to_model(&g, WeightPlacement::AsInputs)
-            .unwrap()
-            .graph
-            .unwrap();
-        let names: Vec<&str> = graph
-            .input
-            .iter()
-            .filter_map(|i| i.name.as_deref())
-            .collect();
+        let model = to_model(&g, WeightPlacement::AsInputs).unwrap();
+        let graph = model.graph.unwrap();
+        let names: Vec<&str> = graph.input.iter().map(|i| i.name.as_str()).collect();
         assert_eq!(names, ["x", "q.weight|transpose"]);
-        assert!(graph.initializer.iter().all(|t| t.data_location.is_none()));
+        assert!(graph.initializer.iter().all(|t| t.external_data.is_empty()));
     }
 }

@@ -1,18 +1,20 @@
-//! The umT5 text encoder on unpadded ids: every layer has its own relative position table, attention is not scaled.
-//! Names are the reference's: liveavatar/models/wan/wan_2_2/modules/t5.py @ 9c2c38d. In a recipe other than fp32 all of it is in that recipe's type,
-//! as there; only the statistics of norms and softmax are f32, inside their operators.
+//! The umT5 text encoder on unpadded ids. Every layer has its own table of relative positions, and
+//! attention is not scaled. Names are the reference's: liveavatar/models/wan/wan_2_2/modules/t5.py
+//! @ 9c2c38d. As in the reference, the whole encoder computes in the recipe's type; only the
+//! statistics of norms and softmax are f32, inside their operators.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Transform, Value};
 use crate::nn::{self, linear_no_bias as linear, rms_norm};
 use engines::components::text::{self, TextConfig};
 
-/// Longest text, in tokens: the model's `text_len`.
-pub const MAX_TOKENS: i64 = 512;
-/// Distances from here on share the last bucket. `T5RelativeEmbedding.max_dist` of the reference.
+/// Longest text in tokens, the model's `text_len`.
+pub(crate) const MAX_TOKENS: i64 = 512;
+/// Distance from which all distances share the last bucket, `T5RelativeEmbedding.max_dist` of the
+/// reference.
 const MAX_DISTANCE: f32 = 128.0;
 const EPS: f32 = 1e-6;
 
-/// `text_encoder`: ids `[1, t]` to rows `[1, t, T]`.
-pub fn encoder<'g>(b: &'g Builder<'g>, c: &TextConfig) {
+/// Builds `text_encoder`: ids `[1, t]` to rows `[1, t, T]`.
+pub(crate) fn encoder<'g>(b: &'g Builder<'g>, c: &TextConfig) {
     let s = b.root();
     let ids = b.input(&text::IDS);
     let buckets = s.tap("relative_buckets", buckets(b, ids, c));
@@ -24,13 +26,13 @@ pub fn encoder<'g>(b: &'g Builder<'g>, c: &TextConfig) {
     b.output(&text::CONTEXT_ROWS, rms_norm(s.pp("norm"), x, EPS).to_f32());
 }
 
-/// A table that rows are taken from, in the type that the recipe computes in.
+/// Returns a table of rows in the type that the recipe computes in.
 fn table<'g>(s: Scope<'g>, dims: [usize; 2]) -> Value<'g> {
     let dtype = s.builder().recipe().compute();
     s.weight_of(dtype, "weight", dims, Transform::Identity)
 }
 
-/// `T5SelfAttention.forward` of the reference.
+/// Mirrors `T5SelfAttention.forward` of the reference.
 fn block<'g>(s: Scope<'g>, x: Value<'g>, buckets: Value<'g>, c: &TextConfig) -> Value<'g> {
     let x = x + attention(s, rms_norm(s.pp("norm1"), x, EPS), buckets, c);
     let f = s.pp("ffn");
@@ -42,7 +44,8 @@ fn block<'g>(s: Scope<'g>, x: Value<'g>, buckets: Value<'g>, c: &TextConfig) -> 
 
 fn attention<'g>(s: Scope<'g>, y: Value<'g>, buckets: Value<'g>, c: &TextConfig) -> Value<'g> {
     let bias = table(s.pp("pos_embedding.embedding"), [c.buckets, c.heads]);
-    let bias = bias.gather(buckets, 0).transpose(&[2, 0, 1]).unsqueeze(0); // [t, t, N] -> [1, N, t, t]
+    // [t, t, N] -> [1, N, t, t]
+    let bias = bias.gather(buckets, 0).transpose(&[2, 0, 1]).unsqueeze(0);
     let s = s.pp("attn");
     let head_dim = c.attn_dim / c.heads;
     let heads = |name: &str| {
@@ -63,7 +66,8 @@ fn attention<'g>(s: Scope<'g>, y: Value<'g>, buckets: Value<'g>, c: &TextConfig)
     ))
 }
 
-/// Bucket of every (query, key) pair, `[t, t]`: a table over distances, looked up by key minus query.
+/// Returns the bucket of every (query, key) pair, `[t, t]`. A table over distances is looked up by
+/// key minus query.
 fn buckets<'g>(b: &'g Builder<'g>, ids: Value<'g>, c: &TextConfig) -> Value<'g> {
     let table: Vec<i64> = (1 - MAX_TOKENS..MAX_TOKENS)
         .map(|d| bucket(d, c.buckets))
@@ -75,9 +79,10 @@ fn buckets<'g>(b: &'g Builder<'g>, ids: Value<'g>, c: &TextConfig) -> Value<'g> 
     table.gather(distance, 0)
 }
 
-/// Bucket of a distance (key minus query): the sign picks a half, small distances have one each, larger ones share logarithmically.
+/// Returns the bucket of a distance (key minus query). The sign selects a half; each small distance
+/// has a bucket, and larger ones share buckets logarithmically. Mirrors
 /// `T5RelativeEmbedding._relative_position_bucket` of the reference, in f32 as there.
-pub fn bucket(distance: i64, buckets: usize) -> i64 {
+pub(crate) fn bucket(distance: i64, buckets: usize) -> i64 {
     let half = buckets as i64 / 2;
     let exact = half / 2;
     let side = if distance > 0 { half } else { 0 };

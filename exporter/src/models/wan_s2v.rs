@@ -1,11 +1,14 @@
-//! The causal speech-to-video transformer. Field names are the reference's: `WanModel_S2V` and `CausalWanModel_S2V`,
-//! liveavatar/models/wan/causal_model_s2v.py, and liveavatar/models/wan/wan_2_2/modules/s2v/*.py @ 9c2c38d.
+//! The causal speech-to-video transformer. Field names are the reference's: `WanModel_S2V` and
+//! `CausalWanModel_S2V`, liveavatar/models/wan/causal_model_s2v.py, and
+//! liveavatar/models/wan/wan_2_2/modules/s2v/*.py @ 9c2c38d.
 //!
-//! Types follow the reference's casts: linear layers and attention in the type that the recipe computes in, with f32 islands for time, modulation,
-//! rotation, the residual inside a block and the audio encoder. Where the reference rounds a prediction and the latents to bf16 after the head,
-//! these stay f32.
+//! Types follow the reference's casts. Linear layers and attention compute in the recipe's type;
+//! time, modulation, rotation, the residual inside a block and the audio encoder are islands of
+//! f32. The reference rounds the prediction and the latents to bf16 after the head; here they stay
+//! f32.
 //!
-//! Tokens of a frame stay a dimension of their own (`[B, F, n, D]`), because modulation and audio act per frame.
+//! The tokens of a frame are a dimension of their own (`[B, F, n, D]`), because modulation and
+//! audio act on frames.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Transform, Value};
 use crate::nn::{attention, layer_norm, layer_norm_affine, linear, rms_norm};
 use engines::components::dit::{self, DitConfig};
@@ -13,9 +16,10 @@ use engines::components::speech;
 use engines::contract::NEXT;
 use engines::dim::Dim;
 
-/// Epsilon of the adaptive norm before the audio injection; the others are the config's.
+/// Epsilon of the adaptive norm before the audio injection. The other norms take the config's.
 const ADAIN_EPS: f32 = 1e-5;
-/// Copies of a block's first audio frame put before it: the audio encoder sees no history.
+/// Copies of a block's first audio frame before the block, because the audio encoder sees no
+/// history.
 const AUDIO_LEAD_FRAMES: i64 = 73;
 
 /// Shift, scale and gate of one sub-layer, each `[B, F, 1, D]`.
@@ -50,7 +54,7 @@ impl<'g> Rope<'g> {
         }
     }
 
-    /// `[B, N, L, d]`, interleaved pairs. In f32, then rounded to the type of `x`.
+    /// Rotates `[B, N, L, d]` by interleaved pairs, in f32, and rounds to the type of `x`.
     fn rotate(self, x: Value<'g>) -> Value<'g> {
         x.to_f32().rotary(self.cos, self.sin, true).cast(x.dtype())
     }
@@ -63,16 +67,18 @@ struct KeyValue<'g> {
     v: Value<'g>,
 }
 
-/// `dit_text`: rows of the text encoder, zero-padded, to the model's width. `text_embedding` of the reference.
-pub fn text_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
+/// Builds `dit_text`: rows of the text encoder, padded with zeros, to the model's width. Mirrors
+/// `text_embedding` of the reference.
+pub(crate) fn text_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root().pp("text_embedding");
     let context = b.input(&dit::CONTEXT).to_compute();
     let y = linear(s.pp(0), context, c.dim).gelu_tanh();
     b.output(&dit::TEXT, s.out(linear(s.pp(2), y, c.dim)));
 }
 
-/// `dit_sink_embed`: reference and motion latents to sink tokens, and the modulation of timestep 0. `_forward_sink` of the reference.
-pub fn sink_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
+/// Builds `dit_sink_embed`: reference and motion latents to sink tokens, and the modulation of
+/// timestep 0. Mirrors `_forward_sink` of the reference.
+pub(crate) fn sink_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root();
     let (ref_latents, motion) = (b.input(&dit::REF_LATENTS), b.input(&dit::MOTION_LATENTS));
     let reference = tokens(
@@ -83,7 +89,7 @@ pub fn sink_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let motion = frame_packer(s.pp("frame_packer"), motion, c);
     let motion = motion + cond_mask(s, 2, motion, c);
     b.output(&dit::SINK_TOKENS, b.concat(1, &[reference, motion]));
-    // The sinusoid of timestep 0: cos 1, sin 0.
+    // The sinusoid of timestep 0 is cos 1, sin 0.
     let half = c.freq_dim / 2;
     let sinusoid = [vec![1.0; half], vec![0.0; half]].concat();
     let sinusoid = b
@@ -92,8 +98,9 @@ pub fn sink_embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     b.output(&dit::SINK_E0, time(s, sinusoid, c).1);
 }
 
-/// `dit_sink_layer`: one block among the sink's own tokens. Gives the layer's condition: keys before rotation, values, and the text's.
-pub fn sink_layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
+/// Builds `dit_sink_layer`: one block among the sink's own tokens. It returns the layer's
+/// condition: the keys before rotation and the values of the sink, and those of the text.
+pub(crate) fn sink_layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
     let s = b.root().pp("blocks").pp(layer);
     let hidden = b.input(&dit::SINK_HIDDEN);
     let text = text_keys(s.pp("cross_attn"), b.input(&dit::TEXT), c);
@@ -114,8 +121,8 @@ pub fn sink_layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
     b.output(&dit::TEXT_V_OUT, text.v);
 }
 
-/// `dit_embed`: noisy latents, pose and timestep to hidden states and modulation.
-pub fn embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
+/// Builds `dit_embed`: noisy latents, pose and timestep to hidden states and modulation.
+pub(crate) fn embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root();
     let x = patches(
         s.pp("patch_embedding"),
@@ -137,14 +144,15 @@ pub fn embed<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     b.output(&dit::E0_OUT, e0);
 }
 
-/// `dit_layer` or `dit_layer_audio`: one block of the noisy tokens against [sink | ring], then the audio residual where the layer has an
-/// injector. The ring is written in place first, so its newest rows are this block's own.
-pub fn layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
+/// Builds `dit_layer` or `dit_layer_audio`: one block of the noisy tokens against [sink | ring],
+/// then the audio residual where the layer has an injector. The ring is written in place first, so
+/// its newest rows are this block's own.
+pub(crate) fn layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
     let s = b.root().pp("blocks").pp(layer);
     let hidden = b.input(&dit::HIDDEN);
     let rope = Rope::inputs(b, &dit::ROPE_COS, &dit::ROPE_SIN);
     let sink_rope = Rope::inputs(b, &dit::SINK_ROPE_COS, &dit::SINK_ROPE_SIN);
-    // Shared by all lanes (leading 1) or one per lane.
+    // The condition is shared by all lanes (leading 1), or each lane has its own.
     let per_lane = |port| b.input(port).broadcast_leading(hidden);
     let sink = KeyValue {
         k: sink_rope.rotate(per_lane(&dit::SINK_K)),
@@ -179,8 +187,8 @@ pub fn layer<'g>(b: &'g Builder<'g>, c: &DitConfig, layer: usize) {
     b.output(&dit::HIDDEN_OUT, merge_frames(x, c));
 }
 
-/// `dit_head`: hidden states to the noise prediction, and one Euler step.
-pub fn head<'g>(b: &'g Builder<'g>, c: &DitConfig) {
+/// Builds `dit_head`: hidden states to the noise prediction, and one Euler step.
+pub(crate) fn head<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root().pp("head");
     let latents = b.input(&dit::LATENTS);
     let m = s.weight("modulation", [1, 2, c.dim]) + b.input(&dit::E).unsqueeze(2); // [B, F, 2, D]
@@ -188,7 +196,8 @@ pub fn head<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let x = layer_norm(s.pp("norm"), frames(b.input(&dit::HIDDEN), c), c.eps).to_f32();
     let x = x * (parts[1] + 1.0) + parts[0];
     let y = linear(s.pp("head"), x, 4 * c.latent_channels); // [B, F, h*w, 4*Z]
-    // Channel (p_h * 2 + p_w) * Z + z of token (row, col) is pixel (2*row + p_h, 2*col + p_w) of latent channel z.
+    // Channel (p_h * 2 + p_w) * Z + z of token (row, col) is pixel (2*row + p_h, 2*col + p_w) of
+    // latent channel z.
     let (batch, f, z) = (latents.dim(0), c.block_frames, c.latent_channels);
     let (rows, cols) = (Dim::symbol("h"), Dim::symbol("w"));
     let two = Dim::from(2);
@@ -228,9 +237,10 @@ pub fn head<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     b.output(&dit::NEXT_LATENTS, latents + noise_pred * dt);
 }
 
-/// `audio_adapter`: speech hidden states of one block to global and local audio tokens. `CausalAudioEncoder` and
-/// `MotionEncoder_tc` of the reference, with the leading copies of the first frame and the cut after them.
-pub fn audio_adapter<'g>(b: &'g Builder<'g>, c: &DitConfig) {
+/// Builds `audio_adapter`: speech hidden states of one block to global and local audio tokens.
+/// Mirrors `CausalAudioEncoder` and `MotionEncoder_tc` of the reference, with the leading copies of
+/// the first frame and the cut after them.
+pub(crate) fn audio_adapter<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     let s = b.root().pp("casual_audio_encoder");
     let audio = b.input(&speech::AUDIO).pad_edge(3, AUDIO_LEAD_FRAMES, 0); // [A, Q, E, 85]
     let w = s.weight("weights", [1, c.audio.states, 1, 1]).silu();
@@ -286,8 +296,9 @@ pub fn audio_adapter<'g>(b: &'g Builder<'g>, c: &DitConfig) {
     b.output(&speech::AUDIO_GLOBAL_OUT, global.slice(1, first, total));
 }
 
-/// One transformer block without the audio residual. `x [B, F, n, D]`, `e0 [B, F, 6, D]`; `attend` maps queries and keys/values, before
-/// rotation, to the attention's result `[B, N, L, d]`. `CausalWanS2VAttentionBlock.forward` of the reference.
+/// Applies one transformer block without the audio residual: `x [B, F, n, D]`, `e0 [B, F, 6, D]`.
+/// `attend` maps queries and keys/values, before rotation, to the attention's result
+/// `[B, N, L, d]`. Mirrors `CausalWanS2VAttentionBlock.forward` of the reference.
 fn block<'g>(
     s: Scope<'g>,
     x: Value<'g>,
@@ -307,7 +318,8 @@ fn block<'g>(
     s.out((x + y.to_f32() * ffn.gate).to_compute())
 }
 
-/// Order of the six: shift, scale, gate of self attention, then of the feed-forward.
+/// Splits the modulation, in the order: shift, scale, gate of self attention, then of the
+/// feed-forward.
 fn modulation<'g>(s: Scope<'g>, e0: Value<'g>, c: &DitConfig) -> [Modulation<'g>; 2] {
     let m = (s.weight("modulation", [1, 6, c.dim]) + e0).split(2, 6);
     [0, 3].map(|i| Modulation {
@@ -336,7 +348,8 @@ fn self_attention<'g>(
     s.out(linear(s.pp("o"), y, c.dim))
 }
 
-/// Keys and values of the text for one layer, `[B, N, M, d]`. The padding rows take part.
+/// Computes the keys and values of the text for one layer, `[B, N, M, d]`. The padding rows take
+/// part.
 fn text_keys<'g>(s: Scope<'g>, text: Value<'g>, c: &DitConfig) -> KeyValue<'g> {
     let split = |x: Value<'g>| {
         x.reshape(&[
@@ -369,7 +382,8 @@ fn feed_forward<'g>(s: Scope<'g>, x: Value<'g>, c: &DitConfig) -> Value<'g> {
     s.out(linear(s.pp(2), y, c.dim))
 }
 
-/// `x [B, F, n, D]` + what every actor's audio adds where that actor is. `after_transformer_block` of the reference.
+/// Adds each actor's audio to `x [B, F, n, D]` where that actor is. Mirrors
+/// `after_transformer_block` of the reference.
 fn audio_injection<'g>(s: Scope<'g>, injector: usize, x: Value<'g>, c: &DitConfig) -> Value<'g> {
     let b = s.builder();
     let adain = s.pp("injector_adain_layers").pp(injector);
@@ -384,7 +398,8 @@ fn audio_injection<'g>(s: Scope<'g>, injector: usize, x: Value<'g>, c: &DitConfi
     let z = layer_norm(adain.pp("norm"), x, ADAIN_EPS).unsqueeze(1); // [B, 1, F, n, D]
     let z = adain.out(z * (parts[1] + 1.0) + parts[0]).to_compute(); // [B, A, F, n, D]
 
-    // Five keys a frame: spelt out, since each frame of each actor is a batch of its own; and in f32, since a rounded score is a wrong weight.
+    // A frame has five keys. The attention is written as its parts, because each frame of each
+    // actor is a batch of its own. It is in f32, because a rounded score is a wrong weight.
     let s = s.pp("injector").pp(injector);
     let local = b.input(&dit::AUDIO_LOCAL).to_compute(); // [B, A, F, K, D]
     let split = |x: Value<'g>| {
@@ -418,12 +433,12 @@ fn audio_injection<'g>(s: Scope<'g>, injector: usize, x: Value<'g>, c: &DitConfi
     (x + heard).to_compute()
 }
 
-/// SiLU, rounded once.
+/// Applies SiLU and rounds once.
 fn silu<'g>(x: Value<'g>) -> Value<'g> {
     x.to_f32().silu().cast(x.dtype())
 }
 
-/// Time embedding `e [B, F, D]` and its projection `e0 [B, F, 6, D]`.
+/// Computes the time embedding `e [B, F, D]` and its projection `e0 [B, F, 6, D]`.
 fn time<'g>(s: Scope<'g>, sinusoid: Value<'g>, c: &DitConfig) -> (Value<'g>, Value<'g>) {
     let t = s.pp("time_embedding");
     let e = t.out(linear(
@@ -439,7 +454,7 @@ fn time<'g>(s: Scope<'g>, sinusoid: Value<'g>, c: &DitConfig) -> (Value<'g>, Val
     )
 }
 
-/// Row of `trainable_cond_mask`, `[D]`, to be added to `x`: 0 noisy, 1 reference, 2 motion.
+/// Returns the row of `trainable_cond_mask`, `[D]`, to add to `x`: 0 noisy, 1 reference, 2 motion.
 fn cond_mask<'g>(s: Scope<'g>, row: usize, x: Value<'g>, c: &DitConfig) -> Value<'g> {
     s.pp("trainable_cond_mask").weight_of(
         x.dtype(),
@@ -452,7 +467,7 @@ fn cond_mask<'g>(s: Scope<'g>, row: usize, x: Value<'g>, c: &DitConfig) -> Value
     )
 }
 
-/// Non-overlapping patches of f32 latents, embedded: `[B, Z, T, H, W] -> [B, D, T/kt, H/kh, W/kw]`.
+/// Embeds non-overlapping patches of f32 latents: `[B, Z, T, H, W] -> [B, D, T/kt, H/kh, W/kw]`.
 fn patches<'g>(s: Scope<'g>, x: Value<'g>, kernel: [usize; 3], c: &DitConfig) -> Value<'g> {
     let [kt, kh, kw] = kernel;
     let x = x.to_compute();
@@ -466,14 +481,15 @@ fn patches<'g>(s: Scope<'g>, x: Value<'g>, kernel: [usize; 3], c: &DitConfig) ->
     ))
 }
 
-/// `[B, D, T, h, w] -> [B, T*h*w, D]`, frame-major.
+/// Reorders `[B, D, T, h, w] -> [B, T*h*w, D]`, frame-major.
 fn tokens<'g>(x: Value<'g>, c: &DitConfig) -> Value<'g> {
     let count = x.dim(2) * x.dim(3) * x.dim(4);
     x.reshape(&[x.dim(0), c.dim.into_dim(), count])
         .transpose(&[0, 2, 1])
 }
 
-/// The newest frame at full token size, two before it at half, sixteen before those at quarter size. `FramePackMotioner` of the reference.
+/// Packs the motion frames: the newest at full token size, the two before it at half size, the
+/// sixteen before those at quarter size. Mirrors `FramePackMotioner` of the reference.
 fn frame_packer<'g>(s: Scope<'g>, motion: Value<'g>, c: &DitConfig) -> Value<'g> {
     let newest = tokens(
         patches(s.pp("proj"), motion.slice(2, 18, 19), [1, 2, 2], c),
@@ -490,7 +506,7 @@ fn frame_packer<'g>(s: Scope<'g>, motion: Value<'g>, c: &DitConfig) -> Value<'g>
     s.out(s.builder().concat(1, &[newest, half, quarter]))
 }
 
-/// `[B, F*n, D] -> [B, F, n, D]`.
+/// Reshapes `[B, F*n, D] -> [B, F, n, D]`.
 fn frames<'g>(x: Value<'g>, c: &DitConfig) -> Value<'g> {
     let per_frame = x
         .dim(1)
@@ -504,12 +520,12 @@ fn frames<'g>(x: Value<'g>, c: &DitConfig) -> Value<'g> {
     ])
 }
 
-/// `[B, F, n, D] -> [B, F*n, D]`.
+/// Reshapes `[B, F, n, D] -> [B, F*n, D]`.
 fn merge_frames<'g>(x: Value<'g>, c: &DitConfig) -> Value<'g> {
     x.reshape(&[x.dim(0), x.dim(1) * x.dim(2), c.dim.into_dim()])
 }
 
-/// `[B, F, n, D] -> [B, N, F*n, d]`.
+/// Splits heads: `[B, F, n, D] -> [B, N, F*n, d]`.
 fn heads<'g>(x: Value<'g>, c: &DitConfig) -> Value<'g> {
     let tokens = x.dim(1) * x.dim(2);
     x.reshape(&[
@@ -521,7 +537,7 @@ fn heads<'g>(x: Value<'g>, c: &DitConfig) -> Value<'g> {
     .transpose(&[0, 2, 1, 3])
 }
 
-/// `[B, N, F*n, d] -> [B, F, n, D]`, frames as `like` has them.
+/// Joins heads: `[B, N, F*n, d] -> [B, F, n, D]`, with the frames of `like`.
 fn merge_heads<'g>(y: Value<'g>, like: Value<'g>, c: &DitConfig) -> Value<'g> {
     y.transpose(&[0, 2, 1, 3])
         .reshape(&[like.dim(0), like.dim(1), like.dim(2), c.dim.into_dim()])

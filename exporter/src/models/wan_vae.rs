@@ -1,7 +1,9 @@
-//! The Wan 2.1 video VAE as a stream. One walk over the checkpoint's own module list serves the encoder and the decoder, the first chunk and
-//! the next ones; what differs is where a causal convolution gets the frames before its own. Names are the reference's:
-//! liveavatar/models/wan/wan_2_2/modules/vae2_1.py @ 9c2c38d. Convolutions and feature caches are in the type that the recipe computes in; norms,
-//! their activations and the statistics of latents are f32, as the reference's autocast has them.
+//! The Wan 2.1 video VAE as a stream. One walk over the checkpoint's module list serves the encoder
+//! and the decoder, and the first chunk and the next ones. They differ in the source of the frames
+//! before a causal convolution. Names are the reference's:
+//! liveavatar/models/wan/wan_2_2/modules/vae2_1.py @ 9c2c38d. Convolutions and feature caches have
+//! the recipe's type. Norms, their activations and the statistics of latents are f32, as in the
+//! reference's autocast.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Transform, Value};
 use crate::nn;
 use engines::components::vae::{self, LATENT_MEAN, LATENT_STD, VaeConfig};
@@ -12,23 +14,25 @@ use engines::recipe::Recipe;
 /// Frames of context that a causal convolution of kernel 3 needs.
 const CONTEXT: i64 = 2;
 
-/// Which half of the network, and which chunk of the stream: fixed by the contract.
+/// The half of the network and the chunk of the stream, both fixed by the contract.
 #[derive(Clone, Copy)]
 struct Stream {
     contract: &'static Contract,
 }
 
 impl Stream {
-    /// True for the first chunk, which has nothing before it.
+    /// Whether the chunk is the first, which has no frames before it.
     fn starts(self) -> bool {
         self.contract.state_kind == StateKind::Produce
     }
 
-    /// `x` after the frames that the convolution at `s` remembers (zeros at the start), and the newest `keep` of them remembered.
+    /// Returns `x` behind the remembered frames of the convolution at `s` (zeros at the start), and
+    /// remembers the newest `keep` frames.
     fn extend<'g>(self, s: Scope<'g>, x: Value<'g>, keep: i64) -> Value<'g> {
         let b = s.builder();
         let path = s.path();
-        // A convolution without a port is a graph that the contract does not describe; the builder reports the missing output.
+        // A convolution without a port does not fit the contract; the builder reports the missing
+        // output.
         let Some(port) = self.contract.state.iter().find(|p| p.name == path) else {
             return x;
         };
@@ -46,8 +50,9 @@ impl Stream {
     }
 }
 
-/// `vae_encoder_first` and `vae_encoder_next`: pixels to the normalised mean of one latent frame.
-pub fn encoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfig) {
+/// Builds `vae_encoder_first` and `vae_encoder_next`: pixels to the normalised mean of one latent
+/// frame.
+pub(crate) fn encoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfig) {
     let stream = Stream { contract };
     let s = b.root().pp("encoder");
     let pixels = b.input(&contract.inputs[0]).to_compute();
@@ -66,8 +71,9 @@ pub fn encoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfi
     b.output(&vae::LATENTS_OUT, (mu - mean) / std);
 }
 
-/// `vae_decoder_first` and `vae_decoder_next`: one latent frame to pixels, as f32 and as bytes.
-pub fn decoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfig) {
+/// Builds `vae_decoder_first` and `vae_decoder_next`: one latent frame to pixels, as f32 and as
+/// bytes.
+pub(crate) fn decoder<'g>(b: &'g Builder<'g>, contract: &'static Contract, c: &VaeConfig) {
     let stream = Stream { contract };
     let [mean, std] = statistics(b, c);
     let z = (b.input(&vae::LATENTS) * std + mean).to_compute();
@@ -95,7 +101,7 @@ fn statistics<'g>(b: &'g Builder<'g>, c: &VaeConfig) -> [Value<'g>; 2] {
     [LATENT_MEAN, LATENT_STD].map(|x| b.const_f32([1, c.latent_channels, 1, 1, 1], x.to_vec()))
 }
 
-/// A list of modules, told apart by what they hold.
+/// Applies a list of modules. The tensors of a module show its kind.
 fn walk<'g>(stream: Stream, s: Scope<'g>, mut x: Value<'g>) -> Value<'g> {
     for i in s.list("") {
         let m = s.pp(i);
@@ -112,7 +118,7 @@ fn walk<'g>(stream: Stream, s: Scope<'g>, mut x: Value<'g>) -> Value<'g> {
     x
 }
 
-/// `ResidualBlock.forward`.
+/// Mirrors `ResidualBlock.forward`.
 fn residual<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let out = s.dims("residual.2.weight").map_or(0, |d| d[0]);
     let y = causal_conv(
@@ -135,7 +141,7 @@ fn residual<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     s.out(shortcut + y)
 }
 
-/// One head over the pixels of each frame. `AttentionBlock.forward`.
+/// Applies attention with one head over the pixels of each frame. Mirrors `AttentionBlock.forward`.
 fn attention<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let (channels, frames) = (x.dim(1), x.dim(2));
     let width = s.dims("proj.weight").map_or(0, |d| d[0]);
@@ -159,7 +165,8 @@ fn attention<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     };
     let qkv = qkv.split(1, 3);
     let [q, k, v] = [0, 1, 2].map(|i| heads(qkv[i]));
-    // The published head is wider than any fused kernel takes; at every size alike, so that small models show what large ones do.
+    // The published head is wider than any fused kernel takes. The attention is written as its
+    // parts at every size, so that small models show the behaviour of large ones.
     let y = match s.builder().recipe() {
         Recipe::Fp32 => nn::attention(q, k, v, AttentionOptions::default()),
         _ => nn::attention_in_parts(q, k, v, None),
@@ -168,11 +175,11 @@ fn attention<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     s.out(x + frame_conv(s.pp("proj"), y, width, [1, 1, 1], [0; 6]))
 }
 
-/// Half the rows and columns; with a `time_conv`, half the frames too, except in the first chunk, which is only remembered.
-/// `Resample.forward`, downsample2d and downsample3d.
+/// Halves the rows and columns. With a `time_conv` it halves the frames too, except in the first
+/// chunk, which is only remembered. Mirrors `Resample.forward`, downsample2d and downsample3d.
 fn downsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let width = s.dims("resample.1.weight").map_or(0, |d| d[0]);
-    // Zeros to the right and below only.
+    // The zeros stand to the right and below only.
     let x = frame_conv(s.pp("resample.1"), x, width, [1, 2, 2], [0, 0, 0, 0, 1, 1]);
     if !s.has("time_conv.weight") {
         return s.out(x);
@@ -185,7 +192,7 @@ fn downsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
             port,
             x.slice(2, -1, i64::MAX),
         );
-        // Read by the next chunk's graph only.
+        // Only the graph of the next chunk reads it.
         return s.out(x);
     }
     let all = stream.extend(t, x, 1);
@@ -194,8 +201,8 @@ fn downsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     s.out(t.out(all.conv3d(w, Some(bias), [2, 1, 1], [0; 6], 1)))
 }
 
-/// Twice the rows and columns; with a `time_conv`, twice the frames too, except for the very first latent frame.
-/// `Resample.forward`, upsample2d and upsample3d.
+/// Doubles the rows and columns. With a `time_conv` it doubles the frames too, except for the very
+/// first latent frame. Mirrors `Resample.forward`, upsample2d and upsample3d.
 fn upsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let x = if s.has("time_conv.weight") && !stream.starts() {
         double_frames(stream, s.pp("time_conv"), x)
@@ -213,7 +220,7 @@ fn upsample<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     ))
 }
 
-/// A causal convolution to twice the channels, whose halves are frames `2*i` and `2*i + 1`.
+/// Applies a causal convolution to twice the channels, whose halves are frames `2*i` and `2*i + 1`.
 fn double_frames<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let width = s.dims("weight").map_or(0, |d| d[1]);
     let w = s.weight_like(x, "weight", [2 * width, width, 3, 1, 1]);
@@ -232,7 +239,8 @@ fn double_frames<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     s.out(s.builder().concat(2, &interleaved))
 }
 
-/// A 3x3x3 convolution that sees only this and earlier frames. `CausalConv3d.forward`.
+/// Applies a 3x3x3 convolution that sees only this frame and earlier ones. Mirrors
+/// `CausalConv3d.forward`.
 fn causal_conv<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
     let w = s.weight_like(
         x,
@@ -255,7 +263,7 @@ fn causal_conv<'g>(stream: Stream, s: Scope<'g>, x: Value<'g>, out: usize) -> Va
     ))
 }
 
-/// A 1x1x1 convolution: no context, no cache.
+/// Applies a 1x1x1 convolution, which needs no context and no cache.
 fn pointwise<'g>(s: Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
     let w = s.weight_like(
         x,
@@ -272,7 +280,8 @@ fn pointwise<'g>(s: Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
     s.out(x.conv3d(w, Some(bias), [1, 1, 1], [0; 6], 1))
 }
 
-/// A 2-D convolution of every frame: its kernel gets a time extent of 1. `pads` are (t, h, w) before, then after.
+/// Applies a 2-D convolution to every frame: its kernel gets a time extent of 1. `pads` are (t, h,
+/// w) before, then after.
 fn frame_conv<'g>(
     s: Scope<'g>,
     x: Value<'g>,
@@ -295,12 +304,13 @@ fn frame_conv<'g>(
     s.out(x.conv3d(w, Some(bias), stride, pads, 1))
 }
 
-/// The norm and SiLU in front of a convolution.
+/// Applies the norm and SiLU before a convolution.
 fn activated<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     rms(s, x).silu().to_compute()
 }
 
-/// `x / max(|x|, 1e-12) * sqrt(C) * gamma`, the norm over channels, f32. `RMS_norm.forward`.
+/// Computes `x / max(|x|, 1e-12) * sqrt(C) * gamma` in f32; the norm is over channels. Mirrors
+/// `RMS_norm.forward`.
 fn rms<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let x = x.to_f32();
     let stored = s.dims("gamma").unwrap_or_default();

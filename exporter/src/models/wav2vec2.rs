@@ -1,10 +1,13 @@
-//! The wav2vec2 encoder with stable layer norm: raw speech to all hidden states, cut so that no part needs more than some rows at a time. f32 in every recipe: it is small and runs once. Names are those of transformers'
-//! `Wav2Vec2Model` (4.51), whose last hidden state is normed; the others are the layers' inputs.
+//! The wav2vec2 encoder with stable layer norm: raw speech to all hidden states. It is cut into
+//! graphs, so that no part needs more than some rows at a time. It is f32 in every recipe, because
+//! it is small and runs once. Names are those of transformers' `Wav2Vec2Model` (4.51): its last
+//! hidden state is normed, the others are the inputs of the layers.
 use crate::graph::{AttentionOptions, Builder, IntoDim, Scope, Value};
 use crate::nn::{self, layer_norm_affine, linear};
 use engines::components::speech::{self, SpeechConfig};
 
-/// The module that holds the encoder: `wav2vec2` in a recognition model, nothing in a bare one.
+/// Name of the module that holds the encoder: `wav2vec2` in a recognition model, empty in a bare
+/// one.
 fn root<'g>(b: &'g Builder<'g>, prefix: &str) -> Scope<'g> {
     if prefix.is_empty() {
         b.root()
@@ -13,8 +16,8 @@ fn root<'g>(b: &'g Builder<'g>, prefix: &str) -> Scope<'g> {
     }
 }
 
-/// `audio_encoder_features`: samples `[1, s]` to projected features `[1, t, E]`.
-pub fn features<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
+/// Builds `audio_encoder_features`: samples `[1, s]` to projected features `[1, t, E]`.
+pub(crate) fn features<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
     let s = root(b, prefix);
     let x = feature_extractor(
         s.pp("feature_extractor.conv_layers"),
@@ -30,8 +33,8 @@ pub fn features<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
     b.output(&speech::FEATURES_OUT, p.out(x));
 }
 
-/// `audio_encoder_positions`: features to the first layer's input, keys and values.
-pub fn positions<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
+/// Builds `audio_encoder_positions`: features to the first layer's input, keys and values.
+pub(crate) fn positions<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
     let s = root(b, prefix).pp("encoder");
     let x = b.input(&speech::FEATURES);
     let x = x + positional(s.pp("pos_conv_embed.conv"), x, c);
@@ -41,8 +44,9 @@ pub fn positions<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig) {
     b.output(&speech::FIRST_VALUES_OUT, v);
 }
 
-/// `audio_encoder_layer` and `audio_encoder_last`: rows through one layer; then either their keys and values for the next one, or the norm.
-pub fn layer<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig, index: usize) {
+/// Builds `audio_encoder_layer` and `audio_encoder_last`: rows through one layer, then their keys
+/// and values for the next layer, or the norm.
+pub(crate) fn layer<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig, index: usize) {
     let s = root(b, prefix).pp("encoder");
     let layers = s.pp("layers");
     let x = encoder_layer(layers.pp(index), b.input(&speech::ROWS), c);
@@ -58,7 +62,7 @@ pub fn layer<'g>(b: &'g Builder<'g>, prefix: &str, c: &SpeechConfig, index: usiz
     b.output(&speech::VALUES_OUT, v);
 }
 
-/// Keys and values of a layer from its input, `[1, t, E]` each: row by row.
+/// Computes the keys and values of a layer from its input, `[1, t, E]` each, row by row.
 fn keys<'g>(s: Scope<'g>, x: Value<'g>, c: &SpeechConfig) -> (Value<'g>, Value<'g>) {
     let y = layer_norm_affine(s.pp("layer_norm"), x, c.eps);
     let a = s.pp("attention");
@@ -68,7 +72,8 @@ fn keys<'g>(s: Scope<'g>, x: Value<'g>, c: &SpeechConfig) -> (Value<'g>, Value<'
     )
 }
 
-/// Strided convolutions, each followed by a norm over channels and GELU: `[1, s] -> [1, t, C]`.
+/// Applies strided convolutions, each with a norm over channels and GELU after it:
+/// `[1, s] -> [1, t, C]`.
 fn feature_extractor<'g>(s: Scope<'g>, samples: Value<'g>, c: &SpeechConfig) -> Value<'g> {
     let mut x = samples.unsqueeze(1); // [1, 1, s]
     for (i, (&kernel, &stride)) in c.conv_kernel.iter().zip(&c.conv_stride).enumerate() {
@@ -87,7 +92,8 @@ fn feature_extractor<'g>(s: Scope<'g>, samples: Value<'g>, c: &SpeechConfig) -> 
     x.transpose(&[0, 2, 1])
 }
 
-/// Grouped convolution over time, padded by half its kernel; an even kernel gives one frame too many.
+/// Applies a grouped convolution over time, padded by half its kernel. An even kernel gives one
+/// frame too many.
 fn positional<'g>(s: Scope<'g>, x: Value<'g>, c: &SpeechConfig) -> Value<'g> {
     let kernel = s.dims("weight").map_or(0, |d| d[2]);
     let w = s.weight("weight", [c.dim, c.dim / c.pos_conv_groups, kernel]);
@@ -107,7 +113,7 @@ fn positional<'g>(s: Scope<'g>, x: Value<'g>, c: &SpeechConfig) -> Value<'g> {
     s.out(y.gelu_erf().transpose(&[0, 2, 1]))
 }
 
-/// `Wav2Vec2EncoderLayerStableLayerNorm.forward` for some rows.
+/// Mirrors `Wav2Vec2EncoderLayerStableLayerNorm.forward` for some rows.
 fn encoder_layer<'g>(s: Scope<'g>, x: Value<'g>, c: &SpeechConfig) -> Value<'g> {
     let x = x + attention(
         s.pp("attention"),

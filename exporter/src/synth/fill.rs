@@ -1,5 +1,6 @@
-//! How each parameter is drawn, by its name and shape: weights scaled by their fan-in, norm gains around one, so that activations stay of
-//! order one through any depth. Nothing is zero: every path of the model, also those trained from zero, carries signal.
+//! Distributions of the parameters, by name and shape. Weights are scaled by their fan-in and norm
+//! gains lie around one, so activations stay near one at any depth. No parameter is zero, so every
+//! path of the model carries signal, also the paths that training starts from zero.
 
 use crate::checkpoint::layout::TensorSpec;
 
@@ -9,7 +10,7 @@ fn zero_mean(std: f32) -> Fill {
     Fill { mean: 0.0, std }
 }
 
-/// A weight that keeps the variance of its input, times `gain`.
+/// Returns a weight that keeps the variance of its input, times `gain`.
 fn fan_in(shape: &[usize], gain: f32) -> Fill {
     zero_mean(gain / (shape[1..].iter().product::<usize>() as f32).sqrt())
 }
@@ -22,7 +23,8 @@ fn is_norm_gain(name: &str) -> bool {
     name.contains("norm") && last(name) == "weight"
 }
 
-/// A DiT parameter. `layers` deep, a residual branch adds less the deeper the model.
+/// Returns the distribution of a DiT parameter. In a deeper model (`layers`) each residual branch
+/// adds less.
 pub(super) fn dit(t: &TensorSpec, layers: usize) -> Fill {
     let name = t.name.as_str();
     let residual = (4.0 / layers as f32).sqrt().min(1.0);
@@ -32,7 +34,7 @@ pub(super) fn dit(t: &TensorSpec, layers: usize) -> Fill {
             std: 0.2,
         },
         "modulation" => zero_mean(0.3),
-        // Passed through SiLU and divided by their sum, which must stay clear of zero.
+        // The model applies SiLU and divides by the sum, which must not be near zero.
         "weights" => Fill {
             mean: 0.5,
             std: 0.35,
@@ -50,7 +52,8 @@ pub(super) fn dit(t: &TensorSpec, layers: usize) -> Fill {
     }
 }
 
-/// A LoRA factor: with scale 0.5, `B @ A` moves a weight by about 40 % of its own deviation, whatever the rank.
+/// Returns the distribution of a LoRA factor. With scale 0.5, `B @ A` moves a weight by about 40 %
+/// of its deviation, at any rank.
 pub(super) fn lora(t: &TensorSpec) -> Fill {
     if t.name.contains("lora_A") {
         fan_in(&t.shape, 1.0)
@@ -59,7 +62,8 @@ pub(super) fn lora(t: &TensorSpec) -> Fill {
     }
 }
 
-/// A T5 parameter. umT5 does not scale its attention logits, so `q` carries the factor.
+/// Returns the distribution of a T5 parameter. umT5 does not scale its attention logits, so `q`
+/// carries the factor.
 pub(super) fn t5(t: &TensorSpec, head_dim: usize) -> Fill {
     let name = t.name.as_str();
     match name {
@@ -74,8 +78,9 @@ pub(super) fn t5(t: &TensorSpec, head_dim: usize) -> Fill {
     }
 }
 
-/// A VAE parameter. The decoder's head is small, so that pictures seldom leave [-1, 1]; the encoder's is large, as latents are divided by
-/// deviations of 1.5 to 3.
+/// Returns the distribution of a VAE parameter. The decoder's head is small, so that pixels rarely
+/// leave [-1, 1]. The encoder's head is large, because latents are divided by deviations of 1.5 to
+/// 3.
 pub(super) fn vae(t: &TensorSpec) -> Fill {
     match (t.name.as_str(), last(&t.name)) {
         (_, "gamma") => Fill {
@@ -90,7 +95,8 @@ pub(super) fn vae(t: &TensorSpec) -> Fill {
     }
 }
 
-/// A wav2vec2 parameter. `hidden` scales the magnitudes of the positional convolution: each is the norm of a whole `[O, I]` slice.
+/// Returns the distribution of a wav2vec2 parameter. `hidden` scales the magnitudes of the
+/// positional convolution: each is the norm of a whole `[O, I]` slice.
 pub(super) fn wav(t: &TensorSpec, hidden: usize) -> Fill {
     let name = t.name.as_str();
     match last(name) {

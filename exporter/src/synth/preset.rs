@@ -1,163 +1,127 @@
 //! Sizes of the synthetic checkpoints, and the JSON files that state them.
-
+//!
+//! The sizes of the models come from [`Preset::config`]. Only the sizes that a model's
+//! configuration does not hold are here: shards, LoRA rank, convolution channels and the
+//! tokenizer's sentinels.
+use crate::checkpoint::layout::{DitSizes, T5Sizes, VaeSizes, WavSizes};
+use engines::components::preset::Preset;
+use engines::manifest::ModelConfig;
 use serde_json::{Value, json};
 
-use crate::checkpoint::layout::{DitSizes, LATENT_CHANNELS, T5Sizes, VaeSizes, WavSizes};
-
-/// Which sizes to make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preset {
-    /// About 8 M parameters, for tests and the demo.
-    Tiny,
-    /// About 155 M parameters, for benchmarks.
-    Small,
-    /// The published sizes.
-    Full,
-}
-
-/// Kernels and strides of wav2vec2's feature extractor.
-pub(super) const CONVS: [(usize, usize); 7] =
-    [(10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)];
 /// Letters of the published CTC head, in the order of its ids.
 const LETTERS: &str = "|'-abcdefghijklmnopqrstuvwxyz";
 const LETTER_SPECIAL: [&str; 4] = ["<pad>", "<s>", "</s>", "<unk>"];
-/// One hidden state less than the audio adapter weighs.
-const WAV_LAYERS: usize = 24;
-const T5_BUCKETS: usize = 32;
+/// Kernel of wav2vec2's positional convolution, in every published checkpoint.
+const POSITION_KERNEL: usize = 128;
 
-/// All sizes of a checkpoint.
+/// All sizes of a synthetic checkpoint.
 #[derive(Clone, Debug)]
 pub(super) struct Sizes {
+    /// Sizes of the model, with the depth that was asked for.
+    pub(super) config: ModelConfig,
     pub(super) dit: DitSizes,
-    pub(super) heads: usize,
-    /// Layers that hear audio.
-    pub(super) inject: Vec<usize>,
-    pub(super) shards: usize,
-    pub(super) lora_rank: usize,
     pub(super) t5: T5Sizes,
     pub(super) vae: VaeSizes,
     pub(super) wav: WavSizes,
-    pub(super) wav_heads: usize,
+    /// Files that the transformer's tensors are split into.
+    pub(super) shards: usize,
+    pub(super) lora_rank: usize,
+    /// Sentinels of the tokenizer.
+    pub(super) extra_ids: usize,
 }
 
-/// What tells one preset from another.
-struct Row {
-    heads: usize,
-    ffn: usize,
-    layers: usize,
-    inject: &'static [usize],
+/// Sizes of a checkpoint that its model's configuration does not hold.
+struct Extra {
     shards: usize,
     lora_rank: usize,
-    /// dim, heads, head size, ffn, layers
-    t5: [usize; 5],
-    vae_dim: usize,
-    /// hidden, ffn, convolution channels, heads
-    wav: [usize; 4],
-    /// Rows of the token embedding, at least.
-    vocab: usize,
+    /// Channels of the speech encoder's convolutions.
+    conv_channels: usize,
+    /// Sentinels of the tokenizer.
+    extra_ids: usize,
 }
 
-const HEAD_DIM: usize = 128;
-const TINY: Row = Row {
-    heads: 2,
-    ffn: 512,
-    layers: 4,
-    inject: &[0, 2, 3],
-    shards: 2,
-    lora_rank: 4,
-    t5: [64, 4, 16, 96, 3],
-    vae_dim: 8,
-    wav: [32, 64, 24, 4],
-    vocab: 0,
-};
-const SMALL: Row = Row {
-    heads: 6,
-    ffn: 1536,
-    layers: 12,
-    inject: &[0, 4, 8],
-    shards: 2,
-    lora_rank: 16,
-    t5: [512, 8, 64, 1280, 4],
-    vae_dim: 32,
-    wav: [256, 1024, 128, 4],
-    vocab: 0,
-};
-const FULL: Row = Row {
-    heads: 40,
-    ffn: 13_824,
-    layers: 40,
-    inject: &[0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39],
-    shards: 4,
-    lora_rank: 128,
-    t5: [4096, 64, 64, 10_240, 24],
-    vae_dim: 96,
-    wav: [1024, 4096, 512, 16],
-    vocab: 256_384,
-};
-
-impl Preset {
-    /// Sentinels of the tokenizer.
-    pub(super) fn extra_ids(self) -> usize {
-        if self == Self::Full { 300 } else { 10 }
+fn extra(preset: Preset) -> Extra {
+    match preset {
+        Preset::Tiny => Extra {
+            shards: 2,
+            lora_rank: 4,
+            conv_channels: 24,
+            extra_ids: 10,
+        },
+        Preset::Small => Extra {
+            shards: 2,
+            lora_rank: 16,
+            conv_channels: 128,
+            extra_ids: 10,
+        },
+        Preset::Full => Extra {
+            shards: 4,
+            lora_rank: 128,
+            conv_channels: 512,
+            extra_ids: 300,
+        },
     }
+}
 
-    /// `layers` overrides the DiT's depth; `vocab` ids are in use by the tokenizer.
-    pub(super) fn sizes(self, layers: Option<usize>, vocab: usize) -> Sizes {
-        let row = match self {
-            Self::Tiny => &TINY,
-            Self::Small => &SMALL,
-            Self::Full => &FULL,
-        };
-        let layers = layers.unwrap_or(row.layers);
-        let inject: Vec<usize> = row.inject.iter().copied().filter(|&i| i < layers).collect();
-        let [t5_dim, t5_heads, t5_head, t5_ffn, t5_layers] = row.t5;
-        let [hidden, wav_ffn, channels, wav_heads] = row.wav;
-        Sizes {
+impl Sizes {
+    /// Returns the sizes of `preset`. `layers` replaces the depth of its transformer.
+    pub(super) fn new(preset: Preset, layers: Option<usize>) -> Self {
+        let mut config = preset.config();
+        let extra = extra(preset);
+        let dit = &mut config.dit;
+        dit.layers = layers.unwrap_or(dit.layers);
+        dit.audio_inject_layers.retain(|&layer| layer < dit.layers);
+        let (dit, text, speech) = (&config.dit, &config.text, &config.speech);
+        Self {
             dit: DitSizes {
-                dim: row.heads * HEAD_DIM,
-                ffn: row.ffn,
-                layers,
-                injectors: inject.len(),
-                text_dim: t5_dim,
-                audio_dim: hidden,
-                freq_dim: 256,
-                cond_dim: LATENT_CHANNELS,
-                in_dim: LATENT_CHANNELS,
-                out_dim: LATENT_CHANNELS,
+                dim: dit.dim,
+                ffn: dit.ffn_dim,
+                layers: dit.layers,
+                injectors: dit.audio_inject_layers.len(),
+                text_dim: dit.text_dim,
+                audio_dim: dit.audio.dim,
+                freq_dim: dit.freq_dim,
+                cond_dim: dit.latent_channels,
+                in_dim: dit.latent_channels,
+                out_dim: dit.latent_channels,
             },
-            heads: row.heads,
-            inject,
-            shards: row.shards,
-            lora_rank: row.lora_rank,
             t5: T5Sizes {
-                vocab: vocab.next_multiple_of(128).max(row.vocab),
-                dim: t5_dim,
-                attn_dim: t5_heads * t5_head,
-                heads: t5_heads,
-                ffn: t5_ffn,
-                layers: t5_layers,
-                buckets: T5_BUCKETS,
+                vocab: text.vocab,
+                dim: text.dim,
+                attn_dim: text.attn_dim,
+                heads: text.heads,
+                ffn: text.ffn_dim,
+                layers: text.layers,
+                buckets: text.buckets,
             },
             vae: VaeSizes {
-                dim: row.vae_dim,
-                z_dim: LATENT_CHANNELS,
+                dim: config.vae.dim,
+                z_dim: config.vae.latent_channels,
             },
             wav: WavSizes {
-                hidden,
-                ffn: wav_ffn,
-                layers: WAV_LAYERS,
-                convs: CONVS.map(|(kernel, _)| (channels, kernel)).to_vec(),
-                pos_kernel: 128,
-                pos_groups: 16,
+                hidden: speech.dim,
+                ffn: speech.ffn_dim,
+                layers: speech.layers,
+                convs: speech
+                    .conv_kernel
+                    .iter()
+                    .map(|&kernel| (extra.conv_channels, kernel))
+                    .collect(),
+                pos_kernel: POSITION_KERNEL,
+                pos_groups: speech.pos_conv_groups,
                 vocab: LETTER_SPECIAL.len() + LETTERS.len(),
             },
-            wav_heads,
+            shards: extra.shards,
+            lora_rank: extra.lora_rank,
+            extra_ids: extra.extra_ids,
+            config,
         }
     }
 }
 
 impl Sizes {
-    /// `config.json` of the base folder. As published, it does not state the text width, the head size or the motion frames.
+    /// Returns `config.json` of the base folder. The published file does not state the text width,
+    /// the head size or the motion frames either.
     pub(super) fn dit_config(&self) -> Value {
         let d = &self.dit;
         json!({
@@ -166,7 +130,7 @@ impl Sizes {
             "adain_mode": "attn_norm",
             "add_last_motion": true,
             "audio_dim": d.audio_dim,
-            "audio_inject_layers": self.inject,
+            "audio_inject_layers": self.config.dit.audio_inject_layers,
             "cond_dim": d.cond_dim,
             "dim": d.dim,
             "enable_adain": true,
@@ -180,18 +144,18 @@ impl Sizes {
             "in_dim": d.in_dim,
             "model_type": "s2v",
             "motion_token_num": 1024,
-            "num_audio_token": 4,
-            "num_heads": self.heads,
+            "num_audio_token": self.config.dit.audio.tokens - 1,
+            "num_heads": self.config.dit.heads,
             "num_layers": d.layers,
             "out_dim": d.out_dim,
-            "text_len": 512,
+            "text_len": self.config.dit.text_len,
             "trainable_token_pos_emb": false,
             "zero_init": true,
             "zero_timestep": true,
         })
     }
 
-    /// The JSON files of the audio encoder's folder.
+    /// Returns the JSON files of the audio encoder's folder.
     pub(super) fn wav_files(&self) -> [(&'static str, Value); 5] {
         let [pad, bos, eos, unk] = LETTER_SPECIAL;
         let letters = LETTER_SPECIAL
@@ -248,7 +212,7 @@ impl Sizes {
             "conv_bias": true,
             "conv_dim": w.convs.iter().map(|&(channels, _)| channels).collect::<Vec<_>>(),
             "conv_kernel": w.convs.iter().map(|&(_, kernel)| kernel).collect::<Vec<_>>(),
-            "conv_stride": CONVS.map(|(_, stride)| stride),
+            "conv_stride": self.config.speech.conv_stride,
             "ctc_loss_reduction": "mean",
             "ctc_zero_infinity": true,
             "do_stable_layer_norm": true,
@@ -270,7 +234,7 @@ impl Sizes {
             "mask_time_length": 10,
             "mask_time_prob": 0.05,
             "model_type": "wav2vec2",
-            "num_attention_heads": self.wav_heads,
+            "num_attention_heads": self.config.speech.heads,
             "num_conv_pos_embedding_groups": w.pos_groups,
             "num_conv_pos_embeddings": w.pos_kernel,
             "num_feat_extract_layers": w.convs.len(),

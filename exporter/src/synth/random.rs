@@ -1,5 +1,6 @@
-//! Counter-based random numbers: element `i` of a tensor is a function of (seed, name, i), so tensors can be made in any order, in pieces,
-//! by any number of threads. Uniform, not normal: four values come out of one hash, and only mean and variance matter here.
+//! Random numbers by counting: element `i` of a tensor is a function of (seed, name, i). So tensors
+//! can be made in any order, in pieces, on any number of threads. The numbers are uniform: one hash
+//! gives four of them, and only their mean and variance matter here.
 
 use std::num::NonZero;
 use std::thread;
@@ -22,7 +23,7 @@ pub(super) struct Stream {
     fill: Fill,
 }
 
-/// Values from one hash.
+/// Number of values from one hash.
 const LANES: usize = 4;
 
 impl Stream {
@@ -35,7 +36,7 @@ impl Stream {
         Self { key, fill }
     }
 
-    /// Values `LANES * group ..` of the stream.
+    /// Returns the values `LANES * group ..` of the stream.
     fn group(&self, group: u64) -> [f32; LANES] {
         let half_width = self.fill.std * 3f32.sqrt();
         let bits = mix(self
@@ -48,7 +49,8 @@ impl Stream {
         })
     }
 
-    /// Fills `out` with elements `from..` as little-endian `dtype`; `from` is a multiple of 4, `dtype` BF16 or F32.
+    /// Fills `out` with elements `from..` as little-endian `dtype`; `from` is a multiple of 4,
+    /// `dtype` BF16 or F32.
     pub(super) fn write(&self, from: usize, dtype: StoredDType, out: &mut [u8]) {
         let threads = if out.len() < 1 << 20 {
             1
@@ -83,7 +85,7 @@ impl Stream {
     }
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+/// Applies the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -1,15 +1,17 @@
-//! A small tokenizer in the published folder layout: a unigram model with byte fallback, so that no text is unknown to it. Its pieces are
-//! counted in a few sentences of our own; they are not umT5's, and neither are the ids beyond `<pad>` 0, `</s>` 1 and `<unk>` 2.
+//! A small tokenizer in the published folder layout: a unigram model with byte fallback, so it can
+//! encode every text. Its pieces come from a few sentences of our own. They are not umT5's pieces,
+//! and only the ids `<pad>` 0, `</s>` 1 and `<unk>` 2 are umT5's.
 //!
-//! Two differences from the published files: text is normalised by NFKC here, where the published model carries a compiled character map,
-//! and `spiece.model` (which no program of this project reads) normalises nothing.
+//! It differs from the published files in two points. Text is normalised by NFKC, where the
+//! published model has a compiled character map. `spiece.model` normalises nothing, and no program
+//! of this project reads it.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use prost::Message;
+use protobuf::CodedOutputStream;
 use serde_json::{Value, json};
 
 const SPECIAL: [&str; 3] = ["<pad>", "</s>", "<unk>"];
@@ -17,18 +19,26 @@ const SPACE: char = '\u{2581}';
 const MAX_PIECE: usize = 10;
 const MAX_PIECES: usize = 700;
 const CORPUS: &str = "\
-A young woman with long hair looks into the camera and speaks in a calm, friendly voice. She is sitting in a bright room. \
-An old man with a grey beard tells a story to the children; they listen and laugh. He is standing near the window. \
-The singer is on the stage, the light is warm, and the people in front of the stage are clapping their hands. \
-A person is talking to the viewer with natural lip movement, small head motion and a realistic expression on the face. \
-The background shows a city at night, with blue and red lights, some cars, and the rain on the street. \
-The camera moves slowly to the left, then it stays still while the speaker explains the idea once more. \
-High quality, detailed, cinematic style, soft light, shallow depth of field, sharp focus, realistic skin, 25 frames per second. \
-Low quality, blurry, static, overexposed, worst quality, deformed hands, bad face, extra fingers, messy background, subtitles. \
-What would you like to know? Please wait a moment: I will be there in 10 minutes, or in 15 at the most! \
-There was a dog that could not sing, so it danced with the cat instead, and the other animals were happy about it. \
-一个女人坐在房间里，对着镜头微笑着说话。一个男人站在窗前，他的手在动。画面清晰，光线柔和，背景是城市的夜景。";
+A young woman with long hair looks into the camera and speaks in a calm, friendly voice. She is \
+sitting in a bright room. An old man with a grey beard tells a story to the children; they \
+listen and laugh. He is standing near the window. The singer is on the stage, the light is \
+warm, and the people in front of the stage are clapping their hands. A person is talking to the \
+viewer with natural lip movement, small head motion and a realistic expression on the face. The \
+background shows a city at night, with blue and red lights, some cars, and the rain on the \
+street. The camera moves slowly to the left, then it stays still while the speaker explains the \
+idea once more. High quality, detailed, cinematic style, soft light, shallow depth of field, \
+sharp focus, realistic skin, 25 frames per second. Low quality, blurry, static, overexposed, \
+worst quality, deformed hands, bad face, extra fingers, messy background, subtitles. What would \
+you like to know? Please wait a moment: I will be there in 10 minutes, or in 15 at the most! \
+There was a dog that could not sing, so it danced with the cat instead, and the other animals \
+were happy about it. \
+一个女人坐在房间里，对着镜头微笑着说话。一个男人站在窗前\
+，他的手在动。画面清晰，光线柔和，背景是城市的夜景。";
 
+/// `TrainerSpec.ModelType.UNIGRAM`.
+const UNIGRAM: i32 = 1;
+
+/// `ModelProto.SentencePiece.Type`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Normal = 1,
@@ -50,7 +60,7 @@ pub(super) struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// `extra_ids` sentinels `<extra_id_N>` come last, as in T5.
+    /// Returns a tokenizer whose last ids are `extra_ids` sentinels `<extra_id_N>`, as in T5.
     pub(super) fn new(extra_ids: usize) -> Self {
         let special = SPECIAL.map(|s| Piece {
             text: s.to_owned(),
@@ -77,7 +87,8 @@ impl Tokenizer {
         }
     }
 
-    /// Ids in use; the embedding needs at least as many rows.
+    /// Returns the number of ids; the embedding needs at least as many rows.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.pieces.len() + self.extra_ids
     }
@@ -92,13 +103,10 @@ impl Tokenizer {
         ] {
             fs::write(dir.join(name), serde_json::to_vec_pretty(&value)?)?;
         }
-        fs::write(
-            dir.join("spiece.model"),
-            self.sentencepiece().encode_to_vec(),
-        )
+        fs::write(dir.join("spiece.model"), self.sentencepiece()?)
     }
 
-    /// `<extra_id_N>` .. `<extra_id_0>`: the highest number has the lowest id.
+    /// Returns `<extra_id_N>` .. `<extra_id_0>`. The highest number has the lowest id.
     fn extra(&self) -> impl DoubleEndedIterator<Item = String> {
         (0..self.extra_ids).rev().map(|i| format!("<extra_id_{i}>"))
     }
@@ -115,7 +123,12 @@ impl Tokenizer {
     }
 
     fn tokenizer(&self) -> Value {
-        let added = |(id, content)| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+        let added = |(id, content)| {
+            json!({
+                "id": id, "content": content, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true,
+            })
+        };
         let added: Vec<Value> = self.added().into_iter().map(added).collect();
         let vocab: Vec<Value> = self
             .pieces
@@ -123,7 +136,9 @@ impl Tokenizer {
             .map(|p| json!([p.text, p.score]))
             .chain(self.extra().map(|e| json!([e, 0.0])))
             .collect();
-        let metaspace = json!({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": true});
+        let metaspace = json!({
+            "type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": true,
+        });
         let sequence = |id| json!({"Sequence": {"id": id, "type_id": 0}});
         let end = json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
         json!({
@@ -151,11 +166,15 @@ impl Tokenizer {
         let decoder = |(id, content): (usize, String)| {
             (
                 id.to_string(),
-                json!({"content": content, "special": true, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false}),
+                json!({
+                    "content": content, "special": true, "lstrip": false, "normalized": false,
+                    "rstrip": false, "single_word": false,
+                }),
             )
         };
+        let decoders: serde_json::Map<_, _> = self.added().into_iter().map(decoder).collect();
         json!({
-            "added_tokens_decoder": self.added().into_iter().map(decoder).collect::<serde_json::Map<_, _>>(),
+            "added_tokens_decoder": decoders,
             "additional_special_tokens": self.extra().rev().collect::<Vec<_>>(),
             "clean_up_tokenization_spaces": true,
             "eos_token": "</s>",
@@ -169,7 +188,12 @@ impl Tokenizer {
     }
 
     fn map(&self) -> Value {
-        let token = |content| json!({"content": content, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false});
+        let token = |content| {
+            json!({
+                "content": content, "lstrip": false, "normalized": false, "rstrip": false,
+                "single_word": false,
+            })
+        };
         json!({
             "additional_special_tokens": self.extra().rev().collect::<Vec<_>>(),
             "eos_token": token("</s>"),
@@ -178,39 +202,60 @@ impl Tokenizer {
         })
     }
 
-    fn sentencepiece(&self) -> Model {
-        let piece = |p: &Piece| SentencePiece {
-            piece: Some(p.text.clone()),
-            score: Some(p.score),
-            kind: Some(p.kind as i32),
-        };
-        Model {
-            pieces: self.pieces.iter().map(piece).collect(),
-            trainer: Some(Trainer {
-                model_prefix: Some("spiece".into()),
-                model_type: Some(1),
-                vocab_size: Some(self.pieces.len() as i32),
-                byte_fallback: Some(true),
-                unk_id: Some(2),
-                bos_id: Some(-1),
-                eos_id: Some(1),
-                pad_id: Some(0),
-                unk_piece: Some("<unk>".into()),
-                eos_piece: Some("</s>".into()),
-                pad_piece: Some("<pad>".into()),
-            }),
-            normalizer: Some(Normalizer {
-                name: Some("identity".into()),
-                charsmap: Some(Vec::new()),
-                add_dummy_prefix: Some(true),
-                remove_extra_whitespaces: Some(true),
-                escape_whitespaces: Some(true),
-            }),
-        }
+    /// Returns the bytes of `spiece.model`: a unigram model that normalises nothing.
+    ///
+    /// The numbers are the fields of `ModelProto`, `ModelProto.SentencePiece`, `TrainerSpec` and
+    /// `NormalizerSpec` in sentencepiece_model.proto. Fields that keep their default are left out.
+    fn sentencepiece(&self) -> protobuf::Result<Vec<u8>> {
+        message(|model| {
+            for piece in &self.pieces {
+                let piece = message(|out| {
+                    out.write_string(1, &piece.text)?;
+                    out.write_float(2, piece.score)?;
+                    out.write_enum(3, piece.kind as i32)
+                })?;
+                model.write_bytes(1, &piece)?;
+            }
+            let trainer = message(|out| {
+                out.write_string(2, "spiece")?; // model_prefix
+                out.write_enum(3, UNIGRAM)?; // model_type
+                out.write_int32(4, self.pieces.len() as i32)?; // vocab_size
+                out.write_bool(35, true)?; // byte_fallback
+                out.write_int32(40, 2)?; // unk_id
+                out.write_int32(41, -1)?; // bos_id: there is none
+                out.write_int32(42, 1)?; // eos_id
+                out.write_int32(43, 0)?; // pad_id
+                out.write_string(45, "<unk>")?; // unk_piece
+                out.write_string(47, "</s>")?; // eos_piece
+                out.write_string(48, "<pad>") // pad_piece
+            })?;
+            model.write_bytes(2, &trainer)?;
+            let normalizer = message(|out| {
+                out.write_string(1, "identity")?; // name
+                out.write_bytes(2, &[])?; // precompiled_charsmap: none
+                out.write_bool(3, true)?; // add_dummy_prefix
+                out.write_bool(4, true)?; // remove_extra_whitespaces
+                out.write_bool(5, true) // escape_whitespaces
+            })?;
+            model.write_bytes(3, &normalizer)
+        })
     }
 }
 
-/// Pieces and log-probabilities: repeated parts of words, and every letter there is, best first.
+/// Returns the bytes of one protobuf message, whose fields `write` writes.
+fn message(
+    write: impl FnOnce(&mut CodedOutputStream<'_>) -> protobuf::Result<()>,
+) -> protobuf::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut out = CodedOutputStream::vec(&mut bytes);
+    write(&mut out)?;
+    out.flush()?;
+    drop(out);
+    Ok(bytes)
+}
+
+/// Returns pieces with their log-probabilities, best first: repeated parts of words, and every
+/// letter.
 fn learn(corpus: &str) -> Vec<(String, f32)> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for word in corpus.split_whitespace() {
@@ -238,70 +283,6 @@ fn learn(corpus: &str) -> Vec<(String, f32)> {
         .collect();
     scored.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     scored
-}
-
-/// `ModelProto` of sentencepiece_model.proto, the fields used.
-#[derive(Clone, PartialEq, Message)]
-struct Model {
-    #[prost(message, repeated, tag = "1")]
-    pieces: Vec<SentencePiece>,
-    #[prost(message, optional, tag = "2")]
-    trainer: Option<Trainer>,
-    #[prost(message, optional, tag = "3")]
-    normalizer: Option<Normalizer>,
-}
-
-/// `ModelProto.SentencePiece`.
-#[derive(Clone, PartialEq, Message)]
-struct SentencePiece {
-    #[prost(string, optional, tag = "1")]
-    piece: Option<String>,
-    #[prost(float, optional, tag = "2")]
-    score: Option<f32>,
-    #[prost(int32, optional, tag = "3")]
-    kind: Option<i32>,
-}
-
-/// `TrainerSpec`.
-#[derive(Clone, PartialEq, Message)]
-struct Trainer {
-    #[prost(string, optional, tag = "2")]
-    model_prefix: Option<String>,
-    #[prost(int32, optional, tag = "3")]
-    model_type: Option<i32>,
-    #[prost(int32, optional, tag = "4")]
-    vocab_size: Option<i32>,
-    #[prost(bool, optional, tag = "35")]
-    byte_fallback: Option<bool>,
-    #[prost(int32, optional, tag = "40")]
-    unk_id: Option<i32>,
-    #[prost(int32, optional, tag = "41")]
-    bos_id: Option<i32>,
-    #[prost(int32, optional, tag = "42")]
-    eos_id: Option<i32>,
-    #[prost(int32, optional, tag = "43")]
-    pad_id: Option<i32>,
-    #[prost(string, optional, tag = "45")]
-    unk_piece: Option<String>,
-    #[prost(string, optional, tag = "47")]
-    eos_piece: Option<String>,
-    #[prost(string, optional, tag = "48")]
-    pad_piece: Option<String>,
-}
-
-/// `NormalizerSpec`.
-#[derive(Clone, PartialEq, Message)]
-struct Normalizer {
-    #[prost(string, optional, tag = "1")]
-    name: Option<String>,
-    #[prost(bytes = "vec", optional, tag = "2")]
-    charsmap: Option<Vec<u8>>,
-    #[prost(bool, optional, tag = "3")]
-    add_dummy_prefix: Option<bool>,
-    #[prost(bool, optional, tag = "4")]
-    remove_extra_whitespaces: Option<bool>,
-    #[prost(bool, optional, tag = "5")]
-    escape_whitespaces: Option<bool>,
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
-//! Writes a `torch.save` archive of plain tensors, record by record, without holding more than one record's header: a zip of stored records,
-//! each aligned to 64 bytes, zip64 where numbers need it. `torch.load(weights_only=True)` reads it.
+//! Writes a `torch.save` archive of plain tensors, one record after the other, and holds only the
+//! header of a record. The archive is a zip of stored records, each aligned to 64 bytes; large
+//! numbers use zip64. `torch.load(weights_only=True)` reads it.
 
 use std::io::{self, Seek, SeekFrom, Write};
 
@@ -8,7 +9,7 @@ use crc32fast::Hasher;
 use crate::checkpoint::StoredDType;
 
 const ALIGN: u64 = 64;
-/// Bit 11: names are UTF-8.
+/// Flags of a record: bit 11 says that names are UTF-8.
 const FLAGS: u16 = 1 << 11;
 const WIDE: u64 = u32::MAX as u64;
 
@@ -44,7 +45,8 @@ struct Entry {
 }
 
 impl<W: Write + Seek> Archive<W> {
-    /// Writes everything before the tensor data. `folder` is the archive's top folder; torch uses the file's stem.
+    /// Writes everything before the tensor data. `folder` is the archive's top folder; torch uses
+    /// the file's stem.
     pub(crate) fn start(out: W, folder: &str, records: &[Record]) -> io::Result<Self> {
         let sizes: Vec<usize> = records.iter().map(|r| r.numel() * r.dtype.size()).collect();
         let mut archive = Self {
@@ -74,7 +76,10 @@ impl<W: Write + Seek> Archive<W> {
         self.entry(&name, size as u64, fill)
     }
 
-    /// Writes the directory. An error when a tensor's data is missing.
+    /// Writes the directory.
+    ///
+    /// # Errors
+    /// The data of a tensor is missing, or the file cannot be written.
     pub(crate) fn finish(mut self) -> io::Result<()> {
         if self.pending.len() > 0 {
             return Err(io::Error::other("fewer records than tensors"));
@@ -125,7 +130,7 @@ impl<W: Write + Seek> Archive<W> {
         self.entry(name, bytes.len() as u64, |w| w.write_all(bytes))
     }
 
-    /// One record: its header, its data, then the checksum put back into the header.
+    /// Writes one record: its header, its data, then the checksum into the header.
     fn entry(
         &mut self,
         name: &str,
@@ -165,7 +170,7 @@ impl<W: Write + Seek> Archive<W> {
     }
 }
 
-/// Checksums and counts what passes through.
+/// Computes the checksum and the number of the bytes that pass through.
 struct Counting<'a, W> {
     out: &'a mut W,
     crc: Hasher,
@@ -189,7 +194,7 @@ fn join<const N: usize>(parts: [&[u8]; N]) -> Vec<u8> {
     parts.concat()
 }
 
-/// The 32-bit form of a number; all ones when only the wide form holds it.
+/// Returns the 32-bit form of a number; all ones when only the wide form holds it.
 fn narrow(n: u64) -> [u8; 4] {
     (n.min(WIDE) as u32).to_le_bytes()
 }
@@ -211,7 +216,7 @@ fn wide(numbers: &[u64]) -> Vec<u8> {
     }
 }
 
-/// Version, flags, method, time and date.
+/// Returns version, flags, method, time and date of a record.
 fn stamp(any_wide: bool) -> Vec<u8> {
     let version: u16 = if any_wide { 45 } else { 20 };
     join([
@@ -223,7 +228,7 @@ fn stamp(any_wide: bool) -> Vec<u8> {
 }
 
 fn local_header(name: &str, size: u64, at: u64) -> Vec<u8> {
-    // Both sizes stand in a local zip64 field, or neither does.
+    // A local zip64 field holds both sizes, or neither.
     let mut extra = if size >= WIDE {
         wide(&[size, size])
     } else {
@@ -270,7 +275,8 @@ fn central(e: &Entry) -> Vec<u8> {
     join([&head, &[0; 10], &narrow(e.local), e.name.as_bytes(), &extra])
 }
 
-/// The pickle of `{key: tensor, ...}`, as torch/serialization.py writes it in protocol 2, without a memo.
+/// Returns the pickle of `{key: tensor, ...}`, in protocol 2 as torch/serialization.py writes it,
+/// but without a memo.
 fn pickle(records: &[Record]) -> io::Result<Vec<u8>> {
     let mut p = b"\x80\x02}(".to_vec();
     for (i, r) in records.iter().enumerate() {

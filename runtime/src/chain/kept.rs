@@ -9,7 +9,7 @@ use engines::contract::{Contract, Port};
 use engines::memory::Memory;
 use engines::recipe::Recipe;
 use engines::tensor::View;
-use engines::weights::{HostWeights, BoundWeights};
+use engines::weights::{BoundWeights, HostWeights};
 
 type Shared = Arc<Mutex<Box<dyn Session>>>;
 

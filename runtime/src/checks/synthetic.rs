@@ -180,10 +180,7 @@ fn product(
     let (left, right) = (square(1)?, square(2)?);
     let mut times = Vec::new();
     for _ in 0..request.runs + 2 {
-        let inputs = [
-            (&matmul::LEFT, left.view()),
-            (&matmul::RIGHT, right.view()),
-        ];
+        let inputs = [(&matmul::LEFT, left.view()), (&matmul::RIGHT, right.view())];
         let began = Instant::now();
         session.run(&inputs, State::None)?;
         times.push(began.elapsed().as_secs_f64() * 1e3);

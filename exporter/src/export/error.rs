@@ -1,0 +1,81 @@
+//! Reasons why an export fails.
+use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
+use crate::families::FamilyErrors;
+use crate::graph::error::WriteError;
+use engines::error_kind::ErrorKind;
+use engines::recipe::Recipe;
+use std::path::PathBuf;
+
+/// An export that failed.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant names its fields")]
+pub enum ExportError {
+    #[error(
+        "{}: already exists and is not an export; choose another --out or remove it",
+        path.display()
+    )]
+    Occupied { path: PathBuf },
+    #[error(
+        "{}: another export is writing here; wait for it, or choose another --out",
+        path.display()
+    )]
+    Busy { path: PathBuf },
+    #[error("{}: {want} bytes are needed, {free} are free", path.display())]
+    NoSpace { path: PathBuf, want: u64, free: u64 },
+    #[error("layers is {got}, wanted 1 to {have}, which the checkpoint has")]
+    Layers { got: usize, have: usize },
+    #[error("recipe is {got}, wanted fp32 or bf16: no exporter makes it yet")]
+    Recipe { got: Recipe },
+    #[error("stopped by a signal")]
+    Stopped,
+    #[error(
+        "{source}; {done} of {total} bytes are kept in {}: \
+         the same command continues, --restart begins anew",
+        path.display()
+    )]
+    Unfinished {
+        path: PathBuf,
+        done: u64,
+        total: u64,
+        source: Box<ExportError>,
+    },
+    #[error("{}: wanted a checkpoint folder, found {found}", path.display())]
+    NoFolder { path: PathBuf, found: &'static str },
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Families(#[from] FamilyErrors),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("{file}: wanted the same graph for every layer, the layers of this checkpoint differ")]
+    Unequal { file: String },
+    #[error("{}: {source}", path.display())]
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{}", many.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Many { many: Vec<ExportError> },
+}
+
+impl ExportError {
+    /// Returns the kind of failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Occupied { .. } | Self::Layers { .. } | Self::Recipe { .. } => ErrorKind::Usage,
+            Self::Busy { .. } | Self::NoSpace { .. } => ErrorKind::Resources,
+            Self::Stopped => ErrorKind::Interrupted,
+            Self::Unfinished { source, .. } => source.kind(),
+            Self::Checkpoint(e) => e.kind(),
+            Self::Write(e) => e.kind(),
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                ErrorKind::Resources
+            }
+            Self::Io { .. } => ErrorKind::Input,
+            _ => ErrorKind::Model,
+        }
+    }
+}
