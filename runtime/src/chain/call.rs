@@ -13,7 +13,7 @@ use crate::numbers::schedule::{self, ScheduleError};
 use crate::placement::wavefront::Item;
 
 /// Keys and values of the sink and of the text for one layer: the same for every lane, step and block of an anchor.
-pub struct LayerCondition {
+pub(crate) struct LayerCondition {
     /// `[1, N, C, d]`, normed, not roped.
     pub sink_k: Tensor,
     pub sink_v: Tensor,
@@ -24,7 +24,7 @@ pub struct LayerCondition {
 
 /// A layer's condition on one device.
 #[derive(Clone)]
-pub struct Placed {
+pub(crate) struct Placed {
     /// Memory that it lies in, see [`crate::placement::devices::Devices::home`].
     pub home: usize,
     pub condition: Arc<LayerCondition>,
@@ -32,7 +32,7 @@ pub struct Placed {
 
 /// What a block is conditioned on besides its audio: for each layer, once on every device that runs the layer. Calls share it, and it is
 /// freed with the last of them.
-pub struct Anchor {
+pub(crate) struct Anchor {
     /// 0 for the picture's, 1 for the one after the swap.
     pub index: usize,
     pub layers: Vec<Vec<Placed>>,
@@ -40,7 +40,7 @@ pub struct Anchor {
 
 impl Anchor {
     /// A layer's condition in the memory `home`, if it is there.
-    pub fn of(&self, layer: usize, home: usize) -> Option<&LayerCondition> {
+    pub(crate) fn of(&self, layer: usize, home: usize) -> Option<&LayerCondition> {
         let placed = self.layers.get(layer)?.iter().find(|p| p.home == home)?;
         Some(&placed.condition)
     }
@@ -48,7 +48,7 @@ impl Anchor {
 
 /// Audio of one block, one row an actor.
 #[derive(Clone, Debug)]
-pub struct BlockAudio {
+pub(crate) struct BlockAudio {
     /// `[1, A, F, D]`.
     pub global: Tensor,
     /// `[1, A, F, K, D]`.
@@ -58,7 +58,7 @@ pub struct BlockAudio {
 }
 
 /// One lane of a call.
-pub struct Lane<'a> {
+pub(crate) struct Lane<'a> {
     pub item: Item,
     /// Distance of the reference token, 4..=30.
     pub relative_dist: u32,
@@ -70,7 +70,7 @@ pub struct Lane<'a> {
 }
 
 /// Values that only live between two stages.
-pub struct Flow {
+pub(crate) struct Flow {
     /// Memory that they lie in, see [`crate::placement::devices::Devices::home`].
     pub home: usize,
     /// `[B, F*h*w, D]`.
@@ -82,7 +82,7 @@ pub struct Flow {
 }
 
 /// One call of `B` lanes on its way. Shapes as the ports of the same names.
-pub struct Call {
+pub(crate) struct Call {
     pub items: Vec<Item>,
     pub anchor: Arc<Anchor>,
     pub latents: Tensor,
@@ -101,13 +101,13 @@ pub struct Call {
 }
 
 /// What a call gives, `[B, Z, F, H/8, W/8]` each.
-pub struct CallOutput {
+pub(crate) struct CallOutput {
     pub noise_pred: Tensor,
     pub next_latents: Tensor,
 }
 
 /// As [`Flow`], of a prefill.
-pub struct SinkFlow {
+pub(crate) struct SinkFlow {
     pub home: usize,
     /// `[1, C, D]`.
     pub hidden: Tensor,
@@ -116,7 +116,7 @@ pub struct SinkFlow {
 }
 
 /// The sink prefill on its way.
-pub struct Prefill {
+pub(crate) struct Prefill {
     pub index: usize,
     /// `[1, Z, 1, H/8, W/8]`.
     pub ref_latents: Tensor,
@@ -132,7 +132,7 @@ pub struct Prefill {
 }
 
 /// Everything that depends on positions and timesteps.
-pub struct Tables {
+pub(crate) struct Tables {
     geometry: Geometry,
     rope: Rope,
     sigmas: Vec<f32>,
@@ -144,7 +144,7 @@ impl Tables {
     ///
     /// # Errors
     /// As [`schedule::sigmas`].
-    pub fn new(geometry: Geometry, steps: usize) -> Result<Self, ScheduleError> {
+    pub(crate) fn new(geometry: Geometry, steps: usize) -> Result<Self, ScheduleError> {
         let (h, w) = geometry.tokens;
         Ok(Self {
             rope: Rope::new(h, w, geometry.head_dim),
@@ -154,12 +154,12 @@ impl Tables {
         })
     }
 
-    pub fn geometry(&self) -> &Geometry {
+    pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
     /// A call of `lanes`, ascending contiguous steps. Panics without lanes.
-    pub fn call(&self, lanes: &[Lane<'_>], anchor: Arc<Anchor>) -> Call {
+    pub(crate) fn call(&self, lanes: &[Lane<'_>], anchor: Arc<Anchor>) -> Call {
         let g = &self.geometry;
         let half = g.head_dim / 2;
         let noisy: Vec<Table> = lanes
@@ -202,7 +202,7 @@ impl Tables {
     }
 
     /// A prefill of anchor `index`.
-    pub fn prefill(
+    pub(crate) fn prefill(
         &self,
         index: usize,
         ref_latents: Tensor,

@@ -90,7 +90,7 @@ impl Mode {
 }
 
 /// One block of the video.
-pub struct VideoBlock<'a> {
+pub(crate) struct VideoBlock<'a> {
     /// Number of the block in the video.
     pub index: usize,
     /// Clean latents, `[1, Z, F, H/8, W/8]`.
@@ -100,7 +100,7 @@ pub struct VideoBlock<'a> {
 }
 
 /// Takes the video as it is made.
-pub trait BlockSink: Send {
+pub(crate) trait BlockSink: Send {
     /// Why the sink cannot go on.
     type Error;
 
@@ -116,7 +116,7 @@ pub trait BlockSink: Send {
 
 /// Why decoding stopped: the chain failed, or the sink did.
 #[derive(Debug)]
-pub enum Decoding<E> {
+pub(crate) enum Decoding<E> {
     /// A graph failed, or the run was cancelled.
     Chain(ChainError),
     /// The sink could not go on.
@@ -136,7 +136,7 @@ impl<E> From<EngineError> for Decoding<E> {
 }
 
 /// Latents that the picture alone gives.
-pub struct PictureLatents {
+pub(crate) struct PictureLatents {
     /// Latents of the picture, `[1, Z, 1, H/8, W/8]`.
     pub ref_latents: Tensor,
     /// Latents of the motion history, `[1, Z, 19, ...]`, or 92 in the single-device pipelines.
@@ -148,7 +148,7 @@ impl PictureLatents {
     ///
     /// # Errors
     /// A graph fails.
-    pub fn encode(
+    pub(crate) fn encode(
         encoder: &mut Encoder,
         picture: &Tensor,
         mode: Mode,
@@ -162,7 +162,7 @@ impl PictureLatents {
     }
 
     /// Returns the first anchor's input.
-    pub fn anchor(&self) -> AnchorInput {
+    pub(crate) fn anchor(&self) -> AnchorInput {
         AnchorInput {
             ref_latents: self.ref_latents.clone(),
             motion_latents: newest(&self.motion_latents),
@@ -177,7 +177,7 @@ fn newest(motion: &Tensor) -> Tensor {
 }
 
 /// The decoder of one video in any mode.
-pub enum VideoDecoder {
+pub(crate) enum VideoDecoder {
     /// Decodes one stream.
     Stream(StreamDecoder),
     /// Decodes clip by clip.
@@ -186,7 +186,7 @@ pub enum VideoDecoder {
 
 /// Sizes of the video that a decoder makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VideoLength {
+pub(crate) struct VideoLength {
     /// Blocks of a clip.
     pub clip_blocks: usize,
     /// Clips of the video.
@@ -196,7 +196,7 @@ pub struct VideoLength {
 impl VideoDecoder {
     /// Makes the decoder that `mode` wants. `encoder` is there where the mode encodes motion, and
     /// `picture` is `[3, H, W]`.
-    pub fn new(
+    pub(crate) fn new(
         mode: Mode,
         decoder: Decoder,
         encoder: Option<Encoder>,
@@ -226,7 +226,7 @@ impl VideoDecoder {
     ///
     /// # Errors
     /// A graph or the sink fails; [`ChainError::Cancelled`] after the block at hand.
-    pub fn run<S: BlockSink>(
+    pub(crate) fn run<S: BlockSink>(
         self,
         finished: &Receiver<Finished>,
         feedback: &Feedback,
@@ -248,7 +248,7 @@ fn unless_cancelled(cancel: &Cancel) -> Result<(), ChainError> {
 }
 
 /// The decoder of the multi-device pipeline: one stream for the whole video, primed with the oldest motion latents.
-pub struct StreamDecoder {
+pub(crate) struct StreamDecoder {
     decoder: Decoder,
     motion_latents: Tensor,
     /// The second clip's anchor is reported to the sink.
@@ -294,7 +294,7 @@ impl StreamDecoder {
 
 /// The decoder of the single-device pipelines: every clip from scratch after all motion latents, which are encoded anew from the newest
 /// 365 frames after each clip.
-pub struct ClipDecoder {
+pub(crate) struct ClipDecoder {
     decoder: Decoder,
     encoder: Encoder,
     /// `[3, H, W]`.

@@ -19,7 +19,7 @@ use crate::placement::speech_chunk::SpeechChunk;
 ///
 /// # Errors
 /// A component that does not load or fails.
-pub fn encode_text(
+pub(crate) fn encode_text(
     backend: &dyn Backend,
     loading: &Loading,
     ids: &[i64],
@@ -39,7 +39,7 @@ pub fn encode_text(
 ///
 /// # Errors
 /// A component that does not load or fails, a context that is longer than the text length.
-pub fn embed_text(
+pub(crate) fn embed_text(
     backend: &dyn Backend,
     loading: &Loading,
     config: &DitConfig,
@@ -152,7 +152,7 @@ fn speech_features(
 ///
 /// # Errors
 /// [`EngineError::Bind`] if the model has another number of states than wav2vec2-large has.
-pub fn audio_features(hidden_states: &Tensor) -> Result<AudioFeatures, EngineError> {
+pub(crate) fn audio_features(hidden_states: &Tensor) -> Result<AudioFeatures, EngineError> {
     let shape = hidden_states.shape();
     let wrong = EngineError::Bind {
         component: speech::ENCODER_LAYER.name.to_owned(),
@@ -167,7 +167,7 @@ pub fn audio_features(hidden_states: &Tensor) -> Result<AudioFeatures, EngineErr
 ///
 /// It keeps nothing between blocks, so clones share one session and take turns.
 #[derive(Clone)]
-pub struct AudioAdapter {
+pub(crate) struct AudioAdapter {
     session: Arc<Mutex<HostSession>>,
 }
 
@@ -176,7 +176,7 @@ impl AudioAdapter {
     ///
     /// # Errors
     /// The component is missing or does not load.
-    pub fn load(backend: &dyn Backend, loading: &Loading) -> Result<Self, EngineError> {
+    pub(crate) fn load(backend: &dyn Backend, loading: &Loading) -> Result<Self, EngineError> {
         let name = speech::ADAPTER.name;
         let session = HostSession::load(backend, name, &loading(name))?;
         Ok(Self {
@@ -188,7 +188,11 @@ impl AudioAdapter {
     ///
     /// # Errors
     /// A graph that fails.
-    pub fn tokens(&self, features: &Tensor, mask: Tensor) -> Result<BlockAudio, EngineError> {
+    pub(crate) fn tokens(
+        &self,
+        features: &Tensor,
+        mask: Tensor,
+    ) -> Result<BlockAudio, EngineError> {
         let session = self.session.lock();
         let mut out = session
             .unwrap_or_else(PoisonError::into_inner)

@@ -32,7 +32,7 @@ use worker::{LastWord, Packet, Report, Run, Work, prepare, spawn_chain};
 ///
 /// Weights are loaded once. Any number of runs may use the stages, one after the other or at a
 /// time; each has KV rings of its own. Dropping this ends the threads and frees the weights.
-pub struct Chains {
+pub(crate) struct Chains {
     plan: Plan,
     devices: Devices,
     heads: Vec<SyncSender<Packet>>,
@@ -52,7 +52,7 @@ impl Chains {
     ///
     /// # Panics
     /// If a stage's thread panics while it loads: that is an error in its code.
-    pub fn load(
+    pub(crate) fn load(
         plan: &Plan,
         devices: &Devices,
         model: &DitConfig,
@@ -113,7 +113,7 @@ impl Chains {
     ///
     /// # Panics
     /// If a stage's thread has panicked: that is an error in the code of a stage.
-    pub fn run(
+    pub(crate) fn run(
         &self,
         job: &Job<'_>,
         source: &mut dyn Source,
@@ -137,7 +137,7 @@ impl Chains {
         }
         drop((run, receiver));
         // Every holder of the run is gone when the channel closes.
-        drop(ended.recv());
+        let _closed = ended.recv();
         let broken = self.broken.load(Ordering::SeqCst);
         assert!(!broken, "a stage's thread panicked");
         result
@@ -155,11 +155,11 @@ impl Drop for Chains {
 }
 
 /// The decoder's way back to the scheduler. Dropping it early stops the run.
-pub struct Feedback(SyncSender<Report>);
+pub(crate) struct Feedback(SyncSender<Report>);
 
 impl Feedback {
     /// Sends the input of the second anchor, for [`Swap::Fed`].
-    pub fn anchor(&self, input: AnchorInput) {
+    pub(crate) fn anchor(&self, input: AnchorInput) {
         // A scheduler that is gone has its own error to show.
         drop(self.0.send(Report::Fed(Box::new(input))));
     }
@@ -172,7 +172,7 @@ impl Drop for Feedback {
 }
 
 /// The scheduler's end of every way back.
-pub struct Inbox {
+pub(crate) struct Inbox {
     sender: SyncSender<Report>,
     receiver: Receiver<Report>,
 }
@@ -180,7 +180,7 @@ pub struct Inbox {
 /// Makes the ways back of one run of `steps` steps on `plan`. They are large enough that no report
 /// ever waits: every call, every prefill, every prepared block and the last word of every thread
 /// fit at once.
-pub fn inbox(plan: &Plan, steps: usize) -> (Feedback, Inbox) {
+pub(crate) fn inbox(plan: &Plan, steps: usize) -> (Feedback, Inbox) {
     let stages: usize = plan.chains.iter().map(|c| c.stages.len()).sum();
     let calls = stages + plan.chains.len();
     let (sender, receiver) = sync_channel(calls + PREFILLS + 2 * steps + 2 * stages + 8);

@@ -22,7 +22,7 @@ pub enum Swap {
 
 /// The latents that an anchor is made from.
 #[derive(Clone, Debug)]
-pub struct AnchorInput {
+pub(crate) struct AnchorInput {
     /// Latents of the reference picture, `[1, Z, 1, H/8, W/8]`.
     pub ref_latents: Tensor,
     /// Latents of the motion history, oldest first, `[1, Z, 19, H/8, W/8]`.
@@ -30,7 +30,7 @@ pub struct AnchorInput {
 }
 
 /// Everything that one run takes besides the loaded stages.
-pub struct Job<'a> {
+pub(crate) struct Job<'a> {
     /// Sizes, positions and timesteps of the run.
     pub tables: Arc<Tables>,
     /// Denoising steps of a block.
@@ -52,7 +52,7 @@ pub struct Job<'a> {
 }
 
 /// A block that left the last step.
-pub struct Finished {
+pub(crate) struct Finished {
     /// Number of the block in the video.
     pub block: usize,
     /// Clean latents, `[1, Z, F, H/8, W/8]`.

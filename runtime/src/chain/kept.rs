@@ -15,14 +15,14 @@ type Shared = Arc<Mutex<Box<dyn Session>>>;
 
 /// Hands every call on to another backend, but loads each component once. Users of one component
 /// take turns.
-pub struct KeptSessions {
+pub(crate) struct KeptSessions {
     inner: Arc<dyn Backend>,
     sessions: Mutex<BTreeMap<String, Shared>>,
 }
 
 impl KeptSessions {
     /// Wraps `inner`. Nothing is loaded yet.
-    pub fn new(inner: Arc<dyn Backend>) -> Self {
+    pub(crate) fn new(inner: Arc<dyn Backend>) -> Self {
         Self {
             inner,
             sessions: Mutex::default(),

@@ -14,7 +14,7 @@ use crate::placement::plan::Plan;
 use engines::backend::Loading;
 
 /// Weights by layer, locked for as long as this lives.
-pub struct PageLocks {
+pub(crate) struct PageLocks {
     layers: Vec<usize>,
     ready: Option<Streaming>,
 }
@@ -24,7 +24,11 @@ impl PageLocks {
     ///
     /// # Errors
     /// A device that is not there, a component that is not there. Memory that cannot be locked is no error, see [`Self::refused`].
-    pub fn new(plan: &Plan, devices: &Devices, loading: &Loading) -> Result<Self, ChainError> {
+    pub(crate) fn new(
+        plan: &Plan,
+        devices: &Devices,
+        loading: &Loading,
+    ) -> Result<Self, ChainError> {
         let mut found: BTreeMap<usize, HostWeights> = BTreeMap::new();
         let mut device = None;
         for spec in plan.chains.iter().flat_map(|c| &c.stages) {
@@ -47,13 +51,13 @@ impl PageLocks {
     }
 
     /// A layer's weights, if it streams.
-    pub fn of(&self, layer: usize) -> Option<&HostWeights> {
+    pub(crate) fn of(&self, layer: usize) -> Option<&HostWeights> {
         let at = self.layers.binary_search(&layer).ok()?;
         self.ready.as_ref().map(|s| &s.weights[at])
     }
 
     /// Why they stream from memory that is not locked, more slowly than the link could.
-    pub fn refused(&self) -> Option<&MemoryError> {
+    pub(crate) fn refused(&self) -> Option<&MemoryError> {
         self.ready.as_ref()?.refused.as_ref()
     }
 }

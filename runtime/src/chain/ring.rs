@@ -11,7 +11,7 @@ use engines::tensor::{Tensor, ViewMut};
 use crate::numbers::geometry::Geometry;
 
 /// Keys and values of one layer for a range of steps, `[steps, N, S, d]` each. A lane is a step.
-pub struct KvRing {
+pub(crate) struct KvRing {
     pub keys: Tensor,
     pub values: Tensor,
 }
@@ -21,7 +21,7 @@ impl KvRing {
     ///
     /// # Errors
     /// As `alloc`.
-    pub fn new(
+    pub(crate) fn new(
         geometry: &Geometry,
         steps: usize,
         dtype: DType,
@@ -45,7 +45,7 @@ impl KvRing {
     ///
     /// # Errors
     /// The device refuses. Panics when the rings are not of one geometry.
-    pub fn copy_tokens(
+    pub(crate) fn copy_tokens(
         &mut self,
         lane: usize,
         from: (&Self, usize),
@@ -85,7 +85,7 @@ impl KvRing {
     }
 
     /// The lanes of a contiguous range of steps, to be bound in place.
-    pub fn lanes_mut(&mut self, lanes: Range<usize>) -> (ViewMut<'_>, ViewMut<'_>) {
+    pub(crate) fn lanes_mut(&mut self, lanes: Range<usize>) -> (ViewMut<'_>, ViewMut<'_>) {
         (
             self.keys.lanes_mut(lanes.clone()),
             self.values.lanes_mut(lanes),

@@ -11,28 +11,28 @@ use crate::numbers::geometry::Geometry;
 use crate::numbers::{latents, rng};
 
 /// What the denoiser starts a block with.
-pub struct BlockInput {
+pub(crate) struct BlockInput {
     /// Noise, `[1, Z, F, H/8, W/8]`.
     pub latents: Tensor,
     pub audio: BlockAudio,
 }
 
 /// Gives blocks in ascending order.
-pub trait Source: Send {
+pub(crate) trait Source: Send {
     /// # Errors
     /// A graph that fails.
     fn block(&mut self, block: usize) -> Result<BlockInput, EngineError>;
 }
 
 /// Where noise comes from.
-pub enum Noise<'a> {
+pub(crate) enum Noise<'a> {
     /// torch's CPU generator seeded with this plus the clip.
     Seed(u64),
     Replay(&'a Replay),
 }
 
 /// Noise per clip, drawn when its first block is asked for and dropped with its last; audio tokens per block.
-pub struct ClipSource<'a> {
+pub(crate) struct ClipSource<'a> {
     pub geometry: &'a Geometry,
     pub noise: Noise<'a>,
     pub features: &'a AudioFeatures,
@@ -41,7 +41,7 @@ pub struct ClipSource<'a> {
 }
 
 impl<'a> ClipSource<'a> {
-    pub fn new(
+    pub(crate) fn new(
         geometry: &'a Geometry,
         noise: Noise<'a>,
         features: &'a AudioFeatures,
@@ -89,7 +89,7 @@ impl Source for ClipSource<'_> {
 }
 
 /// The mask of a single actor: heard in every token.
-pub fn everywhere(geometry: &Geometry) -> Tensor {
+pub(crate) fn everywhere(geometry: &Geometry) -> Tensor {
     let tokens = geometry.tokens.0 * geometry.tokens.1;
     Tensor::from_slice(
         &[1, 1, geometry.block_frames, tokens],

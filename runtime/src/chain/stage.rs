@@ -25,7 +25,7 @@ use crate::placement::plan::{Rings, StageSpec};
 
 /// Where a stage runs, and of which model it is.
 #[derive(Clone)]
-pub struct Site {
+pub(crate) struct Site {
     /// Loads and runs the graphs.
     pub backend: Arc<dyn Backend>,
     /// See [`crate::placement::devices::Devices::home`].
@@ -44,7 +44,7 @@ pub struct Site {
 
 impl Site {
     /// Describes a stage that is alone on its device.
-    pub fn alone(
+    pub(crate) fn alone(
         backend: Arc<dyn Backend>,
         model: &DitConfig,
         lanes: usize,
@@ -145,7 +145,7 @@ impl Graphs {
 /// A loaded stage: weights and graphs, without the state of any run.
 ///
 /// Several runs may share a stage. Each has a [`StageState`] of its own.
-pub struct Stage {
+pub(crate) struct Stage {
     site: Site,
     spec: StageSpec,
     embed: Option<Loaded>,
@@ -156,7 +156,7 @@ pub struct Stage {
 }
 
 /// The state of one run on one stage: the KV ring of each of the stage's layers.
-pub struct StageState {
+pub(crate) struct StageState {
     geometry: Geometry,
     /// First layer of the stage.
     first: usize,
@@ -166,7 +166,7 @@ pub struct StageState {
 impl StageState {
     /// Returns the ring of a layer, or `None` for a layer of another stage. A lane of the ring is a
     /// step of the stage.
-    pub fn ring(&self, layer: usize) -> Option<MutexGuard<'_, KvRing>> {
+    pub(crate) fn ring(&self, layer: usize) -> Option<MutexGuard<'_, KvRing>> {
         let at = layer.checked_sub(self.first)?;
         self.rings.get(at).map(locked)
     }
@@ -178,7 +178,7 @@ impl Stage {
     ///
     /// # Errors
     /// A component is missing or does not load; a device or the host has too little memory.
-    pub fn load(site: Site, spec: &StageSpec) -> Result<Self, EngineError> {
+    pub(crate) fn load(site: Site, spec: &StageSpec) -> Result<Self, EngineError> {
         let optional = |name: &str, wanted: bool| wanted.then(|| site.load(name)).transpose();
         let embed = optional(dit::EMBED.name, spec.layers.start == 0)?;
         let head = optional(dit::HEAD.name, spec.layers.end == site.model.layers)?;
@@ -201,7 +201,7 @@ impl Stage {
     ///
     /// # Errors
     /// The device or the host has too little memory.
-    pub fn begin(&mut self, geometry: &Geometry) -> Result<StageState, EngineError> {
+    pub(crate) fn begin(&mut self, geometry: &Geometry) -> Result<StageState, EngineError> {
         let (site, residency) = (&self.site, self.spec.residency);
         let (memory, dtype) = (site.memory(), site.backend.recipe().compute());
         let alloc = |bytes| match residency.rings {
@@ -227,7 +227,7 @@ impl Stage {
     ///
     /// # Errors
     /// A graph that fails. Panics when an earlier stage left its part undone: that is an order broken in code.
-    pub fn denoise(
+    pub(crate) fn denoise(
         &mut self,
         state: &mut StageState,
         call: &mut Call,
@@ -304,7 +304,7 @@ impl Stage {
     ///
     /// # Errors
     /// A component that does not load or fails.
-    pub fn prefill(
+    pub(crate) fn prefill(
         &mut self,
         state: &StageState,
         prefill: &mut Prefill,
@@ -359,7 +359,7 @@ impl Stage {
     ///
     /// # Errors
     /// The device's budget or the device refuses.
-    pub fn place(&self, anchor: &mut Anchor) -> Result<(), EngineError> {
+    pub(crate) fn place(&self, anchor: &mut Anchor) -> Result<(), EngineError> {
         let (memory, home) = (self.site.memory(), self.site.home);
         for placed in &mut anchor.layers[self.spec.layers.clone()] {
             if !placed.iter().any(|p| p.home == home) {
@@ -515,7 +515,7 @@ impl Pool {
 }
 
 /// Turns a prefill that has passed every layer into its anchor, placed where the layers ran.
-pub fn anchor_of(prefill: Prefill) -> Anchor {
+pub(crate) fn anchor_of(prefill: Prefill) -> Anchor {
     Anchor {
         index: prefill.index,
         layers: prefill.layers.into_iter().map(|p| vec![p]).collect(),

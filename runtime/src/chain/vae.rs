@@ -108,7 +108,7 @@ impl VaeSession {
 }
 
 /// Pixels to latents: the first frame, then four at a time.
-pub struct Encoder {
+pub(crate) struct Encoder {
     session: VaeSession,
 }
 
@@ -117,7 +117,7 @@ impl Encoder {
     ///
     /// # Errors
     /// A component is missing or does not load.
-    pub fn load(
+    pub(crate) fn load(
         backend: &dyn Backend,
         loading: &Loading,
         config: &VaeConfig,
@@ -129,7 +129,7 @@ impl Encoder {
 
     /// Returns one for another video, on the same graphs. The two take turns.
     #[must_use]
-    pub fn another(&self) -> Self {
+    pub(crate) fn another(&self) -> Self {
         Self {
             session: self.session.another(),
         }
@@ -140,7 +140,7 @@ impl Encoder {
     ///
     /// # Errors
     /// A graph that fails.
-    pub fn encode<'f>(
+    pub(crate) fn encode<'f>(
         &mut self,
         frames: impl IntoIterator<Item = &'f Tensor>,
     ) -> Result<Tensor, EngineError> {
@@ -189,7 +189,7 @@ pub struct Frames {
 }
 
 /// Latents to frames.
-pub struct Decoder {
+pub(crate) struct Decoder {
     session: VaeSession,
 }
 
@@ -198,7 +198,7 @@ impl Decoder {
     ///
     /// # Errors
     /// A component is missing or does not load.
-    pub fn load(
+    pub(crate) fn load(
         backend: &dyn Backend,
         loading: &Loading,
         config: &VaeConfig,
@@ -210,19 +210,19 @@ impl Decoder {
 
     /// Returns one for another video, on the same graphs. The two take turns.
     #[must_use]
-    pub fn another(&self) -> Self {
+    pub(crate) fn another(&self) -> Self {
         Self {
             session: self.session.another(),
         }
     }
 
     /// Forgets everything: the next latent frame is a first one.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.session.started = false;
     }
 
     /// Feature caches by port name, for comparison with a reference.
-    pub fn cache(&self) -> &FeatureCache {
+    pub(crate) fn cache(&self) -> &FeatureCache {
         &self.session.cache
     }
 
@@ -230,7 +230,7 @@ impl Decoder {
     ///
     /// # Errors
     /// A graph that fails.
-    pub fn decode_one(&mut self, latent: View<'_>) -> Result<Frames, EngineError> {
+    pub(crate) fn decode_one(&mut self, latent: View<'_>) -> Result<Frames, EngineError> {
         let size = (latent.shape()[3], latent.shape()[4]);
         let mut out = self.session.run(size, &vae::LATENTS, latent)?;
         Ok(Frames {
@@ -243,7 +243,7 @@ impl Decoder {
     ///
     /// # Errors
     /// A graph that fails.
-    pub fn decode(&mut self, latents: &Tensor) -> Result<Frames, EngineError> {
+    pub(crate) fn decode(&mut self, latents: &Tensor) -> Result<Frames, EngineError> {
         let each = (0..latents.shape()[2])
             .map(|i| self.decode_one(latents::frames(latents, i..i + 1).view()));
         let parts = each.collect::<Result<Vec<Frames>, EngineError>>()?;

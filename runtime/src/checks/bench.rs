@@ -16,7 +16,7 @@ use crate::numbers::size::Size;
 
 /// What to time.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub(crate) struct Request {
     /// Sizes of the run that is timed, with its ring.
     pub geometry: Geometry,
     /// Lanes of a denoising call.
@@ -27,7 +27,7 @@ pub struct Request {
 
 /// Time of one component.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     pub what: String,
     pub calls: usize,
     pub median_ms: f64,
@@ -36,7 +36,7 @@ pub struct Row {
 
 /// Times of an export.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     pub size: Size,
     pub lanes: usize,
     pub threads: usize,
@@ -52,7 +52,7 @@ const PROMPTS: [i64; 2] = [100, 512];
 ///
 /// # Errors
 /// A component that does not load or fails.
-pub fn run(backend: &Ort, threads: usize, request: &Request) -> Result<Report, EngineError> {
+pub(crate) fn run(backend: &Ort, threads: usize, request: &Request) -> Result<Report, EngineError> {
     let bench = Bench::new(backend, request);
     let mut rows = Vec::new();
     for tokens in PROMPTS {

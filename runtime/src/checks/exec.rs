@@ -9,7 +9,7 @@ use crate::checks::error::CheckError;
 
 /// What to run.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub(crate) struct Request {
     pub component: String,
     /// Inputs and state by port name.
     pub inputs: PathBuf,
@@ -23,7 +23,10 @@ pub struct Request {
 /// # Errors
 /// A file that cannot be read or written; a tensor that is missing, left over, or of another type or shape; a component or tap that does
 /// not exist.
-pub fn exec(backend: &dyn Backend, request: &Request) -> Result<Vec<(String, String)>, CheckError> {
+pub(crate) fn exec(
+    backend: &dyn Backend,
+    request: &Request,
+) -> Result<Vec<(String, String)>, CheckError> {
     let tensors = tensor_file::read(&request.inputs)?;
     let outputs = run(backend, request, tensors)?;
     tensor_file::write(&request.outputs, &outputs)?;

@@ -19,7 +19,7 @@ use crate::numbers::geometry::Geometry;
 
 /// One output of one component.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     pub component: String,
     /// The output's name, or why there is none.
     pub output: String,
@@ -30,7 +30,7 @@ pub struct Row {
 
 /// All of them.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     pub device: String,
     pub recipe: Recipe,
     pub tolerance: f64,
@@ -56,7 +56,7 @@ impl Differs {
 impl Report {
     /// # Errors
     /// [`Differs`] when any output differs.
-    pub fn verdict(&self) -> Result<(), Differs> {
+    pub(crate) fn verdict(&self) -> Result<(), Differs> {
         match self.rows.iter().filter(|r| !r.passed).count() {
             0 => Ok(()),
             failed => Err(Differs {
@@ -80,7 +80,7 @@ fn tolerance(recipe: Recipe) -> f64 {
 ///
 /// # Errors
 /// A component that does not load or run on either.
-pub fn run(
+pub(crate) fn run(
     device: &Ort,
     host: &Runtime,
     models: Models,

@@ -20,7 +20,6 @@ use engines::profile::Kind;
 use engines::recipe::Recipe;
 use engines::tensor::Tensor;
 use engines::weights::{BoundWeights, HostWeights};
-use half::bf16;
 
 use crate::chain::call::{Anchor, BlockAudio, Lane, LayerCondition, Placed, Tables};
 use crate::chain::stage::{Site, Stage, StageState};
@@ -40,7 +39,7 @@ use engines::device::Device;
 const HEADROOM: u64 = 256 << 20;
 
 /// What to time.
-pub struct Request<'a> {
+pub(crate) struct Request<'a> {
     /// Sizes of the run for a model.
     pub geometry: &'a dyn Fn(&DitConfig) -> Result<Geometry, GenerateError>,
     /// Folder that `avatar-export graphs` made.
@@ -61,7 +60,7 @@ pub struct Request<'a> {
 
 /// One call's times.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     pub lanes: usize,
     pub median_ms: f64,
     pub min_ms: f64,
@@ -74,7 +73,7 @@ pub struct Row {
 
 /// The matrix product's time.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Product {
+pub(crate) struct Product {
     pub side: usize,
     pub median_ms: f64,
     pub tflop_per_s: f64,
@@ -82,7 +81,7 @@ pub struct Product {
 
 /// Bytes in use, by purpose and in total, as counted; and as `nvidia-smi` has it, before and during.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct MemoryUse {
+pub(crate) struct MemoryUse {
     pub by_class: BTreeMap<String, u64>,
     pub counted: u64,
     pub peak: u64,
@@ -94,7 +93,7 @@ pub struct MemoryUse {
 
 /// A run under a cap.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Offload {
+pub(crate) struct Offload {
     pub budget: u64,
     pub lanes: usize,
     pub resident_layers: usize,
@@ -108,7 +107,7 @@ pub struct Offload {
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     pub device: Device,
     pub recipe: Recipe,
     pub size: Size,
@@ -120,13 +119,13 @@ pub struct Report {
 }
 
 /// Opens the device with a budget of so many bytes, or without one.
-pub type Opener<'a> = &'a dyn Fn(Option<u64>) -> Result<Runtime, EngineError>;
+pub(crate) type Opener<'a> = &'a dyn Fn(Option<u64>) -> Result<Runtime, EngineError>;
 
 /// Times the transformer on a device.
 ///
 /// # Errors
 /// Graphs or a device that cannot be used; less memory than needed; an offload cap that not even the streaming slots fit.
-pub fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, CheckError> {
+pub(crate) fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, CheckError> {
     let before = smi(request.device);
     let set = GraphFolder::open(&request.graphs)?;
     let mut model = set.config.dit.clone();
@@ -648,6 +647,8 @@ impl fmt::Display for MemoryUse {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     #[test]

@@ -27,11 +27,9 @@ use crate::checks::error::CheckError;
 use engines::backend::{Backend, Loading, plain};
 use engines::tensor_file::TensorFileError;
 
-pub use compare::Difference;
-pub use control::Fault;
 pub use report::Report;
-pub use set::{Set, Tolerance};
-pub use sheet::{Left, Results, Row};
+pub use set::Set;
+pub(crate) use sheet::Results;
 
 use checkup::Checkup;
 use sheet::{Focus, Sheet};
@@ -129,7 +127,7 @@ impl Subject {
 ///
 /// # Errors
 /// The path cannot be written.
-pub fn write_report(path: &Path, report: &Report) -> std::io::Result<()> {
+pub(crate) fn write_report(path: &Path, report: &Report) -> std::io::Result<()> {
     let json = serde_json::to_vec_pretty(report)?;
     engines::files::write_whole(path, &json)
 }

@@ -133,14 +133,14 @@ const FLAGS: &[Flag] = &[
 
 /// Upstream's flags as they were given, with their values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Upstream(Vec<(&'static str, Option<String>)>);
+pub(crate) struct Upstream(Vec<(&'static str, Option<String>)>);
 
 impl Upstream {
     /// Notices for what is settled elsewhere.
     ///
     /// # Errors
     /// [`Error::Usage`] with the reason for the first flag that cannot be honoured.
-    pub fn check(&self) -> Result<Vec<String>, Error> {
+    pub(crate) fn check(&self) -> Result<Vec<String>, Error> {
         let mut notices = Vec::new();
         for (name, value) in &self.0 {
             let Some(flag) = FLAGS.iter().find(|f| f.name == *name) else {

@@ -76,7 +76,7 @@ impl DeviceArgs {
 }
 
 /// CPU threads that were asked for, or all cores.
-pub fn threads(wanted: Option<NonZeroUsize>) -> usize {
+pub(crate) fn threads(wanted: Option<NonZeroUsize>) -> usize {
     wanted
         .or_else(|| std::thread::available_parallelism().ok())
         .map_or(1, NonZeroUsize::get)

@@ -20,7 +20,7 @@ pub enum Style {
 }
 
 /// Shows events as they come.
-pub struct Screen {
+pub(crate) struct Screen {
     style: Style,
     bar: ProgressBar,
     run: Mutex<Option<Run>>,
@@ -39,7 +39,7 @@ struct Run {
 }
 
 impl Screen {
-    pub fn new(style: Style) -> Self {
+    pub(crate) fn new(style: Style) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
         let template = "{bar:30} {percent:>3}% {msg}, ETA {eta}";
         bar.set_style(

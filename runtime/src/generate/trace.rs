@@ -10,18 +10,18 @@ use crate::numbers::geometry::Geometry;
 
 /// What a run computed, kept in memory until it is written: only made when it is asked for.
 #[derive(Default)]
-pub struct Trace {
+pub(crate) struct Trace {
     tensors: Tensors,
     frames: Vec<u8>,
 }
 
 impl Trace {
-    pub fn keep(&mut self, name: impl Into<String>, tensor: Tensor) {
+    pub(crate) fn keep(&mut self, name: impl Into<String>, tensor: Tensor) {
         self.tensors.insert(name.into(), tensor);
     }
 
     /// A block's clean latents `[1, Z, F, ...]`, kept without the batch.
-    pub fn keep_block(&mut self, block: usize, latents: &Tensor) {
+    pub(crate) fn keep_block(&mut self, block: usize, latents: &Tensor) {
         let shape = latents.shape()[1..].to_vec();
         self.keep(
             format!("block{block}.latents"),
@@ -30,12 +30,17 @@ impl Trace {
     }
 
     /// Frames `[T, H, W, 3]`.
-    pub fn keep_frames(&mut self, rgb: &Tensor) {
+    pub(crate) fn keep_frames(&mut self, rgb: &Tensor) {
         self.frames.extend_from_slice(rgb.bytes());
     }
 
     /// Distances of every item, as `relative_dist`.
-    pub fn keep_distances(&mut self, distances: &Distances<'_>, blocks: usize, steps: usize) {
+    pub(crate) fn keep_distances(
+        &mut self,
+        distances: &Distances<'_>,
+        blocks: usize,
+        steps: usize,
+    ) {
         let items = (0..blocks).flat_map(|block| (0..steps).map(move |step| (block, step)));
         let data: Vec<i64> = items
             .map(|(block, step)| i64::from(distances.of(block, step)))
@@ -47,7 +52,7 @@ impl Trace {
     ///
     /// # Errors
     /// A path that cannot be written.
-    pub fn write(mut self, path: &Path, geometry: &Geometry) -> Result<(), TensorFileError> {
+    pub(crate) fn write(mut self, path: &Path, geometry: &Geometry) -> Result<(), TensorFileError> {
         let (h, w) = (geometry.size.height, geometry.size.width);
         let count = self.frames.len() / (3 * h * w);
         let frames = Tensor::from_slice(&[count, h, w, 3], &self.frames);

@@ -16,7 +16,7 @@ use tokenizers::Tokenizer;
 use unicode_normalization::UnicodeNormalization;
 
 /// Tokens kept of a prompt, `</s>` included (reference `text_len`).
-pub const TEXT_TOKENS: usize = 512;
+pub(crate) const TEXT_TOKENS: usize = 512;
 const EOS: &str = "</s>";
 /// Characters ftfy looks at together when there is no line break.
 const SEGMENT_CHARS: usize = 1_000_000;
@@ -126,7 +126,7 @@ impl Prompt {
 }
 
 /// The reference's `whitespace_clean(basic_clean(text))`; see the module for what of ftfy is in it.
-pub fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     let fixed = fix_text(text);
     let once = unescape(&fixed);
     let plain = unescape(&once);

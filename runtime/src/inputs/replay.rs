@@ -11,7 +11,7 @@ use crate::numbers::geometry::Geometry;
 use crate::numbers::rng;
 
 /// Key of the recorded reference distances.
-pub const RELATIVE_DIST: &str = "relative_dist";
+pub(crate) const RELATIVE_DIST: &str = "relative_dist";
 
 /// Why a recorded run cannot be replayed.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ impl ReplayError {
 
 /// Random numbers of a recorded run.
 #[derive(Debug)]
-pub struct Replay {
+pub(crate) struct Replay {
     noise: Vec<Tensor>,
     distances: Option<Tensor>,
 }
@@ -46,7 +46,7 @@ impl Replay {
     ///
     /// # Errors
     /// A file that cannot be read; a key that is missing or has another type or shape.
-    pub fn open(
+    pub(crate) fn open(
         path: &Path,
         geometry: &Geometry,
         clips: usize,
@@ -76,12 +76,12 @@ impl Replay {
     }
 
     /// Noise of one clip, `[Z, frames, H/8, W/8]`. Panics beyond the clips it was opened for.
-    pub fn noise(&self, clip: usize) -> &Tensor {
+    pub(crate) fn noise(&self, clip: usize) -> &Tensor {
         &self.noise[clip]
     }
 
     /// The recorded distance of the reference token, if any was recorded.
-    pub fn relative_dist(&self, block: usize, step: usize) -> Option<u32> {
+    pub(crate) fn relative_dist(&self, block: usize, step: usize) -> Option<u32> {
         let table = self.distances.as_ref()?;
         let at = block * table.shape()[1] + step;
         table
@@ -135,14 +135,14 @@ fn check_distances(
 }
 
 /// Distance of the reference token for every item: recorded, else drawn from a seed.
-pub struct Distances<'a> {
+pub(crate) struct Distances<'a> {
     pub seed: u64,
     pub replay: Option<&'a Replay>,
 }
 
 impl Distances<'_> {
     /// Returns the distance for a step of a block.
-    pub fn of(&self, block: usize, step: usize) -> u32 {
+    pub(crate) fn of(&self, block: usize, step: usize) -> u32 {
         let drawn = || rng::relative_dist(self.seed, block as u64, step as u64);
         self.replay
             .and_then(|r| r.relative_dist(block, step))

@@ -8,11 +8,11 @@ use std::path::Path;
 use crate::media::audio_file::{AudioError, AudioFile, Pcm, Resampler};
 
 /// Samples a second that wav2vec2 takes.
-pub const RATE: u32 = 16_000;
+pub(crate) const RATE: u32 = 16_000;
 /// Hidden states of wav2vec2-large: the input of each of 24 layers and the last one's normed output.
-pub const HIDDEN_LAYERS: usize = 25;
+pub(crate) const HIDDEN_LAYERS: usize = 25;
 /// Fewest samples that give a 30 fps feature: two hidden frames.
-pub const LEAST_SAMPLES: usize = 720;
+pub(crate) const LEAST_SAMPLES: usize = 720;
 /// Kernels and strides of wav2vec2's convolutions.
 const CONVOLUTIONS: [(usize, usize); 7] = [(10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)];
 /// Below this peak (-80 dB) a recording counts as silent.
@@ -123,7 +123,7 @@ fn resampled_length(n: usize, rate: u32) -> usize {
 }
 
 /// Hidden frames (50 a second) of `samples` at 16 kHz.
-pub fn hidden_frames(samples: usize) -> usize {
+pub(crate) fn hidden_frames(samples: usize) -> usize {
     CONVOLUTIONS
         .into_iter()
         .fold(samples, |n, (kernel, stride)| {
@@ -136,23 +136,23 @@ pub fn hidden_frames(samples: usize) -> usize {
 }
 
 /// Rows at 30 fps of `hidden` rows at 50: `int(hidden / 50 * 30)`.
-pub fn features_30(hidden: usize) -> usize {
+pub(crate) fn features_30(hidden: usize) -> usize {
     (hidden as f64 / 50.0 * 30.0) as usize
 }
 
 /// Clips of `infer_frames` video frames in `rows` 30 fps rows: `int(rows / (infer_frames * 1.2)) + 1`
 /// (reference `get_audio_embed_bucket_fps`, `num_repeat`).
-pub fn clips(rows: usize, infer_frames: usize) -> usize {
+pub(crate) fn clips(rows: usize, infer_frames: usize) -> usize {
     (rows as f64 / (infer_frames as f64 * 1.2)) as usize + 1
 }
 
 /// 30 fps row of video frame `frame` at 25 fps: `round(frame * 30 / 25)`, which is never half-way.
-pub fn row_30(frame: usize) -> usize {
+pub(crate) fn row_30(frame: usize) -> usize {
     (12 * frame + 5) / 10
 }
 
 /// The audio encoder's hidden states and the interpolation that turns them into blocks.
-pub struct AudioFeatures {
+pub(crate) struct AudioFeatures {
     hidden: Vec<f32>,
     frames: usize,
     dim: usize,
@@ -160,7 +160,7 @@ pub struct AudioFeatures {
 
 impl AudioFeatures {
     /// `hidden` is `[25, frames, dim]`, 50 rows a second. `None` when its length is not that product.
-    pub fn new(hidden: Vec<f32>, frames: usize, dim: usize) -> Option<Self> {
+    pub(crate) fn new(hidden: Vec<f32>, frames: usize, dim: usize) -> Option<Self> {
         (hidden.len() == HIDDEN_LAYERS * frames * dim && dim > 0).then_some(Self {
             hidden,
             frames,
@@ -169,17 +169,17 @@ impl AudioFeatures {
     }
 
     /// Width of a hidden state.
-    pub fn dim(&self) -> usize {
+    pub(crate) fn dim(&self) -> usize {
         self.dim
     }
 
     /// Rows at 30 fps; video frames beyond them are zero.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         features_30(self.frames)
     }
 
     /// One row at 30 fps of every hidden state: `[25, dim]`. Panics beyond [`Self::rows`].
-    pub fn row(&self, row: usize) -> Vec<f32> {
+    pub(crate) fn row(&self, row: usize) -> Vec<f32> {
         assert!(row < self.rows(), "row {row} of {}", self.rows());
         let mut out = vec![0.0; HIDDEN_LAYERS * self.dim];
         self.interpolate(row, |layer, channel, value| {
@@ -190,7 +190,7 @@ impl AudioFeatures {
 
     /// Features of video frames `frames` (25 fps, counted from the recording's start): `[25, dim, n]`, zeros after its end.
     /// Reference: `linear_interpolation` to 30 fps (align_corners), then `get_audio_embed_bucket_fps`.
-    pub fn block(&self, frames: Range<usize>) -> Vec<f32> {
+    pub(crate) fn block(&self, frames: Range<usize>) -> Vec<f32> {
         let n = frames.len();
         let mut out = vec![0.0; HIDDEN_LAYERS * self.dim * n];
         for (column, frame) in frames.enumerate() {

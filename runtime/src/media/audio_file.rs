@@ -75,7 +75,7 @@ impl AudioError {
 }
 
 /// The best audio stream of a file, decoded as it is read.
-pub struct AudioFile {
+pub(crate) struct AudioFile {
     path: PathBuf,
     input: Input,
     stream: usize,
@@ -88,7 +88,7 @@ pub struct AudioFile {
 }
 
 /// Consecutive samples, at least one, `[n, channels]` interleaved.
-pub struct Chunk {
+pub(crate) struct Chunk {
     pub rate: u32,
     pub channels: usize,
     pub samples: Vec<f32>,
@@ -100,7 +100,7 @@ impl AudioFile {
     ///
     /// # Errors
     /// A file that FFmpeg cannot open, that has no audio stream, or whose codec is unknown.
-    pub fn open(path: &Path) -> Result<Self, AudioError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, AudioError> {
         let input = ffmpeg::open(path)?;
         let Some(stream) = input.streams().best(media::Type::Audio) else {
             return Err(AudioError::NoStream {
@@ -135,7 +135,7 @@ impl AudioFile {
     }
 
     /// FFmpeg's name of the codec.
-    pub fn codec(&self) -> &'static str {
+    pub(crate) fn codec(&self) -> &'static str {
         self.codec
     }
 
@@ -143,7 +143,7 @@ impl AudioFile {
     ///
     /// # Errors
     /// A file that cannot be read on, changes its format, or holds a value that is no number.
-    pub fn next_chunk(&mut self) -> Result<Option<Chunk>, AudioError> {
+    pub(crate) fn next_chunk(&mut self) -> Result<Option<Chunk>, AudioError> {
         let mut frame = frame::Audio::empty();
         loop {
             match self.decoder.receive_frame(&mut frame) {

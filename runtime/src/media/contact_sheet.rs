@@ -43,7 +43,7 @@ impl ContactSheetError {
 }
 
 /// Gathers tiles; holds those and no other frame.
-pub struct ContactSheet {
+pub(crate) struct ContactSheet {
     size: Size,
     tile: Size,
     picks: Vec<usize>,
@@ -53,7 +53,7 @@ pub struct ContactSheet {
 
 impl ContactSheet {
     /// For a video of `total` frames: at most `most` of them, the first and the last included.
-    pub fn new(size: Size, total: usize, most: usize) -> Self {
+    pub(crate) fn new(size: Size, total: usize, most: usize) -> Self {
         let width = size.width.min(TILE_WIDTH);
         let tile = Size {
             width,
@@ -69,7 +69,7 @@ impl ContactSheet {
     }
 
     /// Takes the next frames, `[T, H, W, 3]`.
-    pub fn push(&mut self, frames: &[u8]) {
+    pub(crate) fn push(&mut self, frames: &[u8]) {
         for rgb in frames.chunks_exact(3 * self.size.width * self.size.height) {
             if self.picks.contains(&self.seen) {
                 let frame = Picture {
@@ -87,7 +87,7 @@ impl ContactSheet {
     ///
     /// # Errors
     /// A path that cannot be written, a full disk.
-    pub fn write(&self, path: &Path) -> Result<(), ContactSheetError> {
+    pub(crate) fn write(&self, path: &Path) -> Result<(), ContactSheetError> {
         if self.tiles.is_empty() {
             return Ok(());
         }

@@ -16,10 +16,10 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
 use crate::numbers::size::{Size, SizeMode};
 
 /// Smallest side of a picture: less cannot show a face.
-pub const MIN_SIDE: usize = 16;
+pub(crate) const MIN_SIDE: usize = 16;
 /// Largest side of a picture, and most pixels; checked from the header, before anything is allocated.
-pub const MAX_SIDE: usize = 16_384;
-pub const MAX_PIXELS: usize = 1 << 27;
+pub(crate) const MAX_SIDE: usize = 16_384;
+pub(crate) const MAX_PIXELS: usize = 1 << 27;
 /// What a decoder may allocate: 16 bytes a pixel.
 const MAX_BYTES: u64 = 16 * MAX_PIXELS as u64;
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use engines::tensor::Tensor;
 
 /// Frames `range` of `[1, Z, T, ...]` (or `[1, 3, T, ...]`) as a tensor of their own.
-pub fn frames(latents: &Tensor, range: Range<usize>) -> Tensor {
+pub(crate) fn frames(latents: &Tensor, range: Range<usize>) -> Tensor {
     let shape = latents.shape();
     let (channels, total) = (shape[1], shape[2]);
     let plane = shape[3..].iter().product::<usize>() * latents.dtype().size();
@@ -22,7 +22,7 @@ pub fn frames(latents: &Tensor, range: Range<usize>) -> Tensor {
 }
 
 /// Joins along time. Panics on an empty list.
-pub fn join(parts: &[Tensor]) -> Tensor {
+pub(crate) fn join(parts: &[Tensor]) -> Tensor {
     let mut shape = parts.first().expect("join of no latents").shape().to_vec();
     shape[2] = parts.iter().map(|p| p.shape()[2]).sum();
     let mut out = Vec::with_capacity(shape.iter().product());

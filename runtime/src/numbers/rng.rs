@@ -6,7 +6,7 @@ use std::f64::consts::PI;
 use half::bf16;
 
 /// Channels and latent frames of one clip's noise.
-pub const NOISE_CHANNELS: usize = 16;
+pub(crate) const NOISE_CHANNELS: usize = 16;
 const STATE: usize = 624;
 const MIDDLE: usize = 397;
 /// Values made together: eight radii and eight angles.
@@ -14,7 +14,7 @@ const GROUP: usize = 16;
 
 /// torch's `Generator(device="cpu")`: Mersenne Twister 19937 and the transformations of `torch.randn`.
 #[derive(Clone)]
-pub struct TorchGenerator {
+pub(crate) struct TorchGenerator {
     state: [u32; STATE],
     next: usize,
     spare: Option<f64>,
@@ -22,7 +22,7 @@ pub struct TorchGenerator {
 
 impl TorchGenerator {
     /// As `Generator().manual_seed(seed)`; the engine keeps the low 32 bits.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut state = [0u32; STATE];
         state[0] = seed as u32;
         for i in 1..STATE {
@@ -39,7 +39,7 @@ impl TorchGenerator {
     }
 
     /// Next 32 random bits.
-    pub fn random(&mut self) -> u32 {
+    pub(crate) fn random(&mut self) -> u32 {
         if self.next == STATE {
             self.twist();
         }
@@ -74,7 +74,7 @@ impl TorchGenerator {
 
     /// `torch.randn(n, dtype=float32)`. Sixteen values and more take the vectorised path (`normal_fill`: groups of 16, and a remainder
     /// that draws the last 16 anew), fewer the scalar one.
-    pub fn randn(&mut self, n: usize) -> Vec<f32> {
+    pub(crate) fn randn(&mut self, n: usize) -> Vec<f32> {
         if n < GROUP {
             return (0..n).map(|_| self.normal() as f32).collect();
         }
@@ -91,7 +91,7 @@ impl TorchGenerator {
     }
 
     /// `torch.randn(n, dtype=bfloat16)`: the f32 stream, rounded.
-    pub fn randn_bf16(&mut self, n: usize) -> Vec<bf16> {
+    pub(crate) fn randn_bf16(&mut self, n: usize) -> Vec<bf16> {
         self.randn(n).into_iter().map(bf16::from_f32).collect()
     }
 
@@ -123,7 +123,12 @@ fn box_muller(group: &mut [f32]) {
 
 /// Noise of clip `clip`: `torch.randn(16, frames, latent_h, latent_w)` from seed `base_seed + clip`.
 /// `frames` is the clip's latent frames (12 for 48 frames of video), `(latent_h, latent_w)` as [`crate::numbers::size::Size::latent`].
-pub fn clip_noise(base_seed: u64, clip: usize, frames: usize, latent: (usize, usize)) -> Vec<f32> {
+pub(crate) fn clip_noise(
+    base_seed: u64,
+    clip: usize,
+    frames: usize,
+    latent: (usize, usize),
+) -> Vec<f32> {
     let mut generator = TorchGenerator::new(base_seed.wrapping_add(clip as u64));
     generator.randn(NOISE_CHANNELS * frames * latent.0 * latent.1)
 }
@@ -133,7 +138,7 @@ pub fn clip_noise(base_seed: u64, clip: usize, frames: usize, latent: (usize, us
 /// Ours is a function of `(seed, block, step)` alone, so that neither the order of execution nor a restart changes it:
 /// `z = mix(mix(mix(seed) + block) + step)` with `mix` the output function of SplitMix64 after adding its increment
 /// `0x9e3779b97f4a7c15`; the distance is `4 + floor(27 * z / 2^64)`.
-pub fn relative_dist(seed: u64, block: u64, step: u64) -> u32 {
+pub(crate) fn relative_dist(seed: u64, block: u64, step: u64) -> u32 {
     const LOW: u32 = 4;
     const COUNT: u128 = 27;
     let z = [block, step]

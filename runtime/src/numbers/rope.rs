@@ -5,9 +5,9 @@
 use std::ops::Range;
 
 /// Latent frames of one block.
-pub const BLOCK_FRAMES: usize = 3;
+pub(crate) const BLOCK_FRAMES: usize = 3;
 /// Frame index of the reference tokens before any shift.
-pub const REF_FRAME: i64 = 30;
+pub(crate) const REF_FRAME: i64 = 30;
 /// Frame index of the newest motion frame (`post`), of the next two (`2x`), and of the sixteen oldest in groups of four (`4x`).
 const POST_FRAME: i64 = -1;
 const FRAME_2X: i64 = -3;
@@ -16,20 +16,20 @@ const THETA: f64 = 10000.0;
 
 /// Cosines and sines, each `[tokens, head_dim/2]` row by row.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Table {
+pub(crate) struct Table {
     pub cos: Vec<f32>,
     pub sin: Vec<f32>,
 }
 
 /// How far the reference token has moved: `max(0, f0 - (30 - relative_dist))` (reference `CausalWanModel_S2V`, relative position of the ref frame).
 /// `f0` is the block's first global latent frame.
-pub fn ref_shift(f0: usize, relative_dist: u32) -> usize {
+pub(crate) fn ref_shift(f0: usize, relative_dist: u32) -> usize {
     (f0 + relative_dist as usize).saturating_sub(REF_FRAME as usize)
 }
 
 /// The tables of one video size: rows and columns never change, so their angles are computed once.
 #[derive(Clone, Debug)]
-pub struct Rope {
+pub(crate) struct Rope {
     rows: Axis,
     columns: Axis,
     frame_width: usize,
@@ -70,7 +70,7 @@ impl Axis {
 
 impl Rope {
     /// Tables for `h x w` tokens a frame and heads of `head_dim`.
-    pub fn new(h: usize, w: usize, head_dim: usize) -> Self {
+    pub(crate) fn new(h: usize, w: usize, head_dim: usize) -> Self {
         let [frame_width, row_width, column_width] = split(head_dim);
         Self {
             rows: Axis::new(row_width, 0..h as i64),
@@ -79,14 +79,8 @@ impl Rope {
         }
     }
 
-    /// Rows of [`Rope::cond`]: `2hw + (h/2)(w/2) + 4(h/4)(w/4)`.
-    pub fn cond_tokens(&self) -> usize {
-        let (h, w) = (self.rows.count, self.columns.count);
-        2 * h * w + (h / 2) * (w / 2) + FRAMES_4X.len() * (h / 4) * (w / 4)
-    }
-
     /// Noisy tokens of the block that starts at global latent frame `f0`: `[3*h*w, head_dim/2]`, frame-major, then row, then column.
-    pub fn noisy(&self, f0: usize) -> Table {
+    pub(crate) fn noisy(&self, f0: usize) -> Table {
         let first = f0 as i64;
         let mut out = Table::default();
         self.group(&mut out, first..first + BLOCK_FRAMES as i64, 1);
@@ -94,7 +88,7 @@ impl Rope {
     }
 
     /// Sink tokens `[ref | post | 2x | 4x]`: `[cond_tokens, head_dim/2]`. Only the reference moves, by `shift` (see [`ref_shift`]).
-    pub fn cond(&self, shift: usize) -> Table {
+    pub(crate) fn cond(&self, shift: usize) -> Table {
         let ref_frame = REF_FRAME + shift as i64;
         let mut out = Table::default();
         self.group(&mut out, ref_frame..ref_frame + 1, 1);

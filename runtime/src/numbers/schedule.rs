@@ -4,11 +4,11 @@
 use engines::error_kind::ErrorKind;
 
 /// Flow-matching shift, fixed in the reference whatever `--sample_shift` says.
-pub const SHIFT: f64 = 3.0;
+pub(crate) const SHIFT: f64 = 3.0;
 /// Training timesteps; `t = 1000 * sigma`.
-pub const TRAIN_STEPS: f64 = 1000.0;
+pub(crate) const TRAIN_STEPS: f64 = 1000.0;
 /// Width of [`sinusoid`].
-pub const FREQUENCIES: usize = 256;
+pub(crate) const FREQUENCIES: usize = 256;
 
 /// Why a schedule cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,14 +27,14 @@ impl ScheduleError {
 }
 
 /// More steps than the model was trained with mean nothing.
-pub const MAX_STEPS: usize = 1000;
+pub(crate) const MAX_STEPS: usize = 1000;
 
 /// `n + 1` sigmas, falling from 1 to 0 (diffusers `FlowMatchEulerDiscreteScheduler(shift=3).set_timesteps(n)`).
 /// `sigma = 3u / (1 + 2u)` over `n` even points from 1 to the smallest *already shifted* training sigma, then 0.
 ///
 /// # Errors
 /// `n` outside 1..=1000.
-pub fn sigmas(n: usize) -> Result<Vec<f32>, ScheduleError> {
+pub(crate) fn sigmas(n: usize) -> Result<Vec<f32>, ScheduleError> {
     match n {
         0 => return Err(ScheduleError::NoSteps { got: n }),
         MAX_STEPS.. if n > MAX_STEPS => {
@@ -59,7 +59,7 @@ pub fn sigmas(n: usize) -> Result<Vec<f32>, ScheduleError> {
 ///
 /// # Errors
 /// As [`sigmas`].
-pub fn timesteps(n: usize) -> Result<Vec<f32>, ScheduleError> {
+pub(crate) fn timesteps(n: usize) -> Result<Vec<f32>, ScheduleError> {
     let mut t = sigmas(n)?;
     t.pop();
     Ok(t.into_iter()
@@ -72,7 +72,7 @@ fn shifted(u: f64) -> f64 {
 }
 
 /// `[cos | sin]` of `t * 10000^(-i/128)`, `[256]`, computed in f64 (reference `sinusoidal_embedding_1d`).
-pub fn sinusoid(t: f32) -> [f32; FREQUENCIES] {
+pub(crate) fn sinusoid(t: f32) -> [f32; FREQUENCIES] {
     const HALF: usize = FREQUENCIES / 2;
     let mut out = [0.0; FREQUENCIES];
     for i in 0..HALF {

@@ -6,13 +6,13 @@ use std::fmt;
 use engines::error_kind::ErrorKind;
 
 /// Pixels of one latent row or column (the VAE's spatial stride).
-pub const LATENT_STRIDE: usize = 8;
+pub(crate) const LATENT_STRIDE: usize = 8;
 /// Pixels of one token row or column: the VAE's stride times the patch size.
-pub const TOKEN_STRIDE: usize = 16;
+pub(crate) const TOKEN_STRIDE: usize = 16;
 /// Smallest side of a video.
-pub const MIN_SIDE: usize = 64;
+pub(crate) const MIN_SIDE: usize = 64;
 /// Largest side of a video.
-pub const MAX_SIDE: usize = 8192;
+pub(crate) const MAX_SIDE: usize = 8192;
 /// Sides of an area-mode video are multiples of this (reference `get_size_less_than_area`, `divisor`).
 const AREA_STRIDE: usize = 64;
 

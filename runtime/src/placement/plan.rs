@@ -57,7 +57,7 @@ impl PlanError {
 }
 
 /// Fewest slots that let a layer's upload run while another computes.
-pub const MIN_SLOTS: usize = 2;
+pub(crate) const MIN_SLOTS: usize = 2;
 
 /// Where a stage's rings are between calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]

@@ -17,7 +17,7 @@ pub struct Item {
 
 /// Items of one wave that run as the lanes of one call: contiguous steps of one chain, one anchor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
+pub(crate) struct Group {
     pub chain: usize,
     /// 0 for the picture's anchor, 1 for the one after the swap.
     pub anchor: usize,
@@ -27,7 +27,7 @@ pub struct Group {
 
 /// What has to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grid {
+pub(crate) struct Grid {
     pub blocks: usize,
     pub steps: usize,
     /// First block that needs the second anchor.
@@ -36,7 +36,7 @@ pub struct Grid {
 
 impl Grid {
     /// The anchor of a block.
-    pub fn anchor(&self, block: usize) -> usize {
+    pub(crate) fn anchor(&self, block: usize) -> usize {
         usize::from(self.swap_at.is_some_and(|at| block >= at))
     }
 
@@ -61,7 +61,7 @@ struct ChainState {
 const SPARE_BLOCKS: usize = 2;
 
 /// The state of the grid.
-pub struct Wavefront {
+pub(crate) struct Wavefront {
     grid: Grid,
     chains: Vec<ChainState>,
     pending: VecDeque<Group>,
@@ -76,7 +76,7 @@ pub struct Wavefront {
 
 impl Wavefront {
     /// Nothing issued yet.
-    pub fn new(grid: Grid, plan: &Plan) -> Self {
+    pub(crate) fn new(grid: Grid, plan: &Plan) -> Self {
         let chains = plan
             .chains
             .iter()
@@ -102,7 +102,7 @@ impl Wavefront {
     }
 
     /// The oldest call that may start now, if any; the caller must start it.
-    pub fn issue(&mut self) -> Option<Group> {
+    pub(crate) fn issue(&mut self) -> Option<Group> {
         self.look_ahead();
         let at = self.pending.iter().position(|g| self.may_start(g))?;
         let group = self.pending.remove(at)?;
@@ -114,22 +114,22 @@ impl Wavefront {
     }
 
     /// Blocks, in order, whose noise and audio should be at hand by now.
-    pub fn wanted(&self) -> usize {
+    pub(crate) fn wanted(&self) -> usize {
         (self.issued[0] + SPARE_BLOCKS).min(self.grid.blocks)
     }
 
     /// One more block has its noise and audio.
-    pub fn prepared(&mut self) {
+    pub(crate) fn prepared(&mut self) {
         self.prepared += 1;
     }
 
     /// One more anchor is there.
-    pub fn anchored(&mut self) {
+    pub(crate) fn anchored(&mut self) {
         self.anchors += 1;
     }
 
     /// A call has come back.
-    pub fn finished(&mut self, group: &Group) {
+    pub(crate) fn finished(&mut self, group: &Group) {
         self.chains[group.chain].in_flight -= 1;
         for item in &group.items {
             debug_assert_eq!(self.done[item.step], item.block, "a chain keeps its order");
@@ -138,12 +138,12 @@ impl Wavefront {
     }
 
     /// One more finished block has left.
-    pub fn delivered(&mut self) {
+    pub(crate) fn delivered(&mut self) {
         self.delivered += 1;
     }
 
     /// Every item is finished.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.done.iter().all(|&n| n == self.grid.blocks)
     }
 

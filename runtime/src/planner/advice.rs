@@ -9,7 +9,7 @@ use super::{Ask, Planned, draw};
 use crate::numbers::size::Size;
 
 /// Sizes that are tried in place of another, descending.
-pub const SIZES: [(usize, usize); 9] = [
+pub(crate) const SIZES: [(usize, usize); 9] = [
     (1280, 720),
     (1024, 704),
     (832, 480),
@@ -49,7 +49,7 @@ struct Change {
 const TOLD: usize = 4;
 
 /// The nearest settings that fit: smallest changes first.
-pub fn nearest(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Way> {
+pub(crate) fn nearest(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Way> {
     let fits = |c: &Change| draw(&c.profile, config, &c.ask).is_ok_and(|d| d.lack().is_none());
     let mut changes = settings(profile, config, ask);
     changes.extend(lighter_beside_vae(profile, config, ask));
@@ -221,7 +221,7 @@ fn others(profile: &Profile, ask: &Ask) -> Vec<Change> {
 const WORTH: f64 = 1.05;
 
 /// The two cheapest ways to more frames a second.
-pub fn levers(planned: &Planned) -> Vec<Lever> {
+pub(crate) fn levers(planned: &Planned) -> Vec<Lever> {
     let (profile, ask, config) = (&planned.profile, &planned.ask, planned.work.config());
     let mut changes = settings(profile, config, ask);
     changes.extend(rebalanced(planned));
@@ -355,7 +355,7 @@ fn hardware(profile: &Profile, ask: &Ask) -> Vec<Change> {
 }
 
 /// One sentence on what is busiest once the run is steady.
-pub fn bottleneck(planned: &Planned) -> String {
+pub(crate) fn bottleneck(planned: &Planned) -> String {
     let name = |d: usize| report_name(planned, d);
     let mut most: Option<(f64, String)> = None;
     let mut consider = |share: f64, what: String| {

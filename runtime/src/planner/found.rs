@@ -11,7 +11,7 @@ use super::{Ask, Planned, PlannerError, plan};
 
 /// One NVIDIA device, as its driver describes it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Card {
+pub(crate) struct Card {
     pub name: String,
     pub memory_gib: f64,
     pub free_gib: f64,
@@ -22,7 +22,7 @@ pub struct Card {
 
 /// What a plan can be made for here.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Machine {
+pub(crate) struct Machine {
     pub cards: Vec<Card>,
     pub cores: usize,
     pub memory_gib: f64,
@@ -35,7 +35,7 @@ const QUERY: &str =
 
 impl Machine {
     /// Looks.
-    pub fn look() -> Self {
+    pub(crate) fn look() -> Self {
         let (cards, no_cards) = match smi() {
             Ok(text) => {
                 let cards: Vec<Card> = text.lines().filter_map(card).collect();
@@ -56,7 +56,7 @@ impl Machine {
     }
 
     /// In one line.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match &self.no_cards {
             Some(why) => format!(
                 "no NVIDIA device ({why}); {} cores, {:.0} GiB",
@@ -74,7 +74,7 @@ impl Machine {
     }
 
     /// A profile with this machine's figures in place of its own.
-    pub fn fitted(&self, profile: &Profile) -> Profile {
+    pub(crate) fn fitted(&self, profile: &Profile) -> Profile {
         let mut p = profile.clone();
         p.host.memory_gib = self.memory_gib;
         p.host.reserve_gib = p.host.reserve_gib.min(0.25 * self.memory_gib);
@@ -102,7 +102,7 @@ impl Machine {
     ///
     /// # Errors
     /// The refusal of the profile that comes nearest, where none fits.
-    pub fn plan(&self, config: &ModelConfig, ask: &Ask) -> Result<Planned, PlannerError> {
+    pub(crate) fn plan(&self, config: &ModelConfig, ask: &Ask) -> Result<Planned, PlannerError> {
         let mut best: Option<Planned> = None;
         let mut refusal = None;
         for profile in Profile::built_in()?.into_iter().filter(|p| self.suits(p)) {
@@ -154,7 +154,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`PlannerError::Devices`], [`PlannerError::Occupied`].
-    pub fn check(&self, planned: &Planned) -> Result<(), PlannerError> {
+    pub(crate) fn check(&self, planned: &Planned) -> Result<(), PlannerError> {
         let profile = &planned.profile;
         let instead = || {
             let all = Profile::built_in().unwrap_or_default();
@@ -226,7 +226,7 @@ fn measure(d: &mut Device, card: &Card) {
 }
 
 /// `cuda:1`, or `cpu:0`.
-pub fn device_name(profile: &Profile, device: usize) -> String {
+pub(crate) fn device_name(profile: &Profile, device: usize) -> String {
     match profile.each_device().nth(device).map(|d| d.kind) {
         Some(Kind::Gpu) => format!("cuda:{device}"),
         _ => format!("cpu:{device}"),

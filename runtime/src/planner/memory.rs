@@ -82,7 +82,12 @@ fn anchors(ask: &Ask) -> u64 {
 }
 
 /// The memory of every device of `profile`, in order.
-pub fn budgets(profile: &Profile, work: &Work, ask: &Ask, placement: &Placement) -> Vec<Budget> {
+pub(crate) fn budgets(
+    profile: &Profile,
+    work: &Work,
+    ask: &Ask,
+    placement: &Placement,
+) -> Vec<Budget> {
     let device = |(index, device): (usize, &engines::profile::Device)| {
         let mut budget = Budget {
             usable: device.usable_bytes(),
@@ -149,7 +154,7 @@ fn stage_budget(
 }
 
 /// Bytes of the transformer alone on one device, everything resident: `steps` rings and one anchor, calls of `lanes`.
-pub fn transformer_bytes(work: &Work, steps: usize, lanes: usize, kind: Kind) -> u64 {
+pub(crate) fn transformer_bytes(work: &Work, steps: usize, lanes: usize, kind: Kind) -> u64 {
     let (layers, steps, lanes) = (work.config().dit.layers, steps as u64, lanes as u64);
     let weights: u64 = (0..layers).map(|l| work.layer_weights(l)).sum();
     let kept = steps * work.ring_bytes() + work.sink_bytes() + work.text_bytes();
@@ -196,7 +201,7 @@ fn encoder_bytes(work: &Work, kind: Kind) -> [u64; 3] {
 }
 
 /// The host's share.
-pub fn host_budget(profile: &Profile, work: &Work, placement: &Placement) -> HostBudget {
+pub(crate) fn host_budget(profile: &Profile, work: &Work, placement: &Placement) -> HostBudget {
     let stage = |s: &PlacedStage| {
         let r = s.residency;
         let streamed = s.layers.clone().skip(r.resident_layers);

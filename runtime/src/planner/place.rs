@@ -14,7 +14,7 @@ use super::{Ask, PlannerError};
 ///
 /// # Errors
 /// Layers or lanes of the profile that the model or the run does not have.
-pub fn place(profile: &Profile, work: &Work, ask: &Ask) -> Result<Placement, PlannerError> {
+pub(crate) fn place(profile: &Profile, work: &Work, ask: &Ask) -> Result<Placement, PlannerError> {
     let layers = work.config().dit.layers;
     let cuts = layer_cuts(profile, layers)?;
     let parts = profile.layout.steps.min(ask.steps);

@@ -37,7 +37,7 @@ const ROWS: [Row<Budget, u64>; 8] = [
 ];
 
 /// A plan, with or without the explanation.
-pub struct Report<'a> {
+pub(crate) struct Report<'a> {
     pub planned: &'a Planned,
     pub explain: bool,
 }

@@ -34,7 +34,7 @@ impl Spent {
 }
 
 /// What each piece of work costs, in seconds. Stages are counted over all chains.
-pub trait Costs {
+pub(crate) trait Costs {
     fn call(&self, stage: usize, lanes: usize) -> Spent;
     fn prefill(&self, stage: usize) -> Spent;
     /// Before a stage takes its first packet.
@@ -48,7 +48,7 @@ pub trait Costs {
 }
 
 /// What to run.
-pub struct Schedule<'a> {
+pub(crate) struct Schedule<'a> {
     pub plan: &'a Plan,
     pub steps: usize,
     pub blocks: usize,
@@ -175,7 +175,7 @@ impl Timeline {
 }
 
 /// Runs a schedule to its end.
-pub fn simulate(schedule: &Schedule<'_>) -> Timeline {
+pub(crate) fn simulate(schedule: &Schedule<'_>) -> Timeline {
     let mut sim = Sim::new(schedule);
     sim.settle();
     while let Some(Reverse((at, _, event))) = sim.events.pop() {

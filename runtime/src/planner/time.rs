@@ -18,7 +18,7 @@ const SPEECH_SECONDS: f64 = 10.0;
 const SPEECH_ROWS: f64 = 50.0;
 
 /// Everything that [`Costs`] asks.
-pub struct Times<'a> {
+pub(crate) struct Times<'a> {
     pub profile: &'a Profile,
     pub work: &'a Work,
     pub ask: &'a Ask,
@@ -35,7 +35,7 @@ struct Step {
 }
 
 impl<'a> Times<'a> {
-    pub fn new(
+    pub(crate) fn new(
         profile: &'a Profile,
         work: &'a Work,
         ask: &'a Ask,
@@ -138,7 +138,7 @@ impl<'a> Times<'a> {
     }
 
     /// Seconds for the text, the speech and the picture.
-    pub fn encoders(&self) -> [f64; 3] {
+    pub(crate) fn encoders(&self) -> [f64; 3] {
         let device = self.devices[self.placement.encoders.device];
         let linear = |o: f64| {
             let o = Operations {
@@ -165,7 +165,7 @@ impl<'a> Times<'a> {
     }
 
     /// Seconds to bring every weight that stays to its device, or that streams into memory, reading files once.
-    pub fn loading(&self) -> f64 {
+    pub(crate) fn loading(&self) -> f64 {
         let files = self.work.transformer_weights() + self.work.text_weights();
         Self::over(self.profile.host.disk_gbs, files)
     }

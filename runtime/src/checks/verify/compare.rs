@@ -8,7 +8,7 @@ use super::set::Tolerance;
 
 /// The difference of two tensors of one shape.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Difference {
+pub(super) struct Difference {
     pub count: usize,
     /// Elements that differ at all.
     pub differing: usize,
@@ -28,7 +28,7 @@ pub struct Difference {
 }
 
 impl Difference {
-    pub fn passes(&self) -> bool {
+    pub(super) fn passes(&self) -> bool {
         self.used <= 1.0
     }
 }

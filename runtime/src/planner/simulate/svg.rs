@@ -31,7 +31,7 @@ struct Row {
 }
 
 /// Draws `timeline`; `names` are the devices'.
-pub fn draw(timeline: &Timeline, title: &str, names: &[String]) -> String {
+pub(crate) fn draw(timeline: &Timeline, title: &str, names: &[String]) -> String {
     let seconds = timeline.seconds.max(f64::MIN_POSITIVE);
     let x = |t: f64| LEFT + WIDTH * t / seconds;
     let (mut body, mut rows, mut y) = (String::new(), Vec::new(), TOP);
