@@ -77,6 +77,14 @@ pub enum CheckError {
     /// A placement cannot be used.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// Tensors of a file do not fit a component.
+    #[error("{}: {source}", path.display())]
+    Inputs {
+        /// The file.
+        path: PathBuf,
+        /// The port, what was wanted and what was got.
+        source: Box<EngineError>,
+    },
     /// A report cannot be written.
     #[error("{}: cannot write: {source}", path.display())]
     Write {
@@ -126,6 +134,7 @@ impl CheckError {
             Self::Schedule(e) => e.kind(),
             Self::ClipLength(e) => e.kind(),
             Self::Plan(e) => e.kind(),
+            Self::Inputs { source, .. } => source.kind(),
             Self::Write { source, .. } if source.kind() != std::io::ErrorKind::StorageFull => {
                 ErrorKind::Input
             }

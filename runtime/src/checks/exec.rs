@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use engines::backend::{Backend, LoadOptions, run_named};
+use engines::backend::{Backend, EngineError, LoadOptions, run_named};
 use engines::tensor_file::{self, Tensors};
 
 use crate::checks::error::CheckError;
@@ -42,5 +42,11 @@ fn run(backend: &dyn Backend, request: &Request, tensors: Tensors) -> Result<Ten
         ..LoadOptions::default()
     };
     let mut session = backend.load(&request.component, &options)?;
-    Ok(run_named(&mut *session, &**backend.memory(), tensors)?)
+    run_named(&mut *session, &**backend.memory(), tensors).map_err(|error| match error {
+        error @ EngineError::Bind { .. } => CheckError::Inputs {
+            path: request.inputs.clone(),
+            source: Box::new(error),
+        },
+        error => error.into(),
+    })
 }

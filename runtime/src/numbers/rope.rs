@@ -229,8 +229,8 @@ mod tests {
             assert!((f64::from(table.cos[row * half + index]) - f64::cos(position)).abs() < 1e-7);
             assert!((f64::from(table.sin[row * half + index]) - f64::sin(position)).abs() < 1e-7);
         }
-        assert_eq!(rope.cond(0).cos.len(), rope.cond_tokens() * half);
-        assert_eq!(rope.cond_tokens(), 80);
+        let tokens = crate::fixtures::sizes::config(1).sink_tokens(4, 8);
+        assert_eq!((rope.cond(0).cos.len(), tokens), (tokens * half, 80));
     }
 
     #[test]
