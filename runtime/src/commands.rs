@@ -6,13 +6,14 @@ pub(crate) mod device_args;
 pub(crate) mod error;
 mod foresee;
 mod machine;
+mod print;
 pub(crate) mod progress;
 
 pub use cli::{Cli, complaint};
 pub use error::Error;
 pub use progress::{Style, failed};
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::chain::events::{Cancel, Event, Observer, Phase};
 use crate::checks::error::CheckError;
 use crate::checks::{bench, exec, parity, synthetic, verify};
 use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe, Verify};
+use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
 use crate::generate::{Engine, Prepared};
 use crate::media::video_facts::probe;
@@ -151,18 +153,6 @@ fn run_synthetic(args: &Bench, graphs: &Path) -> Result<(), Error> {
     show(&report, args.json)
 }
 
-fn show(report: &(impl serde::Serialize + std::fmt::Display), as_json: bool) -> Result<(), Error> {
-    match as_json {
-        true => print(&json(report)),
-        false => print(report.to_string().trim_end()),
-    }
-}
-
-/// Returns plain data as one line of JSON.
-fn json(data: &impl serde::Serialize) -> String {
-    serde_json::to_string(data).expect("plain data is JSON")
-}
-
 fn run_parity(args: &Parity) -> Result<(), Error> {
     // The device's library serves the CPU as well, not the other way round.
     let device = args.on.open(&args.models)?;
@@ -180,13 +170,6 @@ fn run_parity(args: &Parity) -> Result<(), Error> {
 fn run_probe(args: &Probe) -> Result<(), Error> {
     let facts = probe(&args.file)?;
     show(&facts, args.json)
-}
-
-fn print(text: &str) -> Result<(), Error> {
-    writeln!(std::io::stdout(), "{text}").map_err(|source| Error::Write {
-        path: "standard output".into(),
-        source,
-    })
 }
 
 /// Different at every call; shown in the settings, so that a run can be repeated.

@@ -7,6 +7,7 @@ pub(crate) mod plan;
 pub(crate) mod queues;
 pub(crate) mod speech_chunk;
 pub(crate) mod told;
+pub(crate) mod too_small;
 pub(crate) mod wavefront;
 
 pub use devices::Devices;

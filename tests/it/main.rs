@@ -2,9 +2,11 @@
 mod bench;
 mod cli;
 mod device;
+mod engine;
 mod export;
 mod graphs;
 mod parity;
 mod placement;
 mod plans;
+mod rooms;
 mod stream;

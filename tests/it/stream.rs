@@ -36,11 +36,16 @@ impl Run {
         }
     }
 
-    fn out(&self) -> PathBuf {
+    pub(crate) fn out(&self) -> PathBuf {
         self.dir.path().join("video.mp4")
     }
 
-    fn trace(&self) -> PathBuf {
+    /// A file of the run's folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn trace(&self) -> PathBuf {
         self.dir.path().join("trace.safetensors")
     }
 
@@ -78,7 +83,7 @@ impl Run {
         generate(&engine, request, &Silent, &Cancel::default()).unwrap_or_else(|e| panic!("{e}"))
     }
 
-    fn traced(&self) -> BTreeMap<String, Tensor> {
+    pub(crate) fn traced(&self) -> BTreeMap<String, Tensor> {
         tensor_file::read(&self.trace()).unwrap()
     }
 }
@@ -352,7 +357,7 @@ fn a_random_checkpoint_speaks() {
 }
 
 /// Arguments of `avatar-run generate` for the golden inputs.
-fn line(out: &Path, audio: &Path, threads: usize, more: &[&str]) -> Command {
+pub(crate) fn line(out: &Path, audio: &Path, threads: usize, more: &[&str]) -> Command {
     let golden = Golden::carried();
     let mut command = Program::Run.command();
     command

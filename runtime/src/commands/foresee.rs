@@ -4,9 +4,9 @@ use engines::components::preset::Preset;
 use engines::manifest::{ModelConfig, Models};
 use engines::profile::Profile;
 
-use super::print;
 use crate::commands::cli::{PlanArgs, PresetArg, SimulateArgs, Target};
 use crate::commands::error::Error;
+use crate::commands::print::{json, print};
 use crate::generate::Clips;
 use crate::numbers::size::SizeMode;
 use crate::planner::found::{Machine, device_name};
@@ -64,7 +64,7 @@ pub(super) fn simulate(args: &SimulateArgs) -> Result<(), Error> {
         })?;
     }
     if args.json {
-        return print(&super::json(&timeline));
+        return print(&json(&timeline));
     }
     print(&summary(&planned, &timeline, &title, &names))
 }

@@ -3,8 +3,8 @@
 use engines::backend::EngineError;
 use engines::error_kind::ErrorKind;
 
-use crate::placement::footprint::TooSmall;
 use crate::placement::plan::PlanError;
+use crate::placement::too_small::TooSmall;
 
 /// Why a placement cannot be used on the devices that are there.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,360 @@
+//! One loaded engine and many videos on it: what is loaded, that every video has the bits of a
+//! process of its own, and what a video that fails leaves.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use engines::backend::{Backend, EngineError, LoadOptions, Outputs, Session, State};
+use engines::contract::{Contract, Port};
+use engines::error_kind::ErrorKind;
+use engines::memory::{HostMemory, Memory};
+use engines::recipe::Recipe;
+use engines::tensor::{Tensor, View};
+use engines::weights::{BoundWeights, HostWeights};
+use runtime::chain::{Cancel, Event, Observer, Silent};
+use runtime::generate::{Engine, Request, generate};
+use runtime::inputs::Speech;
+use runtime::media::probe;
+use runtime::placement::{Devices, Plan, Told};
+use tests::files::{RATE, Samples, wav};
+use tests::golden::{models, open};
+use tests::program::Finished;
+
+use crate::stream::{Run, line};
+
+/// A backend that counts loads, and whose `fails` component fails at one of its runs.
+struct Watched {
+    inner: Arc<dyn Backend>,
+    /// How often each component was loaded, with or without its weights.
+    loads: Mutex<BTreeMap<String, usize>>,
+    fails: Option<(&'static str, usize)>,
+    runs: Arc<AtomicUsize>,
+}
+
+impl Watched {
+    fn new(inner: Arc<dyn Backend>) -> Arc<Self> {
+        Self::failing(inner, None)
+    }
+
+    fn failing(inner: Arc<dyn Backend>, fails: Option<(&'static str, usize)>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            loads: Mutex::default(),
+            fails,
+            runs: Arc::default(),
+        })
+    }
+
+    fn loads(&self) -> BTreeMap<String, usize> {
+        self.loads.lock().unwrap().clone()
+    }
+
+    fn counted(&self, component: &str, inner: Box<dyn Session>) -> Box<dyn Session> {
+        *self
+            .loads
+            .lock()
+            .unwrap()
+            .entry(component.to_owned())
+            .or_default() += 1;
+        match self.fails {
+            Some((name, run)) if name == component => Box::new(Failing {
+                inner,
+                run,
+                runs: Arc::clone(&self.runs),
+            }),
+            _ => inner,
+        }
+    }
+}
+
+impl Backend for Watched {
+    fn memory(&self) -> &Arc<dyn Memory> {
+        self.inner.memory()
+    }
+
+    fn recipe(&self) -> Recipe {
+        self.inner.recipe()
+    }
+
+    fn load(
+        &self,
+        component: &str,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        Ok(self.counted(component, self.inner.load(component, options)?))
+    }
+
+    fn load_unbound(
+        &self,
+        component: &str,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        Ok(self.counted(component, self.inner.load_unbound(component, options)?))
+    }
+
+    fn weights(&self, component: &str) -> Result<HostWeights, EngineError> {
+        self.inner.weights(component)
+    }
+}
+
+/// A session that fails at one run.
+struct Failing {
+    inner: Box<dyn Session>,
+    run: usize,
+    runs: Arc<AtomicUsize>,
+}
+
+impl Session for Failing {
+    fn component(&self) -> &str {
+        self.inner.component()
+    }
+
+    fn contract(&self) -> &'static Contract {
+        self.inner.contract()
+    }
+
+    fn recipe(&self) -> Recipe {
+        self.inner.recipe()
+    }
+
+    fn bind(&mut self, weights: BoundWeights) {
+        self.inner.bind(weights);
+    }
+
+    fn run(
+        &mut self,
+        inputs: &[(&Port, View<'_>)],
+        state: State<'_>,
+    ) -> Result<Outputs, EngineError> {
+        if self.runs.fetch_add(1, Ordering::SeqCst) == self.run {
+            return Err(EngineError::Memory {
+                component: self.component().to_owned(),
+                reason: "as planned".to_owned(),
+            });
+        }
+        self.inner.run(inputs, state)
+    }
+}
+
+/// The carried models on one watched device of the process's own memory.
+fn engine(told: &Told, change: impl FnOnce(&mut Plan)) -> (Arc<Watched>, Engine) {
+    let backend = open(models());
+    let models = backend.models().clone();
+    let mut plan = told.plan(models.config().dit.layers, 4).unwrap();
+    change(&mut plan);
+    let watched = Watched::new(Arc::new(backend));
+    let devices = Devices::one(Arc::<Watched>::clone(&watched));
+    (watched, Engine::new(models, devices, plan))
+}
+
+/// Two requests that differ in everything that conditions a video.
+fn requests(runs: &[Run; 2]) -> [Request; 2] {
+    let mut requests = runs.each_ref().map(Run::request);
+    requests[1].seed = 7;
+    requests[1].prompt = "A woman laughs at night.".to_owned();
+    requests[1].audio = tests::golden::Golden::carried().input("speech_44k1_stereo.wav");
+    requests
+}
+
+/// The files of a run: its trace and its video, byte for byte.
+fn files(run: &Run) -> (BTreeMap<String, Tensor>, Vec<u8>) {
+    (run.traced(), fs::read(run.out()).unwrap())
+}
+
+fn assert_same(got: &Run, want: &Run, what: &str) {
+    let ((got, video), (want, wanted_video)) = (files(got), files(want));
+    let keys = |t: &BTreeMap<String, Tensor>| t.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&got), keys(&want), "{what}");
+    for (name, tensor) in &got {
+        assert!(tensor.bytes() == want[name].bytes(), "{what}: {name}");
+    }
+    assert!(video == wanted_video, "{what}: the video");
+}
+
+/// Notes when the first denoising step is done.
+struct FirstStep(Instant, Mutex<Option<f64>>);
+
+impl Observer for FirstStep {
+    fn event(&self, event: &Event<'_>) {
+        if matches!(event, Event::Stepped { .. }) {
+            let seconds = || self.0.elapsed().as_secs_f64();
+            self.1.lock().unwrap().get_or_insert_with(seconds);
+        }
+    }
+}
+
+#[test]
+fn two_videos_in_one_process_load_the_weights_once_and_are_the_bits_of_two_processes() {
+    let alone = [Run::new(), Run::new()];
+    for (run, request) in alone.iter().zip(requests(&alone)) {
+        let more = ["--seed", &request.seed.to_string()].map(str::to_owned);
+        let mut command = line(&run.out(), &request.audio, 2, &[]);
+        command.args(more).arg("--prompt").arg(&request.prompt);
+        command.arg("--trace").arg(run.trace());
+        Finished::from(command.output().unwrap()).ok();
+    }
+    for encoders_stay in [false, true] {
+        let (watched, engine) = engine(&Told::default(), |p| p.encoders_stay = encoders_stay);
+        let runs = [Run::new(), Run::new()];
+        let mut loads = Vec::new();
+        for request in requests(&runs) {
+            let first = FirstStep(Instant::now(), Mutex::default());
+            generate(&engine, &request, &first, &Cancel::default()).unwrap();
+            let seconds = first.1.into_inner().unwrap().unwrap();
+            println!("encoders stay: {encoders_stay}; first step after {seconds:.3} s");
+            loads.push(watched.loads());
+        }
+        for (run, alone) in runs.iter().zip(&alone) {
+            assert_same(run, alone, "in one process");
+        }
+        assert!(loads[0].len() > 15, "{:?}", loads[0]);
+        for (name, count) in &loads[1] {
+            let sink = name.starts_with("dit_sink");
+            let encoder = ["text", "speech", "vae_encoder", "dit_text"];
+            let encoder = encoder.iter().any(|e| name.starts_with(e)) && name != "speech_adapter";
+            let again = sink || (encoder && !encoders_stay);
+            let more = if again { loads[0][name] } else { 0 };
+            assert_eq!(
+                *count,
+                loads[0][name] + more,
+                "{name}, stay: {encoders_stay}"
+            );
+        }
+    }
+}
+
+#[test]
+fn two_videos_at_a_time_are_the_bits_of_one_after_the_other() {
+    let told = Told {
+        stages: "2x2".parse().unwrap(),
+        ..Told::default()
+    };
+    let after = [Run::new(), Run::new()];
+    let (_, one_by_one) = engine(&told, |_| {});
+    for request in requests(&after) {
+        generate(&one_by_one, &request, &Silent, &Cancel::default()).unwrap();
+    }
+    let (watched, engine) = engine(&told, |_| {});
+    let at_a_time = [Run::new(), Run::new()];
+    thread::scope(|scope| {
+        for request in requests(&at_a_time) {
+            let engine = &engine;
+            scope.spawn(move || {
+                generate(engine, &request, &Silent, &Cancel::default()).unwrap();
+            });
+        }
+    });
+    for (run, after) in at_a_time.iter().zip(&after) {
+        assert_same(run, after, "at a time");
+    }
+    let heads = watched.loads()["dit_head"];
+    assert_eq!(heads, 2, "one head for each chain, shared by both videos");
+}
+
+#[test]
+fn an_engine_frees_the_transformer_for_encoders_that_do_not_fit_beside_it() {
+    let backend = open(models());
+    let models = backend.models().clone();
+    let plan = Told::default().plan(models.config().dit.layers, 4).unwrap();
+    let peak = |budget: u64, videos: usize| {
+        let memory = HostMemory::new("cpu:0", budget);
+        let watched = Watched::new(Arc::new(backend.on(Arc::<HostMemory>::clone(&memory))));
+        let devices = Devices::each(vec![Arc::<Watched>::clone(&watched)]);
+        let engine = Engine::new(models.clone(), devices, plan.clone());
+        for _ in 0..videos {
+            let run = Run::new();
+            generate(&engine, &run.request(), &Silent, &Cancel::default()).unwrap();
+        }
+        (memory.ledger().counts().peak, watched.loads()["dit_head"])
+    };
+    let (one, _) = peak(u64::MAX, 1);
+    let (beside, loads) = peak(u64::MAX, 2);
+    assert_eq!(loads, 1);
+    if beside > one {
+        // With room for one video and no more, the second loads the transformer again.
+        assert_eq!(peak(one.max(beside - 1), 2).1, 2);
+    }
+}
+
+#[test]
+fn the_sound_of_a_video_starts_with_the_frame_that_it_drove() {
+    let run = Run::new();
+    let at = 1.0_f32;
+    let mut samples = vec![0_f32; 2 * RATE as usize];
+    let click = (at * RATE as f32) as usize;
+    samples[click..click + 32].fill(0.9);
+    let audio = run.path("click.wav");
+    fs::write(&audio, wav(&samples, Samples::Integer)).unwrap();
+    let mut request = run.request();
+    (request.audio, request.files.trace) = (audio, None);
+    let (_, engine) = engine(&Told::default(), |_| {});
+    generate(&engine, &request, &Silent, &Cancel::default()).unwrap();
+    let heard = heard_at(&run.out());
+    // Three frames of 40 ms are dropped, and their sound with them.
+    let wanted = at - 0.12;
+    assert!(
+        (heard - wanted).abs() < 0.004,
+        "heard at {heard} s, wanted {wanted} s"
+    );
+}
+
+/// Seconds from the start of a video file to its loudest sample.
+fn heard_at(video: &Path) -> f32 {
+    let samples = Speech::open(video).unwrap().samples;
+    let loudest = (0..samples.len()).max_by(|&a, &b| samples[a].abs().total_cmp(&samples[b].abs()));
+    loudest.unwrap() as f32 / 16_000.0
+}
+
+/// Keeps the notices of a run.
+#[derive(Default)]
+struct Notices(Mutex<Vec<String>>);
+
+impl Observer for Notices {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::Notice(text) = event {
+            self.0.lock().unwrap().push(text.clone());
+        }
+    }
+}
+
+#[test]
+fn a_run_that_fails_keeps_its_frames_and_says_where() {
+    for (component, at, frames) in [
+        // Four steps a block, one lane a call: the third block fails in its second step.
+        ("dit_head", 20, None),
+        // The priming takes one call; a block has three latent frames.
+        ("vae_decoder_next", 6 + 3 * 3, Some(33)),
+        ("vae_decoder_next", 0, Some(0)),
+    ] {
+        let run = Run::new();
+        let backend = open(models());
+        let models = backend.models().clone();
+        let plan = Told::default().plan(models.config().dit.layers, 4).unwrap();
+        let watched = Watched::failing(Arc::new(backend), Some((component, at)));
+        let engine = Engine::new(models, Devices::one(watched), plan);
+        let notices = Notices::default();
+        let error = generate(&engine, &run.request(), &notices, &Cancel::default()).unwrap_err();
+        assert!(error.to_string().contains("as planned"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Resources);
+        assert!(!run.out().exists() && !run.trace().exists());
+        let (partial, notices) = (
+            run.path("video.partial.mp4"),
+            notices.0.into_inner().unwrap(),
+        );
+        let kept = match partial.exists() {
+            true => probe(&partial).unwrap().frames,
+            false => 0,
+        };
+        assert!(
+            frames.is_none_or(|f| f == kept),
+            "{component}: {kept} frames"
+        );
+        let says = format!("the first {kept} frames are kept: {}", partial.display());
+        assert_eq!(notices.contains(&says), kept > 0, "{notices:?}");
+    }
+}
