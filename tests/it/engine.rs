@@ -215,8 +215,8 @@ fn two_videos_in_one_process_load_the_weights_once_and_are_the_bits_of_two_proce
         assert!(loads[0].len() > 15, "{:?}", loads[0]);
         for (name, count) in &loads[1] {
             let sink = name.starts_with("dit_sink");
-            let encoder = ["text", "speech", "vae_encoder", "dit_text"];
-            let encoder = encoder.iter().any(|e| name.starts_with(e)) && name != "speech_adapter";
+            let encoders = ["text_encoder", "audio_encoder", "vae_encoder", "dit_text"];
+            let encoder = encoders.iter().any(|e| name.starts_with(e));
             let again = sink || (encoder && !encoders_stay);
             let more = if again { loads[0][name] } else { 0 };
             assert_eq!(

@@ -204,7 +204,7 @@ fn lanes_change_no_bit_on_one_thread() {
         run.traced()
     };
     let want = traced("1", "1");
-    for (stages, lanes) in [("1", "2"), ("1", "3"), ("1", "4"), ("2x1", "4")] {
+    for (stages, lanes) in [("1", "3"), ("2x1", "4")] {
         assert_eq!(
             differing(&traced(stages, lanes), &want),
             Vec::<String>::new(),
@@ -297,6 +297,8 @@ fn numbers_of_the_carried_models_stay_what_they_are() {
         Close::new(2e-4, 1e-3, values)
     };
     Close::compared(|| insta::assert_snapshot!("first_latents", first("block0.latents")));
+    // The first block of the second clip: another noise, and the swapped anchor.
+    Close::compared(|| insta::assert_snapshot!("second_clip_latents", first("block4.latents")));
     Close::compared(|| insta::assert_snapshot!("last_latents", first("block7.latents")));
     let frames = tensors["frames_u8"].bytes();
     let means = frames

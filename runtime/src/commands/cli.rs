@@ -1,5 +1,5 @@
-//! The command line of `avatar-run`: flags to requests, nothing else. Upstream's flags keep their names; every flag is understood with
-//! underscores and with dashes.
+//! The command line of `avatar-run`: turns flags into requests, and does nothing else. Upstream's
+//! flags keep their names. Every flag may be written with underscores or with dashes.
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -30,7 +30,10 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "Flags may be written with dashes or, as upstream has them, with underscores.\nExit codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, 6 interrupted (the part is playable), 7 verification failed";
+const EXIT_CODES: &str = "\
+You may write a flag with dashes, or with underscores as upstream does.
+Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, \
+6 interrupted (the unfinished video plays), 7 verification failed";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -41,15 +44,16 @@ pub enum Command {
     Exec(Exec),
     /// Check an export against a folder of reference tensors.
     Verify(Verify),
-    /// Time every component of an export at a given size.
+    /// Measure the time of every component of an export at a given size.
     Bench(Bench),
-    /// Compare every component of an export on a device with the CPU.
+    /// Compare every component of an export on a device with the same component on the CPU.
     Parity(Parity),
-    /// Print size, rate, lengths and sound of a video file.
+    /// Print the size, frame rate, lengths and sound of a video file.
     Probe(Probe),
-    /// Say what a machine can do, before anything is loaded: memory of every device, times, and what limits them.
+    /// Print what a machine can do, before anything is loaded: the memory of every device, the
+    /// times, and the part that limits them.
     Plan(PlanArgs),
-    /// Run a plan's schedule without a model: when each device does what, as a picture or JSON.
+    /// Run the schedule of a plan without a model, and show when each device does which work.
     Simulate(SimulateArgs),
 }
 
@@ -66,31 +70,33 @@ pub struct Generate {
     /// Speech, in any file that FFmpeg decodes.
     #[arg(long)]
     pub audio: PathBuf,
-    /// What is to be seen.
+    /// Text that describes the video, for example "A woman speaks to the camera".
     #[arg(long)]
     pub prompt: String,
     /// Width and height of the video.
     #[arg(long, value_name = "W*H", default_value = "704*384")]
     pub size: Size,
-    /// What --size means: the video's exact size, or (upstream's rule) only an area that the picture's shape fills.
+    /// Meaning of --size: the exact size of the video, or an area that a video in the picture's
+    /// shape fills (upstream's rule).
     #[arg(long = "size-mode", default_value = "exact")]
     size_mode: SizeModeArg,
-    /// How a picture of another shape fills an exact size.
+    /// How a picture of another shape fills an exact size: cut its edges off, or add black bars.
     #[arg(long, default_value = "crop")]
     fit: FitArg,
-    /// Clips to make, or auto for the whole recording.
+    /// Number of clips to make; auto makes as many as the recording fills.
     #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
     num_clip: Clips,
-    /// Denoising steps; the model is distilled for 4.
+    /// Number of denoising steps; the model is distilled for 4.
     #[arg(long = "sample-steps", value_name = "N", default_value_t = 4)]
     sample_steps: usize,
     /// Video frames of a clip, a multiple of 12.
     #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
     infer_frames: usize,
-    /// Blocks of 12 frames that attention sees back; the model's own is a clip's. Fewer save memory and time and change the picture.
+    /// Number of 12-frame blocks that attention sees back, by default those of a clip. Fewer blocks
+    /// need less memory and time, and change the video.
     #[arg(long = "ring-blocks", value_name = "N", value_parser = count)]
     ring_blocks: Option<usize>,
-    /// Seed of the noise; negative for a random one.
+    /// Seed of the noise. A negative number asks for a random seed.
     #[arg(
         long = "base-seed",
         visible_alias = "seed",
@@ -99,7 +105,7 @@ pub struct Generate {
         allow_negative_numbers = true
     )]
     base_seed: i64,
-    /// The video.
+    /// File to write the video to.
     #[arg(
         long,
         alias = "save-file",
@@ -107,25 +113,29 @@ pub struct Generate {
         required_unless_present = "save_dir"
     )]
     out: Option<PathBuf>,
-    /// Folder for a video named after the picture and the speech.
+    /// Folder to write the video to. The file gets its name from the picture and the speech.
     #[arg(long = "save-dir", value_name = "DIR", conflicts_with = "out")]
     save_dir: Option<PathBuf>,
-    /// Which of the reference's pipelines is followed.
+    /// Pipeline of the reference to follow: the multi-GPU one (tpp) or a single-GPU one.
     #[arg(long, default_value = "tpp")]
     mode: ModeArg,
     /// The same as --mode single.
     #[arg(long = "single-gpu", hide = true)]
     single_gpu: bool,
-    /// With --mode single: the first clip is decoded before the second begins, and conditions it.
+    /// With --mode single: decode the first clip before the second begins, and condition the second
+    /// on it.
     #[arg(long = "enable-online-decode")]
     enable_online_decode: bool,
-    /// Place the work as this kind of machine does: a built-in name such as 4x24g, a file of your own, or auto for the machine at hand.
+    /// Kind of machine to place the work on: a built-in name such as 4x24g, a file of your own, or
+    /// auto for this machine.
     #[arg(long, value_name = "NAME|FILE|auto", conflicts_with_all = ["stages", "num_gpus_dit", "lanes", "resident_layers", "offload_model", "host_rings", "slots", "device_memory", "vae_device", "ring_blocks"])]
     pub profile: Option<String>,
-    /// The profile's devices are threads on this CPU, each with the memory that is planned for it: to try a placement without the machine.
+    /// Use threads of this CPU as the profile's devices, each with the memory that is planned for it.
+    /// This tries a placement without the machine.
     #[arg(long = "virtual", requires = "profile")]
     pub virtual_devices: bool,
-    /// Run TensorRT engines that `avatar-export build` made for the profile; without it ONNX Runtime runs the graphs.
+    /// Folder of TensorRT engines that `avatar-export build` made for the profile. Without it, ONNX
+    /// Runtime runs the graphs.
     #[arg(
         long,
         value_name = "DIR",
@@ -133,7 +143,8 @@ pub struct Generate {
         conflicts_with = "virtual_devices"
     )]
     pub engines: Option<PathBuf>,
-    /// Placement on virtual CPU devices: 1, LxS, `layers=L,steps=S`, or a list `device:layers/steps;...`.
+    /// Placement on virtual CPU devices: 1, LxS, `layers=L,steps=S`, or a list
+    /// `device:layers/steps;...`.
     #[arg(long, value_name = "STAGES")]
     stages: Option<Stages>,
     /// The same as --stages steps=N.
@@ -144,10 +155,11 @@ pub struct Generate {
         conflicts_with = "stages"
     )]
     num_gpus_dit: Option<NonZeroUsize>,
-    /// Items of a wave that ride in one call.
+    /// Number of denoising steps of different blocks that share one call.
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     lanes: Lanes,
-    /// Layers of each stage whose weights stay on its device; the others stream from host memory once a call. All by default.
+    /// Number of layers of each stage whose weights stay on its device, by default all. The other
+    /// layers stream from host memory in every call.
     #[arg(long = "resident-layers", value_name = "N")]
     resident_layers: Option<usize>,
     /// Upstream's offload: True is the same as --resident-layers 0.
@@ -159,34 +171,35 @@ pub struct Generate {
         value_parser = clap::builder::BoolishValueParser::new()
     )]
     offload_model: Option<bool>,
-    /// Keep KV rings in host memory; what a call reads streams in and what it writes streams back.
+    /// Keep the KV rings in host memory. Every call brings in the rows that it reads, and sends back
+    /// the rows that it writes.
     #[arg(long = "host-rings", alias = "offload-kv-cache")]
     host_rings: bool,
-    /// Layers that have room on a device at once where layers stream.
+    /// Number of layers that have room on a device at a time where layers stream.
     #[arg(long, value_name = "N", default_value_t = MIN_SLOTS)]
     slots: usize,
-    /// Budget of each device; a placement that needs more is refused.
+    /// Most memory of each device, such as 24GB. A placement that needs more is refused.
     #[arg(long = "device-memory", value_name = "SIZE")]
     device_memory: Option<MemorySize>,
     /// Device of the VAE decoder.
     #[arg(long = "vae-device", value_name = "DEVICE")]
     vae_device: Option<usize>,
-    /// CPU threads; all cores by default.
+    /// Number of CPU threads, by default one for each core.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
-    /// Take noise and reference distances from a recorded run.
+    /// File of a recorded run, to take the noise and the reference distances from.
     #[arg(long, value_name = "F.safetensors")]
     replay: Option<PathBuf>,
-    /// Write what the run computed; keeps every frame in memory.
+    /// File to write every tensor of the run to. The run keeps every frame in memory.
     #[arg(long, value_name = "F.safetensors")]
     trace: Option<PathBuf>,
-    /// Write a sheet of frames spread over the video.
+    /// File to write a sheet of frames to, spread over the video.
     #[arg(long = "contact-sheet", value_name = "F.png")]
     contact_sheet: Option<PathBuf>,
     /// Quality of the video: 0 is lossless, 51 is worst.
     #[arg(long, value_name = "N", default_value_t = 17, value_parser = clap::value_parser!(u8).range(0..=51))]
     crf: u8,
-    /// One JSON object per event on standard output.
+    /// Print one JSON object for each event on standard output.
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
@@ -201,13 +214,13 @@ pub struct Exec {
     /// Folder that `avatar-export onnx` made.
     #[arg(long)]
     pub models: PathBuf,
-    /// Inputs and state by port name.
+    /// File with the inputs and the state, by port name.
     #[arg(long, value_name = "I.safetensors")]
     pub inputs: PathBuf,
-    /// Where outputs, next states (`name.next`) and taps go.
+    /// File to write the outputs, the next states (`name.next`) and the taps to.
     #[arg(long, value_name = "O.safetensors")]
     pub outputs: PathBuf,
-    /// Inner values to write as well.
+    /// Inner values of the graph to write as well.
     #[arg(long = "tap", value_name = "PATH", num_args = 1..)]
     pub taps: Vec<String>,
     #[command(flatten)]
@@ -223,16 +236,16 @@ pub struct Verify {
     /// Golden folder: golden/manifest.json, golden/*.safetensors, inputs/.
     #[arg(long, value_name = "DIR")]
     pub golden: PathBuf,
-    /// Write every row, what was not checked and why, and the control's faults.
+    /// File to write every row to, the tensors that were not checked and why, and the planted faults.
     #[arg(long, value_name = "F.json")]
     pub json: Option<PathBuf>,
-    /// Check these files of the set only, such as dit_blocks.
+    /// Check only these files of the golden folder, such as dit_blocks.
     #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
     pub only: Vec<String>,
-    /// Put a fault into each component in turn; every one must be caught.
+    /// Plant a fault in each component in turn. Verification must detect every fault.
     #[arg(long)]
     pub control: bool,
-    /// Leave out the runs from files to frames.
+    /// Skip the runs of the whole chain, from files to frames.
     #[arg(long = "skip-e2e")]
     pub skip_e2e: bool,
     #[command(flatten)]
@@ -271,35 +284,36 @@ pub struct Bench {
     /// Folder that `avatar-export onnx` made.
     #[arg(long, required_unless_present = "synthetic")]
     pub models: Option<PathBuf>,
-    /// The transformer with made-up weights instead, resident and under a cap, beside a matrix product's rate.
+    /// Measure the transformer with made-up weights instead of an export, beside the rate of one
+    /// matrix product.
     #[arg(long, requires = "graphs", conflicts_with = "models")]
     pub synthetic: bool,
-    /// Folder that `avatar-export graphs` made, without --size.
+    /// Folder that `avatar-export graphs` made without --size.
     #[arg(long, requires = "synthetic")]
     pub graphs: Option<PathBuf>,
-    /// Layers of the transformer, when not the model's.
+    /// Number of layers of the transformer, by default the model's.
     #[arg(long, requires = "synthetic")]
     pub layers: Option<NonZeroUsize>,
-    /// Side of the matrix product.
+    /// Rows and columns of the matrices of the product.
     #[arg(long, value_name = "N", default_value_t = 8192, requires = "synthetic", value_parser = clap::value_parser!(u16).range(16..))]
     pub matmul: u16,
-    /// Also a run that streams what does not fit this much memory.
+    /// Measure also a run under this much memory, which streams the layers that do not fit.
     #[arg(long, value_name = "SIZE", requires = "synthetic")]
     pub offload: Option<MemorySize>,
     /// Width and height of the video.
     #[arg(long, value_name = "W*H", default_value = "256*256")]
     pub size: Size,
-    /// Items of a wave that ride in one call; several numbers are timed one after the other.
+    /// Number of lanes of one call. Several numbers are measured one after the other.
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub lanes: Vec<u8>,
-    /// Timed runs of each component, after some that are not timed.
+    /// Number of measured runs of each component, after some that are not measured.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub runs: u16,
     #[command(flatten)]
     pub run: RunSizes,
     #[command(flatten)]
     pub on: DeviceArgs,
-    /// Print JSON: one object, or one for each number of lanes.
+    /// Print JSON: one object for each number of lanes.
     #[arg(long)]
     pub json: bool,
 }
@@ -325,8 +339,9 @@ pub struct Parity {
 /// Flags of `probe`.
 #[derive(Debug, Args)]
 pub struct Probe {
+    /// Video file.
     pub file: PathBuf,
-    /// As one JSON object.
+    /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
 }
@@ -334,25 +349,25 @@ pub struct Probe {
 /// What to plan, and for which machine.
 #[derive(Debug, Args)]
 pub struct Target {
-    /// Kind of machine: a built-in name such as 4x24g, a file of your own, or auto for the machine at hand.
+    /// Kind of machine: a built-in name such as 4x24g, a file of your own, or auto for this machine.
     #[arg(long, value_name = "NAME|FILE|auto", default_value = "auto")]
     pub profile: String,
     /// Width and height of the video.
     #[arg(long, value_name = "W*H", default_value = "704*384")]
     pub size: Size,
-    /// Denoising steps; the model is distilled for 4.
+    /// Number of denoising steps; the model is distilled for 4.
     #[arg(long = "sample-steps", value_name = "N", default_value_t = 4, value_parser = count)]
     pub sample_steps: usize,
-    /// Clips to make, or auto for a recording of any length.
+    /// Number of clips to make; auto stands for a recording of any length.
     #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
     pub num_clip: Clips,
     /// Video frames of a clip, a multiple of 12.
     #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
     pub infer_frames: usize,
-    /// Folder that `avatar-export onnx` made: take the model's sizes from it.
+    /// Folder that `avatar-export onnx` made, to take the model's sizes from.
     #[arg(long, value_name = "DIR", conflicts_with = "preset")]
     pub models: Option<PathBuf>,
-    /// Sizes of a known model, where no folder is given.
+    /// Known model to take the sizes from, if no folder is given.
     #[arg(long, default_value = "full")]
     pub preset: PresetArg,
 }
@@ -363,10 +378,10 @@ pub struct Target {
 pub struct PlanArgs {
     #[command(flatten)]
     pub target: Target,
-    /// Refuse a plan for more devices, or more free memory, than this machine has.
+    /// Refuse a plan that needs more devices or more free memory than this machine has.
     #[arg(long)]
     pub check: bool,
-    /// Say where the figures come from, and how busy every device and link is.
+    /// Print the source of every figure, and how busy every device and link is.
     #[arg(long)]
     pub explain: bool,
     /// Print one JSON object.
@@ -380,10 +395,10 @@ pub struct PlanArgs {
 pub struct SimulateArgs {
     #[command(flatten)]
     pub target: Target,
-    /// Blocks of 12 video frames to run.
+    /// Number of 12-frame blocks to run.
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = count)]
     pub blocks: usize,
-    /// Draw the timeline into this file.
+    /// File to draw the timeline into.
     #[arg(long, value_name = "F.svg")]
     pub svg: Option<PathBuf>,
     /// Print the timeline as one JSON object.
@@ -424,20 +439,21 @@ impl Cli {
     /// Reads a command line, the program's name first.
     ///
     /// # Errors
-    /// Help and version too are errors of clap, which know how to print themselves; see [`complaint`] for the others.
+    /// The command line is malformed, or asks for help or the version. Errors of the second kind
+    /// print themselves; [`complaint`] makes a line of the others.
     pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         Self::try_parse_from(args.into_iter().map(dashed))
     }
 }
 
-/// What is wrong with a command line, in one line; `None` when help or the version was asked for.
+/// Returns the fault of a command line in one line, or `None` if it asked for help or the version.
 pub fn complaint(error: &clap::Error) -> Option<String> {
     let text = error.to_string();
     let first = text.strip_prefix("error: ")?.split("\n\n").next()?;
     Some(first.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// `--num_clip` is `--num-clip`; values stay as they are.
+/// Writes a flag's name with dashes: `--num_clip` is `--num-clip`. Values stay unchanged.
 fn dashed(arg: OsString) -> OsString {
     let Some(text) = arg.to_str().filter(|t| t.starts_with("--")) else {
         return arg;
@@ -466,7 +482,8 @@ fn clips(text: &str) -> Result<Clips, String> {
 }
 
 impl Generate {
-    /// The request, and notices for flags that are settled elsewhere. `random` gives the seed where a negative one asks for it.
+    /// Returns the request, and notices for flags that have no effect. `random` gives the seed if the
+    /// flag asks for a random one.
     ///
     /// # Errors
     /// [`Error::Usage`] for flags that contradict each other or cannot be honoured.
