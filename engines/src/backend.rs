@@ -174,7 +174,7 @@ pub trait Backend: Send + Sync {
     /// those of this component, or of another one with the same graph, before the first run.
     ///
     /// # Errors
-    /// As [`Self::load`].
+    /// The errors of [`Self::load`].
     fn load_unbound(
         &self,
         component: &str,

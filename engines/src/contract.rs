@@ -117,15 +117,15 @@ pub struct Contract {
     pub inputs: &'static [Port],
     /// State in the graph's order, after the inputs and after the outputs.
     pub state: &'static [Port],
-    /// How the graph hands its state on.
+    /// Way in which the graph hands its state on.
     pub state_kind: StateKind,
     /// Outputs in the graph's order.
     pub outputs: &'static [Port],
-    /// Where the graph's weights are.
+    /// Place of the graph's weights.
     pub weights: Weights,
 }
 
-/// Where a graph's weights are.
+/// Place of a graph's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Weights {
     /// Initializers: the graph is loaded with its weights.
@@ -135,7 +135,7 @@ pub enum Weights {
     Bound,
 }
 
-/// How a graph hands its state on.
+/// Way in which a graph hands its state on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StateKind {
     /// Input and output share memory (KV rings by TensorScatter).

@@ -77,7 +77,7 @@ pub fn gpus() -> Result<Vec<Gpu>, MemoryError> {
 /// Describes one NVIDIA device.
 ///
 /// # Errors
-/// As [`gpus`], and [`MemoryError::NoDevice`] for a number that no device has.
+/// The errors of [`gpus`], and [`MemoryError::NoDevice`] for a number that no device has.
 pub fn gpu(ordinal: u32) -> Result<Gpu, MemoryError> {
     #[cfg(feature = "cuda")]
     return crate::memory::cuda::CudaDevice::open(ordinal)?.describe();
@@ -118,7 +118,7 @@ fn without_cuda(device: &str) -> MemoryError {
 /// Opens CUDA device `ordinal` for ONNX Runtime, with at most `most` bytes of what is free.
 ///
 /// # Errors
-/// As [`cuda`].
+/// The errors of [`cuda`].
 pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, EngineError> {
     #[cfg(feature = "cuda")]
     let most = {

@@ -1,7 +1,7 @@
 //! Kinds of failure, one list for every binary. A caller acts on the kind; a process returns it as
 //! its exit code.
 
-/// What a failure means to the caller.
+/// The kind of a failure, which tells the caller how to react.
 ///
 /// `README.md` documents the exit codes. A number never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -410,7 +410,7 @@ impl Models {
         Ok(())
     }
 
-    /// Every weight lies inside its file, so that a view of it never fails.
+    /// Checks that every weight lies inside its file, so that a view of it never fails.
     fn check_placement(&self) -> Result<(), ManifestError> {
         for (data, map) in self.manifest.data.iter().zip(&self.maps) {
             let fits = |w: &&WeightEntry| {

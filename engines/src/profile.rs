@@ -180,7 +180,7 @@ pub struct Layout {
     pub ring_blocks: usize,
     /// Device of the VAE's decoder.
     pub vae: VaePolicy,
-    /// How long the encoders stay.
+    /// Lifetime of the encoders in memory.
     pub encoders: EncoderPolicy,
 }
 
@@ -214,7 +214,7 @@ pub enum VaePolicy {
     LeastLoaded,
 }
 
-/// How long the encoders of text, speech and picture stay.
+/// Lifetime of the encoders of text, speech and picture in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EncoderPolicy {
@@ -282,7 +282,7 @@ pub struct Builder {
     pub optimization_level: usize,
 }
 
-/// Where in a profile's text an error is.
+/// The place of an error in a profile's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
     /// The file, or the name of a built-in profile.
@@ -386,7 +386,7 @@ impl Profile {
     /// Reads the text of a profile; `file` names it in errors.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// The errors of [`Self::open`], except for a missing profile.
     pub fn parse(file: &str, text: &str) -> Result<Self, ProfileError> {
         let (mut profile, places) = keys::read(file, text)?;
         profile.name = Path::new(file).file_stem().map_or_else(

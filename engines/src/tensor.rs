@@ -49,7 +49,7 @@ unsafe impl bytemuck::Zeroable for Line {}
 )]
 unsafe impl bytemuck::Pod for Line {}
 
-/// Where a tensor's elements are.
+/// Storage of a tensor's elements.
 #[derive(Clone)]
 enum Storage {
     /// Host memory of its own.

@@ -1,5 +1,5 @@
-//! Runs a component on tensors that are bound by name: one call sorts them by port, binds state by
-//! its kind, and returns outputs and next states by name. Replays, checks, benchmarks and
+//! Runs a component on tensors that are bound by name. One call sorts them by port and binds state
+//! by its kind. It returns outputs and next states by name. Replays, checks, benchmarks and
 //! calibration use this call; the denoising loop binds ports by their consts instead.
 
 use super::{EngineError, FeatureCache, Outputs, Session, State};
@@ -17,9 +17,10 @@ use crate::tensor_file::Tensors;
 /// backends write state only there.
 ///
 /// # Errors
-/// [`EngineError::Bind`] with the port's name, if a tensor is missing, superfluous, or of another
-/// type or shape than the contract's; [`EngineError::DeviceMemory`] if a copy does not fit; and
-/// the errors of [`Session::run`].
+/// - [`EngineError::Bind`] with the port's name: a tensor is missing, superfluous, or of another
+///   type or shape than the contract's.
+/// - [`EngineError::DeviceMemory`]: a copy does not fit.
+/// - The errors of [`Session::run`].
 pub fn run_named(
     session: &mut dyn Session,
     memory: &dyn Memory,

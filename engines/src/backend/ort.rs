@@ -285,7 +285,7 @@ impl Ort {
     /// Opens an export on the CPU, see [`Runtime::cpu`].
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`Runtime::cpu`].
     pub fn new(models: Models, threads: usize) -> Result<Self, EngineError> {
         Ok(Self::with(models, Runtime::cpu(threads)?))
     }

@@ -156,7 +156,7 @@ impl Rim {
     }
 }
 
-/// What the bindings of one call have fixed so far.
+/// Sizes that the bindings of one call have fixed so far.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     recipe: Recipe,

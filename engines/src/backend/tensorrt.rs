@@ -1,5 +1,5 @@
-//! TensorRT: engines that are built ahead for one kind of GPU, found again by what they were built
-//! from, and run on device memory that the caller owns.
+//! TensorRT: engines that are built ahead for one kind of GPU. An engine is found again by the
+//! hashes of its sources, and runs on device memory that the caller owns.
 //!
 //! The list of engines and its checks are always here. Loading the library, building and running
 //! are behind the features `tensorrt-rtx` (RTX cards) and `tensorrt` (data-centre cards). The two

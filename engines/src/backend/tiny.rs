@@ -26,8 +26,8 @@ pub(super) const IN_PLACE: Contract = contract("tiny_in_place", &[S], StateKind:
 pub(super) const REPLACE: Contract = contract("tiny_replace", &[S], StateKind::Replace);
 pub(super) const PRODUCE: Contract = contract("tiny_produce", &[S], StateKind::Produce);
 
-/// Loads the graph of one of the contracts above: `y = x + x`, and `s.next = s + x`, or `x + x`
-/// where the state is only produced.
+/// Loads the graph of one of the contracts above. It computes `y = x + x` and `s.next = s + x`; a
+/// state that is only produced is `x + x`.
 pub(super) fn open(runtime: &Runtime, contract: &'static Contract) -> Box<dyn Session> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), model(contract)).unwrap();

@@ -1,5 +1,5 @@
 //! The symbols in the shapes of contracts, as consts. A caller binds a symbol to a size by its
-//! const, as it binds a port by its const; only the shapes of ports spell the letters.
+//! const, as it binds a port by its const. Only the shapes of ports spell the letters.
 //!
 //! ```
 //! use engines::components::{dit, symbols};

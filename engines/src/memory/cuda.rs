@@ -50,7 +50,7 @@ impl Driver {
             .clone()
     }
 
-    /// How many devices there are.
+    /// Counts the devices.
     #[expect(unsafe_code, reason = "a call of the driver")]
     fn count(&self) -> Result<u32, MemoryError> {
         let mut count: c_int = 0;
@@ -481,10 +481,10 @@ impl Drop for Shelved {
 
 /// Memory of one NVIDIA device under a budget.
 ///
-/// What a call needs anew each time ([`Class::Activations`] and, for engines, [`Class::Workspace`])
-/// is kept when it is freed, by size, because asking the driver stops the device; kept bytes stay
-/// counted, and are given up before an allocation is refused. The two purposes never share: an
-/// engine frees its workspace in the order of its stream, not when the device is done with it.
+/// Freed [`Class::Activations`] and [`Class::Workspace`] are kept by size for the next call,
+/// because asking the driver stops the device. Kept bytes stay counted, and are given up before an
+/// allocation is refused. The two purposes never share: an engine frees its workspace in the order
+/// of its stream, which may be before the device is done with it.
 pub struct CudaMemory {
     device: Arc<CudaDevice>,
     ledger: Arc<Ledger>,
@@ -575,10 +575,10 @@ impl CudaMemory {
         })
     }
 
-    /// As [`Memory::alloc`], with whatever the bytes held before.
+    /// Allocates as [`Memory::alloc`] does, but leaves the bytes as they are.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`Memory::alloc`].
     #[expect(unsafe_code, reason = "an owned allocation named by its address")]
     pub fn alloc_unset(&self, bytes: usize, class: Class) -> Result<Block, MemoryError> {
         let room = bytes.max(1).next_multiple_of(ALIGNMENT);

@@ -1,5 +1,5 @@
-//! ONNX Runtime's CUDA provider on one device: its libraries, which are checked first, its options,
-//! its allocations, which come from the device's counted memory, and the placement of nodes.
+//! ONNX Runtime's CUDA provider on one device: its libraries, options, allocations and placement of
+//! nodes. The libraries are checked first. Allocations come from the device's counted memory.
 
 use super::super::{Elsewhere, EngineError};
 use super::library::{CUDA_PROVIDER, LIBRARY};
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 /// ONNX Runtime's name of the provider.
 pub(super) const PROVIDER: &str = "CUDAExecutionProvider";
 
-/// What the provider's library links or loads, dependencies first, and the packages that have it.
+/// Libraries that the provider links or loads, dependencies first, and the packages that have them.
 const LIBRARIES: [(&str, &str); 5] = [
     (
         "libcudart.so.13",
@@ -114,7 +114,7 @@ impl Cuda {
         self.device().ordinal()
     }
 
-    /// Where bound device memory lies, in ONNX Runtime's words.
+    /// Describes bound device memory in ONNX Runtime's terms.
     pub(super) fn memory_info(&self) -> Result<MemoryInfo<'static>, ort::Error> {
         MemoryInfo::new(
             AllocationDevice::CUDA,
@@ -124,9 +124,9 @@ impl Cuda {
         )
     }
 
-    /// The provider: f32 stays f32 (no TF32), norms are computed strictly, no search over
-    /// convolutions that would fill the device, and one stream for all sessions, so that what one
-    /// frees the next may take.
+    /// Makes the provider. f32 stays f32 (no TF32), and norms are computed strictly. It does not
+    /// search over convolutions, which would fill the device. All sessions share one stream, so
+    /// that one takes the memory that another frees.
     #[expect(unsafe_code, reason = "a stream handed over by its address")]
     pub(super) fn provider(&self) -> Result<ExecutionProviderDispatch, EngineError> {
         let stream = self.device().compute_stream()?;
@@ -216,8 +216,8 @@ fn works(runtime: &Library) -> Result<(), EngineError> {
     )))
 }
 
-/// Where pip, a CUDA installation and this project put such libraries; the system's own search
-/// comes first.
+/// Folders in which pip, a CUDA installation and this project put such libraries; the system's
+/// search comes first.
 fn library_folders(beside: &Path) -> Vec<PathBuf> {
     let mut folders = vec![beside.to_owned()];
     if let Some(environment) = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from) {
@@ -261,13 +261,13 @@ fn open(name: &str, folders: &[PathBuf]) -> Result<ManuallyDrop<Library>, String
 }
 
 thread_local! {
-    /// What the provider allocates for at the moment, on this thread.
+    /// Purpose of the provider's allocations at the moment, on this thread.
     static PURPOSE: Cell<Class> = const { Cell::new(Class::Workspace) };
 }
 
 /// The memory behind each ordinal's provider.
 static ADOPTED: Mutex<BTreeMap<u32, Weak<CudaMemory>>> = Mutex::new(BTreeMap::new());
-/// What the provider holds, by address.
+/// Allocations that the provider holds, by address.
 static HELD: Mutex<BTreeMap<usize, Block>> = Mutex::new(BTreeMap::new());
 /// The newest refusal, by ordinal.
 static REFUSED: Mutex<BTreeMap<u32, MemoryError>> = Mutex::new(BTreeMap::new());
@@ -449,7 +449,7 @@ pub(super) fn host_inputs(session: &ort::session::Session) -> Result<BTreeSet<St
     Ok(on_host.map(|(input, _)| input.name().to_owned()).collect())
 }
 
-/// Where a device's tensors lie.
+/// Returns the place of a device's tensors.
 pub(super) fn place(cuda: &Cuda) -> Place {
     cuda.memory.place()
 }

@@ -41,13 +41,13 @@ pub(super) struct Device {
     pub(super) info: MemoryInfo<'static>,
     pub(super) host: MemoryInfo<'static>,
     pub(super) place: Place,
-    /// What is read on the host whatever the device.
+    /// Inputs that the graph reads on the host on any device.
     pub(super) host_inputs: BTreeSet<String>,
     pub(super) elsewhere: Vec<Elsewhere>,
 }
 
 impl Device {
-    /// Where an input must lie.
+    /// Says where an input must lie.
     fn wants(&self, input: &str) -> Place {
         match self.host_inputs.contains(input) {
             true => Place::Host,

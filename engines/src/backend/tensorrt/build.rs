@@ -37,15 +37,15 @@ pub struct Options<'a> {
     pub workspace: Option<u64>,
     /// Optimisation level, 0 to 5.
     pub level: i32,
-    /// Where the engine keeps the weights inside it.
+    /// Memory for the weights inside the engine.
     pub weights: WeightMemory,
     /// Inputs with sizes that vary; all others are fixed in the file.
     pub ranges: &'a [InputRange],
-    /// What the engine remembers of its layers.
+    /// Facts about its layers that the engine keeps.
     pub detail: Detail,
 }
 
-/// Where an engine keeps the weights inside it when it runs.
+/// Memory for the weights inside an engine when it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightMemory {
     /// On the device.
@@ -54,12 +54,12 @@ pub enum WeightMemory {
     Streamed,
 }
 
-/// What an engine remembers of its layers.
+/// Facts about its layers that an engine keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
     /// Their names.
     Names,
-    /// Everything, for an inspector.
+    /// All facts, for an inspector.
     All,
 }
 

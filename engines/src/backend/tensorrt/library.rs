@@ -40,8 +40,8 @@ const NAMES: [&str; 2] = match FLAVOUR {
     Flavour::Enterprise => ["libnvinfer.so.11", "libnvonnxparser.so.11"],
 };
 
-/// Where `scripts/setup` puts the library, below a folder above the program or the working
-/// directory.
+/// Folder in which `scripts/setup` puts the library, below a folder above the program or the
+/// working directory.
 const FETCHED: &str = ".deps/tensorrt-rtx";
 
 /// The loaded library. It stays loaded for the life of the process.
@@ -157,7 +157,7 @@ fn above() -> Vec<PathBuf> {
         .collect()
 }
 
-/// What the library says of itself.
+/// Asks the library for its version.
 #[expect(unsafe_code, reason = "a C function of the library")]
 fn version_of(path: &Path) -> Result<[i32; 3], TensorRtError> {
     let missing = |e: libloading::Error| TensorRtError::Library {
@@ -223,7 +223,7 @@ pub(super) fn logger() -> Result<&'static Logger, TensorRtError> {
     Ok(LOGGER.get_or_init(|| made))
 }
 
-/// What TensorRT said since the last call, or `fallback` when it said nothing.
+/// Returns TensorRT's messages since the last call, or `fallback` without any.
 pub(super) fn said(fallback: &dyn std::fmt::Display) -> String {
     let mut errors = ERRORS.lock().unwrap_or_else(PoisonError::into_inner);
     let said = std::mem::take(&mut *errors);

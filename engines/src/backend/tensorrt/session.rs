@@ -29,7 +29,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How the weights inside engines are kept.
+/// Memory for the weights inside engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsideBudget {
     /// On the device.
@@ -271,7 +271,7 @@ impl Backend for TensorRt {
     }
 }
 
-/// Every tensor on an engine's rim.
+/// Lists every tensor on an engine's rim.
 fn names(engine: &CudaEngine<'static>) -> Result<Vec<String>, trtx::Error> {
     (0..engine.nb_io_tensors()?)
         .map(|i| engine.io_tensor_name(i))
@@ -333,7 +333,7 @@ impl TensorRtSession {
         }
     }
 
-    /// Where the elements of an input are to be read: where they lie, or a copy that `moved` keeps
+    /// Binds an input where its elements lie, or else a copy where it is read, which `moved` keeps
     /// for the call.
     fn place(
         &self,

@@ -44,7 +44,7 @@ pub(super) fn set_budget(
     }
 }
 
-/// Where the engine's object is. Its type keeps the pointer to itself and prints it.
+/// Returns the address of the engine's object. Its type keeps the pointer to itself and prints it.
 fn address(engine: &CudaEngine<'static>) -> Option<NonNull<ICudaEngine>> {
     let text = format!("{engine:?}");
     let digits = text.split('"').nth(1)?;
