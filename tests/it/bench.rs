@@ -1,4 +1,4 @@
-//! `bench` on exports of every recipe.
+//! Runs `bench` on exports of every recipe.
 
 use engines::recipe::Recipe;
 use exporter::export::{Request, export};

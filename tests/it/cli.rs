@@ -1,4 +1,5 @@
-//! What the commands say: help, plans, and one clear error for every bad input, with nothing half-written left behind.
+//! Runs the commands and checks their help, their plans, and one clear error for every bad input. A
+//! refused run leaves no file half-written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -115,7 +116,8 @@ impl Bench {
             .naming(workspace(), "REPO")
     }
 
-    /// `avatar-run generate` with good inputs, of which `replaced` replaces some; clap keeps the order, so each flag stands once.
+    /// Returns `avatar-run generate` with good inputs, some of which `replaced` replaces. Each flag
+    /// stands once.
     fn generate(&self, replaced: &[(&str, &str)]) -> Command {
         let shown = |p: PathBuf| p.display().to_string();
         let usual = [
@@ -153,7 +155,7 @@ impl Bench {
             .unwrap()
     }
 
-    /// The run must fail with `exit` and leave nothing in the output folder.
+    /// Asserts that the run fails with `exit` and leaves nothing in the output folder.
     #[track_caller]
     fn refused(
         &self,
@@ -291,7 +293,7 @@ fn bad_pictures() {
     insta::assert_snapshot!("bad_pictures", t.text());
 }
 
-/// A video without sound.
+/// Writes a video without sound.
 fn silent_film(path: &Path) {
     let size: Size = "64*64".parse().unwrap();
     let mut writer = Writer::create(path, size, &Encoding::default(), None).unwrap();
@@ -398,7 +400,8 @@ fn any_prompt_works_and_a_cut_is_noted() {
         );
     }
     assert!(long.len() > 1_000_000);
-    // One argument holds 128 KiB on Linux; the rest of a megabyte is the library's business.
+    // One argument holds 128 KiB on Linux, so the command gets less text than the library got
+    // above.
     let bench = Bench::new();
     let finished = bench.run(&[("--prompt", &long[..120_000])]).ok();
     assert!(
@@ -476,7 +479,8 @@ fn outputs_that_cannot_be_written() {
     insta::assert_snapshot!("bad_outputs", t.text());
 }
 
-/// Runs a script with `$1` a disk of `kib` KiB, as root of its own mount namespace where the system lets us; `None` elsewhere.
+/// Runs a script with `$1` a disk of `kib` KiB, as root of its own mount namespace. Returns `None`
+/// where the system refuses the namespace.
 fn on_a_small_disk(dir: &Path, kib: usize, script: &str, command: &Command) -> Option<Finished> {
     let disk = dir.join("disk");
     fs::create_dir_all(&disk).unwrap();
@@ -509,7 +513,7 @@ fn a_full_disk_ends_a_run_with_its_name_and_a_playable_part() {
         ("--infer_frames", "48"),
         ("--crf", "0"),
     ]);
-    // The part is copied out of the namespace before the disk goes with it.
+    // The namespace takes the disk with it, so the script copies the part out first.
     let script =
         "\"$@\"; code=$?; ls \"$0\" >&2; cp \"$0\"/video.partial.mp4 \"$0\"/../out/; exit $code;";
     let Some(finished) = on_a_small_disk(bench.dir.path(), 512, script, &command) else {
@@ -554,7 +558,7 @@ fn an_export_that_does_not_fit_is_refused_before_its_first_byte() {
     assert_eq!(finished.stdout, "", "{message}");
 }
 
-/// A copy of the carried checkpoint that a case may damage.
+/// Copies the carried checkpoint, so that a case may damage it.
 fn checkpoint(bench: &Bench) -> PathBuf {
     let ckpt = bench.path("ckpt");
     if ckpt.exists() {
@@ -569,7 +573,7 @@ const SHARD: &str = "Wan2.2-S2V-14B/diffusion_pytorch_model-00002-of-00003.safet
 const VAE: &str = "Wan2.2-S2V-14B/Wan2.1_VAE.pth";
 const LORA: &str = "LiveAvatar/liveavatar.safetensors";
 
-/// Header entries by where their data begins, with their keys.
+/// Returns the header's entries with their keys, in the order of their data.
 fn by_offset(header: &mut Value) -> Vec<(String, &mut Value)> {
     let entries = header
         .as_object_mut()
@@ -593,7 +597,7 @@ fn overlap(path: &Path) {
     });
 }
 
-/// The first matrix that is not square, turned on its side: the same bytes under another shape.
+/// Turns the first matrix that is not square on its side: the same bytes get another shape.
 fn turn(path: &Path) {
     edit_header(path, |header| {
         let mut entries = by_offset(header);
@@ -628,7 +632,10 @@ fn damaged_checkpoints() {
         )
     };
     let stranger = safetensors(&f32s("text_model.layers.0.weight", 0), &[0; 4]);
-    let askew = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}}"#;
+    let askew = concat!(
+        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"#,
+        r#""b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}}"#
+    );
     let beyond = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
     let long_header = [&4096u64.to_le_bytes()[..], b"{}"].concat();
     let cases: Vec<(&str, Damage)> = vec![
@@ -819,7 +826,7 @@ fn faults_of_several_files_and_tensors_are_reported_together() {
     insta::assert_snapshot!("several_faults", t.text());
 }
 
-/// One tensor under a name that nothing reads: one is missing and one is left over.
+/// Renames one tensor to a name that no reader knows: one is missing and one is left over.
 fn rename_a_tensor(ckpt: &Path) {
     let shard = "diffusion_pytorch_model-00003-of-00003.safetensors";
     let base = ckpt.join("Wan2.2-S2V-14B");

@@ -1,5 +1,5 @@
-//! One loaded engine and many videos on it: what is loaded, that every video has the bits of a
-//! process of its own, and what a video that fails leaves.
+//! Makes many videos on one loaded engine. Counts the loads, and compares each video with that of a
+//! process of its own. Checks the files and the state that a failed video leaves.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,7 +30,7 @@ use crate::stream::{Run, line};
 /// A backend that counts loads, and whose `fails` component fails at one of its runs.
 struct Watched {
     inner: Arc<dyn Backend>,
-    /// How often each component was loaded, with or without its weights.
+    /// Loads of each component, with or without its weights.
     loads: Mutex<BTreeMap<String, usize>>,
     fails: Option<(&'static str, usize)>,
     runs: Arc<AtomicUsize>,
@@ -141,7 +141,7 @@ impl Session for Failing {
     }
 }
 
-/// The carried models on one watched device of the process's own memory.
+/// Opens the carried models on one watched device of the process's own memory.
 fn engine(told: &Told, change: impl FnOnce(&mut Plan)) -> (Arc<Watched>, Engine) {
     let backend = open(models());
     let models = backend.models().clone();
@@ -152,7 +152,7 @@ fn engine(told: &Told, change: impl FnOnce(&mut Plan)) -> (Arc<Watched>, Engine)
     (watched, Engine::new(models, devices, plan))
 }
 
-/// Two requests that differ in everything that conditions a video.
+/// Returns two requests that differ in everything that conditions a video.
 fn requests(runs: &[Run; 2]) -> [Request; 2] {
     let mut requests = runs.each_ref().map(Run::request);
     requests[1].seed = 7;
@@ -161,7 +161,7 @@ fn requests(runs: &[Run; 2]) -> [Request; 2] {
     requests
 }
 
-/// The files of a run: its trace and its video, byte for byte.
+/// Reads the files of a run: its trace and its video, byte for byte.
 fn files(run: &Run) -> (BTreeMap<String, Tensor>, Vec<u8>) {
     (run.traced(), fs::read(run.out()).unwrap())
 }
@@ -176,7 +176,7 @@ fn assert_same(got: &Run, want: &Run, what: &str) {
     assert!(video == wanted_video, "{what}: the video");
 }
 
-/// Notes when the first denoising step is done.
+/// The start of a run, and the seconds until its first denoising step is done.
 struct FirstStep(Instant, Mutex<Option<f64>>);
 
 impl Observer for FirstStep {
@@ -276,7 +276,7 @@ fn an_engine_frees_the_transformer_for_encoders_that_do_not_fit_beside_it() {
     let (beside, loads) = peak(u64::MAX, 2);
     assert_eq!(loads, 1);
     if beside > one {
-        // With room for one video and no more, the second loads the transformer again.
+        // Memory holds one video and no more, so the second loads the transformer again.
         assert_eq!(peak(one.max(beside - 1), 2).1, 2);
     }
 }
@@ -295,7 +295,7 @@ fn the_sound_of_a_video_starts_with_the_frame_that_it_drove() {
     let (_, engine) = engine(&Told::default(), |_| {});
     generate(&engine, &request, &Silent, &Cancel::default()).unwrap();
     let heard = heard_at(&run.out());
-    // Three frames of 40 ms are dropped, and their sound with them.
+    // The run drops three frames of 40 ms, and their sound with them.
     let wanted = at - 0.12;
     assert!(
         (heard - wanted).abs() < 0.004,
@@ -303,14 +303,14 @@ fn the_sound_of_a_video_starts_with_the_frame_that_it_drove() {
     );
 }
 
-/// Seconds from the start of a video file to its loudest sample.
+/// Returns the seconds from the start of a video file to its loudest sample.
 fn heard_at(video: &Path) -> f32 {
     let samples = Speech::open(video).unwrap().samples;
     let loudest = (0..samples.len()).max_by(|&a, &b| samples[a].abs().total_cmp(&samples[b].abs()));
     loudest.unwrap() as f32 / 16_000.0
 }
 
-/// Keeps the notices of a run.
+/// The notices of a run.
 #[derive(Default)]
 struct Notices(Mutex<Vec<String>>);
 
@@ -325,7 +325,7 @@ impl Observer for Notices {
 #[test]
 fn a_run_that_fails_keeps_its_frames_and_says_where() {
     for (component, at, frames) in [
-        // Four steps a block, one lane a call: the third block fails in its second step.
+        // A block takes four steps, one lane a call, so the third block fails in its second step.
         ("dit_head", 20, None),
         // The priming takes one call; a block has three latent frames.
         ("vae_decoder_next", 6 + 3 * 3, Some(33)),

@@ -1,5 +1,5 @@
-//! Exports that are killed, stopped, crowded or cut: what is kept, what is begun anew, and that no byte differs in the end. Memory is what the
-//! system counts, of the real binary.
+//! Kills, stops, crowds and cuts exports. Checks the parts that a later run keeps or begins anew,
+//! and that no byte differs in the end. The system counts the memory of the real binary.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -32,7 +32,7 @@ impl Checkpoint {
         Self { dir }
     }
 
-    /// `avatar-export onnx` of it to `out`.
+    /// Returns the command that exports this checkpoint to `out`.
     fn command(&self, out: &Path, flags: &[&str]) -> Command {
         let ckpt = self.dir.path().join("ckpt");
         let mut command = Program::Export.command();
@@ -48,7 +48,8 @@ impl Checkpoint {
     }
 }
 
-/// Deep enough for several blocks of the largest data file, and its export that nothing interrupted: hashes by name.
+/// Makes a checkpoint whose largest data file has several blocks. Returns it with the hashes, by
+/// name, of an export that nothing interrupted.
 fn deep() -> &'static (Checkpoint, BTreeMap<PathBuf, String>) {
     static MADE: OnceLock<(Checkpoint, BTreeMap<PathBuf, String>)> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -85,7 +86,7 @@ fn journal(out: &Path) -> PathBuf {
     out.with_file_name(".models.partial/export.journal")
 }
 
-/// Blocks that the journal of an unfinished export lists.
+/// Counts the blocks that the journal of an unfinished export lists.
 fn blocks(out: &Path) -> Option<usize> {
     let text = fs::read_to_string(journal(out)).ok()?;
     Some(text.lines().count().saturating_sub(1))
@@ -96,7 +97,8 @@ fn a_killed_export_continues_and_ends_with_the_same_bytes() {
     let (checkpoint, whole) = deep();
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("models");
-    // As soon as anything exists, after the first block, after some, after all; and wherever chance has it.
+    // A kill comes as soon as anything exists, after one block, after some, after all, and at
+    // random.
     let mut kills = 0;
     for wanted in [0, 1, 3, 5] {
         kills += usize::from(killed(checkpoint.command(&out, &[]), || {
@@ -126,7 +128,7 @@ fn what_an_unfinished_export_left_is_looked_through_not_trusted() {
     killed(checkpoint.command(&out, &[]), || {
         blocks(&out).is_some_and(|n| n >= 3)
     });
-    // A bit of a listed block is turned, and a line of the journal is torn.
+    // The damage turns a bit of a listed block and tears a line of the journal.
     let text = fs::read_to_string(journal(&out)).unwrap();
     let mut data = File::options()
         .read(true)
@@ -150,7 +152,7 @@ fn what_an_unfinished_export_left_is_looked_through_not_trusted() {
     assert_eq!(hashes(&out), *whole);
 }
 
-/// The data file that the first line of a journal names, whose first block it is.
+/// Returns the data file that the first line of a journal names. The line lists its first block.
 fn first_file(journal: &str) -> String {
     let line = journal.lines().skip(1).find(|l| l.contains(" 0 "));
     line.and_then(|l| l.split(' ').next()).unwrap().to_owned()
@@ -172,7 +174,7 @@ fn an_unfinished_export_of_another_request_is_thrown_away_with_a_notice() {
     assert!(finished.stderr.contains(notice), "{}", finished.stderr);
     assert!(!finished.stdout.contains("kept"), "{}", finished.stdout);
     assert_eq!(hashes(&out), *whole);
-    // The same one is thrown away where that is asked for.
+    // `--restart` throws an unfinished export of the same strength away.
     assert!(leave(&[]));
     let finished = checkpoint.export(&out, &["--restart"]).ok();
     assert!(!finished.stdout.contains("kept"), "{}", finished.stdout);
@@ -189,7 +191,8 @@ fn a_run_killed_while_it_published_is_finished_by_the_next() {
     });
     let kept = fs::read(journal(&out)).unwrap();
     checkpoint.export(&out, &[]).ok();
-    // As it lies between taking the name and removing the journal, with the replaced export still there.
+    // This is the state between taking the name and removing the journal. The replaced export is
+    // still there.
     fs::write(out.join("export.journal"), kept).unwrap();
     let old = out.with_file_name(".models.partial");
     fs::create_dir(&old).unwrap();
@@ -238,7 +241,7 @@ fn one_process_at_a_time_writes_an_export() {
         "{message}"
     );
     assert_eq!(fs::read(journal(&out)).unwrap(), b"");
-    // A folder of that name which is no export is somebody else's.
+    // A folder of that name that holds no export belongs to somebody else.
     drop(held);
     fs::remove_file(journal(&out)).unwrap();
     fs::write(journal(&out).with_file_name("thesis.txt"), "years of work").unwrap();
@@ -250,7 +253,7 @@ fn one_process_at_a_time_writes_an_export() {
     );
 }
 
-/// Peak memory that a run printed, file pages apart, in MB.
+/// Reads the peak memory in MB that a run printed, without file pages.
 fn peak(said: &str) -> u64 {
     let (_, rest) = said.split_once("peak memory ").unwrap();
     rest.split(' ').next().unwrap().parse().unwrap()
@@ -274,7 +277,8 @@ fn memory_does_not_grow_with_the_model() {
     };
     let (less, few) = run(&flat, "flat");
     let (more, many) = run(&deep, "deep");
-    // Blocks of 16 MiB that workers hold, and graphs, may differ; the weights of the added layers are not among it.
+    // Graphs and the blocks of 16 MiB that workers hold may differ. The weights of the added layers
+    // must not count.
     let room = 64;
     assert!(many >= few + 2 * room, "{few} {many}");
     assert!(more < 2_000 && more <= less + room, "{less} {more}");
@@ -288,7 +292,7 @@ fn an_export_can_be_cut_to_its_first_layers() {
     checkpoint.export(&whole, &[]).ok();
     let whole = Models::open(&whole).unwrap();
     let all = whole.manifest();
-    // The last layer with sound is among those that go.
+    // The cut removes the last layer with sound.
     let inject = |m: &Manifest| m.config.dit.audio_inject_layers.clone();
     let layers = *inject(all).last().unwrap();
     checkpoint
@@ -301,7 +305,7 @@ fn an_export_can_be_cut_to_its_first_layers() {
     assert_eq!(inject(few), inject(all)[..inject(all).len() - 1]);
     let targets = |m: &Manifest| m.lora.as_ref().unwrap().targets;
     assert!(targets(few) < targets(all));
-    // What is left has the bytes that it has in the whole.
+    // Each kept component has the bytes that it has in the whole.
     for component in &few.components {
         let (mine, other) = (
             cut.weights(&component.name).unwrap(),

@@ -1,5 +1,4 @@
-//! Graphs without weights: their text at the tiny preset, and that every one builds at the
-//! published sizes.
+//! Prints graphs without weights at the tiny preset, and builds every graph at the published sizes.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +37,7 @@ fn graphs(families: &[Family]) -> BTreeMap<&str, &Graph> {
         .collect()
 }
 
-/// The lines of a module and what is in it, and the head of the text with the ports.
+/// Returns the lines of a module and of the modules inside it, after the head with the ports.
 fn part(text: &str, module: &str) -> String {
     let blocks: Vec<&str> = text.trim_end().split("\n\n").collect();
     let inside = |block: &&str| {
@@ -90,7 +89,7 @@ fn texts_of_the_encoders_and_the_decoder() {
     );
 }
 
-/// Every graph once, whatever the number of layers: ports and sizes of the rest.
+/// Prints each graph of an export, with the number of its nodes, weights, ports and taps.
 #[test]
 fn an_export_has_these_graphs() {
     let families = families(Preset::Tiny, 3);
@@ -112,7 +111,8 @@ fn an_export_has_these_graphs() {
     );
 }
 
-/// Of layers that differ by their number alone, the first; in a published export they share a file.
+/// Keeps the first of the layers that differ by their number alone. In a published export they
+/// share a file.
 fn distinct(families: &[Family]) -> Vec<Graph> {
     let mut seen: Vec<Graph> = Vec::new();
     for (contract, graph) in families.iter().flat_map(|f| &f.graphs) {
@@ -138,13 +138,14 @@ fn every_graph_builds_at_every_published_size() {
         let families = families_in(recipe, Preset::Full, 40);
         let graphs = distinct(&families);
         let layers = graphs.iter().filter(|g| g.name.starts_with("dit_"));
-        // Text, two embeddings, head; a layer with audio, one without, one of the sink.
+        // The seven are: text, two embeddings, head, a layer with audio, one without, one of the
+        // sink.
         assert_eq!(layers.count(), 7, "{recipe}: the 40 layers are not alike");
         for (size, lanes) in SIZES.iter().flat_map(|size| [(size, 1), (size, 4)]) {
             let (w, h) = parse_size(size).unwrap();
             let mut sizes = bindings(w, h);
-            // Three seconds of speech, all rows at once, and a prompt of as many tokens as that has
-            // frames.
+            // The speech has three seconds, all rows at once, and the prompt has a token for each
+            // frame.
             let more = [("s", 48_000), ("t", 149), ("r", 149), ("B", lanes)];
             sizes.extend(more.map(|(k, v)| (k.to_owned(), v)));
             for graph in &graphs {
@@ -166,7 +167,7 @@ fn assert_constant(graph: &Graph, case: &str) {
     }
 }
 
-/// Layer 0 hears audio and layer 1 does not. Otherwise they are the same, so one snapshot shows
+/// Layer 0 hears audio and layer 1 does not. The layers agree otherwise, so one snapshot shows
 /// both.
 #[test]
 fn a_layer_without_audio_is_the_start_of_a_layer_with_audio() {
@@ -220,7 +221,8 @@ fn casts_in_bf16() {
         ("dit_head", ""),
         ("dit_text", ""),
         ("text_encoder", ""),
-        // A residual block, the attention, and the head; the other blocks are like the first.
+        // The cases take a residual block, the attention and the head; other blocks are like the
+        // first.
         ("vae_decoder_next", "decoder.middle.0"),
         ("vae_decoder_next", "decoder.middle.1"),
         ("vae_decoder_next", "decoder.head"),
@@ -235,7 +237,8 @@ fn casts_in_bf16() {
     insta::assert_snapshot!("casts_for_the_cpu", casts(&for_cpu(graphs["dit_text"]), ""));
 }
 
-/// What ONNX Runtime, on its CPU provider or on any, has no bf16 kernel for.
+/// Asserts that no node touches bf16 where ONNX Runtime, on its CPU provider or on any, has no
+/// kernel.
 #[test]
 fn no_graph_in_bf16_wants_a_kernel_that_is_not_there() {
     let families = families_in(Recipe::Bf16, Preset::Full, 2);

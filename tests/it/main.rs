@@ -1,4 +1,4 @@
-//! The one integration binary: graphs as text, numbers against the reference, whole videos, and what the commands say.
+//! Holds the one integration binary: graphs, numbers against the reference, whole videos, commands.
 mod bench;
 mod cli;
 mod device;

@@ -1,5 +1,5 @@
-//! Every number of the golden sets against the reference's, by the code that `verify` runs: the set that the repository carries, and the
-//! larger shared one where it lies beside the repository.
+//! Compares every number of the golden sets with the reference's, by the code that `verify` runs.
+//! The repository carries one set; a larger one runs where it lies beside the repository.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,7 +32,8 @@ fn verify(golden: &Golden, models: &Path, request: &Request) -> Report {
 /// Files that only an export in bf16 can meet.
 const OF_BF16: [&str; 1] = ["dit_bf16"];
 
-/// Every tensor passes, and every file of the set that the recipe can meet has rows.
+/// Asserts that every tensor passes, and that every file of the set that the recipe can meet has
+/// rows.
 fn assert_agrees(golden: &Golden, recipe: Recipe, report: &Report) {
     println!("{report}");
     report.verdict().unwrap_or_else(|e| panic!("{e}\n{report}"));
@@ -66,8 +67,8 @@ fn the_carried_set_agrees_with_the_reference() {
     assert_agrees(&golden, Recipe::Fp32, &report);
 }
 
-/// In bf16 too, as near as the reference's own bf16 is; and the prediction is no farther from the reference's f32 than the reference's own,
-/// but for roundings in another order.
+/// Compares the bf16 export with the reference's own bf16. The prediction is no farther from the
+/// reference's f32 than the reference's own, roundings apart.
 #[test]
 fn the_carried_set_agrees_in_bf16_as_the_references_own_bf16_does() {
     let golden = Golden::carried();
@@ -101,7 +102,7 @@ fn the_shared_set_agrees_with_the_reference() {
     }
 }
 
-/// Long speech goes through the encoder some rows at a time, with the same numbers.
+/// Encodes long speech some rows at a time, and compares it with the whole.
 #[test]
 fn speech_in_stretches_is_speech_as_a_whole() {
     let backend = open(models());
@@ -122,7 +123,7 @@ fn speech_in_stretches_is_speech_as_a_whole() {
     assert!(worst <= 2e-5, "worst difference {worst}");
 }
 
-/// The checks can fail: one weight of each component disturbed, each noticed.
+/// Proves that the checks can fail: disturbs one weight of each component, and each is noticed.
 #[test]
 fn every_fault_is_caught() {
     assert_catches(models());
@@ -168,7 +169,7 @@ fn assert_catches(models: &Path) {
     assert_eq!(disturbed, all, "components that no fault was put into");
 }
 
-/// A models folder of other weights fails the same checks, and the commands say so.
+/// Checks a models folder of other weights. The checks fail by name, and the commands by exit code.
 #[test]
 fn other_weights_fail_by_name_and_exit_code() {
     let golden = Golden::carried();
@@ -205,7 +206,7 @@ fn other_weights_fail_by_name_and_exit_code() {
                 .filter(|r| r["file"] == file && r["pass"] == false)
                 .count()
         };
-        // The LoRA touches the transformer alone.
+        // The LoRA changes the transformer alone.
         assert_eq!(failed("vae"), 0);
         assert!(
             failed("dit_blocks") > 0 && failed("lora") > 0,

@@ -1,5 +1,6 @@
-//! Placements of every machine on virtual devices, each with memory of its own: what they compute, what they hold, and what is refused.
-//! One run is one process with one thread, so that nothing but the placement differs.
+//! Places the models as every machine would, on virtual devices with memory of their own. Compares
+//! the numbers, counts the memory, and reads the refusals. Each run is one process with one thread,
+//! so that nothing but the placement differs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use tests::program::{Finished, Program};
 
 use crate::stream::Run;
 
-/// The machines of the design and what makes a virtual one of each.
+/// The machines of the design, and the flags that make a virtual one of each.
 const MACHINES: [(&str, &[&str]); 9] = [
     (
         "5x80g: a step a device, the VAE apart",
@@ -99,7 +100,7 @@ impl Model {
     }
 }
 
-/// Two clips of two blocks: the ring wraps, and the anchor is swapped between them.
+/// Makes two clips of two blocks: the ring wraps, and the anchor is swapped between them.
 fn command(models: &Path, dir: &Path, more: &[&str]) -> Finished {
     let golden = Golden::carried();
     let mut command = Program::Run.command();
@@ -148,7 +149,8 @@ fn every_kind_of_machine_computes_the_same_bits_at_small() {
     assert_same(Preset::Small, &kinds);
 }
 
-/// Two clips of three blocks on rings of two, on one device and with a layer on each of four.
+/// Makes two clips of three blocks on rings of two. One device has all layers, or each of four has
+/// one.
 #[test]
 fn a_shorter_ring_gives_the_same_bits_everywhere_and_another_video() {
     let model = Model::new(Preset::Tiny);
@@ -180,7 +182,8 @@ fn a_shorter_ring_gives_the_same_bits_everywhere_and_another_video() {
     );
 }
 
-/// What the ledgers of both devices hold when a phase begins: device 0 has the encoders and the transformer, device 1 the VAE decoder.
+/// A record of the bytes on device 0 at the start of each phase. Device 0 has the encoders and the
+/// transformer, device 1 the VAE decoder.
 #[derive(Default)]
 struct Watch {
     memories: Vec<Arc<HostMemory>>,
@@ -237,19 +240,20 @@ fn encoders_are_freed_before_the_next_is_loaded_and_all_before_the_transformer()
         let counts = memory.ledger().counts();
         assert_eq!(counts.total(), 0, "everything is freed");
     }
-    // The decoder's graphs and caches were on the other device, and no ring.
+    // The other device held the decoder's graphs and caches, and no ring.
     let decoder = backend.weights("vae_decoder_next").unwrap().slab_bytes() as u64;
     assert!(memories[1].ledger().counts().peak > 2 * decoder);
     assert_eq!(memories[1].ledger().counts().of(Class::Rings), 0);
 }
 
-/// A virtual device on each of `memories`.
+/// Makes a virtual device on each of `memories`.
 fn each(backend: &Ort, memories: impl Iterator<Item = Arc<HostMemory>>) -> Devices {
     let device = |m: Arc<HostMemory>| -> Arc<dyn Backend> { Arc::new(backend.on(m)) };
     Devices::each(memories.map(device).collect())
 }
 
-/// One run in this process on devices with the given budgets, all alike where there is one; gives the peak of each and of the host.
+/// Runs once in this process on devices with the given budgets. Returns the peak bytes of each
+/// device and of the host.
 fn held(
     told: &Told,
     request: &generate::Request,
@@ -290,8 +294,8 @@ fn wanted(told: &Told, request: &generate::Request) -> Footprints {
     Footprints::new(&devices, &plan, work).unwrap()
 }
 
-/// The arithmetic is an upper bound, and a close one: with exactly so much on each device the run goes through, and with a byte less it
-/// is refused before it begins.
+/// Checks that the arithmetic is a close upper bound. A run succeeds with exactly so much memory on
+/// each device. With a byte less it is refused before it begins.
 #[test]
 fn no_device_ever_holds_more_than_the_arithmetic_says() {
     let resident = Residency::default();
@@ -302,7 +306,7 @@ fn no_device_ever_holds_more_than_the_arithmetic_says() {
         (Mode::Tpp, "1", 4, streamed(0, Rings::OnHost), Some(1)),
         (Mode::Tpp, "1", 2, streamed(1, Rings::OnDevice), Some(1)),
         (Mode::Tpp, "3x1", 3, streamed(0, Rings::OnHost), Some(3)),
-        // The decoder's device encodes motion between clips.
+        // Here the decoder's device also encodes motion between clips.
         (Mode::Single, "1", 1, resident, Some(1)),
         (Mode::SingleOnline, "1", 1, resident, None),
     ] {

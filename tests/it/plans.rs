@@ -1,9 +1,9 @@
-//! `avatar-run plan` and `simulate` as commands: help, refusals in one line, JSON that parses, a picture that is written.
+//! Runs `avatar-run plan` and `simulate` as commands: help, one-line refusals, JSON and a picture.
 
 use engines::error_kind::ErrorKind;
 use tests::program::{Program, Transcript};
 
-/// A profile that differs from a built-in one in one place.
+/// Writes a profile that differs from a built-in one in one place.
 fn changed(dir: &std::path::Path, from: &str, to: &str) -> String {
     let text = include_str!("../../engines/profiles/4x24g.toml");
     assert!(text.contains(from), "{from}");

@@ -1,4 +1,4 @@
-//! The structure of the crates, read from their `use` lines: the rooms of `runtime` form a stair,
+//! Reads the structure of the crates from their `use` lines. The rooms of `runtime` form a stair,
 //! and no two files need each other.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,7 @@ const ONLY: [(&str, &[&str]); 4] = [
     ("planner", &["numbers", "placement"]),
 ];
 
-/// The Rust files below a folder.
+/// Lists the Rust files below a folder.
 fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
@@ -43,7 +43,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// A file without its tests and comments.
+/// Returns a file without its tests and comments.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
@@ -51,14 +51,14 @@ fn code(path: &Path) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The module path of a file below `src`, such as `["chain", "executor", "worker"]`.
+/// Returns the module path of a file below `src`, such as `["chain", "executor", "worker"]`.
 fn module(src: &Path, path: &Path) -> Vec<String> {
     let path = path.strip_prefix(src).unwrap().with_extension("");
     let mut parts: Vec<String> = path
         .iter()
         .map(|p| p.to_str().unwrap().to_owned())
         .collect();
-    // Stand-ins of a build without a feature have the place of the real file.
+    // Stand-ins of a build without a feature take the place of the real file.
     parts.retain(|p| p != "absent");
     if matches!(parts.last().map(String::as_str), Some("lib" | "main")) {
         parts.pop();
@@ -66,8 +66,8 @@ fn module(src: &Path, path: &Path) -> Vec<String> {
     parts
 }
 
-/// Every path of a text that starts with `crate::` or `super::`, as the module that it names.
-/// Braces are spelt out.
+/// Finds every path that starts with `crate::` or `super::`, as the module that it names. The
+/// result spells braces out.
 fn paths(text: &str, own: &[String]) -> BTreeSet<Vec<String>> {
     let mut found = BTreeSet::new();
     for (root, base) in [("crate::", Vec::new()), ("super::", parent(own))] {
@@ -82,8 +82,8 @@ fn paths(text: &str, own: &[String]) -> BTreeSet<Vec<String>> {
     found
 }
 
-/// Modules inside this file's own that it names for its own use. Passing a child's items on to others
-/// is no use.
+/// Finds the modules inside this file's own that it names for its own use. A child's items that the
+/// file only passes on to others do not count.
 fn children(text: &str, own: &[String], modules: &BTreeSet<Vec<String>>) -> BTreeSet<Vec<String>> {
     let lines = text.lines().map(str::trim_start);
     let lines: Vec<&str> = lines.filter(|l| !l.starts_with("pub")).collect();
@@ -132,7 +132,7 @@ fn spell(text: &str, base: &[String], found: &mut BTreeSet<Vec<String>>) {
     found.insert(here);
 }
 
-/// The parts of a group in braces, at its own level.
+/// Splits a group in braces at its own level.
 fn split(text: &str) -> Vec<&str> {
     let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
     for (at, c) in text.char_indices() {
@@ -153,7 +153,7 @@ fn split(text: &str) -> Vec<&str> {
     parts
 }
 
-/// For every file of a crate, the files that it names.
+/// Lists for every file of a crate the files that it names.
 fn arrows(krate: &str) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
     let src = workspace().join(krate).join("src");
     let all: Vec<PathBuf> = files(&src);
@@ -168,7 +168,7 @@ fn arrows(krate: &str) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
         let code = code(path);
         let named = paths(&code, &own).into_iter();
         for named in named.chain(children(&code, &own, &modules)) {
-            // The longest beginning of a path that is a file.
+            // The longest beginning of a path that is a file names that file.
             let file = (1..=named.len()).rev().map(|n| named[..n].to_vec());
             let file = file.into_iter().find(|p| modules.contains(p));
             if let Some(file) = file.filter(|f| *f != own) {
@@ -220,7 +220,7 @@ fn no_files_need_each_other() {
     assert_eq!(found, Vec::<String>::new());
 }
 
-/// Every file that can reach itself, with one way there.
+/// Finds every file that can reach itself, with one way there.
 fn circles(arrows: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>) -> Vec<String> {
     let none = BTreeSet::new();
     let mut found = Vec::new();

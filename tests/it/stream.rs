@@ -1,4 +1,5 @@
-//! Whole videos on the carried golden models: what comes out, that no placement changes it, and that length costs no memory.
+//! Makes whole videos on the carried golden models. Checks their content, that no placement changes
+//! it, and that length costs no memory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +25,7 @@ use tests::program::{Finished, Program};
 const SIZE: &str = "64*96";
 const PROMPT: &str = "A man speaks to the camera.";
 
-/// Where one run leaves its files.
+/// The folder of the files of one run.
 pub(crate) struct Run {
     dir: TempDir,
 }
@@ -40,7 +41,7 @@ impl Run {
         self.dir.path().join("video.mp4")
     }
 
-    /// A file of the run's folder.
+    /// Returns the path of a file of the run's folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -49,7 +50,8 @@ impl Run {
         self.dir.path().join("trace.safetensors")
     }
 
-    /// The golden picture and two seconds of speech at the smallest size, as tpp on one stage.
+    /// Returns the golden picture and two seconds of speech at the smallest size, as tpp on one
+    /// stage.
     pub(crate) fn request(&self) -> Request {
         let golden = Golden::carried();
         Request {
@@ -88,7 +90,7 @@ impl Run {
     }
 }
 
-/// The carried models on the process's own memory, placed as told.
+/// Opens the carried models on the process's own memory, placed as told.
 fn engine(told: &Told, steps: usize) -> Engine {
     let backend = open(models());
     let models = backend.models().clone();
@@ -96,7 +98,7 @@ fn engine(told: &Told, steps: usize) -> Engine {
     Engine::new(models, Devices::one(Arc::new(backend)), plan)
 }
 
-/// One run and everything that it computed.
+/// Makes one run and returns every tensor that it computed.
 fn traced(change: impl FnOnce(&mut Request, &mut Told)) -> (Run, BTreeMap<String, Tensor>) {
     let run = Run::new();
     let (mut request, mut told) = (run.request(), Told::default());
@@ -106,7 +108,7 @@ fn traced(change: impl FnOnce(&mut Request, &mut Told)) -> (Run, BTreeMap<String
     (run, tensors)
 }
 
-/// The names of tensors that are not the same bit for bit.
+/// Lists the tensors that are not the same bit for bit.
 fn differing(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Vec<String> {
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
     let same =
@@ -124,7 +126,7 @@ fn assert_is_the_video(p: &Probe, frames: usize) {
     assert!((p.video_seconds - seconds).abs() < 1e-3, "{p}");
     let audio = p.audio.as_ref().expect("sound");
     assert_eq!(audio.codec, "aac");
-    // Within one frame of the picture, in length and in place.
+    // Sound and picture agree within one frame, in length and in place.
     assert!((audio.seconds - seconds).abs() <= 0.04, "{p}");
     assert!(p.av_offset_ms.abs() <= 40.0, "{p}");
 }
@@ -161,7 +163,7 @@ fn the_pipelines_differ_where_the_reference_does() {
     let same = |a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>, name: &str| {
         a[name].bytes() == b[name].bytes()
     };
-    // Online decode changes what the second clip is conditioned on, and nothing before.
+    // Online decode changes the condition of the second clip, and nothing before.
     assert!(same(&single, &online, "block3.latents") && !same(&single, &online, "block4.latents"));
     // The single-device pipelines have another reference latent from the start.
     assert!(!same(&tpp, &single, "ref_latents.clip0") && !same(&tpp, &single, "block0.latents"));
@@ -186,8 +188,9 @@ fn no_placement_changes_a_bit() {
     }
 }
 
-/// On one thread a lane computes what it would alone. On several, ONNX Runtime divides a batched product among them at other places than a
-/// single one, and the last bits differ. A process has one pool of threads, so each run is one.
+/// Compares lanes on one thread, where a lane computes the same as alone. On several threads ONNX
+/// Runtime cuts a batched product at other places than a single one. Then the last bits differ. A
+/// process has one pool of threads, so each run is one process.
 #[test]
 fn lanes_change_no_bit_on_one_thread() {
     let audio = Golden::carried().input("speech_16k_mono.wav");
@@ -297,7 +300,7 @@ fn numbers_of_the_carried_models_stay_what_they_are() {
         Close::new(2e-4, 1e-3, values)
     };
     Close::compared(|| insta::assert_snapshot!("first_latents", first("block0.latents")));
-    // The first block of the second clip: another noise, and the swapped anchor.
+    // The first block of the second clip has another noise and the swapped anchor.
     Close::compared(|| insta::assert_snapshot!("second_clip_latents", first("block4.latents")));
     Close::compared(|| insta::assert_snapshot!("last_latents", first("block7.latents")));
     let frames = tensors["frames_u8"].bytes();
@@ -308,7 +311,7 @@ fn numbers_of_the_carried_models_stay_what_they_are() {
     Close::compared(|| insta::assert_snapshot!("frame_means", Close::new(0.05, 0.0, means)));
 }
 
-/// The whole way of a new user, at the tiny preset.
+/// Goes the whole way of a new user, at the tiny preset.
 #[test]
 fn a_random_checkpoint_speaks() {
     let run = Run::new();
@@ -358,7 +361,7 @@ fn a_random_checkpoint_speaks() {
     assert!(fs::read(at("sheet.png")).unwrap().starts_with(b"\x89PNG"));
 }
 
-/// Arguments of `avatar-run generate` for the golden inputs.
+/// Returns the command line of `avatar-run generate` for the golden inputs.
 pub(crate) fn line(out: &Path, audio: &Path, threads: usize, more: &[&str]) -> Command {
     let golden = Golden::carried();
     let mut command = Program::Run.command();
@@ -457,7 +460,7 @@ fn lines_without_a_terminal() {
     )
     .ok();
     assert_eq!(finished.stdout, "");
-    // Rates, times and memory are this machine's.
+    // Rates, times and memory depend on this machine.
     let settings: Vec<&str> = finished
         .stderr
         .lines()
@@ -500,7 +503,7 @@ fn a_longer_video_needs_no_more_memory() {
     assert!(long.1 < short.1 + 8_000_000, "{short:?} {long:?}");
 }
 
-/// Starts a run of one minute and asks it to stop by Ctrl-C once `ready` holds for a line of its events.
+/// Starts a run of one minute, and stops it by Ctrl-C once `ready` holds for a line of its events.
 fn interrupted(run: &Run, ready: impl Fn(&serde_json::Value) -> bool) -> Finished {
     let audio = run.dir.path().join("speech.wav");
     fs::write(&audio, wav(&voice(60.0), Samples::Integer)).unwrap();

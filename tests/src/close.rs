@@ -1,4 +1,4 @@
-//! Numbers that carry the tolerance they are compared under, in memory and in a snapshot file.
+//! Compares numbers under the tolerance that they carry, in memory and in a snapshot file.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,7 +23,7 @@ impl Close {
         }
     }
 
-    /// Runs an insta assertion under which snapshots of [`Close`] are compared as such.
+    /// Runs an insta assertion that compares snapshots of [`Close`] by their tolerance.
     pub fn compared(assertion: impl FnOnce()) {
         let mut settings = insta::Settings::clone_current();
         settings.set_comparator(Box::new(CloseComparator));
@@ -46,7 +46,7 @@ impl fmt::Display for Close {
     }
 }
 
-/// No numbers with a tolerance.
+/// The refusal of a text that holds no numbers with a tolerance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotClose;
 
@@ -68,7 +68,7 @@ impl FromStr for Close {
     }
 }
 
-/// Two snapshots are equal when both are [`Close`] and those are; everything else is compared as insta does.
+/// A comparator of snapshots: two [`Close`] compare by tolerance, every other pair as insta does.
 struct CloseComparator;
 
 impl Comparator for CloseComparator {

@@ -1,21 +1,22 @@
-//! Files made by hand: sound and pictures without a library, damaged tensor files, an archive with a hostile pickle.
+//! Makes files by hand: sound and pictures without a library, damaged tensor files, and an archive
+//! with a hostile pickle.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Samples a second of sound made here.
+/// Samples per second of the sound that this file makes.
 pub const RATE: u32 = 16_000;
 
-/// How samples are stored.
+/// The number format of stored samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Samples {
     /// 16-bit integers.
     Integer,
-    /// 32-bit floats, which may hold what is no number.
+    /// 32-bit floats, which may hold NaN or infinity.
     Float,
 }
 
-/// A mono WAV file at [`RATE`].
+/// Returns a mono WAV file at [`RATE`].
 pub fn wav(samples: &[f32], kind: Samples) -> Vec<u8> {
     let (format, bytes) = match kind {
         Samples::Integer => (1u16, 2u32),
@@ -44,7 +45,7 @@ pub fn wav(samples: &[f32], kind: Samples) -> Vec<u8> {
     out
 }
 
-/// A voice of a kind: a buzz whose loudness comes and goes, `seconds` long, the same every time.
+/// Returns `seconds` of a buzz whose loudness comes and goes like a voice, the same every time.
 pub fn voice(seconds: f32) -> Vec<f32> {
     let sample = |i: usize| {
         let t = i as f32 / RATE as f32;
@@ -54,14 +55,14 @@ pub fn voice(seconds: f32) -> Vec<f32> {
     (0..(seconds * RATE as f32) as usize).map(sample).collect()
 }
 
-/// A binary PPM picture; its header's sizes need not be true.
+/// Returns a binary PPM picture; its header's sizes need not be true.
 pub fn ppm(width: usize, height: usize, pixels: usize) -> Vec<u8> {
     let mut out = format!("P6\n{width} {height}\n255\n").into_bytes();
     out.extend((0..3 * pixels).map(|i| (i * 7 % 251) as u8));
     out
 }
 
-/// A safetensors file with this header, whatever it says.
+/// Returns a safetensors file with this header, true or not.
 pub fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
     let mut out = (header.len() as u64).to_le_bytes().to_vec();
     out.extend(header.as_bytes());
@@ -69,7 +70,7 @@ pub fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The header of a safetensors file and its data.
+/// Splits a safetensors file into its header and its data.
 pub fn split_safetensors(file: &[u8]) -> (serde_json::Value, &[u8]) {
     let (length, rest) = file
         .split_first_chunk::<8>()
@@ -86,7 +87,7 @@ pub fn edit_header(path: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
     fs::write(path, safetensors(&header.to_string(), data)).expect("a tensor file can be written");
 }
 
-/// A torch archive whose pickle is `pickle`.
+/// Returns a torch archive whose pickle is `pickle`.
 pub fn torch_archive(pickle: &[u8]) -> Vec<u8> {
     let records: [(&str, &[u8]); 3] = [
         ("archive/data.pkl", pickle),
@@ -148,7 +149,7 @@ pub fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// Every file under a folder, relative to it, in order.
+/// Lists every file under a folder, relative to it, in order.
 pub fn listing(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -181,7 +182,7 @@ mod tests {
     fn an_archive_made_by_hand_is_read_up_to_its_pickle() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.pth");
-        // An empty dictionary: nothing in it, nothing wrong with it.
+        // The pickle is an empty dictionary, with nothing wrong in it.
         fs::write(&path, torch_archive(b"\x80\x02}.")).unwrap();
         assert_eq!(
             exporter::checkpoint::Checkpoint::open_torch(&path)

@@ -1,4 +1,4 @@
-//! Golden folders, and the export of the one that the repository carries.
+//! Opens golden folders, and exports the one that the repository carries.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use exporter::export::{Request, export};
 /// Strength of every golden set's LoRA, as of the published one: alpha over rank.
 pub const LORA_SCALE: f64 = 0.5;
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -28,14 +28,14 @@ pub struct Golden {
 }
 
 impl Golden {
-    /// The set that the repository carries.
+    /// Returns the set that the repository carries.
     pub fn carried() -> Self {
         Self {
             root: workspace().join("tests/golden"),
         }
     }
 
-    /// A larger set beside the repository, where there is one.
+    /// Returns a larger set beside the repository, where there is one.
     pub fn shared() -> Option<Self> {
         let root = workspace().parent()?.join("shared/golden");
         root.join("golden/manifest.json")
@@ -47,12 +47,12 @@ impl Golden {
         self.root.join("inputs").join(name)
     }
 
-    /// Folder of both checkpoints.
+    /// Returns the folder of both checkpoints.
     pub fn ckpt(&self) -> PathBuf {
         self.root.join("ckpt")
     }
 
-    /// Folder of the base checkpoint.
+    /// Returns the folder of the base checkpoint.
     pub fn base(&self) -> PathBuf {
         self.ckpt().join("Wan2.2-S2V-14B")
     }
@@ -66,7 +66,7 @@ impl Golden {
         self.export_in(Recipe::Fp32, scale, out);
     }
 
-    /// As [`Self::export`], in a recipe.
+    /// Exports the checkpoint as [`Self::export`] does, in a recipe.
     pub fn export_in(&self, recipe: Recipe, scale: f64, out: &Path) {
         let lora = Some((self.lora(), LoraScale::Scale(scale)));
         let request = Request {
@@ -81,8 +81,8 @@ impl Golden {
     }
 }
 
-/// The carried set's export. It lies in the target directory under a name that tells which test binary made it, so that the processes of
-/// a test run share one.
+/// Returns the carried set's export. It lies in the target directory, under a name that tells the
+/// test binary that made it. The processes of a test run share it.
 pub fn models() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -92,7 +92,7 @@ pub fn models() -> &'static Path {
     })
 }
 
-/// As [`models`], in bf16.
+/// Returns the export of [`models`] in bf16.
 pub fn bf16_models() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -102,7 +102,7 @@ pub fn bf16_models() -> &'static Path {
     })
 }
 
-/// A folder that `make` fills unless it is there; older ones of this name are removed.
+/// Returns a folder that `make` fills unless it is there. Removes older ones of this name.
 fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     let folder = crate::program::profile().join("it");
     fs::create_dir_all(&folder).expect("a folder in the target directory");

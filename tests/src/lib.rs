@@ -1,5 +1,5 @@
-//! Test support shared by the one integration binary: the binaries under test, the golden folders, files made by hand, and a tolerance
-//! that lives in a type. No test is here.
+//! Supports the one integration binary. Runs the binaries under test, opens golden folders, makes
+//! files by hand, and gives numbers a tolerance by type. No test is here.
 pub mod close;
 pub mod files;
 pub mod golden;

@@ -1,4 +1,5 @@
-//! The two binaries under test: built once per test process, run as a user runs them, and their failures judged.
+//! Builds the two binaries under test once per test process, runs them like a user, and judges
+//! their failures.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::sync::OnceLock;
 
 use engines::error_kind::ErrorKind;
 
-/// Columns of a terminal: help is wrapped to it on every machine.
+/// Columns of the terminal: every machine wraps help to them.
 const COLUMNS: &str = "100";
 
 /// A binary of the workspace.
@@ -25,12 +26,12 @@ impl Program {
         }
     }
 
-    /// Where it is, built first if need be.
+    /// Returns the path of the binary, and builds it first if need be.
     pub fn path(self) -> PathBuf {
         folder().join(self.name())
     }
 
-    /// A command without terminal, input or colour.
+    /// Returns a command without terminal, input or colour.
     pub fn command(self) -> Command {
         let mut command = Command::new(self.path());
         command
@@ -42,7 +43,7 @@ impl Program {
         command
     }
 
-    /// Runs it to its end.
+    /// Runs the binary with `args` to its end.
     pub fn run<S: AsRef<std::ffi::OsStr>>(self, args: impl IntoIterator<Item = S>) -> Finished {
         self.command()
             .args(args)
@@ -52,7 +53,7 @@ impl Program {
     }
 }
 
-/// The folder of the binaries: that of this test's profile, whatever target directory it was built in.
+/// Returns the folder of the binaries: that of this test's profile, in any target directory.
 fn folder() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -86,7 +87,7 @@ fn folder() -> &'static Path {
     })
 }
 
-/// `target/PROFILE` of the running test.
+/// Returns `target/PROFILE` of the running test.
 pub(crate) fn profile() -> PathBuf {
     let exe = std::env::current_exe().expect("a test knows its path");
     exe.parent()
@@ -95,10 +96,10 @@ pub(crate) fn profile() -> PathBuf {
         .to_owned()
 }
 
-/// How a run ended and what it said.
+/// The exit of a run and the text that it printed.
 #[derive(Clone, Debug)]
 pub struct Finished {
-    /// `None` when a signal ended it.
+    /// Exit code; `None` when a signal ended the run.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -116,14 +117,15 @@ impl From<Output> for Finished {
 }
 
 impl Finished {
-    /// The run, which must have worked.
+    /// Returns the run, which must have worked.
     #[track_caller]
     pub fn ok(self) -> Self {
         assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
         self
     }
 
-    /// The message of a run that must have failed with `exit`: from its only `error:` on, without clap's pointer to --help.
+    /// Returns the message of a run that must have failed with `exit`. The message starts at its
+    /// only `error:` and leaves out clap's pointer to --help.
     #[track_caller]
     pub fn error(&self, exit: ErrorKind) -> String {
         assert_eq!(
@@ -151,7 +153,7 @@ impl Finished {
     }
 }
 
-/// A list of cases and what was said in each, for one snapshot; folders are named, not spelt.
+/// The list of cases and of each one's message, for one snapshot. Folders are named, not spelt.
 #[derive(Default)]
 pub struct Transcript {
     text: String,
@@ -159,13 +161,13 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// `path` is written as `name`.
+    /// Writes `path` as `name` in every message.
     pub fn naming(mut self, path: &Path, name: &'static str) -> Self {
         self.names.push((path.display().to_string(), name));
         self
     }
 
-    /// One case.
+    /// Adds one case.
     pub fn add(&mut self, case: &str, exit: ErrorKind, message: &str) {
         let message = self.named(message);
         writeln!(
@@ -177,7 +179,8 @@ impl Transcript {
         .expect("a string grows");
     }
 
-    /// `text` without this machine's paths, and without the lines of our own code that a graph error names.
+    /// Returns `text` without this machine's paths. Drops the lines of our own code that a graph
+    /// error names.
     pub fn named(&self, text: &str) -> String {
         let named = self
             .names
