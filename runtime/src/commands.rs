@@ -1,4 +1,5 @@
-//! What each command of `avatar-run` does: opens what it names, calls the library, shows the result.
+//! The commands of `avatar-run`. Each opens the files that its flags name, calls the library and
+//! shows the result.
 
 pub(crate) mod cli;
 pub(crate) mod compat;

@@ -3,7 +3,7 @@
 //! checkpoints or exporters.
 //!
 //! ```text
-//! inputs --chain::encoders--> conditions --chain::executor--> latents --chain::decoders--> frames --media--> file
+//! inputs --encoders--> conditions --executor--> latents --decoders--> frames --media--> file
 //! ```
 //!
 //! The rooms form a stair. A room uses only rooms above it in this list:

@@ -1,4 +1,5 @@
-//! What a run tells the outside while it works, and how the outside stops it. How it is shown is [`crate::commands::progress`]'s business.
+//! The events that a run reports while it works, and the request to stop it.
+//! [`crate::commands::progress`] shows the events.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! `plan` and `simulate`: the machine and the model's sizes from the command line, the planner's answer shown.
+//! Runs `plan` and `simulate`: takes the machine and the model's sizes from the command line, and
+//! prints the planner's answer.
 
 use engines::components::preset::Preset;
 use engines::manifest::{ModelConfig, Models};
