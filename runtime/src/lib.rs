@@ -12,6 +12,8 @@
 //! [`chain`] (the model running), [`generate`] (one request from files to a video), [`planner`]
 //! (what a machine can do), [`checks`] (does it compute the right thing, and how fast) and
 //! [`commands`] (flags, text and exit codes).
+#![warn(missing_docs)]
+
 pub mod chain;
 pub mod checks;
 pub mod commands;

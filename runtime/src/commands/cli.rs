@@ -26,6 +26,7 @@ use crate::placement::told::Told;
 #[derive(Debug, Parser)]
 #[command(name = "avatar-run", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub struct Cli {
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
