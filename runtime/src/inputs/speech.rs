@@ -225,7 +225,7 @@ impl AudioFeatures {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "media"))]
 mod tests {
     use std::path::PathBuf;
 
