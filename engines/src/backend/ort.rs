@@ -5,6 +5,7 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 mod library;
+mod provider;
 mod session;
 
 use super::rim::Rim;
@@ -22,6 +23,7 @@ use ort::environment::Environment;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::ValueType;
+use provider::Provider;
 use session::{Device, OrtSession, dtype_of, owned};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -40,14 +42,6 @@ pub struct Runtime {
     environment: Environment,
     provider: Provider,
     memory: Arc<dyn Memory>,
-}
-
-/// The provider that runs graphs.
-#[derive(Clone)]
-enum Provider {
-    Cpu,
-    #[cfg(feature = "cuda")]
-    Cuda(cuda::Cuda),
 }
 
 /// A graph file outside an export; all of its weights are inputs.

@@ -1,8 +1,8 @@
 //! One loaded graph of ONNX Runtime. A call binds every tensor where it lies, runs, and hands the
 //! results on.
 
-use super::Provider;
 use super::library::COPIED_STATE;
+use super::provider::Provider;
 use crate::backend::rim::{Facts, Mismatch, Rim};
 use crate::backend::{Elsewhere, EngineError, Outputs, Session, State};
 use crate::contract::{Contract, DType, NEXT, Port, StateKind};
