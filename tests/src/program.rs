@@ -1,4 +1,5 @@
-//! The two binaries under test: built once per test process, run as a user runs them, and their failures judged.
+//! Runs the two binaries under test as a user runs them, and judges their failures. The environment
+//! names the folder of the binaries, or each test process builds them.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ impl Program {
         }
     }
 
-    /// Where it is, built first if need be.
+    /// Returns its path. Builds it first, unless the environment names a folder.
     pub fn path(self) -> PathBuf {
         folder().join(self.name())
     }
@@ -52,38 +53,37 @@ impl Program {
     }
 }
 
-/// The folder of the binaries: that of this test's profile, whatever target directory it was built in.
+/// Names the folder of binaries that are built already, such as `target/release`.
+const PROGRAMS: &str = "LIVEAVATAR_PROGRAMS";
+
+/// Returns the folder of the binaries: the one that the environment names, or the one of this
+/// test's profile, where they are built first.
 fn folder() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let profile = profile();
-        let target = profile
-            .parent()
-            .expect("a profile lies in the target directory");
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo
-            .args([
-                "build",
-                "--quiet",
-                "--locked",
-                "--package",
-                "exporter",
-                "--package",
-                "runtime",
-                "--bins",
-                "--target-dir",
-            ])
-            .arg(target);
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let status = cargo
-            .current_dir(crate::golden::workspace())
-            .status()
-            .expect("cargo starts");
-        assert!(status.success(), "the binaries under test do not build");
-        profile
-    })
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| std::env::var_os(PROGRAMS).map_or_else(built, PathBuf::from))
+}
+
+/// Builds the binaries in the profile and target directory of the running test.
+fn built() -> PathBuf {
+    let profile = profile();
+    let target = profile
+        .parent()
+        .expect("a profile lies in the target directory");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .args(["build", "--quiet", "--locked", "--bins"])
+        .args(["--package", "exporter", "--package", "runtime"])
+        .arg("--target-dir")
+        .arg(target);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let status = cargo
+        .current_dir(crate::golden::workspace())
+        .status()
+        .expect("cargo starts");
+    assert!(status.success(), "the binaries under test do not build");
+    profile
 }
 
 /// `target/PROFILE` of the running test.
