@@ -11,13 +11,13 @@ use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
 use runtime::chain::encode_speech;
 use runtime::chain::{Cancel, Silent};
-use runtime::checks::{Report, Request, Set, Subject, run};
+use runtime::checks::{Report, Request, Subject, run};
 use runtime::placement::SpeechChunk;
 use tests::golden::{Golden, LORA_SCALE, bf16_models, models, open};
 use tests::program::{Finished, Program, Transcript};
 
 fn verify(golden: &Golden, models: &Path, request: &Request) -> Report {
-    let set = Set::open(&golden.root).unwrap();
+    let set = golden.open();
     let backend = open(models);
     run(
         &Subject::new(backend.models().clone(), Arc::new(backend)),
@@ -42,7 +42,7 @@ fn assert_agrees(golden: &Golden, recipe: Recipe, report: &Report) {
         .iter()
         .map(|r| r.file.as_str())
         .collect();
-    let set = Set::open(&golden.root).unwrap();
+    let set = golden.open();
     let files: BTreeSet<&str> = set
         .entries()
         .iter()
@@ -73,7 +73,7 @@ fn the_carried_set_agrees_in_bf16_as_the_references_own_bf16_does() {
     let golden = Golden::carried();
     let report = verify(&golden, bf16_models(), &Request::default());
     assert_agrees(&golden, Recipe::Bf16, &report);
-    let set = Set::open(&golden.root).unwrap();
+    let set = golden.open();
     let theirs = set.value("/bf16_vs_f32/noise_pred_rel_rms").unwrap();
     let ours = report.results.rows.iter();
     let ours = ours

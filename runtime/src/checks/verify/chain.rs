@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use engines::tensor::Tensor;
 use serde_json::Value;
 
-use super::Subject;
 use super::checkup::{Checkup, Problem, lacks, number_in};
 use super::media::{PICTURE, area_of};
+use super::subject::Subject;
 use crate::chain::decoders::Mode;
 use crate::chain::events::{Event, Observer};
 use crate::checks::error::CheckError;
@@ -59,9 +59,9 @@ pub(super) fn check(checkup: &Checkup<'_>) {
 
 pub(super) fn skip(checkup: &Checkup<'_>) {
     for file in RUNS.map(|(file, ..)| file).into_iter().chain([STEPS]) {
-        for name in checkup.sheet.open(file) {
+        for name in checkup.table.open(file) {
             checkup
-                .sheet
+                .table
                 .not_checked(file, &name, "left out by --skip-e2e");
         }
     }
@@ -93,18 +93,18 @@ fn run(
         .unwrap_or_else(PoisonError::into_inner);
     for (item, (x, noise_pred)) in kept.steps {
         let name = |what: &str| format!("block{}.step{}.{what}", item.block, item.step);
-        checkup.sheet.check(component, STEPS, &name("x"), &x);
+        checkup.table.check(component, STEPS, &name("x"), &x);
         checkup
-            .sheet
+            .table
             .check(component, STEPS, &name("noise_pred"), &noise_pred);
     }
     for (index, frame) in &kept.frames {
         checkup
-            .sheet
+            .table
             .check(component, file, &format!("frame{index:03}"), frame);
     }
     if let Some(frame) = &kept.last {
-        checkup.sheet.check(component, file, "frame_last", frame);
+        checkup.table.check(component, file, "frame_last", frame);
     }
     let trace = tensor_file::read(&folder.trace())?;
     traced(checkup, file, component, &trace, names);
@@ -119,7 +119,7 @@ fn traced(
     names: &[(&'static str, String)],
 ) {
     for (name, value) in trace {
-        checkup.sheet.check(component, file, name, value);
+        checkup.table.check(component, file, name, value);
     }
     let Some(frames) = trace.get("frames_u8") else {
         return;
@@ -130,7 +130,7 @@ fn traced(
                 .step_by(stride)
                 .map(|i| frames.lanes(i..i + 1));
             checkup
-                .sheet
+                .table
                 .check(component, file, name, &Tensor::stack(every));
         }
     }
@@ -144,7 +144,7 @@ fn request(
     folder: &Path,
 ) -> Result<Request, Problem> {
     let first = |pointer: &str, field: &str| {
-        let all = checkup.set.value(pointer).and_then(Value::as_object);
+        let all = checkup.golden.value(pointer).and_then(Value::as_object);
         let found = all
             .and_then(|a| a.values().next())
             .and_then(|v| v.get(field))
@@ -156,8 +156,8 @@ fn request(
     let clips = checkup.number(&format!("/{file}/clips"))?;
     recorded(checkup, clips)?;
     Ok(Request {
-        image: checkup.set.input(PICTURE),
-        audio: checkup.set.input(&first("/audio", "file")?),
+        image: checkup.golden.input(PICTURE),
+        audio: checkup.golden.input(&first("/audio", "file")?),
         prompt: first("/prompts", "text")?,
         size: area_of(checkup.config("max_area")?),
         size_mode: SizeMode::Area,
@@ -167,7 +167,7 @@ fn request(
         infer_frames: checkup.config("infer_frames")?,
         seed: 0,
         mode,
-        replay: Some(checkup.set.file(REPLAY)),
+        replay: Some(checkup.golden.file(REPLAY)),
         files: OutputFiles {
             video: folder.join("video.mp4"),
             encoding: Encoding::default(),

@@ -9,9 +9,9 @@ use engines::manifest::Models;
 use engines::tensor::Tensor;
 use half::bf16;
 
-use super::Subject;
-use super::set::Set;
-use super::sheet::Sheet;
+use super::golden::Golden;
+use super::subject::Subject;
+use super::table::Table;
 use crate::chain::events::Cancel;
 use crate::checks::error::CheckError;
 
@@ -37,8 +37,8 @@ pub(super) fn lacks(what: impl Into<String>) -> Problem {
 /// A check's surroundings.
 pub(super) struct Checkup<'a> {
     pub subject: &'a Subject,
-    pub set: &'a Set,
-    pub sheet: Sheet<'a>,
+    pub golden: &'a Golden,
+    pub table: Table<'a>,
     pub cancel: &'a Cancel,
 }
 
@@ -85,7 +85,7 @@ impl Checkup<'_> {
     ) {
         let open = files
             .iter()
-            .flat_map(|&f| self.sheet.open(f).into_iter().map(move |n| (f, n)));
+            .flat_map(|&f| self.table.open(f).into_iter().map(move |n| (f, n)));
         let names: Vec<(&'static str, String)> = open.filter(|(f, n)| covers(f, n)).collect();
         if names.is_empty() || self.cancel.is_cancelled() {
             return;
@@ -93,19 +93,19 @@ impl Checkup<'_> {
         if let Err(problem) = run(&names) {
             let open = names
                 .iter()
-                .filter(|(file, name)| self.sheet.is_open(file, name));
+                .filter(|(file, name)| self.table.is_open(file, name));
             open.for_each(|(file, name)| match &problem {
-                Problem::Lacks(reason) => self.sheet.not_checked(file, name, reason),
-                Problem::Failed(reason) => self.sheet.failed(component, file, name, reason),
+                Problem::Lacks(reason) => self.table.not_checked(file, name, reason),
+                Problem::Failed(reason) => self.table.failed(component, file, name, reason),
             });
         }
     }
 
     /// A tensor that a check is fed with.
     pub(super) fn input(&self, file: &str, name: &str) -> Result<Tensor, Problem> {
-        let found = self.set.tensor(file, name)?;
+        let found = self.golden.tensor(file, name)?;
         if found.is_some() {
-            self.sheet.input(file, name);
+            self.table.input(file, name);
         }
         found.ok_or_else(|| lacks(format!("{file}.{name}")))
     }
@@ -125,14 +125,14 @@ impl Checkup<'_> {
 
     /// A whole number of the manifest's values, by JSON pointer.
     pub(super) fn number(&self, pointer: &str) -> Result<usize, Problem> {
-        self.set
+        self.golden
             .number(pointer)
             .ok_or_else(|| lacks(format!("values{}", pointer.replace('/', "."))))
     }
 
     /// A whole number of the manifest's config.
     pub(super) fn config(&self, name: &str) -> Result<usize, Problem> {
-        self.set
+        self.golden
             .config(name)
             .ok_or_else(|| lacks(format!("config.{name}")))
     }

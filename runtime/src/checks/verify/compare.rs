@@ -4,7 +4,7 @@ use engines::contract::DType;
 use engines::tensor::Tensor;
 use half::{bf16, f16};
 
-use super::set::Tolerance;
+use super::tolerance::Tolerance;
 
 /// The difference of two tensors of one shape.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,9 +8,10 @@ use engines::contract::DType;
 use engines::manifest::{ComponentEntry, Models, WeightEntry};
 use engines::recipe::Recipe;
 
-use super::Subject;
-use super::set::Set;
-use super::sheet::{Focus, Results, Row};
+use super::golden::Golden;
+use super::pass::pass;
+use super::subject::Subject;
+use super::table::{Focus, Results, Row};
 use crate::chain::events::{Cancel, Event, Observer, Phase, Silent};
 use crate::checks::error::CheckError;
 
@@ -41,7 +42,7 @@ pub struct Fault {
 /// [`crate::chain::ChainError::Cancelled`].
 pub(super) fn run(
     subject: &Subject,
-    set: &Set,
+    golden: &Golden,
     sound: &Results,
     focus: Focus<'_>,
     observer: &dyn Observer,
@@ -68,9 +69,9 @@ pub(super) fn run(
             loading: with_fault(subject, &component.name, &weight.name, amount),
             ..subject.clone()
         };
-        let looked = looked_at(set, &component.contract, focus);
+        let looked = looked_at(golden, &component.contract, focus);
         let focus = |file: &str, name: &str| looked.iter().any(|(f, n)| f == file && n == name);
-        let (results, _) = super::pass(&faulty, set, &focus, true, &Silent, cancel)?;
+        let (results, _) = pass(&faulty, golden, &focus, true, &Silent, cancel)?;
         faults.push(judge(
             (&component.name, &weight.name, amount),
             results.rows,
@@ -149,9 +150,9 @@ fn chosen<'m>(models: &'m Models, component: &ComponentEntry) -> Option<&'m Weig
 
 /// The tensors that a fault in a component of this contract must move: few, so that the control stays quick; all of the components' tensors
 /// where the set has none of these.
-fn looked_at(set: &Set, contract: &str, focus: Focus<'_>) -> Vec<(String, String)> {
+fn looked_at(golden: &Golden, contract: &str, focus: Focus<'_>) -> Vec<(String, String)> {
     let listed = |wanted: &dyn Fn(&str, &str) -> bool| -> Vec<(String, String)> {
-        let entries = set
+        let entries = golden
             .entries()
             .iter()
             .filter(|e| focus(&e.file, &e.name) && wanted(&e.file, &e.name));
@@ -227,7 +228,8 @@ impl std::fmt::Display for Fault {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sheet::{Sheet, tests::set};
+    use super::super::golden::tests::golden_of;
+    use super::super::table::Table;
     use super::*;
     use engines::tensor::Tensor;
     use serde_json::json;
@@ -237,19 +239,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let one = || Some(Tensor::from_slice(&[1], &[1f32]));
         let rule = || json!({"atol": 1e-4, "rtol": 0});
-        let set = set(
+        let golden = golden_of(
             dir.path(),
             &["was_wrong", "broke", "moved", "same"].map(|n| (n, one(), rule())),
         );
         let rows = |values: [Option<f32>; 4]| {
-            let sheet = Sheet::new(&set, &|_, _| true);
+            let table = Table::new(&golden, &|_, _| true);
             for (name, value) in ["was_wrong", "broke", "moved", "same"].iter().zip(values) {
                 match value {
-                    Some(v) => sheet.check("c", "f", name, &Tensor::from_slice(&[1], &[v])),
-                    None => sheet.failed("c", "f", name, "no session"),
+                    Some(v) => table.check("c", "f", name, &Tensor::from_slice(&[1], &[v])),
+                    None => table.failed("c", "f", name, "no session"),
                 }
             }
-            sheet.finish()
+            table.finish()
         };
         let sound = rows([Some(2.0), Some(1.0), Some(1.0), Some(1.0)]);
         let fault = judge(

@@ -107,28 +107,28 @@ fn not_applicable(checkup: &Checkup<'_>) {
     let manifest = checkup.models().manifest();
     let merged = "without the LoRA: the export holds the merged weights only";
     checkup
-        .sheet
+        .table
         .not_checked("dit_blocks", WITHOUT_LORA, merged);
     for name in checkup
-        .sheet
+        .table
         .open(BF16)
         .iter()
         .filter(|_| manifest.recipe == Recipe::Fp32)
     {
-        checkup.sheet.not_checked(
+        checkup.table.not_checked(
             BF16,
             name,
             "the reference's own bf16 casts, which an export of recipe fp32 does not make",
         );
     }
     for name in checkup
-        .sheet
+        .table
         .open("rope")
         .iter()
         .filter(|n| n.ends_with("_f16"))
     {
         let reason = "the reference's half-precision table; ours are f32, computed in f64, and checked by the tensors without _f16";
-        checkup.sheet.not_checked("rope", name, reason);
+        checkup.table.not_checked("rope", name, reason);
     }
 }
 
@@ -144,7 +144,7 @@ fn time(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     for tag in tags {
         let name = |what: &str| format!("{tag}.{what}");
         if let Some(t) = number_in(tag, "t", "").and_then(|i| steps.get(i)) {
-            checkup.sheet.check(
+            checkup.table.check(
                 "schedule",
                 "time",
                 &name("timestep"),
@@ -153,13 +153,13 @@ fn time(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
         }
         let given = checkup.floats("time", &name("timestep"), 1)?;
         let sinusoid = schedule::sinusoid(given.as_slice::<f32>()[0]);
-        checkup.sheet.check(
+        checkup.table.check(
             "schedule",
             "time",
             &name("sinusoid"),
             &Tensor::from_slice(&[1, sinusoid.len()], &sinusoid),
         );
-        if checkup.sheet.is_open("time", &name("e")) || checkup.sheet.is_open("time", &name("e0")) {
+        if checkup.table.is_open("time", &name("e")) || checkup.table.is_open("time", &name("e0")) {
             embedded_time(checkup, tag, &sinusoid)?;
         }
     }
@@ -191,13 +191,13 @@ fn embedded_time(checkup: &Checkup<'_>, tag: &str, sinusoid: &[f32]) -> Result<(
         .backend()
         .load(dit::EMBED.name, &(checkup.loading())(dit::EMBED.name))?;
     let mut out = embed.run(&inputs, State::None)?;
-    checkup.sheet.check(
+    checkup.table.check(
         dit::EMBED.name,
         "time",
         &format!("{tag}.e"),
         &first(out.take(&dit::E_OUT)),
     );
-    checkup.sheet.check(
+    checkup.table.check(
         dit::EMBED.name,
         "time",
         &format!("{tag}.e0"),
@@ -214,7 +214,7 @@ fn embedded_time(checkup: &Checkup<'_>, tag: &str, sinusoid: &[f32]) -> Result<(
             (&dit::MOTION_LATENTS, motion.view()),
         ];
         let e0 = first(sink.run(&inputs, State::None)?.take(&dit::SINK_E0));
-        checkup.sheet.check_noted(
+        checkup.table.check_noted(
             dit::SINK_EMBED.name,
             "time",
             "tzero.e0",
@@ -247,23 +247,23 @@ fn adapter(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
             out.take(&speech::AUDIO_LOCAL_OUT),
         );
         checkup
-            .sheet
+            .table
             .check(component, "causal_audio", &format!("{tag}.global"), &global);
         checkup
-            .sheet
+            .table
             .check(component, "causal_audio", &format!("{tag}.local"), &local);
         for name in names
             .iter()
             .filter(|n| n.starts_with(&format!("{tag}.global_all")))
         {
             match options.taps.is_empty() {
-                false => checkup.sheet.check(
+                false => checkup.table.check(
                     component,
                     "causal_audio",
                     name,
                     &out.take_named(ADAPTER_GLOBAL),
                 ),
-                true => checkup.sheet.not_checked(
+                true => checkup.table.not_checked(
                     "causal_audio",
                     name,
                     format!("the export has no tap {ADAPTER_GLOBAL}"),
@@ -314,7 +314,7 @@ fn packer(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
         let mut shape = motion.shape().to_vec();
         shape[2] = 1;
         let (_, packed) = embed_sink(checkup, &Tensor::zeros(DType::F32, &shape), &motion)?;
-        checkup.sheet.check(
+        checkup.table.check(
             dit::SINK_EMBED.name,
             "framepack",
             name,
@@ -358,7 +358,7 @@ fn text_head(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let kept = (rows + 1).min(total);
     let text = widened(&text);
     let head = Tensor::from_slice(&[1, kept, width], &text.as_slice::<f32>()[..kept * width]);
-    checkup.sheet.check(
+    checkup.table.check(
         dit::TEXT_EMBED.name,
         "dit_sink",
         "text_embedding_head",
@@ -383,7 +383,7 @@ fn packer_rope(checkup: &Checkup<'_>) -> Result<(), Problem> {
     for (part, values) in [("cos", &table.cos), ("sin", &table.sin)] {
         let motion = &values[h * w * half..];
         let name = format!("framepack.rope_{part}");
-        checkup.sheet.check(
+        checkup.table.check(
             "rotary tables",
             "dit_sink",
             &name,
@@ -397,11 +397,11 @@ fn sink_embed(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let (reference, motion) = sink_inputs(checkup)?;
     let (tokens, packed) = embed_sink(checkup, &reference, &motion)?;
     checkup
-        .sheet
+        .table
         .check(dit::SINK_EMBED.name, "dit_sink", "block0.input", &tokens);
     if let Some(packed) = &packed {
         checkup
-            .sheet
+            .table
             .check(dit::SINK_EMBED.name, "dit_sink", "framepack.tokens", packed);
     }
     packed.map(drop).ok_or_else(no_packer_tap)
@@ -412,7 +412,7 @@ fn sink_layers(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let mut running = scene.stage(Arc::clone(checkup.backend()), checkup.loading())?;
     let prefill = scene.prefill(checkup, &mut running)?;
     if let Some(SinkFlow { hidden, .. }) = &prefill.flow {
-        checkup.sheet.check(
+        checkup.table.check(
             dit::SINK_LAYER.name,
             "dit_sink",
             "last_block.output",
@@ -529,7 +529,7 @@ struct Block<'a> {
 /// The step whose timestep the blocks were made at; the first where the set names none.
 fn step_at(checkup: &Checkup<'_>, timesteps: &[f32]) -> Result<usize, Problem> {
     let Some(wanted) = checkup
-        .set
+        .golden
         .value("/dit_blocks/timestep")
         .and_then(Value::as_f64)
     else {
@@ -591,7 +591,7 @@ fn blocks(
         let latents = lane(checkup.floats("dit_blocks", &format!("block{index}.x"), 4)?);
         let pose_name = format!("block{index}.cond_states");
         let pose = checkup
-            .set
+            .golden
             .entry("dit_blocks", &pose_name)
             .map(|_| checkup.floats("dit_blocks", &pose_name, 5))
             .transpose()?;
@@ -621,7 +621,7 @@ fn blocks(
 fn bucket(checkup: &Checkup<'_>, geometry: &Geometry, block: usize) -> Result<Tensor, Problem> {
     let (name, frames) = ("a16k.bucket", geometry.block_video_frames());
     let bucket = checkup
-        .set
+        .golden
         .tensor("audio", name)?
         .ok_or_else(|| lacks(format!("audio.{name}")))?;
     let range = block * frames..(block + 1) * frames;
@@ -641,7 +641,7 @@ fn plain_values(
 ) {
     let name = |what: &str| format!("block{index}.{what}");
     if let Some(output) = &call.output {
-        checkup.sheet.check(
+        checkup.table.check(
             dit::HEAD.name,
             "dit_blocks",
             &name("noise_pred"),
@@ -651,7 +651,7 @@ fn plain_values(
     let hidden = |component: &str| recorder.get(component, dit::HIDDEN_OUT.name);
     if let Some(tokens) = hidden(dit::EMBED.name) {
         checkup
-            .sheet
+            .table
             .check(dit::EMBED.name, "dit_blocks", &name("tokens_in"), &tokens);
         if index == 0 {
             check_open(checkup, dit::EMBED.name, BF16, "layer0.input", &tokens);
@@ -663,7 +663,7 @@ fn plain_values(
     }
     if let Some(head) = hidden(&dit::layer_name(scene.model.layers - 1)) {
         checkup
-            .sheet
+            .table
             .check(dit::LAYER.name, "dit_blocks", &name("head_in"), &head);
     }
     let g = scene.geometry();
@@ -672,7 +672,7 @@ fn plain_values(
         if let Some(after) = hidden(&dit::layer_name(layer)) {
             let name = name(&format!("layer{layer}.after_injection"));
             checkup
-                .sheet
+                .table
                 .check(dit::LAYER_AUDIO.name, "dit_layers", &name, &after);
         }
         let Some(ring) = running.state.ring(layer) else {
@@ -680,8 +680,8 @@ fn plain_values(
         };
         for (what, values) in [("k", &ring.keys), ("v", &ring.values)] {
             let name = name(&format!("layer{layer}.{what}"));
-            if checkup.sheet.is_open("dit_kv", &name) {
-                checkup.sheet.check(
+            if checkup.table.is_open("dit_kv", &name) {
+                checkup.table.check(
                     dit::LAYER.name,
                     "dit_kv",
                     &name,
@@ -700,7 +700,7 @@ fn tapped_values(checkup: &Checkup<'_>, taps: &[Tapped], index: usize, call: &Ca
         {
             let value = as_golden(checkup, tapped.file, &tapped.name, value.clone());
             checkup
-                .sheet
+                .table
                 .check(dit::LAYER.name, tapped.file, &tapped.name, &value);
         }
     }
@@ -708,14 +708,14 @@ fn tapped_values(checkup: &Checkup<'_>, taps: &[Tapped], index: usize, call: &Ca
 
 /// Compares a value with a tensor that may not concern this export.
 fn check_open(checkup: &Checkup<'_>, component: &str, file: &str, name: &str, value: &Tensor) {
-    if checkup.sheet.is_open(file, name) {
-        checkup.sheet.check(component, file, name, value);
+    if checkup.table.is_open(file, name) {
+        checkup.table.check(component, file, name, value);
     }
 }
 
 /// The value under the reference tensor's shape, where only the split of tokens into frames differs.
 fn as_golden(checkup: &Checkup<'_>, file: &str, name: &str, value: Tensor) -> Tensor {
-    match checkup.set.tensor(file, name) {
+    match checkup.golden.tensor(file, name) {
         Ok(Some(want))
             if want.shape().last() == value.shape().last()
                 && elements(&want) == elements(&value) =>
@@ -744,7 +744,7 @@ fn inner_values(
             wanted.push((file, name.clone()));
             taps.push(tapped);
         } else {
-            checkup.sheet.not_checked(
+            checkup.table.not_checked(
                 file,
                 name,
                 format!(
@@ -842,7 +842,7 @@ fn two_actors(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
         };
         if let Some(output) = scene.denoise(&mut running, &block, &anchor)?.output {
             checkup
-                .sheet
+                .table
                 .check(dit::HEAD.name, "dit_two", &name, &output.noise_pred);
         }
     }
@@ -852,7 +852,7 @@ fn two_actors(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
 /// The set says this distance only in words: "relative_dist 11, ...".
 fn recorded_distance(checkup: &Checkup<'_>, name: &str) -> Result<u32, Problem> {
     let meaning = checkup
-        .set
+        .golden
         .entry("dit_two", name)
         .map_or("", |e| e.meaning.as_str());
     let word = meaning

@@ -54,7 +54,7 @@ fn schedules(checkup: &Checkup<'_>) {
                     (_, Some(n)) => schedule::timesteps(n)?,
                     _ => continue,
                 };
-                checkup.sheet.check(
+                checkup.table.check(
                     "schedule",
                     "scheduler",
                     name,
@@ -71,7 +71,7 @@ fn euler(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let steps = (0..)
         .take_while(|i| {
             checkup
-                .set
+                .golden
                 .entry("scheduler", &format!("step.v{i}"))
                 .is_some()
         })
@@ -95,14 +95,14 @@ fn euler(checkup: &Checkup<'_>) -> Result<(), Problem> {
             .map(|(x, v)| x + by * v)
             .collect();
         let name = format!("step.sample{}", i + 1);
-        checkup.sheet.check_noted(
+        checkup.table.check_noted(
             "schedule",
             "scheduler",
             &name,
             &Tensor::from_slice(v.shape(), &next),
             note,
         );
-        match checkup.set.tensor("scheduler", &name)? {
+        match checkup.golden.tensor("scheduler", &name)? {
             Some(theirs) => sample = theirs,
             None => break,
         }
@@ -112,7 +112,7 @@ fn euler(checkup: &Checkup<'_>) -> Result<(), Problem> {
 
 fn random(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
     let want = checkup
-        .set
+        .golden
         .tensor("rng", name)?
         .ok_or_else(|| lacks(format!("rng.{name}")))?;
     let Some((seed, kind)) = name.strip_prefix("seed").and_then(|n| n.split_once('.')) else {
@@ -127,7 +127,7 @@ fn random(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
         "bf16" => Tensor::from_slice::<bf16>(want.shape(), &generator.randn_bf16(count)),
         _ => return Ok(()),
     };
-    checkup.sheet.check("random numbers", "rng", name, &found);
+    checkup.table.check("random numbers", "rng", name, &found);
     Ok(())
 }
 
@@ -169,7 +169,7 @@ fn rotary(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
         "sin" => made.sin,
         _ => return Ok(()),
     };
-    checkup.sheet.check(
+    checkup.table.check(
         "rotary tables",
         "rope",
         name,
@@ -181,7 +181,7 @@ fn rotary(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
 /// Rows: a number of tokens, then the tokens that a group of every `stride`-th keeps, then -1.
 fn thinned(checkup: &Checkup<'_>, name: &str, stride: usize) -> Result<(), Problem> {
     let want = checkup
-        .set
+        .golden
         .tensor("rope", name)?
         .ok_or_else(|| lacks(format!("rope.{name}")))?;
     let (DType::I64, &[count, columns], true) = (want.dtype(), want.shape(), stride > 0) else {
@@ -199,7 +199,7 @@ fn thinned(checkup: &Checkup<'_>, name: &str, stride: usize) -> Result<(), Probl
                 .take(columns)
                 .collect::<Vec<_>>()
         });
-    checkup.sheet.check(
+    checkup.table.check(
         "rotary tables",
         "rope",
         name,
@@ -212,7 +212,7 @@ fn thinned(checkup: &Checkup<'_>, name: &str, stride: usize) -> Result<(), Probl
 fn merged(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
     let key = name.trim_start_matches("merged_rows.");
     let want = checkup
-        .set
+        .golden
         .tensor("lora", name)?
         .ok_or_else(|| lacks(format!("lora.{name}")))?;
     let rows = want.shape()[0];
@@ -222,7 +222,7 @@ fn merged(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
             "the export has no matrix made from {key} of {rows} rows or more"
         ))
     })?;
-    checkup.sheet.check("export", "lora", name, &found);
+    checkup.table.check("export", "lora", name, &found);
     Ok(())
 }
 

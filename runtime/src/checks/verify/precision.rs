@@ -5,7 +5,8 @@
 use engines::components::{ALL, speech, text};
 use engines::recipe::Recipe;
 
-use super::set::{Set, Tolerance};
+use super::golden::Golden;
+use super::tolerance::Tolerance;
 
 /// Where a set states the relative root mean square by which the reference's prediction in bf16 differs from its prediction in f32.
 const STATED: &str = "/bf16_vs_f32/noise_pred_rel_rms";
@@ -35,9 +36,9 @@ pub(super) struct Precision {
 }
 
 impl Precision {
-    pub(super) fn of(set: &Set, recipe: Recipe) -> Self {
+    pub(super) fn of(golden: &Golden, recipe: Recipe) -> Self {
         Self {
-            reference: (recipe != Recipe::Fp32).then(|| stated(set).unwrap_or(UNSTATED)),
+            reference: (recipe != Recipe::Fp32).then(|| stated(golden).unwrap_or(UNSTATED)),
         }
     }
 
@@ -64,8 +65,8 @@ impl Precision {
 }
 
 /// What the set states about the reference.
-pub(super) fn stated(set: &Set) -> Option<f64> {
-    let found = set.value(STATED).and_then(serde_json::Value::as_f64);
+pub(super) fn stated(golden: &Golden) -> Option<f64> {
+    let found = golden.value(STATED).and_then(serde_json::Value::as_f64);
     found.filter(|x| x.is_finite() && *x > 0.0)
 }
 
@@ -109,7 +110,7 @@ fn of_chain(name: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sheet::tests::set;
+    use super::super::golden::tests::golden_of;
     use super::*;
 
     const OWN: Tolerance = Tolerance::Close {
@@ -173,11 +174,11 @@ mod tests {
     #[test]
     fn a_set_that_states_nothing_is_judged_by_sixteen_roundings() {
         let dir = tempfile::tempdir().unwrap();
-        let set = set(dir.path(), &[("x", None, serde_json::json!("exact"))]);
-        let limit = rule(Precision::of(&set, Recipe::Bf16), "dit_head", "f", "n");
+        let golden = golden_of(dir.path(), &[("x", None, serde_json::json!("exact"))]);
+        let limit = rule(Precision::of(&golden, Recipe::Bf16), "dit_head", "f", "n");
         assert_eq!(limit, Tolerance::RelativeRms(UNSTATED * ORDER));
         assert_eq!(
-            rule(Precision::of(&set, Recipe::Fp32), "dit_head", "f", "n"),
+            rule(Precision::of(&golden, Recipe::Fp32), "dit_head", "f", "n"),
             OWN
         );
     }

@@ -34,7 +34,7 @@ pub(super) fn check(checkup: &Checkup<'_>) {
                 .decode(&part(&latent(checkup)?, 0..1)?)?
                 .pixels;
             checkup
-                .sheet
+                .table
                 .check(DECODER, "vae_stream", "fresh_single_latent.frames", &frames);
             Ok(())
         },
@@ -96,7 +96,7 @@ fn encode(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
         } else {
             continue;
         };
-        checkup.sheet.check(ENCODER, "vae", name, &found);
+        checkup.table.check(ENCODER, "vae", name, &found);
     }
     Ok(())
 }
@@ -107,7 +107,7 @@ fn decode(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     for name in names {
         if let Some(n) = number_in(name, "decode.frames", "") {
             decoder.reset();
-            checkup.sheet.check(
+            checkup.table.check(
                 DECODER,
                 "vae",
                 name,
@@ -125,7 +125,7 @@ fn stream(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     let primed = decoder.decode(&part(&latent, 0..PRIMING_LATENTS)?)?.pixels;
     let total = primed.shape()[2];
     let kept = vae::TEMPORAL_STRIDE.min(total);
-    checkup.sheet.check(
+    checkup.table.check(
         DECODER,
         "vae_stream",
         "prime.frames",
@@ -141,7 +141,7 @@ fn stream(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     for block in 0..blocks {
         let at = PRIMING_LATENTS + block * frames;
         let decoded = decoder.decode(&part(&latent, at..at + frames)?)?.pixels;
-        checkup.sheet.check(
+        checkup.table.check(
             DECODER,
             "vae_stream",
             &format!("block{block}.frames"),
@@ -155,7 +155,7 @@ fn stream(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
 /// in that order too.
 fn caches(checkup: &Checkup<'_>, decoder: &Decoder, names: &[String]) {
     let slots = checkup
-        .set
+        .golden
         .value("/vae/decoder_cache_shapes_after_prime")
         .and_then(Value::as_array);
     let used: Vec<usize> = match slots {
@@ -173,12 +173,12 @@ fn caches(checkup: &Checkup<'_>, decoder: &Decoder, names: &[String]) {
         match port.and_then(|p| Some((p, decoder.cache().get(p.name)?))) {
             Some((port, cache)) => {
                 checkup
-                    .sheet
+                    .table
                     .check_noted(DECODER, "vae_stream", name, cache, port.name);
             }
             None => {
                 checkup
-                    .sheet
+                    .table
                     .failed(DECODER, "vae_stream", name, "the decoder has no such cache");
             }
         }
