@@ -33,7 +33,7 @@ use crate::placement::wavefront::Item;
 use crate::planner::memory::transformer_bytes;
 use crate::planner::work::Work;
 use engines::backend::plain;
-use engines::device::Device;
+use engines::device::{Device, gpu};
 
 /// Left free under a cap for what ONNX Runtime and the driver take beside the budget's own counts.
 const HEADROOM: u64 = 256 << 20;
@@ -87,8 +87,8 @@ pub(crate) struct MemoryUse {
     pub peak: u64,
     /// What the planner counts for the same, where it does.
     pub planned: Option<u64>,
-    pub smi_before: Option<u64>,
-    pub smi: Option<u64>,
+    pub device_used_before: Option<u64>,
+    pub device_used: Option<u64>,
 }
 
 /// A run under a cap.
@@ -126,7 +126,7 @@ pub(crate) type Opener<'a> = &'a dyn Fn(Option<u64>) -> Result<Runtime, EngineEr
 /// # Errors
 /// Graphs or a device that cannot be used; less memory than needed; an offload cap that not even the streaming slots fit.
 pub(crate) fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, CheckError> {
-    let before = smi(request.device);
+    let before = device_used(request.device);
     let set = GraphFolder::open(&request.graphs)?;
     let mut model = set.config.dit.clone();
     model.layers = request.layers.unwrap_or(model.layers);
@@ -137,13 +137,13 @@ pub(crate) fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, Che
         let product = product(&runtime, &set, request)?;
         let bench = OnDevice::new(runtime, &set, &model, &geometry, request)?;
         let (rows, mut memory) = bench.resident(&product)?;
-        memory.smi_before = before;
+        memory.device_used_before = before;
         (product, rows, memory)
     };
     let offload = request.offload.map(|budget| {
         let bench = OnDevice::new(open(Some(budget))?, &set, &model, &geometry, request)?;
         let mut offload = bench.offload(budget, &rows, &memory)?;
-        offload.memory.smi_before = before;
+        offload.memory.device_used_before = before;
         Ok::<_, CheckError>(offload)
     });
     Ok(Report {
@@ -427,8 +427,8 @@ impl<'a> OnDevice<'a> {
             counted: counts.total(),
             peak: counts.peak,
             planned: None,
-            smi_before: None,
-            smi: smi(self.request.device),
+            device_used_before: None,
+            device_used: device_used(self.request.device),
         }
     }
 }
@@ -554,25 +554,13 @@ fn middle(mut times: Vec<f64>) -> (f64, f64) {
     (times[times.len() / 2], times[0])
 }
 
-/// Bytes in use on the device by `nvidia-smi`, where there is one.
-fn smi(device: Device) -> Option<u64> {
-    let Device::Cuda(ordinal) = device else {
-        return None;
-    };
-    let output = std::process::Command::new("nvidia-smi")
-        .args([
-            "--query-gpu=memory.used",
-            "--format=csv,noheader,nounits",
-            "-i",
-        ])
-        .arg(ordinal.to_string())
-        .output()
-        .ok()?;
-    mebibytes(std::str::from_utf8(&output.stdout).ok()?)
-}
-
-fn mebibytes(text: &str) -> Option<u64> {
-    Some(text.trim().parse::<u64>().ok()? << 20)
+/// Returns the bytes that all processes use on the device. `None` for the CPU, without a driver, and
+/// in a build without CUDA.
+fn device_used(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => None,
+        Device::Cuda(ordinal) => Some(gpu(ordinal).ok()?.used()),
+    }
 }
 
 impl fmt::Display for Report {
@@ -636,9 +624,10 @@ impl fmt::Display for MemoryUse {
         if let Some(planned) = self.planned {
             write!(f, "; planned {:.3}", gb(planned))?;
         }
-        match (self.smi_before, self.smi) {
+        match (self.device_used_before, self.device_used) {
             (Some(before), Some(now)) => {
-                write!(f, "; nvidia-smi {:.3}, {:.3} before", gb(now), gb(before))
+                let (now, before) = (gb(now), gb(before));
+                write!(f, "; in use on the device {now:.3}, {before:.3} before")
             }
             _ => Ok(()),
         }
@@ -670,11 +659,5 @@ mod tests {
             matrix.as_slice::<f32>()[..512],
             matrix.as_slice::<f32>()[512..1024]
         );
-    }
-
-    #[test]
-    fn a_report_of_nvidia_smi_is_mebibytes() {
-        assert_eq!(mebibytes("81559\n"), Some(81_559 << 20));
-        assert_eq!(mebibytes("[N/A]\n"), None);
     }
 }
