@@ -1,5 +1,5 @@
-//! Every number of the golden sets against the reference's, by the code that `verify` runs: the set that the repository carries, and the
-//! larger shared one where it lies beside the repository.
+//! Compares every number with the golden sets, by the code that `verify` runs. One golden set is
+//! part of the repository; a larger set may lie beside it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -66,8 +66,8 @@ fn the_carried_set_agrees_with_the_reference() {
     assert_agrees(&golden, Recipe::Fp32, &report);
 }
 
-/// In bf16 too, as near as the reference's own bf16 is; and the prediction is no farther from the reference's f32 than the reference's own,
-/// but for roundings in another order.
+/// The error of a bf16 export is not larger than the error of the reference's own bf16. The same is
+/// true for the prediction against the reference's f32, but for roundings in another order.
 #[test]
 fn the_carried_set_agrees_in_bf16_as_the_references_own_bf16_does() {
     let golden = Golden::carried();
@@ -101,15 +101,15 @@ fn the_shared_set_agrees_with_the_reference() {
     }
 }
 
-/// Long speech goes through the encoder some rows at a time, with the same numbers.
+/// The encoder computes some rows of long speech at a time, with the same numbers.
 #[test]
-fn speech_in_stretches_is_speech_as_a_whole() {
+fn speech_in_chunks_is_speech_as_a_whole() {
     let backend = open(models());
     let config = &backend.models().config().speech;
     let samples: Vec<f32> = (0..48_000)
         .map(|i| (i as f32 * 0.05).sin() + (i as f32 * 0.0031).cos())
         .collect();
-    let encode = |stretch| encode_speech(&backend, &plain(), config, &samples, stretch).unwrap();
+    let encode = |chunk| encode_speech(&backend, &plain(), config, &samples, chunk).unwrap();
     let whole = encode(SpeechChunk::default());
     // 149 frames: 40 features, 7 rows at a time.
     let parts = encode(SpeechChunk {
@@ -122,7 +122,7 @@ fn speech_in_stretches_is_speech_as_a_whole() {
     assert!(worst <= 2e-5, "worst difference {worst}");
 }
 
-/// The checks can fail: one weight of each component disturbed, each noticed.
+/// The checks can fail: they notice one disturbed weight in each component.
 #[test]
 fn every_fault_is_caught() {
     assert_catches(models());

@@ -44,7 +44,10 @@ impl Golden {
             .then_some(Self { root })
     }
 
-    /// Reads the manifest.
+    /// Opens the reader of the golden set.
+    ///
+    /// # Panics
+    /// The manifest cannot be read.
     pub fn open(&self) -> runtime::checks::Golden {
         runtime::checks::Golden::open(&self.root).unwrap_or_else(|e| panic!("{e}"))
     }
@@ -142,6 +145,9 @@ fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
 }
 
 /// Opens an export on two threads.
+///
+/// # Panics
+/// The export cannot be opened.
 pub fn open(models: &Path) -> Ort {
     let models = Models::open(models).unwrap_or_else(|e| panic!("{e}"));
     Ort::new(models, 2).unwrap_or_else(|e| panic!("{e}"))

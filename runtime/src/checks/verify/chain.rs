@@ -1,5 +1,5 @@
-//! The whole chain, from input files to frames, by [`generate`] itself: the recorded noise and distances go in, everything that the reference
-//! recorded on the way is compared.
+//! Checks the whole chain, from input files to frames. The function [`generate`] makes the video
+//! from the recorded noise and distances. Every tensor that the reference recorded is compared.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,9 +25,11 @@ use crate::placement::plan::{Lanes, Plan, Stages};
 use crate::placement::wavefront::Item;
 use engines::tensor_file::{self, Tensors};
 
-/// File of the recorded noise and distances, the same for every pipeline.
+/// File of the recorded noise and distances, which every pipeline uses.
 const REPLAY: &str = "e2e_tpp";
+/// File of the recorded steps of the pipeline [`REPLAY`].
 const STEPS: &str = "e2e_tpp_steps";
+/// The reference's runs: the file of tensors, the pipeline, and the name for reports.
 const RUNS: [(&str, Mode, &str); 3] = [
     (REPLAY, Mode::Tpp, "chain, tpp"),
     ("e2e_single", Mode::Single, "chain, single"),
@@ -38,6 +40,7 @@ const RUNS: [(&str, Mode, &str); 3] = [
     ),
 ];
 
+/// Makes a video by each pipeline and compares its tensors.
 pub(super) fn check(checkup: &Checkup<'_>) {
     for (file, mode, component) in RUNS {
         let files: &[&'static str] = if file == REPLAY {
@@ -57,12 +60,13 @@ pub(super) fn check(checkup: &Checkup<'_>) {
     }
 }
 
+/// Notes that the user leaves these checks out.
 pub(super) fn skip(checkup: &Checkup<'_>) {
     for file in RUNS.map(|(file, ..)| file).into_iter().chain([STEPS]) {
         for name in checkup.table.open(file) {
             checkup
                 .table
-                .not_checked(file, &name, "left out by --skip-e2e");
+                .not_checked(file, &name, "the flag --skip-e2e leaves it out");
         }
     }
 }
@@ -111,6 +115,7 @@ fn run(
     Ok(())
 }
 
+/// Compares the tensors of a trace.
 fn traced(
     checkup: &Checkup<'_>,
     file: &'static str,
@@ -136,7 +141,7 @@ fn traced(
     }
 }
 
-/// The reference's run: its first prompt and first recording, its picture, the set's area.
+/// Makes the request of the reference's run: its first prompt and recording, its picture and area.
 fn request(
     checkup: &Checkup<'_>,
     file: &str,
@@ -177,7 +182,7 @@ fn request(
     })
 }
 
-/// Without the recorded randomness there is nothing to compare.
+/// Notes the recorded noise and distances as inputs. Without them no run can be compared.
 fn recorded(checkup: &Checkup<'_>, clips: usize) -> Result<(), Problem> {
     (0..clips)
         .map(|clip| format!("clip{clip}.noise"))
@@ -185,9 +190,10 @@ fn recorded(checkup: &Checkup<'_>, clips: usize) -> Result<(), Problem> {
         .try_for_each(|name| checkup.input(REPLAY, &name).map(drop))
 }
 
+/// Name of the trace in a run's folder.
 const TRACE: &str = "trace.safetensors";
 
-/// A folder for one run's files, gone with it.
+/// A folder for the files of one run. Dropping it removes the folder.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -215,20 +221,23 @@ impl Drop for Folder {
     }
 }
 
-/// Keeps what the set wants of a run.
+/// Keeps the values of a run that the golden set has tensors for.
 struct Watch {
     steps: Vec<Item>,
     frames: Vec<usize>,
     kept: Mutex<Kept>,
 }
 
+/// The kept values of a run.
 #[derive(Default)]
 struct Kept {
-    /// `x` and `noise_pred`.
+    /// `x` and `noise_pred`, by block and step.
     steps: BTreeMap<Item, (Tensor, Tensor)>,
     /// `[3, H, W]` by number in the video.
     frames: BTreeMap<usize, Tensor>,
+    /// `[3, H, W]` of the newest frame.
     last: Option<Tensor>,
+    /// Number of decoded frames.
     count: usize,
 }
 

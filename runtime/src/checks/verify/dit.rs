@@ -1,5 +1,6 @@
-//! The transformer's components: time embedding, audio adapter, motion packer, sink prefill, blocks over a ring that wraps, inner values by
-//! taps, two actors. The reference's own tensors go in, so that each comparison shows one component's error.
+//! Checks the transformer's components: time embedding, audio adapter, motion packer, sink prefill,
+//! blocks over a ring that wraps, inner values by taps, and two actors. The inputs are the
+//! reference's own tensors, so that each comparison shows the error of one component.
 
 use std::sync::Arc;
 
@@ -30,10 +31,12 @@ use engines::backend::Loading;
 const PACKER: &str = "frame_packer";
 /// Tap of all frames of the global audio token.
 const ADAPTER_GLOBAL: &str = "casual_audio_encoder.encoder.global";
-/// Files whose tensors come out of one run over several blocks.
+/// Files whose tensors are made by one run over several blocks.
 const BLOCK_FILES: [&str; 4] = ["dit_blocks", "dit_kv", "dit_layers", BF16];
+/// Tensor of the checkpoint without its LoRA.
 const WITHOUT_LORA: &str = "block0.noise_pred_without_lora";
 
+/// Runs the checks of this file.
 pub(super) fn check(checkup: &Checkup<'_>) {
     not_applicable(checkup);
     checkup.part(
@@ -102,10 +105,10 @@ pub(super) fn check(checkup: &Checkup<'_>) {
     );
 }
 
-/// Tensors of computations that an export does not hold.
+/// Notes the tensors of computations that an export does not hold.
 fn not_applicable(checkup: &Checkup<'_>) {
     let manifest = checkup.models().manifest();
-    let merged = "without the LoRA: the export holds the merged weights only";
+    let merged = "made without the LoRA, but the export holds the merged weights only";
     checkup
         .table
         .not_checked("dit_blocks", WITHOUT_LORA, merged);
@@ -118,7 +121,7 @@ fn not_applicable(checkup: &Checkup<'_>) {
         checkup.table.not_checked(
             BF16,
             name,
-            "the reference's own bf16 casts, which an export of recipe fp32 does not make",
+            "made by the reference in bf16, but the export has the recipe fp32",
         );
     }
     for name in checkup
@@ -127,7 +130,8 @@ fn not_applicable(checkup: &Checkup<'_>) {
         .iter()
         .filter(|n| n.ends_with("_f16"))
     {
-        let reason = "the reference's half-precision table; ours are f32, computed in f64, and checked by the tensors without _f16";
+        let reason =
+            "the reference's table in half precision; the tensors without _f16 check the f32 table";
         checkup.table.not_checked("rope", name, reason);
     }
 }
@@ -166,7 +170,7 @@ fn time(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The sink's timestep is 0 whatever the step: its graph takes none.
+/// Checks the embedding of a timestep. The graph of the sink takes no timestep: it is always 0.
 fn embedded_time(checkup: &Checkup<'_>, tag: &str, sinusoid: &[f32]) -> Result<(), Problem> {
     let (c, frames) = (checkup.dit(), checkup.dit().block_frames);
     let zeros = |frames: usize, side: usize| {
@@ -281,7 +285,8 @@ fn has_tap(checkup: &Checkup<'_>, component: &str, tap: &str) -> bool {
         .is_ok_and(|(entry, _)| entry.taps.contains_key(tap))
 }
 
-/// Outputs of the sink's embedding: tokens, and packed motion tokens where the export has the tap.
+/// Runs the sink's embedding. Returns its tokens, and the packed motion tokens where the export has
+/// the tap.
 fn embed_sink(
     checkup: &Checkup<'_>,
     reference: &Tensor,
@@ -324,7 +329,7 @@ fn packer(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The newest 19 motion latents, zeros in front where there are fewer.
+/// Returns the newest 19 motion latents. Zeros in front replace the missing latents.
 fn newest(motion: &Tensor) -> Tensor {
     let total = motion.shape()[2];
     let kept = latents::frames(motion, total.saturating_sub(dit::MOTION_FRAMES)..total);
@@ -433,7 +438,7 @@ fn sink_layers(checkup: &Checkup<'_>) -> Result<(), Problem> {
 
 // ---- blocks
 
-/// One denoising step of the set's blocks, all layers on one stage.
+/// One denoising step of the golden set's blocks, with all layers on one stage.
 struct Scene {
     tables: Tables,
     spec: StageSpec,
@@ -526,7 +531,8 @@ struct Block<'a> {
     audio: &'a BlockAudio,
 }
 
-/// The step whose timestep the blocks were made at; the first where the set names none.
+/// Returns the step at whose timestep the blocks were made. Without a timestep in the golden set,
+/// it is the first step.
 fn step_at(checkup: &Checkup<'_>, timesteps: &[f32]) -> Result<usize, Problem> {
     let Some(wanted) = checkup
         .golden
@@ -542,7 +548,7 @@ fn step_at(checkup: &Checkup<'_>, timesteps: &[f32]) -> Result<usize, Problem> {
         .ok_or_else(|| lacks(format!("a step at timestep {wanted}")))
 }
 
-/// An inner value of a layer: the tensor that it is compared with, and where it is tapped.
+/// An inner value of a layer: the tensor to compare it with, and the tap that returns it.
 struct Tapped {
     file: &'static str,
     name: String,
@@ -551,7 +557,8 @@ struct Tapped {
     tap: String,
 }
 
-/// Runs blocks in order, up to the last one that a name speaks of. With taps, only they are compared.
+/// Runs blocks in order, up to the last block that a tensor's name mentions. With taps, only the
+/// tapped values are compared.
 fn blocks(
     checkup: &Checkup<'_>,
     names: &[(&'static str, String)],
@@ -578,7 +585,7 @@ fn blocks(
         .collect();
     let loading: Loading = Arc::new(move |component: &str| {
         let mut options: LoadOptions = base(component);
-        // The recorder knows sessions by their components.
+        // The recorder identifies sessions by their components.
         options.alone = true;
         let own = wanted.iter().filter(|(c, _)| c == component);
         options.taps.extend(own.map(|(_, tap)| tap.clone()));
@@ -617,7 +624,7 @@ fn blocks(
     Ok(())
 }
 
-/// Hidden states of one block out of the reference's bucket.
+/// Cuts the hidden states of one block out of the reference's bucket.
 fn bucket(checkup: &Checkup<'_>, geometry: &Geometry, block: usize) -> Result<Tensor, Problem> {
     let (name, frames) = ("a16k.bucket", geometry.block_video_frames());
     let bucket = checkup
@@ -706,14 +713,15 @@ fn tapped_values(checkup: &Checkup<'_>, taps: &[Tapped], index: usize, call: &Ca
     }
 }
 
-/// Compares a value with a tensor that may not concern this export.
+/// Compares a value, if the tensor is open. Some tensors do not concern this export.
 fn check_open(checkup: &Checkup<'_>, component: &str, file: &str, name: &str, value: &Tensor) {
     if checkup.table.is_open(file, name) {
         checkup.table.check(component, file, name, value);
     }
 }
 
-/// The value under the reference tensor's shape, where only the split of tokens into frames differs.
+/// Gives a value the shape of the reference's tensor, if only the split of tokens into frames
+/// differs.
 fn as_golden(checkup: &Checkup<'_>, file: &str, name: &str, value: Tensor) -> Tensor {
     match checkup.golden.tensor(file, name) {
         Ok(Some(want))
@@ -726,6 +734,7 @@ fn as_golden(checkup: &Checkup<'_>, file: &str, name: &str, value: Tensor) -> Te
     }
 }
 
+/// Returns the number of elements.
 fn elements(t: &Tensor) -> usize {
     t.shape().iter().product()
 }
@@ -761,7 +770,8 @@ fn inner_values(
     }
 }
 
-/// `block5.layer0.sa` and the like: a layer, or an injector by its own count. In the bf16 file, block 0's by longer words.
+/// Finds the tap of a tensor such as `block5.layer0.sa`. The name has the number of a layer or an
+/// injector. The bf16 file has longer words, and only tensors of block 0.
 fn tap_of(checkup: &Checkup<'_>, file: &'static str, name: &str) -> Option<Tapped> {
     let (block, rest) = match file {
         BF16 => ("0", name),
@@ -849,7 +859,7 @@ fn two_actors(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The set says this distance only in words: "relative_dist 11, ...".
+/// Reads the distance of a block. The golden set states it only in words: "relative_dist 11, ...".
 fn recorded_distance(checkup: &Checkup<'_>, name: &str) -> Result<u32, Problem> {
     let meaning = checkup
         .golden

@@ -1,5 +1,5 @@
-//! What the user gives, as the models get it: prompts to token ids and text rows, recordings to hidden states and features, pictures to
-//! pixels. Each is made from the set's own input files.
+//! Checks the preparation of inputs: prompts become token ids and text rows, recordings become
+//! hidden states and features, and pictures become pixels. The golden set has the input files.
 
 use engines::backend::State;
 use engines::components::text;
@@ -15,11 +15,12 @@ use crate::media::picture::{Fit, Picture};
 use crate::numbers::size::{Size, SizeMode, less_than_area};
 use crate::placement::speech_chunk::SpeechChunk;
 
-/// What the parts of the speech encoder are checked as.
+/// Name of the speech encoder in reports: the common part of its components' names.
 const SPEECH_ENCODER: &str = "audio_encoder";
-/// Picture of every golden set.
+/// Input file with the picture, in every golden set.
 pub(super) const PICTURE: &str = "ref.png";
 
+/// Runs the checks of this file.
 pub(super) fn check(checkup: &Checkup<'_>) {
     prompts(checkup);
     recordings(checkup);
@@ -46,10 +47,11 @@ fn prompts(checkup: &Checkup<'_>) {
     );
 }
 
-/// Tap of the text encoder's graph, and the tensor that it answers to.
+/// Tap of the text encoder's graph. The tensor of the golden set has the same name.
 const BUCKETS: &str = "relative_buckets";
 
-/// Buckets of all distances (key minus query) from one end of a text to the other, out of the graph's own table.
+/// Checks the buckets of relative positions. The graph's table holds the bucket of each distance
+/// (key minus query), from one end of a text to the other.
 fn buckets(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let distances = checkup
         .golden
@@ -191,7 +193,7 @@ fn recording(
     Ok(())
 }
 
-/// Every eighth hidden state at 30 fps, `[4, rows, dim]` of 25.
+/// Picks every eighth of the 25 hidden states at 30 fps: `[4, rows, dim]`.
 fn every_8(features: &crate::inputs::speech::AudioFeatures, states: usize, dim: usize) -> Tensor {
     let rows: Vec<Vec<f32>> = (0..features.rows()).map(|r| features.row(r)).collect();
     let kept: Vec<usize> = (0..states).step_by(8).collect();
@@ -206,7 +208,7 @@ fn every_8(features: &crate::inputs::speech::AudioFeatures, states: usize, dim: 
     Tensor::from_slice(&[kept.len(), rows.len(), dim], &data)
 }
 
-/// Clip lengths of the reference's length table, in its column order.
+/// Clip lengths of the reference's length table in frames, in the order of its columns.
 const TABLE_CLIPS: [usize; 3] = [12, 48, 80];
 
 fn tables(checkup: &Checkup<'_>) {
@@ -258,7 +260,7 @@ fn tables(checkup: &Checkup<'_>) {
     );
 }
 
-/// Rows of a table whose first columns say what the others are computed from.
+/// Reads the rows of a table. Its first columns are the inputs of the other columns.
 fn integers(
     checkup: &Checkup<'_>,
     file: &str,
@@ -353,7 +355,7 @@ fn picture(checkup: &Checkup<'_>, tag: &str, facts: &Value) -> Result<(), Proble
     Ok(())
 }
 
-/// A size of which only the area counts.
+/// Makes a size with an area of so many pixels. Its sides have no meaning.
 pub(super) fn area_of(pixels: usize) -> Size {
     Size {
         width: pixels,

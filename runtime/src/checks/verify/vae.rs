@@ -1,4 +1,5 @@
-//! The VAE: whole encodes and decodes, and the streaming decoder with its feature caches after priming.
+//! Checks the VAE: encoding and decoding of whole videos, and the streaming decoder with its
+//! feature caches after priming.
 
 use engines::components::vae;
 use engines::tensor::Tensor;
@@ -9,9 +10,12 @@ use crate::chain::vae::{Decoder, Encoder};
 use crate::numbers::latents;
 use crate::numbers::timing::PRIMING_LATENTS;
 
+/// Name of the encoder in reports: the common part of its components' names.
 const ENCODER: &str = "vae_encoder";
+/// Name of the decoder in reports: the common part of its components' names.
 const DECODER: &str = "vae_decoder";
 
+/// Runs the checks of this file.
 pub(super) fn check(checkup: &Checkup<'_>) {
     checkup.part(
         ENCODER,
@@ -55,7 +59,7 @@ fn decoder(checkup: &Checkup<'_>) -> Result<Decoder, Problem> {
     )?)
 }
 
-/// `[1, Z, F, h, w]`.
+/// Reads the latents that are decoded, `[1, Z, F, h, w]`.
 fn latent(checkup: &Checkup<'_>) -> Result<Tensor, Problem> {
     Ok(lane(checkup.floats("vae", "decode.latents", 4)?))
 }
@@ -118,7 +122,8 @@ fn decode(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Primes, looks at the caches, then decodes block after block, as the multi-device pipeline does.
+/// Primes the decoder, compares its caches, then decodes block after block. The multi-device
+/// pipeline does the same.
 fn stream(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     let latent = latent(checkup)?;
     let mut decoder = decoder(checkup)?;
@@ -151,8 +156,8 @@ fn stream(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The reference numbers its caches in the order in which its convolutions run, and leaves some numbers unused; the contract lists its state
-/// in that order too.
+/// Compares the caches. The reference numbers them in the order in which its convolutions run, and
+/// leaves some numbers unused. The contract lists its state in the same order.
 fn caches(checkup: &Checkup<'_>, decoder: &Decoder, names: &[String]) {
     let slots = checkup
         .golden
