@@ -11,7 +11,7 @@ use crate::recipe::Recipe;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Bytes of a GiB.

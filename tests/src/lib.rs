@@ -1,5 +1,6 @@
-//! Test support shared by the one integration binary: the binaries under test, the golden folders, files made by hand, and a tolerance
-//! that lives in a type. No test is here.
+//! Support for the integration tests: the binaries under test, the golden folders, files made by
+//! hand, and numbers that carry their tolerance. The integration tests are in `it/`.
+
 pub mod close;
 pub mod files;
 pub mod golden;

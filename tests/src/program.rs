@@ -8,13 +8,15 @@ use std::sync::OnceLock;
 
 use engines::error_kind::ErrorKind;
 
-/// Columns of a terminal: help is wrapped to it on every machine.
+/// Columns of a terminal. The programs wrap their help at them on every machine.
 const COLUMNS: &str = "100";
 
 /// A binary of the workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
+    /// `avatar-export`.
     Export,
+    /// `avatar-run`.
     Run,
 }
 
@@ -31,7 +33,7 @@ impl Program {
         folder().join(self.name())
     }
 
-    /// A command without terminal, input or colour.
+    /// Makes a command without terminal, input or colour.
     pub fn command(self) -> Command {
         let mut command = Command::new(self.path());
         command
@@ -43,7 +45,7 @@ impl Program {
         command
     }
 
-    /// Runs it to its end.
+    /// Runs the binary to its end.
     pub fn run<S: AsRef<std::ffi::OsStr>>(self, args: impl IntoIterator<Item = S>) -> Finished {
         self.command()
             .args(args)
@@ -86,7 +88,7 @@ fn built() -> PathBuf {
     profile
 }
 
-/// `target/PROFILE` of the running test.
+/// Returns `target/PROFILE` of the running test.
 pub(crate) fn profile() -> PathBuf {
     let exe = std::env::current_exe().expect("a test knows its path");
     exe.parent()
@@ -95,12 +97,14 @@ pub(crate) fn profile() -> PathBuf {
         .to_owned()
 }
 
-/// How a run ended and what it said.
+/// The exit code and the output of a finished run.
 #[derive(Clone, Debug)]
 pub struct Finished {
-    /// `None` when a signal ended it.
+    /// The exit code; `None` when a signal ended the run.
     pub code: Option<i32>,
+    /// The standard output.
     pub stdout: String,
+    /// The standard error.
     pub stderr: String,
 }
 
@@ -116,14 +120,21 @@ impl From<Output> for Finished {
 }
 
 impl Finished {
-    /// The run, which must have worked.
+    /// Returns the run.
+    ///
+    /// # Panics
+    /// The run failed.
     #[track_caller]
     pub fn ok(self) -> Self {
         assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
         self
     }
 
-    /// The message of a run that must have failed with `exit`: from its only `error:` on, without clap's pointer to --help.
+    /// Returns the message of a failed run: the text from its only `error:` on, without clap's
+    /// pointer to --help.
+    ///
+    /// # Panics
+    /// The run ended with another exit code, panicked, or printed no or several errors.
     #[track_caller]
     pub fn error(&self, exit: ErrorKind) -> String {
         assert_eq!(
@@ -151,7 +162,7 @@ impl Finished {
     }
 }
 
-/// A list of cases and what was said in each, for one snapshot; folders are named, not spelt.
+/// A list of cases with their messages, for one snapshot. Names stand for this machine's folders.
 #[derive(Default)]
 pub struct Transcript {
     text: String,
@@ -159,13 +170,13 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// `path` is written as `name`.
+    /// Writes `name` for `path` in the messages that follow.
     pub fn naming(mut self, path: &Path, name: &'static str) -> Self {
         self.names.push((path.display().to_string(), name));
         self
     }
 
-    /// One case.
+    /// Adds one case.
     pub fn add(&mut self, case: &str, exit: ErrorKind, message: &str) {
         let message = self.named(message);
         writeln!(
@@ -177,7 +188,8 @@ impl Transcript {
         .expect("a string grows");
     }
 
-    /// `text` without this machine's paths, and without the lines of our own code that a graph error names.
+    /// Returns `text` without this machine's paths. Also removes the lines of our code that a graph
+    /// error names.
     pub fn named(&self, text: &str) -> String {
         let named = self
             .names
@@ -197,6 +209,7 @@ impl Transcript {
             .join("\n")
     }
 
+    /// Returns the whole list.
     pub fn text(&self) -> &str {
         &self.text
     }

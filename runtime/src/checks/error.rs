@@ -11,7 +11,7 @@ use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
 use crate::checks::parity::Differs;
-use crate::checks::verify::VerifyError;
+use crate::checks::verify::error::VerifyError;
 use crate::generate::error::GenerateError;
 use crate::inputs::prompt::PromptError;
 use crate::inputs::replay::ReplayError;

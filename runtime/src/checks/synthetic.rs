@@ -1,6 +1,7 @@
-//! What a device does at the real shapes, without a checkpoint: graphs from `avatar-export graphs`, weights made up and copied to the device
-//! layer by layer, and the stage that makes videos timed on them, resident and streamed; beside the rate of one large matrix product through
-//! the same backend. Numbers mean nothing here, times do.
+//! Measures a device at the real shapes, without a checkpoint. The graphs come from `avatar-export
+//! graphs`, and the weights are made up. The stage that makes videos runs on them, resident and
+//! streamed. One large matrix product through the same backend gives the rate to compare with. The
+//! times are meaningful; the computed values are not.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,100 +34,129 @@ use crate::placement::wavefront::Item;
 use crate::planner::memory::transformer_bytes;
 use crate::planner::work::Work;
 use engines::backend::plain;
-use engines::device::Device;
+use engines::device::{Device, gpu};
 
-/// Left free under a cap for what ONNX Runtime and the driver take beside the budget's own counts.
+/// Bytes that stay free under a cap: ONNX Runtime and the driver take memory that the budget does
+/// not count.
 const HEADROOM: u64 = 256 << 20;
 
-/// What to time.
+/// The sizes and the runs that are timed.
 pub(crate) struct Request<'a> {
-    /// Sizes of the run for a model.
+    /// Returns the sizes of the run for a model.
     pub geometry: &'a dyn Fn(&DitConfig) -> Result<Geometry, GenerateError>,
     /// Folder that `avatar-export graphs` made.
     pub graphs: PathBuf,
+    /// The device that is measured.
     pub device: Device,
+    /// Size of the video.
     pub size: Size,
-    /// Lanes of a call, one row each.
+    /// Numbers of lanes of a call; each number becomes a row.
     pub lanes: Vec<usize>,
-    /// Layers of the transformer; all of them when none is said.
+    /// Number of layers of the transformer; `None` means all.
     pub layers: Option<usize>,
-    /// Timed calls after two that are not.
+    /// Number of timed calls. Two calls before them warm up.
     pub runs: usize,
-    /// Side of the matrix product.
+    /// Side of the square matrices of the product.
     pub matmul: usize,
-    /// Also a run that streams what does not fit this many bytes.
+    /// Bytes of the device for a second run, which streams the layers that do not fit.
     pub offload: Option<u64>,
 }
 
-/// One call's times.
+/// Times of a call with so many lanes.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Row {
+    /// Lanes of the call.
     pub lanes: usize,
+    /// Median of the timed calls, in milliseconds.
     pub median_ms: f64,
+    /// Shortest timed call, in milliseconds.
     pub min_ms: f64,
-    /// Arithmetic of the call, from its shapes.
+    /// Operations of the call, from its shapes, in 10^12.
     pub tflop: f64,
+    /// Operations per second, in 10^12.
     pub tflop_per_s: f64,
-    /// Of the measured matrix product's rate.
+    /// The rate, over the rate of the matrix product.
     pub share: f64,
 }
 
-/// The matrix product's time.
+/// Time of the matrix product.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Product {
+    /// Side of the square matrices.
     pub side: usize,
+    /// Median of the timed products, in milliseconds.
     pub median_ms: f64,
+    /// Operations per second, in 10^12.
     pub tflop_per_s: f64,
 }
 
-/// Bytes in use, by purpose and in total, as counted; and as `nvidia-smi` has it, before and during.
+/// Bytes of the device in use: as this program counts them, and as the driver counts them.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct MemoryUse {
+    /// Counted bytes by purpose.
     pub by_class: BTreeMap<String, u64>,
+    /// All counted bytes.
     pub counted: u64,
+    /// Most counted bytes at any time.
     pub peak: u64,
-    /// What the planner counts for the same, where it does.
+    /// Bytes that the planner foresees for the same run; `None` for a streamed run.
     pub planned: Option<u64>,
-    pub smi_before: Option<u64>,
-    pub smi: Option<u64>,
+    /// Bytes that all processes used before the run, by the driver. This process's context counts.
+    pub device_used_before: Option<u64>,
+    /// Bytes that all processes use at the end of the run, by the driver.
+    pub device_used: Option<u64>,
 }
 
-/// A run under a cap.
+/// A run that streams the layers which do not fit a cap.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Offload {
+    /// The cap, in bytes.
     pub budget: u64,
+    /// Lanes of the call.
     pub lanes: usize,
+    /// Layers whose weights stay on the device.
     pub resident_layers: usize,
+    /// Median of the timed calls, in milliseconds.
     pub median_ms: f64,
-    /// Of the resident run's time at as many lanes.
+    /// The time, over the time of the resident run with as many lanes.
     pub ratio: f64,
-    /// Bytes that come from the host in a call.
+    /// Bytes that a call copies from the host.
     pub streamed: u64,
+    /// Memory of the device.
     pub memory: MemoryUse,
 }
 
-/// All of it.
+/// The whole measurement.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Report {
+    /// The measured device.
     pub device: Device,
+    /// Precision of the graphs.
     pub recipe: Recipe,
+    /// Size of the video.
     pub size: Size,
+    /// Layers of the transformer.
     pub layers: usize,
+    /// The matrix product.
     pub product: Product,
+    /// Times with everything on the device, by number of lanes.
     pub rows: Vec<Row>,
+    /// Memory with everything on the device.
     pub memory: MemoryUse,
+    /// The streamed run, where the user wants one.
     pub offload: Option<Offload>,
 }
 
-/// Opens the device with a budget of so many bytes, or without one.
+/// Opens the device. A budget limits its bytes.
 pub(crate) type Opener<'a> = &'a dyn Fn(Option<u64>) -> Result<Runtime, EngineError>;
 
 /// Times the transformer on a device.
 ///
 /// # Errors
-/// Graphs or a device that cannot be used; less memory than needed; an offload cap that not even the streaming slots fit.
+/// The graphs or the device cannot be used; the device has too little memory; the cap of the
+/// streamed run is smaller than the streaming slots.
 pub(crate) fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, CheckError> {
-    let before = smi(request.device);
+    let before = device_used(request.device);
     let set = GraphFolder::open(&request.graphs)?;
     let mut model = set.config.dit.clone();
     model.layers = request.layers.unwrap_or(model.layers);
@@ -137,13 +167,13 @@ pub(crate) fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, Che
         let product = product(&runtime, &set, request)?;
         let bench = OnDevice::new(runtime, &set, &model, &geometry, request)?;
         let (rows, mut memory) = bench.resident(&product)?;
-        memory.smi_before = before;
+        memory.device_used_before = before;
         (product, rows, memory)
     };
     let offload = request.offload.map(|budget| {
         let bench = OnDevice::new(open(Some(budget))?, &set, &model, &geometry, request)?;
         let mut offload = bench.offload(budget, &rows, &memory)?;
-        offload.memory.smi_before = before;
+        offload.memory.device_used_before = before;
         Ok::<_, CheckError>(offload)
     });
     Ok(Report {
@@ -158,7 +188,7 @@ pub(crate) fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, Che
     })
 }
 
-/// One matrix product, timed.
+/// Times one matrix product.
 fn product(
     runtime: &Runtime,
     set: &GraphFolder,
@@ -184,7 +214,7 @@ fn product(
         session.run(&inputs, State::None)?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    let (median_ms, _) = middle(times.split_off(2));
+    let (median_ms, _) = median_and_least(times.split_off(2));
     Ok(Product {
         side,
         median_ms,
@@ -192,11 +222,11 @@ fn product(
     })
 }
 
-/// One opened device and the model that is timed on it.
+/// An opened device, and the model that is timed on it.
 struct OnDevice<'a> {
     backend: Arc<Synthetic>,
     model: &'a DitConfig,
-    /// The set's sizes with this model's.
+    /// Sizes of the graphs' model, with the wanted number of layers.
     config: ModelConfig,
     geometry: &'a Geometry,
     request: &'a Request<'a>,
@@ -248,7 +278,7 @@ impl<'a> OnDevice<'a> {
         Ok((stage, state))
     }
 
-    /// Everything on the device: a row for each number of lanes.
+    /// Times the calls with everything on the device. Returns a row for each number of lanes.
     fn resident(&self, product: &Product) -> Result<(Vec<Row>, MemoryUse), CheckError> {
         let mut stage = self.stage(Residency::default())?;
         let anchor = self.anchor()?;
@@ -287,7 +317,8 @@ impl<'a> OnDevice<'a> {
         ))
     }
 
-    /// Under a cap: as many layers resident as fit beside the slots, the rings on the host.
+    /// Times the calls under a cap. The rings are on the host. As many layers are resident as fit
+    /// beside the slots.
     fn offload(
         &self,
         budget: u64,
@@ -318,13 +349,14 @@ impl<'a> OnDevice<'a> {
         })
     }
 
-    /// Bytes of one layer's rings for a wave.
+    /// Returns the bytes of one layer's rings for all lanes.
     fn ring_bytes(&self) -> u64 {
         let dtype = self.backend.recipe().compute();
         (self.most_lanes() * self.geometry.ring_lane_bytes(dtype)) as u64
     }
 
-    /// What is left of the budget after what the resident run needed besides weights and rings, in layers.
+    /// Returns how many layers fit the budget, beside the slots and the bytes that the resident run
+    /// used for other purposes than weights and rings.
     fn resident_layers(&self, budget: u64, resident: &MemoryUse) -> Result<usize, CheckError> {
         let of = |class: Class| {
             resident
@@ -351,7 +383,8 @@ impl<'a> OnDevice<'a> {
             .min(self.model.layers))
     }
 
-    /// Median and least milliseconds of a call of `lanes` lanes with a full ring.
+    /// Times a call of `lanes` lanes with a full ring. Returns the median and the shortest time in
+    /// milliseconds.
     fn time(
         &self,
         (stage, state): &mut (Stage, StageState),
@@ -362,7 +395,7 @@ impl<'a> OnDevice<'a> {
         let tables = Tables::new(g.clone(), self.most_lanes())?;
         let latents = made_up::tensor(DType::F32, &g.latents_shape(g.block_frames), 3);
         let audio = self.audio();
-        // The newest block of a wave is the first step's; with the ring full before it.
+        // The first step has the newest block. The ring is full before this block.
         let lane = |step: usize| Lane {
             item: Item {
                 block: g.clip_blocks + lanes - 1 - step,
@@ -381,7 +414,7 @@ impl<'a> OnDevice<'a> {
             stage.denoise(state, &mut call, &|| false)?;
             times.push(began.elapsed().as_secs_f64() * 1e3);
         }
-        Ok(middle(times.split_off(2)))
+        Ok(median_and_least(times.split_off(2)))
     }
 
     fn audio(&self) -> BlockAudio {
@@ -394,7 +427,7 @@ impl<'a> OnDevice<'a> {
         }
     }
 
-    /// Keys and values of the sink and of the text, each layer's its own.
+    /// Makes up the keys and values of the sink and of the text, for each layer its own.
     fn anchor(&self) -> Result<Arc<Anchor>, CheckError> {
         let (c, dtype) = (self.model, self.backend.recipe().compute());
         let made = |tokens: usize, seed: u64| {
@@ -427,13 +460,13 @@ impl<'a> OnDevice<'a> {
             counted: counts.total(),
             peak: counts.peak,
             planned: None,
-            smi_before: None,
-            smi: smi(self.request.device),
+            device_used_before: None,
+            device_used: device_used(self.request.device),
         }
     }
 }
 
-/// A backend whose weights are made up: one host copy for each kind of layer stands for every layer of the kind.
+/// A backend with made-up weights. All layers of one kind share one copy of weights on the host.
 struct Synthetic {
     runtime: Runtime,
     set: GraphFolder,
@@ -478,7 +511,7 @@ impl Synthetic {
         })
     }
 
-    /// Bytes of the larger kind of layer.
+    /// Returns the bytes of a layer of the larger kind.
     fn layer_bytes(&self) -> u64 {
         self.layers
             .values()
@@ -536,7 +569,8 @@ impl Backend for Synthetic {
     }
 }
 
-/// A weight that keeps activations finite: norms are 1, matrices about 1 / sqrt(columns), the rest small.
+/// Makes up a weight that keeps activations finite. Norms are 1, and other values are about
+/// 1 / sqrt(columns).
 fn weight(port: &WeightPort, seed: u64) -> Tensor {
     if port.shape.len() == 1 && port.name.contains("norm") && port.name.ends_with("weight") {
         return made_up::filled(port.dtype, &port.shape, |_| 1.0);
@@ -548,31 +582,19 @@ fn weight(port: &WeightPort, seed: u64) -> Tensor {
     made_up::filled(port.dtype, &port.shape, value)
 }
 
-/// Median and least.
-fn middle(mut times: Vec<f64>) -> (f64, f64) {
+/// Returns the median and the least.
+fn median_and_least(mut times: Vec<f64>) -> (f64, f64) {
     times.sort_by(f64::total_cmp);
     (times[times.len() / 2], times[0])
 }
 
-/// Bytes in use on the device by `nvidia-smi`, where there is one.
-fn smi(device: Device) -> Option<u64> {
-    let Device::Cuda(ordinal) = device else {
-        return None;
-    };
-    let output = std::process::Command::new("nvidia-smi")
-        .args([
-            "--query-gpu=memory.used",
-            "--format=csv,noheader,nounits",
-            "-i",
-        ])
-        .arg(ordinal.to_string())
-        .output()
-        .ok()?;
-    mebibytes(std::str::from_utf8(&output.stdout).ok()?)
-}
-
-fn mebibytes(text: &str) -> Option<u64> {
-    Some(text.trim().parse::<u64>().ok()? << 20)
+/// Returns the bytes that all processes use on the device. `None` for the CPU, without a driver,
+/// and in a build without CUDA.
+fn device_used(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => None,
+        Device::Cuda(ordinal) => Some(gpu(ordinal).ok()?.used()),
+    }
 }
 
 impl fmt::Display for Report {
@@ -604,7 +626,8 @@ impl fmt::Display for Report {
         if let Some(o) = &self.offload {
             writeln!(
                 f,
-                "under {:.2} GB, {} lanes: {:.1} ms a wave, {:.2} of resident; {} layers resident, {:.2} GB from the host a wave",
+                "under {:.2} GB, {} lanes: {:.1} ms a call, {:.2} times the resident call; \
+                 {} layers resident, {:.2} GB from the host in a call",
                 gb(o.budget),
                 o.lanes,
                 o.median_ms,
@@ -626,7 +649,7 @@ impl fmt::Display for MemoryUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:.3} GB counted, {:.3} at most (",
+            "{:.3} GB counted, peak {:.3} (",
             gb(self.counted),
             gb(self.peak)
         )?;
@@ -636,9 +659,10 @@ impl fmt::Display for MemoryUse {
         if let Some(planned) = self.planned {
             write!(f, "; planned {:.3}", gb(planned))?;
         }
-        match (self.smi_before, self.smi) {
+        match (self.device_used_before, self.device_used) {
             (Some(before), Some(now)) => {
-                write!(f, "; nvidia-smi {:.3}, {:.3} before", gb(now), gb(before))
+                let (now, before) = (gb(now), gb(before));
+                write!(f, "; in use on the device {now:.3}, {before:.3} before")
             }
             _ => Ok(()),
         }
@@ -670,11 +694,5 @@ mod tests {
             matrix.as_slice::<f32>()[..512],
             matrix.as_slice::<f32>()[512..1024]
         );
-    }
-
-    #[test]
-    fn a_report_of_nvidia_smi_is_mebibytes() {
-        assert_eq!(mebibytes("81559\n"), Some(81_559 << 20));
-        assert_eq!(mebibytes("[N/A]\n"), None);
     }
 }

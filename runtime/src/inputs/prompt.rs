@@ -454,7 +454,7 @@ mod tests {
         }
     }
 
-    fn prompter(set: &golden::Set) -> Prompter {
+    fn prompter(set: &golden::GoldenSet) -> Prompter {
         Prompter::open(
             &set.root
                 .join("ckpt/Wan2.2-S2V-14B/google/umt5-xxl/tokenizer.json"),

@@ -1,5 +1,6 @@
-//! The transformer's components: time embedding, audio adapter, motion packer, sink prefill, blocks over a ring that wraps, inner values by
-//! taps, two actors. The reference's own tensors go in, so that each comparison shows one component's error.
+//! Checks the transformer's components: time embedding, audio adapter, motion packer, sink prefill,
+//! blocks over a ring that wraps, inner values by taps, and two actors. The inputs are the
+//! reference's own tensors, so that each comparison shows the error of one component.
 
 use std::sync::Arc;
 
@@ -30,10 +31,12 @@ use engines::backend::Loading;
 const PACKER: &str = "frame_packer";
 /// Tap of all frames of the global audio token.
 const ADAPTER_GLOBAL: &str = "casual_audio_encoder.encoder.global";
-/// Files whose tensors come out of one run over several blocks.
+/// Files whose tensors are made by one run over several blocks.
 const BLOCK_FILES: [&str; 4] = ["dit_blocks", "dit_kv", "dit_layers", BF16];
+/// Tensor of the checkpoint without its LoRA.
 const WITHOUT_LORA: &str = "block0.noise_pred_without_lora";
 
+/// Runs the checks of this file.
 pub(super) fn check(checkup: &Checkup<'_>) {
     not_applicable(checkup);
     checkup.part(
@@ -102,33 +105,34 @@ pub(super) fn check(checkup: &Checkup<'_>) {
     );
 }
 
-/// Tensors of computations that an export does not hold.
+/// Notes the tensors of computations that an export does not hold.
 fn not_applicable(checkup: &Checkup<'_>) {
     let manifest = checkup.models().manifest();
-    let merged = "without the LoRA: the export holds the merged weights only";
+    let merged = "made without the LoRA, but the export holds the merged weights only";
     checkup
-        .sheet
+        .table
         .not_checked("dit_blocks", WITHOUT_LORA, merged);
     for name in checkup
-        .sheet
+        .table
         .open(BF16)
         .iter()
         .filter(|_| manifest.recipe == Recipe::Fp32)
     {
-        checkup.sheet.not_checked(
+        checkup.table.not_checked(
             BF16,
             name,
-            "the reference's own bf16 casts, which an export of recipe fp32 does not make",
+            "made by the reference in bf16, but the export has the recipe fp32",
         );
     }
     for name in checkup
-        .sheet
+        .table
         .open("rope")
         .iter()
         .filter(|n| n.ends_with("_f16"))
     {
-        let reason = "the reference's half-precision table; ours are f32, computed in f64, and checked by the tensors without _f16";
-        checkup.sheet.not_checked("rope", name, reason);
+        let reason =
+            "the reference's table in half precision; the tensors without _f16 check the f32 table";
+        checkup.table.not_checked("rope", name, reason);
     }
 }
 
@@ -144,7 +148,7 @@ fn time(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     for tag in tags {
         let name = |what: &str| format!("{tag}.{what}");
         if let Some(t) = number_in(tag, "t", "").and_then(|i| steps.get(i)) {
-            checkup.sheet.check(
+            checkup.table.check(
                 "schedule",
                 "time",
                 &name("timestep"),
@@ -153,20 +157,20 @@ fn time(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
         }
         let given = checkup.floats("time", &name("timestep"), 1)?;
         let sinusoid = schedule::sinusoid(given.as_slice::<f32>()[0]);
-        checkup.sheet.check(
+        checkup.table.check(
             "schedule",
             "time",
             &name("sinusoid"),
             &Tensor::from_slice(&[1, sinusoid.len()], &sinusoid),
         );
-        if checkup.sheet.is_open("time", &name("e")) || checkup.sheet.is_open("time", &name("e0")) {
+        if checkup.table.is_open("time", &name("e")) || checkup.table.is_open("time", &name("e0")) {
             embedded_time(checkup, tag, &sinusoid)?;
         }
     }
     Ok(())
 }
 
-/// The sink's timestep is 0 whatever the step: its graph takes none.
+/// Checks the embedding of a timestep. The graph of the sink takes no timestep: it is always 0.
 fn embedded_time(checkup: &Checkup<'_>, tag: &str, sinusoid: &[f32]) -> Result<(), Problem> {
     let (c, frames) = (checkup.dit(), checkup.dit().block_frames);
     let zeros = |frames: usize, side: usize| {
@@ -191,13 +195,13 @@ fn embedded_time(checkup: &Checkup<'_>, tag: &str, sinusoid: &[f32]) -> Result<(
         .backend()
         .load(dit::EMBED.name, &(checkup.loading())(dit::EMBED.name))?;
     let mut out = embed.run(&inputs, State::None)?;
-    checkup.sheet.check(
+    checkup.table.check(
         dit::EMBED.name,
         "time",
         &format!("{tag}.e"),
         &first(out.take(&dit::E_OUT)),
     );
-    checkup.sheet.check(
+    checkup.table.check(
         dit::EMBED.name,
         "time",
         &format!("{tag}.e0"),
@@ -214,7 +218,7 @@ fn embedded_time(checkup: &Checkup<'_>, tag: &str, sinusoid: &[f32]) -> Result<(
             (&dit::MOTION_LATENTS, motion.view()),
         ];
         let e0 = first(sink.run(&inputs, State::None)?.take(&dit::SINK_E0));
-        checkup.sheet.check_noted(
+        checkup.table.check_noted(
             dit::SINK_EMBED.name,
             "time",
             "tzero.e0",
@@ -247,23 +251,23 @@ fn adapter(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
             out.take(&speech::AUDIO_LOCAL_OUT),
         );
         checkup
-            .sheet
+            .table
             .check(component, "causal_audio", &format!("{tag}.global"), &global);
         checkup
-            .sheet
+            .table
             .check(component, "causal_audio", &format!("{tag}.local"), &local);
         for name in names
             .iter()
             .filter(|n| n.starts_with(&format!("{tag}.global_all")))
         {
             match options.taps.is_empty() {
-                false => checkup.sheet.check(
+                false => checkup.table.check(
                     component,
                     "causal_audio",
                     name,
                     &out.take_named(ADAPTER_GLOBAL),
                 ),
-                true => checkup.sheet.not_checked(
+                true => checkup.table.not_checked(
                     "causal_audio",
                     name,
                     format!("the export has no tap {ADAPTER_GLOBAL}"),
@@ -281,7 +285,8 @@ fn has_tap(checkup: &Checkup<'_>, component: &str, tap: &str) -> bool {
         .is_ok_and(|(entry, _)| entry.taps.contains_key(tap))
 }
 
-/// Outputs of the sink's embedding: tokens, and packed motion tokens where the export has the tap.
+/// Runs the sink's embedding. Returns its tokens, and the packed motion tokens where the export has
+/// the tap.
 fn embed_sink(
     checkup: &Checkup<'_>,
     reference: &Tensor,
@@ -314,7 +319,7 @@ fn packer(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
         let mut shape = motion.shape().to_vec();
         shape[2] = 1;
         let (_, packed) = embed_sink(checkup, &Tensor::zeros(DType::F32, &shape), &motion)?;
-        checkup.sheet.check(
+        checkup.table.check(
             dit::SINK_EMBED.name,
             "framepack",
             name,
@@ -324,7 +329,7 @@ fn packer(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The newest 19 motion latents, zeros in front where there are fewer.
+/// Returns the newest 19 motion latents. Zeros in front replace the missing latents.
 fn newest(motion: &Tensor) -> Tensor {
     let total = motion.shape()[2];
     let kept = latents::frames(motion, total.saturating_sub(dit::MOTION_FRAMES)..total);
@@ -358,7 +363,7 @@ fn text_head(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let kept = (rows + 1).min(total);
     let text = widened(&text);
     let head = Tensor::from_slice(&[1, kept, width], &text.as_slice::<f32>()[..kept * width]);
-    checkup.sheet.check(
+    checkup.table.check(
         dit::TEXT_EMBED.name,
         "dit_sink",
         "text_embedding_head",
@@ -383,7 +388,7 @@ fn packer_rope(checkup: &Checkup<'_>) -> Result<(), Problem> {
     for (part, values) in [("cos", &table.cos), ("sin", &table.sin)] {
         let motion = &values[h * w * half..];
         let name = format!("framepack.rope_{part}");
-        checkup.sheet.check(
+        checkup.table.check(
             "rotary tables",
             "dit_sink",
             &name,
@@ -397,11 +402,11 @@ fn sink_embed(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let (reference, motion) = sink_inputs(checkup)?;
     let (tokens, packed) = embed_sink(checkup, &reference, &motion)?;
     checkup
-        .sheet
+        .table
         .check(dit::SINK_EMBED.name, "dit_sink", "block0.input", &tokens);
     if let Some(packed) = &packed {
         checkup
-            .sheet
+            .table
             .check(dit::SINK_EMBED.name, "dit_sink", "framepack.tokens", packed);
     }
     packed.map(drop).ok_or_else(no_packer_tap)
@@ -412,7 +417,7 @@ fn sink_layers(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let mut running = scene.stage(Arc::clone(checkup.backend()), checkup.loading())?;
     let prefill = scene.prefill(checkup, &mut running)?;
     if let Some(SinkFlow { hidden, .. }) = &prefill.flow {
-        checkup.sheet.check(
+        checkup.table.check(
             dit::SINK_LAYER.name,
             "dit_sink",
             "last_block.output",
@@ -433,7 +438,7 @@ fn sink_layers(checkup: &Checkup<'_>) -> Result<(), Problem> {
 
 // ---- blocks
 
-/// One denoising step of the set's blocks, all layers on one stage.
+/// One denoising step of the golden set's blocks, with all layers on one stage.
 struct Scene {
     tables: Tables,
     spec: StageSpec,
@@ -526,10 +531,11 @@ struct Block<'a> {
     audio: &'a BlockAudio,
 }
 
-/// The step whose timestep the blocks were made at; the first where the set names none.
+/// Returns the step at whose timestep the blocks were made. Without a timestep in the golden set,
+/// it is the first step.
 fn step_at(checkup: &Checkup<'_>, timesteps: &[f32]) -> Result<usize, Problem> {
     let Some(wanted) = checkup
-        .set
+        .golden
         .value("/dit_blocks/timestep")
         .and_then(Value::as_f64)
     else {
@@ -542,7 +548,7 @@ fn step_at(checkup: &Checkup<'_>, timesteps: &[f32]) -> Result<usize, Problem> {
         .ok_or_else(|| lacks(format!("a step at timestep {wanted}")))
 }
 
-/// An inner value of a layer: the tensor that it is compared with, and where it is tapped.
+/// An inner value of a layer: the tensor to compare it with, and the tap that returns it.
 struct Tapped {
     file: &'static str,
     name: String,
@@ -551,7 +557,8 @@ struct Tapped {
     tap: String,
 }
 
-/// Runs blocks in order, up to the last one that a name speaks of. With taps, only they are compared.
+/// Runs blocks in order, up to the last block that a tensor's name mentions. With taps, only the
+/// tapped values are compared.
 fn blocks(
     checkup: &Checkup<'_>,
     names: &[(&'static str, String)],
@@ -578,7 +585,7 @@ fn blocks(
         .collect();
     let loading: Loading = Arc::new(move |component: &str| {
         let mut options: LoadOptions = base(component);
-        // The recorder knows sessions by their components.
+        // The recorder identifies sessions by their components.
         options.alone = true;
         let own = wanted.iter().filter(|(c, _)| c == component);
         options.taps.extend(own.map(|(_, tap)| tap.clone()));
@@ -591,7 +598,7 @@ fn blocks(
         let latents = lane(checkup.floats("dit_blocks", &format!("block{index}.x"), 4)?);
         let pose_name = format!("block{index}.cond_states");
         let pose = checkup
-            .set
+            .golden
             .entry("dit_blocks", &pose_name)
             .map(|_| checkup.floats("dit_blocks", &pose_name, 5))
             .transpose()?;
@@ -617,11 +624,11 @@ fn blocks(
     Ok(())
 }
 
-/// Hidden states of one block out of the reference's bucket.
+/// Cuts the hidden states of one block out of the reference's bucket.
 fn bucket(checkup: &Checkup<'_>, geometry: &Geometry, block: usize) -> Result<Tensor, Problem> {
     let (name, frames) = ("a16k.bucket", geometry.block_video_frames());
     let bucket = checkup
-        .set
+        .golden
         .tensor("audio", name)?
         .ok_or_else(|| lacks(format!("audio.{name}")))?;
     let range = block * frames..(block + 1) * frames;
@@ -641,7 +648,7 @@ fn plain_values(
 ) {
     let name = |what: &str| format!("block{index}.{what}");
     if let Some(output) = &call.output {
-        checkup.sheet.check(
+        checkup.table.check(
             dit::HEAD.name,
             "dit_blocks",
             &name("noise_pred"),
@@ -651,7 +658,7 @@ fn plain_values(
     let hidden = |component: &str| recorder.get(component, dit::HIDDEN_OUT.name);
     if let Some(tokens) = hidden(dit::EMBED.name) {
         checkup
-            .sheet
+            .table
             .check(dit::EMBED.name, "dit_blocks", &name("tokens_in"), &tokens);
         if index == 0 {
             check_open(checkup, dit::EMBED.name, BF16, "layer0.input", &tokens);
@@ -663,7 +670,7 @@ fn plain_values(
     }
     if let Some(head) = hidden(&dit::layer_name(scene.model.layers - 1)) {
         checkup
-            .sheet
+            .table
             .check(dit::LAYER.name, "dit_blocks", &name("head_in"), &head);
     }
     let g = scene.geometry();
@@ -672,7 +679,7 @@ fn plain_values(
         if let Some(after) = hidden(&dit::layer_name(layer)) {
             let name = name(&format!("layer{layer}.after_injection"));
             checkup
-                .sheet
+                .table
                 .check(dit::LAYER_AUDIO.name, "dit_layers", &name, &after);
         }
         let Some(ring) = running.state.ring(layer) else {
@@ -680,8 +687,8 @@ fn plain_values(
         };
         for (what, values) in [("k", &ring.keys), ("v", &ring.values)] {
             let name = name(&format!("layer{layer}.{what}"));
-            if checkup.sheet.is_open("dit_kv", &name) {
-                checkup.sheet.check(
+            if checkup.table.is_open("dit_kv", &name) {
+                checkup.table.check(
                     dit::LAYER.name,
                     "dit_kv",
                     &name,
@@ -700,22 +707,23 @@ fn tapped_values(checkup: &Checkup<'_>, taps: &[Tapped], index: usize, call: &Ca
         {
             let value = as_golden(checkup, tapped.file, &tapped.name, value.clone());
             checkup
-                .sheet
+                .table
                 .check(dit::LAYER.name, tapped.file, &tapped.name, &value);
         }
     }
 }
 
-/// Compares a value with a tensor that may not concern this export.
+/// Compares a value, if the tensor is open. Some tensors do not concern this export.
 fn check_open(checkup: &Checkup<'_>, component: &str, file: &str, name: &str, value: &Tensor) {
-    if checkup.sheet.is_open(file, name) {
-        checkup.sheet.check(component, file, name, value);
+    if checkup.table.is_open(file, name) {
+        checkup.table.check(component, file, name, value);
     }
 }
 
-/// The value under the reference tensor's shape, where only the split of tokens into frames differs.
+/// Gives a value the shape of the reference's tensor, if only the split of tokens into frames
+/// differs.
 fn as_golden(checkup: &Checkup<'_>, file: &str, name: &str, value: Tensor) -> Tensor {
-    match checkup.set.tensor(file, name) {
+    match checkup.golden.tensor(file, name) {
         Ok(Some(want))
             if want.shape().last() == value.shape().last()
                 && elements(&want) == elements(&value) =>
@@ -726,6 +734,7 @@ fn as_golden(checkup: &Checkup<'_>, file: &str, name: &str, value: Tensor) -> Te
     }
 }
 
+/// Returns the number of elements.
 fn elements(t: &Tensor) -> usize {
     t.shape().iter().product()
 }
@@ -744,7 +753,7 @@ fn inner_values(
             wanted.push((file, name.clone()));
             taps.push(tapped);
         } else {
-            checkup.sheet.not_checked(
+            checkup.table.not_checked(
                 file,
                 name,
                 format!(
@@ -761,7 +770,8 @@ fn inner_values(
     }
 }
 
-/// `block5.layer0.sa` and the like: a layer, or an injector by its own count. In the bf16 file, block 0's by longer words.
+/// Finds the tap of a tensor such as `block5.layer0.sa`. The name has the number of a layer or an
+/// injector. The bf16 file has longer words, and only tensors of block 0.
 fn tap_of(checkup: &Checkup<'_>, file: &'static str, name: &str) -> Option<Tapped> {
     let (block, rest) = match file {
         BF16 => ("0", name),
@@ -842,17 +852,17 @@ fn two_actors(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
         };
         if let Some(output) = scene.denoise(&mut running, &block, &anchor)?.output {
             checkup
-                .sheet
+                .table
                 .check(dit::HEAD.name, "dit_two", &name, &output.noise_pred);
         }
     }
     Ok(())
 }
 
-/// The set says this distance only in words: "relative_dist 11, ...".
+/// Reads the distance of a block. The golden set states it only in words: "relative_dist 11, ...".
 fn recorded_distance(checkup: &Checkup<'_>, name: &str) -> Result<u32, Problem> {
     let meaning = checkup
-        .set
+        .golden
         .entry("dit_two", name)
         .map_or("", |e| e.meaning.as_str());
     let word = meaning
