@@ -402,7 +402,7 @@ mod tests {
         let mut cards = [R4090; 4];
         cards[2].2 = 8_000;
         let error = machine(&cards).check(&planned).unwrap_err().to_string();
-        assert!(error.starts_with("cuda:2 (NVIDIA GeForce RTX 4090) has 7.8 GiB free, profile 4x24g plans 20.1; end what else uses it"), "{error}");
+        assert!(error.starts_with("cuda:2 (NVIDIA GeForce RTX 4090) has 7.8 GiB free, profile 4x24g plans 20.2; end what else uses it"), "{error}");
         assert!(machine(&[R4090; 4]).check(&planned).is_ok());
     }
 

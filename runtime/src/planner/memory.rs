@@ -142,8 +142,13 @@ fn stage_budget(
         b.rings += layers * steps * work.ring_bytes();
     }
     b.condition += anchors(ask) * layers * (work.sink_bytes() + work.text_bytes());
-    // One call computes while the next one's hidden states arrive.
-    b.activations += lanes * (work.layer_activations(kind) + work.hidden_bytes());
+    let call = lanes * (work.layer_activations(kind) + work.input_bytes());
+    let prefill = prefill_bytes(work, stage);
+    // A stage that hands on has one call in the channel, one that waits to be sent, and one that
+    // the next stage has not copied yet. Where one is the last, the next call's states arrive.
+    let waiting = if stage.layers.end == dit.layers { 1 } else { 3 };
+    let flow = (lanes * work.hidden_bytes()).max(work.sink_hidden_bytes());
+    b.activations += call.max(prefill) + waiting * flow;
     if r.streams(stage.layers.len()) {
         b.slots += r.slots as u64 * slot_bytes(work, stage, lanes);
     }
@@ -151,6 +156,20 @@ fn stage_budget(
         // A prefill reads the text's projections of one layer at a time.
         b.activations += work.text_key_weights();
     }
+}
+
+/// Returns the most bytes that pass through a stage in a prefill. The first chain alone computes
+/// conditions. The sink's embedding is there before any of them is.
+fn prefill_bytes(work: &Work, stage: &PlacedStage) -> u64 {
+    if stage.steps.start > 0 {
+        return 0;
+    }
+    let layers = work.sink_hidden_bytes() + work.sink_layer_bytes();
+    if stage.layers.start > 0 {
+        return layers;
+    }
+    let later = stage.layers.len() as u64 * (work.sink_bytes() + work.text_bytes());
+    layers.max(work.sink_embed_bytes().saturating_sub(later))
 }
 
 /// Bytes of the transformer alone on one device, everything resident: `steps` rings and one anchor, calls of `lanes`.
@@ -175,10 +194,12 @@ fn slot_bytes(work: &Work, stage: &PlacedStage, lanes: u64) -> u64 {
     weights + rings
 }
 
-/// The decoder's weights, the caches that a call reads and those that it writes, and its inner values.
+/// Returns the bytes of the decoder: the weights of its two graphs, the caches that a call reads and
+/// those that it writes, and its inner values. The graph of the first frame stays for the next
+/// video, with weights of its own.
 fn vae_bytes(work: &Work, kind: Kind) -> u64 {
     let live = 2 * work.decoder_caches() + work.vae_activations(kind);
-    work.decoder_weights() + held(live, kind)
+    2 * work.decoder_weights() + held(live, kind)
 }
 
 /// What an allocator holds for `live` bytes of many sizes. ONNX Runtime's arena on the CPU keeps what was freed in the pieces that it was asked
@@ -196,7 +217,7 @@ fn encoder_bytes(work: &Work, kind: Kind) -> [u64; 3] {
     [
         work.text_weights() + work.text_embed_weights(),
         work.speech_weights(),
-        work.encoder_weights() + live,
+        2 * work.encoder_weights() + live,
     ]
 }
 

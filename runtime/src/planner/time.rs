@@ -6,7 +6,7 @@ use engines::recipe::Recipe;
 
 use super::Ask;
 use super::placement::{PlacedStage, Placement};
-use super::work::{Operations, Work};
+use super::work::{F32_BYTES, Operations, Work};
 use crate::numbers::timing::{MOTION_PIXEL_FRAMES, PRIMING_LATENTS};
 use crate::planner::simulate::{Costs, Spent};
 
@@ -150,7 +150,7 @@ impl<'a> Times<'a> {
         let element = self.recipe().compute().size() as f64;
         let text = 2.0 * PROMPT_TOKENS * self.work.text_weights() as f64 / element;
         let rows = SPEECH_SECONDS * SPEECH_ROWS;
-        let speech = 2.0 * rows * self.work.speech_weights() as f64 / element;
+        let speech = 2.0 * rows * self.work.speech_weights() as f64 / F32_BYTES as f64;
         let chunks = MOTION_PIXEL_FRAMES.div_ceil(4) as f64;
         let picture = self.convolving(device, chunks * self.work.encode_operations());
         [linear(text), linear(speech), picture]
@@ -189,8 +189,8 @@ impl Costs for Times<'_> {
     fn prepare(&self) -> f64 {
         let device = self.devices[self.placement.encoders.device];
         let frames = 4.0 * self.ask.block_frames(self.work.config()) as f64 + 73.0;
-        let element = self.recipe().compute().size() as f64;
-        let operations = 2.0 * frames * self.work.adapter_weights() as f64 / element;
+        let weights = self.work.adapter_weights() / F32_BYTES;
+        let operations = 2.0 * frames * weights as f64;
         operations / (device.peak(self.recipe()) * device.achieved.convolution)
     }
 

@@ -1,6 +1,7 @@
 //! What each part of the model weighs and how much it computes at one size: bytes of weights, rings, condition, activations and caches, and
 //! operations (a multiply and an add are two). Functions of sizes; the tensors counted are those of the graphs.
 
+use engines::components::dit::MOTION_FRAMES;
 use engines::components::vae::{DECODER_NEXT, ENCODER_NEXT, TEMPORAL_STRIDE};
 use engines::contract::{Contract, Sizes};
 use engines::manifest::ModelConfig;
@@ -52,6 +53,18 @@ impl Operations {
     }
 }
 
+/// Bytes of an element that every recipe keeps in f32: of the time embedding, modulations, the
+/// head, the audio adapter and the speech encoder.
+pub(crate) const F32_BYTES: u64 = 4;
+
+/// Weights start at multiples of this many bytes on a device.
+const ALIGNMENT: u64 = 256;
+
+/// Returns the bytes of one weight with the padding after it.
+fn padded(elements: u64, element_bytes: u64) -> u64 {
+    (elements * element_bytes).next_multiple_of(ALIGNMENT)
+}
+
 fn bytes(n: usize) -> u64 {
     n as u64
 }
@@ -88,12 +101,22 @@ impl Work {
 
     /// Bytes of a linear layer: the matrix in the recipe's type, the bias in the compute type.
     fn linear(&self, from: u64, to: u64) -> u64 {
-        from * to * bytes(self.recipe.weight_bytes()) + to * self.compute()
+        padded(from * to, bytes(self.recipe.weight_bytes())) + self.vector(to)
     }
 
-    /// As [`Self::linear`] for the layers that no recipe quantises.
+    /// Bytes of a linear layer that no recipe quantises: matrix and bias in the compute type.
     fn plain_linear(&self, from: u64, to: u64) -> u64 {
-        (from * to + to) * self.compute()
+        padded(from * to, self.compute()) + self.vector(to)
+    }
+
+    /// Bytes of a linear layer that every recipe keeps in f32.
+    fn f32_linear(from: u64, to: u64) -> u64 {
+        padded(from * to, F32_BYTES) + padded(to, F32_BYTES)
+    }
+
+    /// Bytes of a bias or of the gain of a norm, in the compute type.
+    fn vector(&self, elements: u64) -> u64 {
+        padded(elements, self.compute())
     }
 
     fn injects(&self, layer: usize) -> bool {
@@ -102,34 +125,38 @@ impl Work {
 
     /// Weights that `dit_layer` or `dit_layer_audio` binds.
     pub fn layer_weights(&self, layer: usize) -> u64 {
-        let (d, f, c) = (self.dim(), bytes(self.config.dit.ffn_dim), self.compute());
-        // self attention q, k, v, o; cross attention q, o; their norms, the affine norm, the modulation.
+        let (d, f) = (self.dim(), bytes(self.config.dit.ffn_dim));
+        // Self attention has q, k, v and o, cross attention q and o.
         let block = 6 * self.linear(d, d) + self.linear(d, f) + self.linear(f, d);
-        let small = (3 + 2 + 6) * d * c;
-        let audio = 4 * self.linear(d, d) + 2 * d * c + self.linear(d, 2 * d);
+        // Three norms of queries and keys, the affine norm with its bias, and the modulation.
+        let small = 5 * self.vector(d) + padded(6 * d, F32_BYTES);
+        let audio = 4 * self.linear(d, d) + 2 * self.vector(d) + self.linear(d, 2 * d);
         block + small + if self.injects(layer) { audio } else { 0 }
     }
 
     /// What the sink's layer needs beside those: keys and values of the text.
     pub fn text_key_weights(&self) -> u64 {
-        2 * self.linear(self.dim(), self.dim()) + self.dim() * self.compute()
+        2 * self.linear(self.dim(), self.dim()) + self.vector(self.dim())
     }
 
     /// Weights of `dit_embed`: patches, pose, time.
     pub fn embed_weights(&self) -> u64 {
         let (d, dit) = (self.dim(), &self.config.dit);
         let patch = bytes(dit.latent_channels) * 4;
-        2 * self.plain_linear(patch, d)
-            + self.plain_linear(bytes(dit.freq_dim), d)
-            + self.plain_linear(d, d)
-            + self.plain_linear(d, 6 * d)
-            + 3 * d * self.compute()
+        let mask = 3 * self.vector(d);
+        2 * self.plain_linear(patch, d) + self.time_weights() + mask
+    }
+
+    /// Returns the bytes of the time embedding, which `dit_embed` and `dit_sink_embed` have both.
+    fn time_weights(&self) -> u64 {
+        let (d, frequencies) = (self.dim(), bytes(self.config.dit.freq_dim));
+        Self::f32_linear(frequencies, d) + Self::f32_linear(d, d) + Self::f32_linear(d, 6 * d)
     }
 
     /// Weights of `dit_head`.
     pub fn head_weights(&self) -> u64 {
         let z = bytes(self.config.dit.latent_channels);
-        self.plain_linear(self.dim(), 4 * z) + 2 * self.dim() * self.compute()
+        Self::f32_linear(self.dim(), 4 * z) + padded(2 * self.dim(), F32_BYTES)
     }
 
     /// Weights of `dit_sink_embed` that `dit_embed` has not.
@@ -151,14 +178,14 @@ impl Work {
     pub fn adapter_weights(&self) -> u64 {
         let (d, audio) = (self.dim(), &self.config.dit.audio);
         let (quarter, heads) = (d / 4, bytes(audio.tokens) - 1);
-        let conv = |from: u64, to: u64| self.plain_linear(3 * from, to);
-        bytes(audio.states) * self.compute()
+        let conv = |from: u64, to: u64| Self::f32_linear(3 * from, to);
+        padded(bytes(audio.states), F32_BYTES)
             + conv(bytes(audio.dim), heads * quarter)
             + conv(bytes(audio.dim), quarter)
             + conv(quarter, d / 2)
             + conv(d / 2, d)
-            + self.plain_linear(d, d)
-            + d * self.compute()
+            + Self::f32_linear(d, d)
+            + padded(d, F32_BYTES)
     }
 
     /// Every weight of the transformer, as an export stores them.
@@ -193,7 +220,7 @@ impl Work {
         let convs =
             channels * (first + kernels * channels) + 3 * channels * bytes(s.conv_kernel.len());
         let rim = channels * d + 3 * d + 2 * channels + 128 * d * d / bytes(s.pos_conv_groups) + d;
-        (bytes(s.layers) * layer + convs + rim) * self.compute()
+        (bytes(s.layers) * layer + convs + rim) * F32_BYTES
     }
 
     /// Keys and values of one layer and one step.
@@ -220,6 +247,42 @@ impl Work {
     pub fn hidden_bytes(&self) -> u64 {
         let modulation = 7 * bytes(self.config.dit.block_frames) * self.dim() * 4;
         self.block * self.dim() * self.compute() + modulation
+    }
+
+    /// Returns the bytes of a lane's inputs beside its hidden states: latents of the video, of the
+    /// pose and of the result, the prediction, the embedding of the time, and the audio.
+    pub(crate) fn input_bytes(&self) -> u64 {
+        let dit = &self.config.dit;
+        let frames = bytes(dit.block_frames);
+        let latents = 4 * bytes(dit.latent_channels) * frames * self.latent_pixels();
+        let audio = frames * (1 + bytes(dit.audio.tokens)) * self.dim() + self.block;
+        // The slot, the length of the ring and two sigmas take 24 bytes.
+        (latents + frames * bytes(dit.freq_dim) + audio) * F32_BYTES + 24
+    }
+
+    /// Returns the bytes of a prefill between two stages: the sink's hidden states and modulation.
+    pub(crate) fn sink_hidden_bytes(&self) -> u64 {
+        self.sink * self.dim() * self.compute() + 6 * self.dim() * F32_BYTES
+    }
+
+    /// Returns the bytes that pass through one layer of a prefill: hidden states before and after
+    /// it, the modulation, the text, the rotary tables, and the keys and values that it gives.
+    pub(crate) fn sink_layer_bytes(&self) -> u64 {
+        let (d, c) = (self.dim(), self.compute());
+        let text = bytes(self.config.dit.text_len) * d * c;
+        let tables = self.sink * bytes(self.config.dit.head_dim()) * F32_BYTES;
+        let hidden = 2 * self.sink * d * c + 6 * d * F32_BYTES;
+        hidden + text + tables + self.sink_bytes() + self.text_bytes()
+    }
+
+    /// Returns the bytes of the sink's embedding, which a prefill loads for its first layer: its
+    /// weights, and the latents and tokens that pass through it.
+    pub(crate) fn sink_embed_bytes(&self) -> u64 {
+        let latents = 1 + bytes(MOTION_FRAMES);
+        let latents = bytes(self.config.dit.latent_channels) * latents * self.latent_pixels();
+        let inputs = latents + bytes(self.config.dit.freq_dim);
+        let tokens = self.sink * self.dim() * self.compute() + 7 * self.dim() * F32_BYTES;
+        self.embed_weights() + self.packer_weights() + inputs * F32_BYTES + tokens
     }
 
     /// Most bytes of inner values at once in a layer's graph, for one lane. At its peak stand the block's residual, queries, the sink's and
@@ -379,11 +442,11 @@ impl Work {
 
     /// Weights of the decoder's convolutions and norms.
     pub fn decoder_weights(&self) -> u64 {
-        conv_weights(&self.decoder_convs()) * self.compute()
+        conv_weights(&self.decoder_convs(), self.compute())
     }
 
     pub fn encoder_weights(&self) -> u64 {
-        conv_weights(&self.encoder_convs()) * self.compute()
+        conv_weights(&self.encoder_convs(), self.compute())
     }
 
     /// Operations of decoding one block.
@@ -432,11 +495,13 @@ fn caches(config: &ModelConfig, size: Size, contract: &Contract) -> u64 {
     contract.state.iter().map(elements).sum()
 }
 
-fn conv_weights(convs: &[Conv]) -> u64 {
-    convs
-        .iter()
-        .map(|c| c.times * (c.kernel * c.input * c.output + 2 * c.output))
-        .sum()
+/// Returns the bytes of convolutions: kernel, bias, and the gain of the norm before, in f32.
+fn conv_weights(convs: &[Conv], compute: u64) -> u64 {
+    let one = |c: &Conv| {
+        let kernel = padded(c.kernel * c.input * c.output, compute);
+        kernel + padded(c.output, compute) + padded(c.output, F32_BYTES)
+    };
+    convs.iter().map(|c| c.times * one(c)).sum()
 }
 
 fn conv_operations(convs: &[Conv]) -> f64 {
