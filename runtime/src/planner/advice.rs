@@ -5,7 +5,10 @@ use engines::manifest::ModelConfig;
 use engines::profile::{Keep, LanePolicy, Parts, Profile, VaePolicy};
 use engines::recipe::Recipe;
 
-use super::{Ask, Planned, draw};
+use super::ask::Ask;
+use super::draft::{Draft, Planned};
+use super::error::Remedy;
+use super::placement::device_name;
 use crate::numbers::size::Size;
 
 /// Sizes that are tried in place of another, descending.
@@ -21,16 +24,9 @@ pub(crate) const SIZES: [(usize, usize); 9] = [
     (256, 256),
 ];
 
-/// A change that makes a plan fit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Way {
-    /// As on the command line, or in the profile.
-    pub what: String,
-}
-
 /// A change that makes a plan faster.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Lever {
+pub(crate) struct Lever {
     pub what: String,
     pub fps: f64,
     pub gain: f64,
@@ -45,27 +41,28 @@ struct Change {
     ask: Ask,
 }
 
-/// How many ways are told.
-const TOLD: usize = 4;
+/// Remedies that a refusal names at most.
+const MOST_REMEDIES: usize = 4;
 
 /// The nearest settings that fit: smallest changes first.
-pub(crate) fn nearest(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Way> {
-    let fits = |c: &Change| draw(&c.profile, config, &c.ask).is_ok_and(|d| d.lack().is_none());
+pub(crate) fn nearest(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Remedy> {
+    let fits =
+        |c: &Change| Draft::new(&c.profile, config, &c.ask).is_ok_and(|d| d.shortage().is_none());
     let mut changes = settings(profile, config, ask);
     changes.extend(lighter_beside_vae(profile, config, ask));
     changes.extend(smaller(profile, config, ask));
     changes.extend(others(profile, ask));
     changes.sort_by_key(|c| c.cost);
-    let mut ways: Vec<Way> = Vec::new();
+    let mut remedies: Vec<Remedy> = Vec::new();
     let mut kinds = Vec::new();
     for change in changes {
         let kind = change.what.split(' ').next().unwrap_or_default().to_owned();
-        if ways.len() < TOLD && !kinds.contains(&kind) && fits(&change) {
-            ways.push(Way { what: change.what });
+        if remedies.len() < MOST_REMEDIES && !kinds.contains(&kind) && fits(&change) {
+            remedies.push(Remedy { what: change.what });
             kinds.push(kind);
         }
     }
-    ways
+    remedies
 }
 
 /// Changes that cost nothing but time or memory elsewhere.
@@ -240,9 +237,9 @@ pub(crate) fn levers(planned: &Planned) -> Vec<Lever> {
         if found.len() == 2 || kinds.contains(&kind) {
             continue;
         }
-        let drawn = draw(&change.profile, config, &change.ask).ok();
-        let planned_so = drawn
-            .filter(|d| d.lack().is_none())
+        let draft = Draft::new(&change.profile, config, &change.ask).ok();
+        let planned_so = draft
+            .filter(|d| d.shortage().is_none())
             .and_then(|d| d.timed().ok());
         let Some(fps) = planned_so.map(|p| p.speed.fps) else {
             continue;
@@ -261,11 +258,11 @@ pub(crate) fn levers(planned: &Planned) -> Vec<Lever> {
 
 /// Fewer layers on the device that has the VAE as well.
 fn lighter_beside_vae(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
-    let Ok(drawn) = draw(profile, config, ask) else {
+    let Ok(draft) = Draft::new(profile, config, ask) else {
         return Vec::new();
     };
-    let stages = &drawn.placement.stages;
-    let vae = stages.iter().position(|s| s.device == drawn.placement.vae);
+    let stages = &draft.placement.stages;
+    let vae = stages.iter().position(|s| s.device == draft.placement.vae);
     let (Some(vae), 1, 2..) = (vae, profile.layout.steps, stages.len()) else {
         return Vec::new();
     };
@@ -356,7 +353,7 @@ fn hardware(profile: &Profile, ask: &Ask) -> Vec<Change> {
 
 /// One sentence on what is busiest once the run is steady.
 pub(crate) fn bottleneck(planned: &Planned) -> String {
-    let name = |d: usize| report_name(planned, d);
+    let name = |d: usize| device_name(&planned.profile, d);
     let mut most: Option<(f64, String)> = None;
     let mut consider = |share: f64, what: String| {
         if most.as_ref().is_none_or(|(s, _)| share > *s) {
@@ -387,9 +384,4 @@ pub(crate) fn bottleneck(planned: &Planned) -> String {
             100.0 * share
         )
     }
-}
-
-/// `cuda:1` or `cpu`.
-pub(super) fn report_name(planned: &Planned, device: usize) -> String {
-    super::found::device_name(&planned.profile, device)
 }

@@ -7,7 +7,11 @@ use engines::memory::MemoryError;
 use engines::profile::{Device, GIB, Kind, Profile};
 use engines::recipe::Recipe;
 
-use super::{Ask, Planned, PlannerError, plan};
+use super::ask::Ask;
+use super::draft::Planned;
+use super::error::PlannerError;
+use super::placement::device_name;
+use super::plan;
 
 /// Share of a profile's nominal memory that a card must have. A card of 24 GiB that corrects errors
 /// in its memory has 22.0 to 22.5 GiB, which is 92 %; the next smaller kind has 20 GiB, which is 83 %.
@@ -144,19 +148,18 @@ impl Machine {
         if self.cards.is_empty() || !gpu {
             return self.cards.is_empty() && !gpu;
         }
-        self.lacks(profile).is_none()
+        self.has_devices_of(profile)
     }
 
-    /// What this machine lacks for a profile: devices, or memory of one.
-    fn lacks(&self, profile: &Profile) -> Option<()> {
+    /// Returns whether this machine has a profile's devices, each with enough memory.
+    fn has_devices_of(&self, profile: &Profile) -> bool {
         let wanted: Vec<f64> = profile
             .each_device()
             .filter(|d| d.kind == Kind::Gpu)
             .map(|d| d.memory_gib)
             .collect();
         let enough = |(have, want): (&Card, &f64)| have.memory_gib >= LEAST_OF_NOMINAL * want;
-        let all = self.cards.len() >= wanted.len() && self.cards.iter().zip(&wanted).all(enough);
-        (!all).then_some(())
+        self.cards.len() >= wanted.len() && self.cards.iter().zip(&wanted).all(enough)
     }
 
     /// Refuses a plan for more devices than there are, or with less free memory than it needs.
@@ -178,7 +181,7 @@ impl Machine {
                 names.join(", ")
             }
         };
-        if self.lacks(profile).is_some() {
+        if !self.has_devices_of(profile) {
             return Err(PlannerError::Devices {
                 profile: profile.name.clone(),
                 wanted: profile.device_count(),
@@ -231,14 +234,6 @@ fn measure(d: &mut Device, card: &Card) {
     d.memory_gib = card.memory_gib;
     if card.host_link_gbs > 0.0 {
         d.host_link_gbs = card.host_link_gbs;
-    }
-}
-
-/// `cuda:1`, or `cpu:0`.
-pub(crate) fn device_name(profile: &Profile, device: usize) -> String {
-    match profile.each_device().nth(device).map(|d| d.kind) {
-        Some(Kind::Gpu) => format!("cuda:{device}"),
-        _ => format!("cpu:{device}"),
     }
 }
 

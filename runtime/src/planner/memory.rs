@@ -2,7 +2,7 @@
 
 use engines::profile::{GIB, Kind, Profile};
 
-use super::Ask;
+use super::ask::Ask;
 use super::placement::{PlacedStage, Placement};
 use super::work::Work;
 

@@ -5,10 +5,11 @@ use std::ops::Range;
 
 use engines::profile::{EncoderPolicy, Keep, LanePolicy, Parts, Profile, VaePolicy};
 
+use super::ask::Ask;
+use super::error::PlannerError;
 use super::memory::{Budget, budgets};
 use super::placement::{Encoders, PlacedStage, Placement, StageResidency};
 use super::work::Work;
-use super::{Ask, PlannerError};
 
 /// Places the work of `ask` on the devices of `profile`.
 ///

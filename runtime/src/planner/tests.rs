@@ -1,10 +1,19 @@
 //! The planner against first principles, against what was measured, and against the figures that people know; and the tables of
 //! `docs/plans.md`, which this writes.
-use super::report::Report;
-use super::*;
-use engines::components::preset::Preset;
-use engines::profile::{GIB, LanePolicy};
 use std::fmt::Write as _;
+
+use engines::components::preset::Preset;
+use engines::error_kind::ErrorKind;
+use engines::profile::{GIB, LanePolicy};
+use engines::recipe::Recipe;
+
+use super::advice::{bottleneck, levers};
+use super::memory::Budget;
+use super::place::place;
+use super::report::Report;
+use super::work::Work;
+use super::*;
+use crate::numbers::size::Size;
 
 fn size(text: &str) -> Size {
     text.parse().unwrap()
@@ -121,8 +130,8 @@ fn every_profile_plans_what_it_is_for() {
         );
         assert!(planned.speed.fps > 0.0 && planned.speed.first_frame_s > 0.0);
         assert!(planned.devices.iter().all(|b| b.headroom() >= 0));
-        assert_eq!(planned.levers().len(), 2, "{}", profile.name);
-        for lever in planned.levers() {
+        assert_eq!(levers(&planned).len(), 2, "{}", profile.name);
+        for lever in levers(&planned) {
             assert!(lever.gain > 1.04, "{}: {lever:?}", profile.name);
         }
     }
@@ -228,15 +237,15 @@ fn streaming_stays_within_the_device_and_hides_behind_arithmetic() {
 
 /// GB as `nvidia-smi` counts them, the most of any card.
 fn peak(profile: &str, at: &str, steps: usize) -> String {
-    let drawn = draw(
+    let draft = Draft::new(
         &Profile::open(profile).unwrap(),
         &Preset::Full.config(),
         &ask(at, steps),
     )
     .unwrap();
-    let reserve = drawn.profile.devices[0].reserve_gib;
-    let most = drawn.devices.iter().map(Budget::peak).max().unwrap();
-    let mark = if drawn.lack().is_some() {
+    let reserve = draft.profile.devices[0].reserve_gib;
+    let most = draft.devices.iter().map(Budget::peak).max().unwrap();
+    let mark = if draft.shortage().is_some() {
         " (refused)"
     } else {
         ""
@@ -347,7 +356,7 @@ fn profiles_table() -> String {
             b.usable as f64 / 1e9,
             p.speed.fps,
             p.speed.first_frame_s,
-            p.bottleneck()
+            bottleneck(&p)
         )
         .unwrap();
     }

@@ -4,7 +4,7 @@
 use engines::profile::{Device, Kind, Profile};
 use engines::recipe::Recipe;
 
-use super::Ask;
+use super::ask::Ask;
 use super::placement::{PlacedStage, Placement};
 use super::work::{F32_BYTES, Operations, Work};
 use crate::numbers::timing::{MOTION_PIXEL_FRAMES, PRIMING_LATENTS};
