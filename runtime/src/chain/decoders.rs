@@ -221,8 +221,8 @@ impl VideoDecoder {
         }
     }
 
-    /// Decodes until the denoiser has no more. `feedback` brings the second anchor's input where the
-    /// mode wants that.
+    /// Decodes until the denoiser has no more. `feedback` brings the second anchor's input where
+    /// the mode wants that.
     ///
     /// # Errors
     /// A graph or the sink fails; [`ChainError::Cancelled`] after the block at hand.
@@ -433,7 +433,8 @@ mod tests {
 
     type Outcome = Result<(), Decoding<Infallible>>;
 
-    /// Decodes `clips` clips of 4 blocks whose latents are `block / 10`; gives what was seen and what ran.
+    /// Decodes `clips` clips of 4 blocks whose latents are `block / 10`. Returns the result, the
+    /// events and the components that ran.
     fn decode(mode: Mode, clips: usize, mut seen: Seen) -> (Outcome, Seen, Vec<String>) {
         let g = small_geometry(48);
         let backend = Fake::new(config(1), g.clone());

@@ -75,8 +75,8 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// Returns the rows that older blocks filled and that this block does not write. Attention reads
-    /// them beside the new rows.
+    /// Returns the rows that older blocks filled and that this block does not write. Attention
+    /// reads them beside the new rows.
     fn older(&self) -> [Range<usize>; 2] {
         [
             0..self.new.start,
@@ -93,7 +93,8 @@ pub(crate) struct Filled<'a> {
 }
 
 impl Filled<'_> {
-    /// Returns the layer's weights in the slot. The caller drops them before it gives the slot back.
+    /// Returns the layer's weights in the slot. The caller drops them before it gives the slot
+    /// back.
     pub(crate) fn weights(&self) -> Option<BoundWeights> {
         Some(self.whole?.in_slab(&self.slot.weights))
     }
@@ -145,9 +146,9 @@ impl<'a> SlotFeed<'a> {
     }
 }
 
-/// Runs `work` while `loads` pass through the slots of `pool`, and returns when every new ring row is
-/// written back. `work` takes each load from the feed and gives its slot back. After a `work` that
-/// failed or stopped, the pool may have fewer slots.
+/// Runs `work` while `loads` pass through the slots of `pool`, and returns when every new ring row
+/// is written back. `work` takes each load from the feed and gives its slot back. After a `work`
+/// that failed or stopped, the pool may have fewer slots.
 ///
 /// # Errors
 /// The error of `work`; a copy that the device refuses.
@@ -252,8 +253,8 @@ fn write_back(
     Ok(())
 }
 
-/// Locks a ring. A ring whose holder panicked is locked all the same: the panic ends the run, and no
-/// one reads the rows.
+/// Locks a ring. A ring whose holder panicked is locked all the same: the panic ends the run, and
+/// no one reads the rows.
 pub(crate) fn locked(ring: &Mutex<KvRing>) -> MutexGuard<'_, KvRing> {
     ring.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -284,8 +285,9 @@ mod tests {
         begun.elapsed().as_secs_f64() * 1e3
     }
 
-    /// Returns the time at which the last layer is computed, with two slots. A copy waits for the copy
-    /// before it and for its slot. A computation waits for its copy and for the computation before.
+    /// Returns the time at which the last layer is computed, with two slots. A copy waits for the
+    /// copy before it and for its slot. A computation waits for its copy and for the computation
+    /// before.
     fn two_slots(copies: &[f64], computed: &[f64]) -> f64 {
         let (mut copied, mut done) = (0.0_f64, vec![0.0_f64; 2]);
         for (copy, compute) in copies.iter().zip(computed) {

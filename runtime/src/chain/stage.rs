@@ -1,5 +1,5 @@
-//! One stage: a range of layers for a range of steps on one device. A stage is loaded once; each run
-//! on it has rings of its own. It knows no order, no thread of the executor and no other stage.
+//! One stage: a range of layers for a range of steps on one device. A stage is loaded once; each
+//! run on it has rings of its own. It knows no order, no thread of the executor and no other stage.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -427,8 +427,8 @@ impl Layer {
     }
 }
 
-/// Returns the loads of a pass in the order of the layers. `host_rings` has the ring of every layer,
-/// or nothing where rings stay on the device.
+/// Returns the loads of a pass in the order of the layers. `host_rings` has the ring of every
+/// layer, or nothing where rings stay on the device.
 fn loads<'l>(layers: &'l [Layer], rings: Rings, host_rings: &'l [Mutex<KvRing>]) -> Vec<Load<'l>> {
     let load = |(at, layer): (usize, &'l Layer)| Load {
         weights: matches!(layer.weights, Weights::Streamed).then_some(&layer.host),

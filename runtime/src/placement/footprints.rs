@@ -36,7 +36,8 @@ pub struct Workload<'a> {
     pub config: &'a ModelConfig,
     /// Sizes of the video.
     pub geometry: &'a Geometry,
-    /// Whether a second anchor follows the first; while blocks of both are under way, both are held.
+    /// Whether a second anchor follows the first. While blocks of both are computed, both lie on
+    /// the devices.
     pub swaps: bool,
     /// Whether the decoder's device encodes motion between clips.
     pub encodes_motion: bool,
@@ -191,8 +192,8 @@ impl Count<'_> {
         Ok(ports.into_iter().map(bytes).sum())
     }
 
-    /// Counts a graph with its weights inside: the weights, the inputs and the outputs. Caches count
-    /// twice, because a call reads the old ones and writes new ones.
+    /// Counts a graph with its weights inside: the weights, the inputs and the outputs. Caches
+    /// count twice, because a call reads the old ones and writes new ones.
     fn component(
         &self,
         device: usize,

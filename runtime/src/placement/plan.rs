@@ -113,13 +113,13 @@ pub enum Rings {
     /// In the device's memory.
     #[default]
     OnDevice,
-    /// In host memory. For each layer of a call, the rows that it reads are copied to the device, and
-    /// the rows that it wrote are copied back.
+    /// In host memory. For each layer of a call, the rows that it reads are copied to the device,
+    /// and the rows that it wrote are copied back.
     OnHost,
 }
 
-/// The weights and rings of a stage that stay on its device between calls. The others come from host
-/// memory in each call, through slots.
+/// The weights and rings of a stage that stay on its device between calls. The others come from
+/// host memory in each call, through slots.
 ///
 /// ```
 /// use runtime::placement::{Residency, Rings};

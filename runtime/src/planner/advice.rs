@@ -1,5 +1,6 @@
-//! What to change: the nearest settings that fit where a plan does not, the bottleneck where it does, and the cheapest ways to move it. Each
-//! is found by changing one thing and planning again, never by a rule of thumb.
+//! Finds the nearest settings that fit where a plan does not, the bottleneck where it does, and the
+//! cheapest ways to more speed. Each is found by one change and a new plan, and never by a rule of
+//! thumb.
 
 use engines::manifest::ModelConfig;
 use engines::profile::{Keep, LanePolicy, Parts, Profile, VaePolicy};
@@ -32,10 +33,11 @@ pub(crate) struct Lever {
     pub gain: f64,
 }
 
-/// A profile and a request with one thing changed.
+/// A profile and a request with one change.
 struct Change {
     what: String,
-    /// What it costs whoever wants it: settings before quality, quality before money.
+    /// Cost of the change for the user: settings are cheaper than quality, and quality is cheaper
+    /// than hardware.
     cost: u32,
     profile: Profile,
     ask: Ask,
@@ -44,7 +46,7 @@ struct Change {
 /// Remedies that a refusal names at most.
 const MOST_REMEDIES: usize = 4;
 
-/// The nearest settings that fit: smallest changes first.
+/// Returns the nearest settings that fit, the smallest change first.
 pub(crate) fn nearest(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Remedy> {
     let fits =
         |c: &Change| Draft::new(&c.profile, config, &c.ask).is_ok_and(|d| d.shortage().is_none());
@@ -65,7 +67,7 @@ pub(crate) fn nearest(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec
     remedies
 }
 
-/// Changes that cost nothing but time or memory elsewhere.
+/// Returns changes that cost only time, or memory elsewhere.
 fn settings(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
     let mut all = Vec::new();
     let mut push = |what: String, cost, profile: Profile| {
@@ -118,7 +120,7 @@ fn settings(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
     all
 }
 
-/// Less to make.
+/// Returns changes to a smaller, shorter or coarser video.
 fn smaller(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
     let change = |what: String, cost, ask: Ask| Change {
         what,
@@ -176,7 +178,7 @@ fn smaller(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
     sizes.chain(steps).chain(clip).chain(clips).collect()
 }
 
-/// The same side up as the size that it replaces.
+/// Returns a size in the orientation of the size that it replaces.
 fn turned(like: Size, width: usize, height: usize) -> Size {
     if like.height > like.width {
         Size {
@@ -188,7 +190,7 @@ fn turned(like: Size, width: usize, height: usize) -> Size {
     }
 }
 
-/// Built-in profiles that ask for no more devices and no more memory.
+/// Returns built-in profiles with no more devices and no more memory.
 fn others(profile: &Profile, ask: &Ask) -> Vec<Change> {
     let memory = |p: &Profile| p.each_device().map(|d| d.memory_gib).fold(0.0, f64::max);
     let all = Profile::built_in().unwrap_or_default().into_iter();
@@ -214,16 +216,16 @@ fn others(profile: &Profile, ask: &Ask) -> Vec<Change> {
     .collect()
 }
 
-/// A change must give this much to be told.
+/// Gain from which on a change is named.
 const WORTH: f64 = 1.05;
 
-/// The two cheapest ways to more frames a second.
+/// Returns the two cheapest changes that give more frames a second.
 pub(crate) fn levers(planned: &Planned) -> Vec<Lever> {
     let (profile, ask, config) = (&planned.profile, &planned.ask, planned.work.config());
     let mut changes = settings(profile, config, ask);
     changes.extend(rebalanced(planned));
     changes.extend(hardware(profile, ask));
-    // Less of a video is no faster way to the same one: what is asked for changes last.
+    // A smaller video is not the same video: such changes come last.
     changes.extend(smaller(profile, config, ask).into_iter().map(|c| Change {
         cost: c.cost + 1000,
         ..c
@@ -256,7 +258,7 @@ pub(crate) fn levers(planned: &Planned) -> Vec<Lever> {
     found
 }
 
-/// Fewer layers on the device that has the VAE as well.
+/// Moves one to three layers off the device that has the VAE as well.
 fn lighter_beside_vae(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
     let Ok(draft) = Draft::new(profile, config, ask) else {
         return Vec::new();
@@ -284,7 +286,8 @@ fn lighter_beside_vae(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec
     (1..=3).filter_map(lighter).collect()
 }
 
-/// Layers taken off the device that has the VAE as well, in the proportion that evens out what each computes.
+/// Moves layers off the device that has the VAE as well, until every device computes for the same
+/// time.
 fn rebalanced(planned: &Planned) -> Option<Change> {
     let (profile, placement) = (&planned.profile, &planned.placement);
     let stages = &placement.stages;
@@ -319,7 +322,7 @@ fn rebalanced(planned: &Planned) -> Option<Change> {
     })
 }
 
-/// Other machines.
+/// Returns changes of the hardware.
 fn hardware(profile: &Profile, ask: &Ask) -> Vec<Change> {
     let mut all = Vec::new();
     let mut push = |what: &str, cost, change: &dyn Fn(&mut Profile)| {
@@ -351,7 +354,7 @@ fn hardware(profile: &Profile, ask: &Ask) -> Vec<Change> {
     all
 }
 
-/// One sentence on what is busiest once the run is steady.
+/// Names the busiest device or link of the steady run, in one sentence.
 pub(crate) fn bottleneck(planned: &Planned) -> String {
     let name = |d: usize| device_name(&planned.profile, d);
     let mut most: Option<(f64, String)> = None;

@@ -258,7 +258,9 @@ impl Planned {
     /// Returns a note if the plan cannot be run today.
     pub fn caveat(&self) -> Option<String> {
         (self.profile.recipe == Recipe::Fp8).then(|| {
-            "no export has recipe fp8 yet: this is a plan only; the profiles that end in -offload run today in bf16".to_owned()
+            "no export has recipe fp8 yet, so this plan cannot run; \
+             profiles whose names end in -offload run today, in bf16"
+                .to_owned()
         })
     }
 }

@@ -14,7 +14,8 @@ use super::placement::device_name;
 use super::plan;
 
 /// Share of a profile's nominal memory that a card must have. A card of 24 GiB that corrects errors
-/// in its memory has 22.0 to 22.5 GiB, which is 92 %; the next smaller kind has 20 GiB, which is 83 %.
+/// in its memory has 22.0 to 22.5 GiB, which is 92 %; the next smaller kind has 20 GiB, which is 83
+/// %.
 const LEAST_OF_NOMINAL: f64 = 0.91;
 
 /// One NVIDIA device in the units of a profile.
@@ -69,7 +70,7 @@ impl Machine {
         }
     }
 
-    /// In one line.
+    /// Describes the machine in one line.
     pub(crate) fn describe(&self) -> String {
         match &self.no_cards {
             Some(why) => format!(
@@ -87,7 +88,7 @@ impl Machine {
         }
     }
 
-    /// A profile with this machine's figures in place of its own.
+    /// Returns a profile with this machine's figures in place of its own.
     pub(crate) fn fitted(&self, profile: &Profile) -> Profile {
         let mut p = profile.clone();
         p.host.memory_gib = self.memory_gib;
@@ -112,10 +113,10 @@ impl Machine {
         p
     }
 
-    /// The fastest built-in profile for these devices that fits `ask`.
+    /// Plans with the fastest built-in profile for these devices that fits `ask`.
     ///
     /// # Errors
-    /// The refusal of the profile that comes nearest, where none fits.
+    /// No profile fits: the refusal of the last one.
     pub(crate) fn plan(&self, config: &ModelConfig, ask: &Ask) -> Result<Planned, PlannerError> {
         let mut best: Option<Planned> = None;
         let mut refusal = None;
@@ -139,7 +140,7 @@ impl Machine {
         }
     }
 
-    /// Whether a profile is for a machine like this and can run today.
+    /// Returns whether a profile is for a machine like this and can run today.
     fn suits(&self, profile: &Profile) -> bool {
         if profile.recipe == Recipe::Fp8 {
             return false;
@@ -214,7 +215,8 @@ impl Machine {
     }
 }
 
-/// The data sheet of a card that some profile knows, with what the driver says in place of the rest.
+/// Replaces the figures of a device by those of its card: the data sheet if a profile knows the
+/// card, and the driver's figures.
 fn measure(d: &mut Device, card: &Card) {
     let all = Profile::built_in().unwrap_or_default();
     let known = all.iter().flat_map(|p| &p.devices).find(|k| {
@@ -389,15 +391,20 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Resources);
         assert_eq!(
             error.to_string(),
-            "profile 4x24g is for 4 devices of 24 GiB, this machine has 2 (NVIDIA GeForce RTX 4090 24 GiB, NVIDIA GeForce RTX 4090 24 GiB); \
+            "profile 4x24g is for 4 devices of 24 GiB, this machine has 2 \
+             (NVIDIA GeForce RTX 4090 24 GiB, NVIDIA GeForce RTX 4090 24 GiB); \
              profiles for it: 2x24g-offload, 1x24g-offload, 1x16g-offload"
         );
         let error = machine(&[]).check(&planned).unwrap_err().to_string();
-        assert!(error.contains("this machine has no NVIDIA device (the driver lists none); 16 cores, 128 GiB; profiles for it: cpu"), "{error}");
+        let none = "this machine has no NVIDIA device (the driver lists none); \
+                    16 cores, 128 GiB; profiles for it: cpu";
+        assert!(error.contains(none), "{error}");
         let mut cards = [R4090; 4];
         cards[2].2 = 8_000;
         let error = machine(&cards).check(&planned).unwrap_err().to_string();
-        assert!(error.starts_with("cuda:2 (NVIDIA GeForce RTX 4090) has 7.8 GiB free, profile 4x24g plans 20.2; end what else uses it"), "{error}");
+        let occupied = "cuda:2 (NVIDIA GeForce RTX 4090) has 7.8 GiB free, \
+                        profile 4x24g plans 20.2; end what else uses it";
+        assert!(error.starts_with(occupied), "{error}");
         assert!(machine(&[R4090; 4]).check(&planned).is_ok());
     }
 

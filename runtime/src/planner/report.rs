@@ -1,4 +1,5 @@
-//! A plan as people and programs read it: tables of memory and time, the bottleneck, and the ways to move it. GB are 10^9 bytes.
+//! Writes a plan for people and for programs: tables of memory and time, the bottleneck, and the
+//! ways to more speed. GB are 10^9 bytes.
 
 use std::fmt::{self, Display, Write as _};
 
@@ -14,7 +15,7 @@ fn gb(bytes: u64) -> f64 {
     bytes as f64 / 1e9
 }
 
-/// `0-9`, or `3`.
+/// Writes a range as `0-9`, or as `3`.
 fn span(r: &std::ops::Range<usize>) -> String {
     match r.len() {
         1 => r.start.to_string(),
@@ -37,7 +38,7 @@ const MEMORY_ROWS: [Row<Budget, u64>; 8] = [
     ("encoders kept", |b| b.encoders),
 ];
 
-/// A plan, with or without the explanation.
+/// A plan as text, with or without the explanation.
 pub(crate) struct Report<'a> {
     pub planned: &'a Planned,
     pub explain: bool,
@@ -89,7 +90,7 @@ fn name(p: &Planned, device: usize) -> String {
     device_name(&p.profile, device)
 }
 
-/// What a device does, in words.
+/// Describes the work of a device in words.
 fn duties(p: &Planned, device: usize) -> String {
     let stages = p.placement.stages.iter().filter(|s| s.device == device);
     let mut all: Vec<String> = stages.map(stage).collect();
@@ -234,7 +235,7 @@ fn write_speed(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     Ok(())
 }
 
-/// Where the figures come from.
+/// Writes the origin of the figures.
 fn write_explain(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     let o = p.work.call_operations();
     writeln!(
@@ -300,7 +301,7 @@ fn write_explain(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
 }
 
 impl Planned {
-    /// Everything that [`Report`] shows, for programs; bytes and seconds.
+    /// Returns the content of [`Report`] for programs, in bytes and seconds.
     pub fn to_json(&self) -> Value {
         let device = |(d, b): (usize, &Budget)| {
             json!({
@@ -313,12 +314,14 @@ impl Planned {
                 "busy": self.shares[d],
             })
         };
+        let devices = self.devices.iter().take(self.placement.devices());
+        let devices: Vec<Value> = devices.enumerate().map(device).collect();
         json!({
             "profile": self.profile.name,
             "recipe": self.profile.recipe,
             "ask": self.ask,
             "placement": self.placement,
-            "devices": self.devices.iter().enumerate().take(self.placement.devices()).map(device).collect::<Vec<_>>(),
+            "devices": devices,
             "host": self.host,
             "speed": self.speed,
             "bottleneck": advice::bottleneck(self),
