@@ -502,6 +502,7 @@ impl From<LanePolicy> for Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn text(name: &str) -> &'static str {
         BUILT_IN.iter().find(|(n, _)| *n == name).unwrap().1

@@ -31,7 +31,7 @@ use crate::inputs::replay::{Distances, Replay};
 use crate::inputs::speech::AudioFeatures;
 use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{DROPPED_FRAMES, FPS};
-use crate::placement::footprint::Workload;
+use crate::placement::footprints::Workload;
 use crate::placement::queues::FINISHED_WAITING;
 use crate::placement::speech_chunk::SpeechChunk;
 use engine::Loaded;

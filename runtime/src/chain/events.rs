@@ -11,13 +11,13 @@ use crate::chain::vae::Frames;
 use crate::numbers::size::{Size, SizeMode};
 use crate::placement::wavefront::Item;
 
-/// Something that happened. Borrowed: an observer that wants to keep a tensor copies it.
+/// Something that happened. The event borrows its tensors: an observer that keeps one copies it.
 pub enum Event<'a> {
     /// Inputs are read and the settings are final.
     Started(&'a Settings),
     /// A part of the work begins.
     Phase(Phase),
-    /// Something the user should know and nothing has to be done about.
+    /// A fact that the user should know and that needs no action.
     Notice(String),
     /// An anchor's conditions are computed.
     Anchored {
@@ -39,7 +39,7 @@ pub enum Event<'a> {
         block: usize,
         frames: &'a Frames,
     },
-    /// A block's frames are on the disk; `frames` counts all so far.
+    /// A block's frames are on the disk; `frames` counts all frames so far.
     Written {
         block: usize,
         frames: usize,
@@ -86,7 +86,7 @@ pub trait Observer: Sync {
     fn event(&self, event: &Event<'_>);
 }
 
-/// Watches nothing.
+/// An observer that ignores every event.
 pub struct Silent;
 
 impl Observer for Silent {

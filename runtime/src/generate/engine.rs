@@ -13,7 +13,7 @@ use crate::chain::kept::KeptSessions;
 use crate::chain::vae::{Decoder, Encoder};
 use crate::generate::error::GenerateError;
 use crate::placement::devices::Devices;
-use crate::placement::footprint::{Footprints, Workload};
+use crate::placement::footprints::{Footprints, Workload};
 use crate::placement::plan::Plan;
 
 /// An opened export on a placement.

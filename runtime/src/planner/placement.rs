@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use engines::profile::{Kind, Profile};
+
 use crate::placement::plan::{Lanes, Plan, PlanError, Residency, Rings, StageSpec, Stages};
 
 /// One stage of a placement.
@@ -58,7 +60,7 @@ impl Placement {
     /// The executor's plan of the same stages.
     ///
     /// # Errors
-    /// Stages that do not cover the model; [`place`] makes none.
+    /// The stages do not cover the model; [`super::place::place`] makes none of that kind.
     pub fn plan(&self, layers: usize, steps: usize) -> Result<Plan, PlanError> {
         let stage = |s: &PlacedStage| StageSpec {
             residency: Residency {
@@ -87,5 +89,13 @@ impl Placement {
     pub fn devices(&self) -> usize {
         let stages = self.stages.iter().map(|s| s.device + 1).max().unwrap_or(0);
         stages.max(self.vae + 1).max(self.encoders.device + 1)
+    }
+}
+
+/// Returns the name of a device of a profile, such as `cuda:1` or `cpu:0`.
+pub(crate) fn device_name(profile: &Profile, device: usize) -> String {
+    match profile.each_device().nth(device).map(|d| d.kind) {
+        Some(Kind::Gpu) => format!("cuda:{device}"),
+        _ => format!("cpu:{device}"),
     }
 }
