@@ -111,6 +111,13 @@ impl Checkup<'_> {
         }
     }
 
+    /// Compares a value, if its tensor is open. Some tensors do not concern this export.
+    pub(super) fn check_open(&self, component: &str, file: &str, name: &str, value: &Tensor) {
+        if self.table.is_open(file, name) {
+            self.table.check(component, file, name, value);
+        }
+    }
+
     /// Returns a tensor that is the input of a check.
     pub(super) fn input(&self, file: &str, name: &str) -> Result<Tensor, Problem> {
         let found = self.golden.tensor(file, name)?;
