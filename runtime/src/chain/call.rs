@@ -19,9 +19,11 @@ use crate::placement::wavefront::Item;
 pub(crate) struct LayerCondition {
     /// `[1, N, C, d]`, normed, not roped.
     pub sink_k: Tensor,
+    /// Values of the sink, of the shape of its keys.
     pub sink_v: Tensor,
     /// `[1, N, M, d]`.
     pub text_k: Tensor,
+    /// Values of the text, of the shape of its keys.
     pub text_v: Tensor,
 }
 
@@ -30,6 +32,7 @@ pub(crate) struct LayerCondition {
 pub(crate) struct Placed {
     /// Memory in which it lies, see [`crate::placement::devices::Devices::home`].
     pub home: usize,
+    /// Keys and values.
     pub condition: Arc<LayerCondition>,
 }
 
@@ -38,6 +41,7 @@ pub(crate) struct Placed {
 pub(crate) struct Anchor {
     /// Number of the anchor: 0 for the picture's, 1 for the one after the swap.
     pub index: usize,
+    /// Conditions by layer, one for each memory.
     pub layers: Vec<Vec<Placed>>,
 }
 
@@ -62,6 +66,7 @@ pub(crate) struct BlockAudio {
 
 /// One lane of a call.
 pub(crate) struct Lane<'a> {
+    /// Block and step.
     pub item: Item,
     /// Distance of the reference token, 4..=30.
     pub relative_dist: u32,
@@ -69,6 +74,7 @@ pub(crate) struct Lane<'a> {
     pub latents: &'a Tensor,
     /// Latents of the pose, of the shape of `latents`; `None` without a pose video.
     pub pose_latents: Option<&'a Tensor>,
+    /// Audio of the block.
     pub audio: &'a BlockAudio,
 }
 
@@ -86,18 +92,31 @@ pub(crate) struct Flow {
 
 /// One call of `B` lanes on its way. Shapes as the ports of the same names.
 pub(crate) struct Call {
+    /// Items of the lanes.
     pub items: Vec<Item>,
+    /// Conditions of the layers.
     pub anchor: Arc<Anchor>,
+    /// Noisy latents.
     pub latents: Tensor,
+    /// Latents of the pose.
     pub pose_latents: Tensor,
+    /// Sinusoid of the timestep.
     pub sinusoid: Tensor,
+    /// Sigma of the step and of the next one, `[B, 2]`.
     pub sigmas: Tensor,
+    /// Cosines and sines for the block.
     pub rope: (Tensor, Tensor),
+    /// Cosines and sines for the sink.
     pub sink_rope: (Tensor, Tensor),
+    /// First ring row that the block writes, `[B]`.
     pub slot: Tensor,
+    /// Filled rows of sink and ring, `[B]`.
     pub kv_len: Tensor,
+    /// Audio of the blocks.
     pub audio: BlockAudio,
+    /// Hidden states, once the embedding ran.
     pub flow: Option<Flow>,
+    /// Results, once the head ran.
     pub output: Option<CallOutput>,
     /// Extra outputs by `component/tap`; only what the load options asked for.
     pub taps: BTreeMap<String, Tensor>,
@@ -105,12 +124,15 @@ pub(crate) struct Call {
 
 /// Results of a call, `[B, Z, F, H/8, W/8]` each.
 pub(crate) struct CallOutput {
+    /// The predicted noise.
     pub noise_pred: Tensor,
+    /// Latents of the next step.
     pub next_latents: Tensor,
 }
 
 /// Values of a prefill that only live between two stages.
 pub(crate) struct SinkFlow {
+    /// Memory in which they lie.
     pub home: usize,
     /// `[1, C, D]`.
     pub hidden: Tensor,
@@ -120,6 +142,7 @@ pub(crate) struct SinkFlow {
 
 /// The sink prefill on its way.
 pub(crate) struct Prefill {
+    /// Number of the anchor: 0 for the picture's, 1 for the one after the swap.
     pub index: usize,
     /// `[1, Z, 1, H/8, W/8]`.
     pub ref_latents: Tensor,
@@ -129,8 +152,11 @@ pub(crate) struct Prefill {
     pub text: Arc<Tensor>,
     /// Unshifted tables, `[1, C, p]`.
     pub rope: (Tensor, Tensor),
+    /// Hidden states, once the embedding ran.
     pub flow: Option<SinkFlow>,
+    /// Conditions of the layers that ran.
     pub layers: Vec<Placed>,
+    /// Extra outputs by `component/tap`.
     pub taps: BTreeMap<String, Tensor>,
 }
 
@@ -157,6 +183,7 @@ impl Tables {
         })
     }
 
+    /// Returns the sizes of the video.
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
     }

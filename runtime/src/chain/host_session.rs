@@ -30,6 +30,10 @@ pub(crate) struct HostSession {
 }
 
 impl HostSession {
+    /// Loads a component.
+    ///
+    /// # Errors
+    /// The component is missing or does not load.
     pub(crate) fn load(
         backend: &dyn Backend,
         component: &str,
@@ -41,6 +45,10 @@ impl HostSession {
         })
     }
 
+    /// Runs the session once.
+    ///
+    /// # Errors
+    /// A graph fails.
     pub(crate) fn run(
         &mut self,
         inputs: &[(&Port, View<'_>)],

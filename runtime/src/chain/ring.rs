@@ -12,7 +12,9 @@ use crate::numbers::geometry::Geometry;
 
 /// Keys and values of one layer for a range of steps, `[steps, N, S, d]` each. A lane is a step.
 pub(crate) struct KvRing {
+    /// Keys.
     pub keys: Tensor,
+    /// Values.
     pub values: Tensor,
 }
 

@@ -14,6 +14,7 @@ use crate::numbers::{latents, rng};
 pub(crate) struct BlockInput {
     /// Noise, `[1, Z, F, H/8, W/8]`.
     pub latents: Tensor,
+    /// Audio tokens.
     pub audio: BlockAudio,
 }
 
@@ -28,20 +29,26 @@ pub(crate) trait Source: Send {
 pub(crate) enum Noise<'a> {
     /// torch's CPU generator, with this seed plus the number of the clip.
     Seed(u64),
+    /// Noise of a golden file.
     Replay(&'a Replay),
 }
 
 /// The source of a video. It draws the noise of a clip with its first block and drops it with its
 /// last. It computes the audio tokens of each block.
 pub(crate) struct ClipSource<'a> {
+    /// Sizes of the video.
     pub geometry: &'a Geometry,
+    /// Origin of the noise.
     pub noise: Noise<'a>,
+    /// Features of the speech.
     pub features: &'a AudioFeatures,
+    /// The audio encoder.
     pub adapter: AudioAdapter,
     clip: Option<(usize, Tensor)>,
 }
 
 impl<'a> ClipSource<'a> {
+    /// Makes a source before its first block.
     pub(crate) fn new(
         geometry: &'a Geometry,
         noise: Noise<'a>,

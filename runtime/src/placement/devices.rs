@@ -18,6 +18,7 @@ pub struct Devices {
 enum Backends {
     /// One backend that stands for every device.
     One(Arc<dyn Backend>),
+    /// Device `i` is backend `i`.
     Each(Vec<Arc<dyn Backend>>),
 }
 

@@ -13,12 +13,14 @@ use crate::placement::plan::Plan;
 pub struct Item {
     /// Global block number.
     pub block: usize,
+    /// Denoising step.
     pub step: usize,
 }
 
 /// Items of one wave that run as the lanes of one call: contiguous steps of one chain, one anchor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
+    /// Number of the chain.
     pub chain: usize,
     /// Number of the anchor: 0 for the picture's, 1 for the one after the swap.
     pub anchor: usize,
@@ -29,7 +31,9 @@ pub(crate) struct Group {
 /// The work of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Grid {
+    /// Blocks of the video.
     pub blocks: usize,
+    /// Denoising steps.
     pub steps: usize,
     /// First block that needs the second anchor.
     pub swap_at: Option<usize>,

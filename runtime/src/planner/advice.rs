@@ -28,8 +28,11 @@ pub(crate) const SIZES: [(usize, usize); 9] = [
 /// A change that makes a plan faster.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Lever {
+    /// The setting and its value, or the hardware.
     pub what: String,
+    /// Frames a second after the change.
     pub fps: f64,
+    /// Frames a second after the change, divided by those before.
     pub gain: f64,
 }
 

@@ -12,7 +12,9 @@ use super::work::Work;
 pub struct Budget {
     /// Bytes that tensors may take: the device's memory without its reserve.
     pub usable: u64,
+    /// Weights that stay.
     pub weights: u64,
+    /// KV rings that stay.
     pub rings: u64,
     /// Keys and values of the sink and the text, for every anchor that exists at once.
     pub condition: u64,
@@ -58,7 +60,9 @@ impl Budget {
 /// Memory of the host, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct HostBudget {
+    /// Bytes that the program may take.
     pub usable: u64,
+    /// Bytes whose pages the program may lock.
     pub pinnable: u64,
     /// Weights and rings that stream.
     pub pinned: u64,

@@ -10,9 +10,13 @@ use crate::placement::plan::{Lanes, Plan, PlanError, Residency, Rings, StageSpec
 /// One stage of a placement.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct PlacedStage {
+    /// Number of the device.
     pub device: usize,
+    /// Layers of the model.
     pub layers: Range<usize>,
+    /// Denoising steps.
     pub steps: Range<usize>,
+    /// Weights and rings that stay.
     pub residency: StageResidency,
 }
 
@@ -37,6 +41,7 @@ impl StageResidency {
 /// Where the encoders of text, speech and picture run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Encoders {
+    /// Number of the device.
     pub device: usize,
     /// Loaded, run and freed one by one before the transformer is loaded.
     pub freed_before_dit: bool,
@@ -51,6 +56,7 @@ pub struct Placement {
     pub lanes: usize,
     /// Device of the VAE's decoder.
     pub vae: usize,
+    /// Device of the encoders.
     pub encoders: Encoders,
     /// Blocks of a KV ring.
     pub ring_blocks: usize,

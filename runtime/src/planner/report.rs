@@ -40,7 +40,9 @@ const MEMORY_ROWS: [Row<Budget, u64>; 8] = [
 
 /// A plan as text, with or without the explanation.
 pub(crate) struct Report<'a> {
+    /// The plan.
     pub planned: &'a Planned,
+    /// Whether the explanation follows.
     pub explain: bool,
 }
 

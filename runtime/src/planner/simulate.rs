@@ -14,10 +14,13 @@ use crate::placement::wavefront::{Grid, Group, Item, Wavefront};
 /// Seconds of a piece of work, and of its parts, which may overlap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Spent {
+    /// From its start to its end.
     pub seconds: f64,
+    /// Arithmetic.
     pub compute: f64,
     /// Host to device and back.
     pub up: f64,
+    /// Copies from the device to the host.
     pub down: f64,
     /// From the device before.
     pub peer: f64,
@@ -50,16 +53,21 @@ pub(crate) trait Costs {
 
 /// The run to simulate.
 pub(crate) struct Schedule<'a> {
+    /// Stages and lanes.
     pub plan: &'a Plan,
+    /// Denoising steps.
     pub steps: usize,
+    /// Blocks of the video.
     pub blocks: usize,
     /// First block that needs the second anchor; the first latent of block 0 is its picture.
     pub swap_at: Option<usize>,
     /// Device of each stage, and of the decoder: pieces of work on one device take turns.
     pub devices: Vec<usize>,
+    /// Device of the decoder.
     pub decoder: usize,
     /// Pieces that a decode is cut into: another stage of its device may run between them.
     pub decode_pieces: usize,
+    /// Costs of each piece of work.
     pub costs: &'a dyn Costs,
 }
 
@@ -67,51 +75,57 @@ pub(crate) struct Schedule<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(tag = "work", rename_all = "snake_case")]
 pub enum Task {
-    Call {
-        items: Vec<(usize, usize)>,
-    },
-    Prefill {
-        anchor: usize,
-    },
+    /// A call.
+    Call { items: Vec<(usize, usize)> },
+    /// A prefill.
+    Prefill { anchor: usize },
+    /// Decoding of the latents before the first block.
     Prime,
-    Decode {
-        block: usize,
-    },
+    /// Decoding of a block.
+    Decode { block: usize },
     /// Before the denoiser starts.
-    Encode {
-        what: &'static str,
-    },
+    Encode { what: &'static str },
 }
 
 /// One piece of work.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Span {
+    /// Number of the device.
     pub device: usize,
     /// Of the placement; `None` for decoder and encoders.
     pub stage: Option<usize>,
+    /// Start in seconds.
     pub start: f64,
+    /// End in seconds.
     pub end: f64,
+    /// Kind of the work.
     #[serde(flatten)]
     pub what: Task,
+    /// Parts of the time.
     pub spent: Spent,
 }
 
 /// A finished call, with its items as (block, step).
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Completion {
+    /// Time in seconds.
     pub at: f64,
+    /// Items as (block, step).
     pub items: Vec<(usize, usize)>,
 }
 
 /// A whole run.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Timeline {
+    /// All pieces of work.
     pub spans: Vec<Span>,
     /// Times at which each block left its last step.
     pub denoised: Vec<f64>,
+    /// Times at which each block was decoded.
     pub decoded: Vec<f64>,
     /// Calls in the order in which they finished.
     pub completions: Vec<Completion>,
+    /// Length of the run in seconds.
     pub seconds: f64,
 }
 
@@ -203,7 +217,9 @@ fn seconds(nanos: Nanos) -> f64 {
 enum Event {
     /// A stage has loaded or finished its packet.
     Stage(usize),
+    /// A block has its noise and audio.
     Prepared,
+    /// A piece of a decoding is finished.
     Decoded,
 }
 

@@ -20,9 +20,13 @@ const SPEECH_ROWS: f64 = 50.0;
 
 /// The times of one placement.
 pub(crate) struct Times<'a> {
+    /// The machine.
     pub profile: &'a Profile,
+    /// Bytes and operations of the model.
     pub work: &'a Work,
+    /// The video that was asked for.
     pub ask: &'a Ask,
+    /// Devices of the work.
     pub placement: &'a Placement,
     devices: Vec<&'a Device>,
 }
@@ -36,6 +40,7 @@ struct Step {
 }
 
 impl<'a> Times<'a> {
+    /// Makes the times of a placement.
     pub(crate) fn new(
         profile: &'a Profile,
         work: &'a Work,

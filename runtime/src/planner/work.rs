@@ -41,6 +41,7 @@ struct Conv {
 /// Operations of one call for one lane, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Operations {
+    /// Matrix products of large weights.
     pub linear: f64,
     /// Self attention.
     pub attention: f64,
@@ -49,6 +50,7 @@ pub struct Operations {
 }
 
 impl Operations {
+    /// Returns the sum of all kinds.
     pub fn total(&self) -> f64 {
         self.linear + self.attention + self.rest
     }
@@ -87,6 +89,7 @@ impl Work {
         }
     }
 
+    /// Returns the sizes of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -451,6 +454,7 @@ impl Work {
         conv_weights(&self.decoder_convs(), self.compute())
     }
 
+    /// Counts the weights of the encoder's convolutions and norms.
     pub fn encoder_weights(&self) -> u64 {
         conv_weights(&self.encoder_convs(), self.compute())
     }
@@ -470,6 +474,7 @@ impl Work {
         self.decoder_caches * self.compute()
     }
 
+    /// Returns the bytes of the feature caches of the encoder, counted once.
     pub fn encoder_caches(&self) -> u64 {
         self.encoder_caches * self.compute()
     }
