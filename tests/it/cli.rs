@@ -1,4 +1,5 @@
-//! What the commands say: help, plans, and one clear error for every bad input, with nothing half-written left behind.
+//! What the commands say: help, plans, and one clear error for every bad input, with nothing
+//! half-written left behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -115,7 +116,8 @@ impl Bench {
             .naming(workspace(), "REPO")
     }
 
-    /// `avatar-run generate` with good inputs, of which `replaced` replaces some; clap keeps the order, so each flag stands once.
+    /// `avatar-run generate` with good inputs, of which `replaced` replaces some; clap keeps the
+    /// order, so each flag stands once.
     fn generate(&self, replaced: &[(&str, &str)]) -> Command {
         let shown = |p: PathBuf| p.display().to_string();
         let usual = [
@@ -476,7 +478,8 @@ fn outputs_that_cannot_be_written() {
     insta::assert_snapshot!("bad_outputs", t.text());
 }
 
-/// Runs a script with `$1` a disk of `kib` KiB, as root of its own mount namespace where the system lets us; `None` elsewhere.
+/// Runs a script with `$1` a disk of `kib` KiB, as root of its own mount namespace where the system
+/// lets us; `None` elsewhere.
 fn on_a_small_disk(dir: &Path, kib: usize, script: &str, command: &Command) -> Option<Finished> {
     let disk = dir.join("disk");
     fs::create_dir_all(&disk).unwrap();

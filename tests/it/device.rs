@@ -1,5 +1,6 @@
-//! What runs on a device, run on the CPU: the real shapes' benchmark at tiny sizes, resident and under a cap, and components against themselves.
-//! On a machine without a driver every command that asks for a GPU says so in one line.
+//! What runs on a device, run on the CPU: the real shapes' benchmark at tiny sizes, resident and
+//! under a cap, and components against themselves. On a machine without a driver every command that
+//! asks for a GPU says so in one line.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Exports that are killed, stopped, crowded or cut: what is kept, what is begun anew, and that no byte differs in the end. Memory is what the
-//! system counts, of the real binary.
+//! Exports that are killed, stopped, crowded or cut: what is kept, what is begun anew, and that no
+//! byte differs in the end. Memory is what the system counts, of the real binary.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -48,7 +48,8 @@ impl Checkpoint {
     }
 }
 
-/// Deep enough for several blocks of the largest data file, and its export that nothing interrupted: hashes by name.
+/// Deep enough for several blocks of the largest data file, and its export that nothing
+/// interrupted: hashes by name.
 fn deep() -> &'static (Checkpoint, BTreeMap<PathBuf, String>) {
     static MADE: OnceLock<(Checkpoint, BTreeMap<PathBuf, String>)> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -96,7 +97,8 @@ fn a_killed_export_continues_and_ends_with_the_same_bytes() {
     let (checkpoint, whole) = deep();
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("models");
-    // As soon as anything exists, after the first block, after some, after all; and wherever chance has it.
+    // As soon as anything exists, after the first block, after some, after all; and wherever chance
+    // has it.
     let mut kills = 0;
     for wanted in [0, 1, 3, 5] {
         kills += usize::from(killed(checkpoint.command(&out, &[]), || {
@@ -189,7 +191,8 @@ fn a_run_killed_while_it_published_is_finished_by_the_next() {
     });
     let kept = fs::read(journal(&out)).unwrap();
     checkpoint.export(&out, &[]).ok();
-    // As it lies between taking the name and removing the journal, with the replaced export still there.
+    // As it lies between taking the name and removing the journal, with the replaced export still
+    // there.
     fs::write(out.join("export.journal"), kept).unwrap();
     let old = out.with_file_name(".models.partial");
     fs::create_dir(&old).unwrap();
@@ -274,7 +277,8 @@ fn memory_does_not_grow_with_the_model() {
     };
     let (less, few) = run(&flat, "flat");
     let (more, many) = run(&deep, "deep");
-    // Blocks of 16 MiB that workers hold, and graphs, may differ; the weights of the added layers are not among it.
+    // Blocks of 16 MiB that workers hold, and graphs, may differ; the weights of the added layers
+    // are not among it.
     let room = 64;
     assert!(many >= few + 2 * room, "{few} {many}");
     assert!(more < 2_000 && more <= less + room, "{less} {more}");

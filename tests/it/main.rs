@@ -1,4 +1,5 @@
-//! The one integration binary: graphs as text, numbers against the reference, whole videos, and what the commands say.
+//! The one integration binary: graphs as text, numbers against the reference, whole videos, and
+//! what the commands say.
 mod bench;
 mod cli;
 mod device;

@@ -1,5 +1,6 @@
-//! Placements of every machine on virtual devices, each with memory of its own: what they compute, what they hold, and what is refused.
-//! One run is one process with one thread, so that nothing but the placement differs.
+//! Placements of every machine on virtual devices, each with memory of its own: what they compute,
+//! what they hold, and what is refused. One run is one process with one thread, so that nothing but
+//! the placement differs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -183,7 +184,8 @@ fn a_shorter_ring_gives_the_same_bits_everywhere_and_another_video() {
     );
 }
 
-/// What the ledgers of both devices hold when a phase begins: device 0 has the encoders and the transformer, device 1 the VAE decoder.
+/// What the ledgers of both devices hold when a phase begins: device 0 has the encoders and the
+/// transformer, device 1 the VAE decoder.
 #[derive(Default)]
 struct Watch {
     memories: Vec<Arc<HostMemory>>,
@@ -252,7 +254,8 @@ fn each(backend: &Ort, memories: impl Iterator<Item = Arc<HostMemory>>) -> Devic
     Devices::each(memories.map(device).collect())
 }
 
-/// One run in this process on devices with the given budgets, all alike where there is one; gives the peak of each and of the host.
+/// One run in this process on devices with the given budgets, all alike where there is one; gives
+/// the peak of each and of the host.
 fn held(
     told: &Told,
     request: &generate::Request,
@@ -293,8 +296,8 @@ fn wanted(told: &Told, request: &generate::Request) -> Footprints {
     Footprints::new(&devices, &plan, work).unwrap()
 }
 
-/// The arithmetic is an upper bound, and a close one: with exactly so much on each device the run goes through, and with a byte less it
-/// is refused before it begins.
+/// The arithmetic is an upper bound, and a close one: with exactly so much on each device the run
+/// goes through, and with a byte less it is refused before it begins.
 #[test]
 fn no_device_ever_holds_more_than_the_arithmetic_says() {
     let resident = Residency::default();

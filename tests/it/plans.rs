@@ -1,4 +1,5 @@
-//! `avatar-run plan` and `simulate` as commands: help, refusals in one line, JSON that parses, a picture that is written.
+//! `avatar-run plan` and `simulate` as commands: help, refusals in one line, JSON that parses, a
+//! picture that is written.
 
 use engines::error_kind::ErrorKind;
 use tests::program::{Program, Transcript};

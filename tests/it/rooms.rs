@@ -82,8 +82,8 @@ fn paths(text: &str, own: &[String]) -> BTreeSet<Vec<String>> {
     found
 }
 
-/// Modules inside this file's own that it names for its own use. Passing a child's items on to others
-/// is no use.
+/// Modules inside this file's own that it names for its own use. Passing a child's items on to
+/// others is no use.
 fn children(text: &str, own: &[String], modules: &BTreeSet<Vec<String>>) -> BTreeSet<Vec<String>> {
     let lines = text.lines().map(str::trim_start);
     let lines: Vec<&str> = lines.filter(|l| !l.starts_with("pub")).collect();

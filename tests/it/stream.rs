@@ -1,4 +1,5 @@
-//! Whole videos on the carried golden models: what comes out, that no placement changes it, and that length costs no memory.
+//! Whole videos on the carried golden models: what comes out, that no placement changes it, and
+//! that length costs no memory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -186,8 +187,9 @@ fn no_placement_changes_a_bit() {
     }
 }
 
-/// On one thread a lane computes what it would alone. On several, ONNX Runtime divides a batched product among them at other places than a
-/// single one, and the last bits differ. A process has one pool of threads, so each run is one.
+/// On one thread a lane computes what it would alone. On several, ONNX Runtime divides a batched
+/// product among them at other places than a single one, and the last bits differ. A process has
+/// one pool of threads, so each run is one.
 #[test]
 fn lanes_change_no_bit_on_one_thread() {
     let audio = Golden::carried().input("speech_16k_mono.wav");
@@ -500,7 +502,8 @@ fn a_longer_video_needs_no_more_memory() {
     assert!(long.1 < short.1 + 8_000_000, "{short:?} {long:?}");
 }
 
-/// Starts a run of one minute and asks it to stop by Ctrl-C once `ready` holds for a line of its events.
+/// Starts a run of one minute and asks it to stop by Ctrl-C once `ready` holds for a line of its
+/// events.
 fn interrupted(run: &Run, ready: impl Fn(&serde_json::Value) -> bool) -> Finished {
     let audio = run.dir.path().join("speech.wav");
     fs::write(&audio, wav(&voice(60.0), Samples::Integer)).unwrap();

@@ -1,5 +1,5 @@
-//! The files of one run, written as the run goes on: the video, and on request the contact sheet and
-//! the trace. This file also decides which files stay after a failure or an interruption.
+//! The files of one run, written as the run goes on: the video, and on request the contact sheet
+//! and the trace. This file also decides which files stay after a failure or an interruption.
 
 use std::time::Instant;
 
@@ -46,8 +46,8 @@ impl<'a> Output<'a> {
         observer: &'a dyn Observer,
         begun: Instant,
     ) -> Result<Self, GenerateError> {
-        // The first frames are dropped, so the first frame in the video was driven by sound that much
-        // later. Upstream starts the sound at 0, and its lips are 120 ms early.
+        // The first frames are dropped, so the first frame in the video was driven by sound that
+        // much later. Upstream starts the sound at 0, and its lips are 120 ms early.
         let mut track = AudioTrack::open(&request.audio)?;
         track.skip(DROPPED_FRAMES)?;
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);

@@ -1,9 +1,12 @@
-//! The reference picture: any file the `image` crate reads, turned upright, flattened to RGB, and fitted to the video's size.
+//! The reference picture: any file the `image` crate reads, turned upright, flattened to RGB, and
+//! fitted to the video's size.
 //!
-//! The reference (`Image.open(path).convert("RGB")`, torchvision `Resize` and `CenterCrop`) is met to the level for opaque 8-bit pictures.
-//! Two deliberate differences: the EXIF orientation is honoured, and transparency is flattened over black, where PIL drops the alpha
-//! channel and shows whatever colour hides under it. 16-bit samples keep their high byte, as PIL does for colour. Colour profiles are
-//! ignored, as there. A JPEG differs by 0.3 levels on average and by a few at colour edges, because another decoder reads it.
+//! The reference (`Image.open(path).convert("RGB")`, torchvision `Resize` and `CenterCrop`) is met
+//! to the level for opaque 8-bit pictures. Two deliberate differences: the EXIF orientation is
+//! honoured, and transparency is flattened over black, where PIL drops the alpha channel and shows
+//! whatever colour hides under it. 16-bit samples keep their high byte, as PIL does for colour.
+//! Colour profiles are ignored, as there. A JPEG differs by 0.3 levels on average and by a few at
+//! colour edges, because another decoder reads it.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -17,7 +20,8 @@ use crate::numbers::size::{Size, SizeMode};
 
 /// Smallest side of a picture: less cannot show a face.
 pub(crate) const MIN_SIDE: usize = 16;
-/// Largest side of a picture, and most pixels; checked from the header, before anything is allocated.
+/// Largest side of a picture, and most pixels; checked from the header, before anything is
+/// allocated.
 pub(crate) const MAX_SIDE: usize = 16_384;
 pub(crate) const MAX_PIXELS: usize = 1 << 27;
 /// What a decoder may allocate: 16 bytes a pixel.
@@ -108,8 +112,8 @@ impl Picture {
         }
     }
 
-    /// Fits this picture into a video of `size`: the first look of the video. `fit` matters in exact
-    /// mode. Area mode scales the shorter side, then crops or pads, as upstream does.
+    /// Fits this picture into a video of `size`: the first look of the video. `fit` matters in
+    /// exact mode. Area mode scales the shorter side, then crops or pads, as upstream does.
     pub fn fitted(&self, size: Size, mode: SizeMode, fit: Fit) -> Picture {
         match (mode, fit) {
             (SizeMode::Area, _) => self
@@ -128,7 +132,8 @@ impl Picture {
             .collect()
     }
 
-    /// Bilinear with antialias, equal to Pillow's: fixed-point weights of 22 bits, rows first, rounded to 8 bits between the passes.
+    /// Bilinear with antialias, equal to Pillow's: fixed-point weights of 22 bits, rows first,
+    /// rounded to 8 bits between the passes.
     pub fn resized(&self, to: Size) -> Picture {
         let mut rgb = self.rgb.clone();
         if to.width != self.width {
@@ -169,8 +174,8 @@ impl Picture {
         }
     }
 
-    /// torchvision's `CenterCrop`: what is missing becomes black, half of it (rounded down) left and above; what is over is cut, the
-    /// offset rounded half to even.
+    /// torchvision's `CenterCrop`: what is missing becomes black, half of it (rounded down) left
+    /// and above; what is over is cut, the offset rounded half to even.
     pub fn centred(&self, to: Size) -> Picture {
         let (into_x, from_x) = offsets(self.width, to.width);
         let (into_y, from_y) = offsets(self.height, to.height);
@@ -278,7 +283,8 @@ fn over_black(mut rgba: impl Iterator<Item = u8>) -> Vec<u8> {
     rgb
 }
 
-/// torchvision `Resize(short)`: the shorter side becomes `short`, the longer `int(short * longer / shorter)`.
+/// torchvision `Resize(short)`: the shorter side becomes `short`, the longer `int(short * longer /
+/// shorter)`.
 fn short_side(of: Size, short: usize) -> Size {
     if of.width <= of.height {
         Size {
@@ -345,7 +351,8 @@ fn taps(from: usize, to: usize) -> Vec<Taps> {
     (0..to).map(tap).collect()
 }
 
-/// Lines of pixels in a buffer: `count` of them, `next` apart, `length` pixels each, `stride` apart.
+/// Lines of pixels in a buffer: `count` of them, `next` apart, `length` pixels each, `stride`
+/// apart.
 #[derive(Clone, Copy)]
 struct Lines {
     count: usize,

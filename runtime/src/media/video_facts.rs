@@ -1,4 +1,5 @@
-//! What is really in a video file: sizes and times counted from its packets, not taken from its header.
+//! What is really in a video file: sizes and times counted from its packets, not taken from its
+//! header.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -161,7 +162,8 @@ pub fn probe(path: &Path) -> Result<Probe, ProbeError> {
     })
 }
 
-/// Packets and times of every stream. What lies before time 0 is an encoder's lead-in that players skip.
+/// Packets and times of every stream. What lies before time 0 is an encoder's lead-in that players
+/// skip.
 fn spans(input: &mut Input) -> Result<Vec<Span>, Error> {
     let mut spans: Vec<Span> = Vec::new();
     let mut packet = Packet::empty();

@@ -95,7 +95,8 @@ impl Geometry {
         })
     }
 
-    /// The same with a ring of `blocks`: attention sees no older ones, so the video is another than the model's own.
+    /// The same with a ring of `blocks`: attention sees no older ones, so the video is another than
+    /// the model's own.
     ///
     /// # Errors
     /// No block, or more than a clip has.

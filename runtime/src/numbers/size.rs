@@ -13,7 +13,8 @@ pub(crate) const TOKEN_STRIDE: usize = 16;
 pub(crate) const MIN_SIDE: usize = 64;
 /// Largest side of a video.
 pub(crate) const MAX_SIDE: usize = 8192;
-/// Sides of an area-mode video are multiples of this (reference `get_size_less_than_area`, `divisor`).
+/// Sides of an area-mode video are multiples of this (reference `get_size_less_than_area`,
+/// `divisor`).
 const AREA_STRIDE: usize = 64;
 
 /// Sizes people know from upstream's `SIZE_CONFIGS`; used for hints only.
@@ -168,8 +169,9 @@ impl Size {
     }
 }
 
-/// Reference `WanS2V.get_size_less_than_area`: the largest of 100 scales whose sides, rounded up to multiples of 64, keep within `area`.
-/// The `2ac` under the root is the reference's. Sides may come out as 0; `None` where the reference's root is of a negative number.
+/// Reference `WanS2V.get_size_less_than_area`: the largest of 100 scales whose sides, rounded up to
+/// multiples of 64, keep within `area`. The `2ac` under the root is the reference's. Sides may come
+/// out as 0; `None` where the reference's root is of a negative number.
 pub(crate) fn less_than_area(picture: Size, area: usize) -> Option<Size> {
     let (h, w) = (picture.height, picture.width);
     let (low, high) = if h * w <= area {

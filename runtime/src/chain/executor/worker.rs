@@ -1,6 +1,6 @@
 //! The executor's threads: the packets that they take, their reports, and their ends. A worker runs
-//! one stage. It takes the packets of all runs in the order of their arrival, and waits only for the
-//! next stage. A run that fails on a stage leaves the stage ready for other runs.
+//! one stage. It takes the packets of all runs in the order of their arrival, and waits only for
+//! the next stage. A run that fails on a stage leaves the stage ready for other runs.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
