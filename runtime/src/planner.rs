@@ -1,5 +1,5 @@
 //! Plans what a machine can do before anything is loaded: a profile, a model's sizes and a request
-//! give a placement, the memory of every device, and times. Only [`found`] looks at a machine; the
+//! give a placement, the memory of every device, and times. Only `found` looks at a machine; the
 //! rest are pure functions.
 
 pub(crate) mod advice;

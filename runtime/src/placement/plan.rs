@@ -136,7 +136,7 @@ pub struct Residency {
     pub resident_layers: usize,
     /// The place of the rings.
     pub rings: Rings,
-    /// Layers that fit on the device beside the resident ones, at least [`MIN_SLOTS`]. The number
+    /// Layers that fit on the device beside the resident ones, at least 2. The number
     /// does not matter if nothing streams.
     pub slots: usize,
 }
@@ -340,7 +340,7 @@ impl Plan {
     /// Returns the same placement with `residency` in every stage.
     ///
     /// # Errors
-    /// Layers stream through fewer slots than [`MIN_SLOTS`].
+    /// Layers stream through fewer slots than 2.
     pub fn with_residency(mut self, residency: Residency) -> Result<Self, PlanError> {
         for spec in self.chains.iter_mut().flat_map(|c| &mut c.stages) {
             if residency.streams(spec.layers.len()) && residency.slots < MIN_SLOTS {

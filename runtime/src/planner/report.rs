@@ -303,7 +303,7 @@ fn write_explain(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
 }
 
 impl Planned {
-    /// Returns the content of [`Report`] for programs, in bytes and seconds.
+    /// Returns the content of `Report` for programs, in bytes and seconds.
     pub fn to_json(&self) -> Value {
         let device = |(d, b): (usize, &Budget)| {
             json!({
