@@ -1,6 +1,6 @@
 //! Writes figures for the tables of a report.
 
-/// Writes a number with three digits; what is not finite becomes a word.
+/// Writes a number with three digits; infinity and NaN become words.
 pub(super) fn short(x: f64) -> String {
     match x {
         0.0 => "0".to_owned(),
