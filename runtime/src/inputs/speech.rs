@@ -20,16 +20,18 @@ const CONVOLUTIONS: [(usize, usize); 7] = [(10, 5), (3, 2), (3, 2), (3, 2), (3, 
 /// Below this peak (-80 dB) a recording counts as silent.
 const SILENT_PEAK: f32 = 1e-4;
 
-/// A recording as the model hears it.
+/// The samples of a recording, as the model takes them.
 #[derive(Clone, Debug)]
 pub struct Speech {
     /// Mono samples at 16 kHz.
     pub samples: Vec<f32>,
-    /// The file's own rate, channels and codec.
+    /// Samples a second in the file.
     pub source_rate: u32,
+    /// Channels in the file.
     pub source_channels: usize,
+    /// Name of the file's coding.
     pub codec: &'static str,
-    /// Nothing can be heard; the lips will hardly move.
+    /// Whether nothing can be heard. The lips then hardly move.
     pub silent: bool,
 }
 
@@ -106,7 +108,7 @@ impl Speech {
             .collect()
     }
 
-    /// Clips of `infer_frames` that this recording fills, the last one padded (see [`clips`]).
+    /// Clips of `infer_frames` that this recording fills, the last one padded (see `clips`).
     pub fn clips(&self, infer_frames: usize) -> usize {
         clips(features_30(hidden_frames(self.samples.len())), infer_frames)
     }

@@ -324,9 +324,12 @@ fn memory_tables() -> String {
 }
 
 const WHY: &str = "
-Ours differs from the articles' because it is counted: each card holds a quarter of the layers with every step's rings of those layers, so steps and
-pixels both move it; theirs are readings of runs that upstream's own code refuses (4 cards) or that cannot hold a single step's ring. Online decoding (A2: 21.6
-to 17.9, A0: 20.1 to 18.7) makes no difference here: blocks are always decoded as they are made, and memory does not grow with `--num_clip`.
+Our figures differ from the articles' figures because we count them. Each card holds a quarter of
+the layers, with the rings of those layers for every step. So the number of steps and the number of
+pixels both change the figure. The articles read runs that upstream's own code refuses (4 cards),
+or that cannot hold the ring of a single step. Online decoding changes the articles' figures (A2:
+21.6 to 17.9, A0: 20.1 to 18.7) and not ours. We always decode a block as it is made, and memory
+does not grow with `--num_clip`.
 ";
 
 /// One line a profile.
