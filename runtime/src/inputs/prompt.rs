@@ -273,7 +273,9 @@ fn is_digit(c: char) -> bool {
 /// What ftfy removes: ASCII controls except tab, line feed, form feed and carriage return, and a
 /// few invisible code points.
 fn is_control(c: char) -> bool {
-    matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}')
+    let ascii = matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}');
+    let marks = matches!(c, '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}');
+    ascii || marks
 }
 
 /// HTML5's named character references, `name` or `name;` to text (W3C list, as Python's

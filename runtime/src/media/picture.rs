@@ -51,7 +51,10 @@ pub enum PictureError {
         width: usize,
         height: usize,
     },
-    #[error("{path}: wants a picture of at most {MAX_SIDE} a side and {} megapixels, got {width} x {height}", MAX_PIXELS >> 20)]
+    #[error(
+        "{path}: wants a picture of at most {MAX_SIDE} a side and {} megapixels, got {width} x {height}",
+        MAX_PIXELS >> 20
+    )]
     TooLarge {
         path: PathBuf,
         width: usize,
@@ -587,7 +590,8 @@ mod tests {
             .write_image(&image, 40, 20, ExtendedColorType::Rgb8)
             .unwrap();
         // APP1 with one IFD entry: orientation (0x0112) = 6, turn clockwise.
-        let exif = b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let exif =
+            b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
         let turned: Vec<u8> = [&jpeg[..2], exif, &jpeg[2..]].concat();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("turned.jpg");
