@@ -242,12 +242,12 @@ fn the_second_video_of_a_larger_model_starts_at_once() {
     let at = |name: &str| dir.path().join(name).display().to_string();
     let (ckpt, out) = (at("ckpt"), at("models"));
     Program::Export
-        .run(&["synth", "--preset", "small", "--out", &ckpt])
+        .run(["synth", "--preset", "small", "--out", &ckpt])
         .ok();
     let base = format!("{ckpt}/Wan2.2-S2V-14B");
     let lora = format!("{ckpt}/LiveAvatar/liveavatar.safetensors");
     let export = ["onnx", "--ckpt_dir", &base, "--lora", &lora, "--out", &out];
-    Program::Export.run(&export).ok();
+    Program::Export.run(export).ok();
     for encoders_stay in [false, true] {
         let backend = open(Path::new(&out));
         let models = backend.models().clone();

@@ -34,6 +34,7 @@ impl WavFile {
     }
 
     /// Returns the name of the coding.
+    #[cfg(not(feature = "media"))]
     pub(crate) fn codec(&self) -> &'static str {
         match self.reader.spec().sample_format {
             SampleFormat::Float => "pcm_float",
