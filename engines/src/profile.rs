@@ -502,8 +502,9 @@ impl From<LanePolicy> for Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
-    pub(super) fn text(name: &str) -> &'static str {
+    fn text(name: &str) -> &'static str {
         BUILT_IN.iter().find(|(n, _)| *n == name).unwrap().1
     }
 
@@ -515,8 +516,20 @@ mod tests {
     }
 
     #[test]
+    fn every_profile_is_read_and_comes_back_from_its_json() {
+        for (name, text) in BUILT_IN {
+            let profile = Profile::parse(name, text).unwrap();
+            assert_eq!(profile.name, *name);
+            let json = serde_json::to_string(&profile).unwrap();
+            let mut again: Profile = serde_json::from_str(&json).unwrap();
+            again.name.clone_from(&profile.name);
+            assert_eq!(again, profile, "{name}");
+        }
+    }
+
+    #[test]
     fn every_profile_stands_in_the_folder_and_the_other_way_round() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles");
         let mut files: Vec<String> = std::fs::read_dir(folder)
             .unwrap()
             .map(|f| f.unwrap().file_name().into_string().unwrap())
@@ -525,5 +538,20 @@ mod tests {
         files.sort();
         names.sort();
         assert_eq!(files, names);
+    }
+
+    #[test]
+    fn a_name_that_is_no_profile_is_answered_with_the_nearest() {
+        let error = Profile::open("4x24").unwrap_err().to_string();
+        assert!(error.ends_with("; did you mean `4x24g`?"), "{error}");
+        assert!(error.contains("built in are cpu, 5x80g"), "{error}");
+    }
+
+    #[test]
+    fn a_profile_of_ones_own_is_a_file() {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        std::fs::write(file.path(), text("2x48g")).unwrap();
+        let profile = Profile::open(file.path().to_str().unwrap()).unwrap();
+        assert_eq!(profile.device_count(), 2);
     }
 }

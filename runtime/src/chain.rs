@@ -19,4 +19,4 @@ pub(crate) mod vae;
 pub use decoders::Mode;
 pub use encoders::encode_speech;
 pub use error::ChainError;
-pub use events::{Cancel, Event, Observer, Silent, Summary};
+pub use events::{Cancel, Event, Observer, Phase, Silent, Summary};

@@ -8,4 +8,4 @@ pub(crate) mod parity;
 pub(crate) mod synthetic;
 pub(crate) mod verify;
 
-pub use verify::{Report, Request, Set, Subject, run};
+pub use verify::{Golden, Report, Request, Subject, run};

@@ -1,4 +1,5 @@
-//! What each command of `avatar-run` does: opens what it names, calls the library, shows the result.
+//! The commands of `avatar-run`. Each opens the files that its flags name, calls the library and
+//! shows the result.
 
 pub(crate) mod cli;
 pub(crate) mod compat;
@@ -93,7 +94,7 @@ fn run_exec(args: &Exec) -> Result<(), Error> {
 /// run always ends in an error: [`verify::VerifyError::Caught`] when every fault was noticed.
 fn run_verify(args: &Verify, style: Style, cancel: &Cancel) -> Result<(), Error> {
     let screen = Screen::new(style);
-    let set = verify::Set::open(&args.golden).map_err(CheckError::from)?;
+    let golden = verify::Golden::open(&args.golden).map_err(CheckError::from)?;
     screen.event(&Event::Phase(Phase::OpeningModels));
     let backend = args.on.open(&args.models)?;
     let subject = verify::Subject::new(backend.models().clone(), Arc::new(backend));
@@ -102,7 +103,7 @@ fn run_verify(args: &Verify, style: Style, cancel: &Cancel) -> Result<(), Error>
         control: args.control,
         skip_e2e: args.skip_e2e,
     };
-    let report = verify::run(&subject, &set, &request, &screen, cancel)?;
+    let report = verify::run(&subject, &golden, &request, &screen, cancel)?;
     print(report.to_string().trim_end())?;
     if let Some(path) = &args.json {
         verify::write_report(path, &report).map_err(|source| Error::Write {

@@ -1,8 +1,8 @@
 //! One video, from files to a file: preprocessing, conditions, the executor, decoding and writing,
 //! each a call into its room.
 //!
-//! An [`Engine`] is a model on a placement, and is loaded once. [`Prepared`] holds the inputs of one
-//! video. [`Engine::generate`] makes the video; any number of videos may follow on one engine.
+//! An [`Engine`] is a model on a placement, and is loaded once. [`Prepared`] holds the inputs of
+//! one video. [`Engine::generate`] makes the video. Any number of videos may follow on one engine.
 
 pub(crate) mod engine;
 pub(crate) mod error;
@@ -31,7 +31,7 @@ use crate::inputs::replay::{Distances, Replay};
 use crate::inputs::speech::AudioFeatures;
 use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{DROPPED_FRAMES, FPS};
-use crate::placement::footprint::Workload;
+use crate::placement::footprints::Workload;
 use crate::placement::queues::FINISHED_WAITING;
 use crate::placement::speech_chunk::SpeechChunk;
 use engine::Loaded;

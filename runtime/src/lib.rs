@@ -3,7 +3,7 @@
 //! checkpoints or exporters.
 //!
 //! ```text
-//! inputs --chain::encoders--> conditions --chain::executor--> latents --chain::decoders--> frames --media--> file
+//! inputs --encoders--> conditions --executor--> latents --decoders--> frames --media--> file
 //! ```
 //!
 //! The rooms form a stair. A room uses only rooms above it in this list:
@@ -12,6 +12,8 @@
 //! [`chain`] (the model running), [`generate`] (one request from files to a video), [`planner`]
 //! (what a machine can do), [`checks`] (does it compute the right thing, and how fast) and
 //! [`commands`] (flags, text and exit codes).
+#![warn(missing_docs)]
+
 pub mod chain;
 pub mod checks;
 pub mod commands;

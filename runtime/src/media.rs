@@ -12,6 +12,8 @@ pub(crate) mod mp4;
 pub(crate) mod picture;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
+#[cfg(any(test, not(feature = "media")))]
+pub(crate) mod wav;
 
 pub use mp4::{Encoding, Writer};
 pub use picture::Fit;

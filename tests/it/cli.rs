@@ -632,10 +632,8 @@ fn damaged_checkpoints() {
         )
     };
     let stranger = safetensors(&f32s("text_model.layers.0.weight", 0), &[0; 4]);
-    let askew = concat!(
-        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"#,
-        r#""b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}}"#
-    );
+    let askew = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},
+        "b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}}"#;
     let beyond = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
     let long_header = [&4096u64.to_le_bytes()[..], b"{}"].concat();
     let cases: Vec<(&str, Damage)> = vec![

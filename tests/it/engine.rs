@@ -16,14 +16,14 @@ use engines::memory::{HostMemory, Memory};
 use engines::recipe::Recipe;
 use engines::tensor::{Tensor, View};
 use engines::weights::{BoundWeights, HostWeights};
-use runtime::chain::{Cancel, Event, Observer, Silent};
-use runtime::generate::{Engine, Request, generate};
+use runtime::chain::{Cancel, Event, Observer, Phase, Silent};
+use runtime::generate::{Clips, Engine, Request, generate};
 use runtime::inputs::Speech;
 use runtime::media::probe;
 use runtime::placement::{Devices, Plan, Told};
 use tests::files::{RATE, Samples, wav};
 use tests::golden::{models, open};
-use tests::program::Finished;
+use tests::program::{Finished, Program};
 
 use crate::stream::{Run, line};
 
@@ -176,15 +176,24 @@ fn assert_same(got: &Run, want: &Run, what: &str) {
     assert!(video == wanted_video, "{what}: the video");
 }
 
-/// The start of a run, and the seconds until its first denoising step is done.
-struct FirstStep(Instant, Mutex<Option<f64>>);
+/// Notes the seconds until the first prefill is done: from the start, and from the last condition.
+#[derive(Default)]
+struct FirstAnchor(Mutex<Vec<Instant>>);
 
-impl Observer for FirstStep {
+impl Observer for FirstAnchor {
     fn event(&self, event: &Event<'_>) {
-        if matches!(event, Event::Stepped { .. }) {
-            let seconds = || self.0.elapsed().as_secs_f64();
-            self.1.lock().unwrap().get_or_insert_with(seconds);
+        if let Event::Phase(Phase::ReadingInputs | Phase::Denoising)
+        | Event::Anchored { index: 0 } = event
+        {
+            self.0.lock().unwrap().push(Instant::now());
         }
+    }
+}
+
+impl FirstAnchor {
+    fn seconds(&self) -> [f64; 2] {
+        let at = self.0.lock().unwrap();
+        [0, 1].map(|from| (at[2] - at[from]).as_secs_f64())
     }
 }
 
@@ -203,10 +212,7 @@ fn two_videos_in_one_process_load_the_weights_once_and_are_the_bits_of_two_proce
         let runs = [Run::new(), Run::new()];
         let mut loads = Vec::new();
         for request in requests(&runs) {
-            let first = FirstStep(Instant::now(), Mutex::default());
-            generate(&engine, &request, &first, &Cancel::default()).unwrap();
-            let seconds = first.1.into_inner().unwrap().unwrap();
-            println!("encoders stay: {encoders_stay}; first step after {seconds:.3} s");
+            generate(&engine, &request, &Silent, &Cancel::default()).unwrap();
             loads.push(watched.loads());
         }
         for (run, alone) in runs.iter().zip(&alone) {
@@ -223,6 +229,40 @@ fn two_videos_in_one_process_load_the_weights_once_and_are_the_bits_of_two_proce
                 *count,
                 loads[0][name] + more,
                 "{name}, stay: {encoders_stay}"
+            );
+        }
+    }
+}
+
+/// The figures of docs/measured.md: two videos on an engine of the `small` preset.
+#[test]
+#[ignore = "measures: cargo test -p tests --test it second_video -- --ignored --nocapture"]
+fn the_second_video_of_a_larger_model_starts_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (ckpt, out) = (at("ckpt"), at("models"));
+    Program::Export
+        .run(["synth", "--preset", "small", "--out", &ckpt])
+        .ok();
+    let base = format!("{ckpt}/Wan2.2-S2V-14B");
+    let lora = format!("{ckpt}/LiveAvatar/liveavatar.safetensors");
+    let export = ["onnx", "--ckpt_dir", &base, "--lora", &lora, "--out", &out];
+    Program::Export.run(export).ok();
+    for encoders_stay in [false, true] {
+        let backend = open(Path::new(&out));
+        let models = backend.models().clone();
+        let mut plan = Told::default().plan(models.config().dit.layers, 4).unwrap();
+        plan.encoders_stay = encoders_stay;
+        let engine = Engine::new(models, Devices::one(Arc::new(backend)), plan);
+        for video in 1..=2 {
+            let (run, first) = (Run::new(), FirstAnchor::default());
+            let mut request = run.request();
+            (request.size, request.files.trace) = ("256*256".parse().unwrap(), None);
+            (request.clips, request.infer_frames) = (Clips::AtMost(1), 12);
+            generate(&engine, &request, &first, &Cancel::default()).unwrap();
+            let [all, load] = first.seconds();
+            println!(
+                "encoders stay {encoders_stay}, video {video}: first anchor after {all:.2} s, {load:.2} s of it after the conditions"
             );
         }
     }

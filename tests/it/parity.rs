@@ -1,5 +1,5 @@
-//! Compares every number of the golden sets with the reference's, by the code that `verify` runs.
-//! The repository carries one set; a larger one runs where it lies beside the repository.
+//! Compares every number with the golden sets, by the code that `verify` runs. One golden set is
+//! part of the repository; a larger set may lie beside it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,13 +11,13 @@ use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
 use runtime::chain::encode_speech;
 use runtime::chain::{Cancel, Silent};
-use runtime::checks::{Report, Request, Set, Subject, run};
+use runtime::checks::{Report, Request, Subject, run};
 use runtime::placement::SpeechChunk;
 use tests::golden::{Golden, LORA_SCALE, bf16_models, models, open};
 use tests::program::{Finished, Program, Transcript};
 
 fn verify(golden: &Golden, models: &Path, request: &Request) -> Report {
-    let set = Set::open(&golden.root).unwrap();
+    let set = golden.open();
     let backend = open(models);
     run(
         &Subject::new(backend.models().clone(), Arc::new(backend)),
@@ -43,7 +43,7 @@ fn assert_agrees(golden: &Golden, recipe: Recipe, report: &Report) {
         .iter()
         .map(|r| r.file.as_str())
         .collect();
-    let set = Set::open(&golden.root).unwrap();
+    let set = golden.open();
     let files: BTreeSet<&str> = set
         .entries()
         .iter()
@@ -67,14 +67,14 @@ fn the_carried_set_agrees_with_the_reference() {
     assert_agrees(&golden, Recipe::Fp32, &report);
 }
 
-/// Compares the bf16 export with the reference's own bf16. The prediction is no farther from the
-/// reference's f32 than the reference's own, roundings apart.
+/// The error of a bf16 export is not larger than the error of the reference's own bf16. The same is
+/// true for the prediction against the reference's f32, but for roundings in another order.
 #[test]
 fn the_carried_set_agrees_in_bf16_as_the_references_own_bf16_does() {
     let golden = Golden::carried();
     let report = verify(&golden, bf16_models(), &Request::default());
     assert_agrees(&golden, Recipe::Bf16, &report);
-    let set = Set::open(&golden.root).unwrap();
+    let set = golden.open();
     let theirs = set.value("/bf16_vs_f32/noise_pred_rel_rms").unwrap();
     let ours = report.results.rows.iter();
     let ours = ours
@@ -102,15 +102,15 @@ fn the_shared_set_agrees_with_the_reference() {
     }
 }
 
-/// Encodes long speech some rows at a time, and compares it with the whole.
+/// The encoder computes some rows of long speech at a time, with the same numbers.
 #[test]
-fn speech_in_stretches_is_speech_as_a_whole() {
+fn speech_in_chunks_is_speech_as_a_whole() {
     let backend = open(models());
     let config = &backend.models().config().speech;
     let samples: Vec<f32> = (0..48_000)
         .map(|i| (i as f32 * 0.05).sin() + (i as f32 * 0.0031).cos())
         .collect();
-    let encode = |stretch| encode_speech(&backend, &plain(), config, &samples, stretch).unwrap();
+    let encode = |chunk| encode_speech(&backend, &plain(), config, &samples, chunk).unwrap();
     let whole = encode(SpeechChunk::default());
     // 149 frames: 40 features, 7 rows at a time.
     let parts = encode(SpeechChunk {
@@ -123,7 +123,7 @@ fn speech_in_stretches_is_speech_as_a_whole() {
     assert!(worst <= 2e-5, "worst difference {worst}");
 }
 
-/// Proves that the checks can fail: disturbs one weight of each component, and each is noticed.
+/// The checks can fail: they notice one disturbed weight in each component.
 #[test]
 fn every_fault_is_caught() {
     assert_catches(models());

@@ -9,12 +9,16 @@ use insta::internals::SnapshotContents;
 /// Values that count as equal when each pair differs by `atol + rtol * |other|` at most.
 #[derive(Clone, Debug)]
 pub struct Close {
+    /// Absolute tolerance.
     pub atol: f64,
+    /// Relative tolerance.
     pub rtol: f64,
+    /// The numbers.
     pub values: Vec<f64>,
 }
 
 impl Close {
+    /// Gives numbers a tolerance.
     pub fn new(atol: f64, rtol: f64, values: impl IntoIterator<Item = f64>) -> Self {
         Self {
             atol,
@@ -23,7 +27,7 @@ impl Close {
         }
     }
 
-    /// Runs an insta assertion that compares snapshots of [`Close`] by their tolerance.
+    /// Runs an insta assertion that compares snapshots of [`Close`] under their tolerance.
     pub fn compared(assertion: impl FnOnce()) {
         let mut settings = insta::Settings::clone_current();
         settings.set_comparator(Box::new(CloseComparator));
@@ -46,7 +50,7 @@ impl fmt::Display for Close {
     }
 }
 
-/// The refusal of a text that holds no numbers with a tolerance.
+/// The error for a text that is not a [`Close`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotClose;
 
@@ -68,7 +72,7 @@ impl FromStr for Close {
     }
 }
 
-/// A comparator of snapshots: two [`Close`] compare by tolerance, every other pair as insta does.
+/// Compares two snapshots of [`Close`] under their tolerance, and other snapshots as insta does.
 struct CloseComparator;
 
 impl Comparator for CloseComparator {

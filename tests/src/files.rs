@@ -1,5 +1,5 @@
-//! Makes files by hand: sound and pictures without a library, damaged tensor files, and an archive
-//! with a hostile pickle.
+//! Makes files by hand: sound and pictures without a library, damaged tensor files, and a torch
+//! archive with any pickle.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 /// Samples per second of the sound that this file makes.
 pub const RATE: u32 = 16_000;
 
-/// The number format of stored samples.
+/// Format of the samples in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Samples {
     /// 16-bit integers.
     Integer,
-    /// 32-bit floats, which may hold NaN or infinity.
+    /// 32-bit floats, which may be infinite or NaN.
     Float,
 }
 
-/// Returns a mono WAV file at [`RATE`].
+/// Makes a mono WAV file at [`RATE`].
 pub fn wav(samples: &[f32], kind: Samples) -> Vec<u8> {
     let (format, bytes) = match kind {
         Samples::Integer => (1u16, 2u32),
@@ -45,7 +45,7 @@ pub fn wav(samples: &[f32], kind: Samples) -> Vec<u8> {
     out
 }
 
-/// Returns `seconds` of a buzz whose loudness comes and goes like a voice, the same every time.
+/// Makes `seconds` of a sound like a voice: a buzz whose loudness changes. It is always the same.
 pub fn voice(seconds: f32) -> Vec<f32> {
     let sample = |i: usize| {
         let t = i as f32 / RATE as f32;
@@ -55,14 +55,15 @@ pub fn voice(seconds: f32) -> Vec<f32> {
     (0..(seconds * RATE as f32) as usize).map(sample).collect()
 }
 
-/// Returns a binary PPM picture; its header's sizes need not be true.
+/// Makes a binary PPM picture of `pixels` pixels. Its header states `width` and `height`, even if
+/// they are wrong.
 pub fn ppm(width: usize, height: usize, pixels: usize) -> Vec<u8> {
     let mut out = format!("P6\n{width} {height}\n255\n").into_bytes();
     out.extend((0..3 * pixels).map(|i| (i * 7 % 251) as u8));
     out
 }
 
-/// Returns a safetensors file with this header, true or not.
+/// Makes a safetensors file with this header, even if it is wrong.
 pub fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
     let mut out = (header.len() as u64).to_le_bytes().to_vec();
     out.extend(header.as_bytes());
@@ -71,6 +72,9 @@ pub fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
 }
 
 /// Splits a safetensors file into its header and its data.
+///
+/// # Panics
+/// The file is shorter than its header, or the header is not JSON.
 pub fn split_safetensors(file: &[u8]) -> (serde_json::Value, &[u8]) {
     let (length, rest) = file
         .split_first_chunk::<8>()
@@ -80,6 +84,9 @@ pub fn split_safetensors(file: &[u8]) -> (serde_json::Value, &[u8]) {
 }
 
 /// Changes the header of a safetensors file in place.
+///
+/// # Panics
+/// The file cannot be read or written.
 pub fn edit_header(path: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
     let file = fs::read(path).expect("a tensor file");
     let (mut header, data) = split_safetensors(&file);
@@ -87,7 +94,7 @@ pub fn edit_header(path: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
     fs::write(path, safetensors(&header.to_string(), data)).expect("a tensor file can be written");
 }
 
-/// Returns a torch archive whose pickle is `pickle`.
+/// Makes a torch archive with this pickle.
 pub fn torch_archive(pickle: &[u8]) -> Vec<u8> {
     let records: [(&str, &[u8]); 3] = [
         ("archive/data.pkl", pickle),
@@ -127,6 +134,7 @@ pub fn torch_archive(pickle: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Computes the checksum of ZIP files.
 fn crc32(data: &[u8]) -> u32 {
     let byte = |crc: u32, b: &u8| {
         (0..8).fold(crc ^ u32::from(*b), |c, _| {
@@ -136,7 +144,10 @@ fn crc32(data: &[u8]) -> u32 {
     !data.iter().fold(u32::MAX, byte)
 }
 
-/// Copies a folder with everything in it.
+/// Copies a folder and all its files.
+///
+/// # Panics
+/// A file cannot be read or written.
 pub fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a new folder");
     for entry in fs::read_dir(from).expect("a folder").flatten() {
@@ -149,7 +160,7 @@ pub fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// Lists every file under a folder, relative to it, in order.
+/// Lists every file under a folder, sorted, with paths relative to the folder.
 pub fn listing(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -182,7 +193,7 @@ mod tests {
     fn an_archive_made_by_hand_is_read_up_to_its_pickle() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.pth");
-        // The pickle is an empty dictionary, with nothing wrong in it.
+        // An empty dictionary.
         fs::write(&path, torch_archive(b"\x80\x02}.")).unwrap();
         assert_eq!(
             exporter::checkpoint::Checkpoint::open_torch(&path)

@@ -1,4 +1,4 @@
-//! Opens golden folders, and exports the one that the repository carries.
+//! Golden folders, and the exports of the golden set that the repository carries.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use engines::recipe::Recipe;
 use exporter::checkpoint::LoraScale;
 use exporter::export::{Request, export};
 
-/// Strength of every golden set's LoRA, as of the published one: alpha over rank.
+/// Strength of every golden set's LoRA: alpha over rank. The published LoRA has the same.
 pub const LORA_SCALE: f64 = 0.5;
 
 /// Returns the root of the repository.
@@ -21,21 +21,22 @@ pub fn workspace() -> &'static Path {
         .expect("the tests lie in the workspace")
 }
 
-/// A golden folder: `ckpt/`, `inputs/`, `golden/`.
+/// A golden folder, with its checkpoint: `ckpt/`, `inputs/`, `golden/`.
 #[derive(Clone, Debug)]
 pub struct Golden {
+    /// The folder.
     pub root: PathBuf,
 }
 
 impl Golden {
-    /// Returns the set that the repository carries.
+    /// Returns the golden set that the repository carries.
     pub fn carried() -> Self {
         Self {
             root: workspace().join("tests/golden"),
         }
     }
 
-    /// Returns a larger set beside the repository, where there is one.
+    /// Returns the larger golden set beside the repository, where it exists.
     pub fn shared() -> Option<Self> {
         let root = workspace().parent()?.join("shared/golden");
         root.join("golden/manifest.json")
@@ -43,6 +44,15 @@ impl Golden {
             .then_some(Self { root })
     }
 
+    /// Opens the reader of the golden set.
+    ///
+    /// # Panics
+    /// The manifest cannot be read.
+    pub fn open(&self) -> runtime::checks::Golden {
+        runtime::checks::Golden::open(&self.root).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// Returns the path of an input file.
     pub fn input(&self, name: &str) -> PathBuf {
         self.root.join("inputs").join(name)
     }
@@ -57,16 +67,17 @@ impl Golden {
         self.ckpt().join("Wan2.2-S2V-14B")
     }
 
+    /// Returns the path of the LoRA.
     pub fn lora(&self) -> PathBuf {
         self.ckpt().join("LiveAvatar/liveavatar.safetensors")
     }
 
-    /// Exports the checkpoint in f32 with its LoRA at `scale` to `out`.
+    /// Exports the checkpoint to `out`, in f32, with its LoRA at `scale`.
     pub fn export(&self, scale: f64, out: &Path) {
         self.export_in(Recipe::Fp32, scale, out);
     }
 
-    /// Exports the checkpoint as [`Self::export`] does, in a recipe.
+    /// Exports the checkpoint to `out`, in a recipe, with its LoRA at `scale`.
     pub fn export_in(&self, recipe: Recipe, scale: f64, out: &Path) {
         let lora = Some((self.lora(), LoraScale::Scale(scale)));
         let request = Request {
@@ -81,8 +92,8 @@ impl Golden {
     }
 }
 
-/// Returns the carried set's export. It lies in the target directory, under a name that tells the
-/// test binary that made it. The processes of a test run share it.
+/// Exports the carried golden set once, and returns the folder. The folder lies in the target
+/// directory. Its name identifies the test binary, so that all processes of a test run share it.
 pub fn models() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -92,7 +103,7 @@ pub fn models() -> &'static Path {
     })
 }
 
-/// Returns the export of [`models`] in bf16.
+/// Exports the carried golden set in bf16, as [`models`] does in f32.
 pub fn bf16_models() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -102,7 +113,7 @@ pub fn bf16_models() -> &'static Path {
     })
 }
 
-/// Returns a folder that `make` fills unless it is there. Removes older ones of this name.
+/// Returns a folder that `make` fills if it does not exist. Removes older folders of this name.
 fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     let folder = crate::program::profile().join("it");
     fs::create_dir_all(&folder).expect("a folder in the target directory");
@@ -134,6 +145,9 @@ fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
 }
 
 /// Opens an export on two threads.
+///
+/// # Panics
+/// The export cannot be opened.
 pub fn open(models: &Path) -> Ort {
     let models = Models::open(models).unwrap_or_else(|e| panic!("{e}"));
     Ort::new(models, 2).unwrap_or_else(|e| panic!("{e}"))

@@ -1,5 +1,6 @@
-//! Supports the one integration binary. Runs the binaries under test, opens golden folders, makes
-//! files by hand, and gives numbers a tolerance by type. No test is here.
+//! Support for the integration tests: the binaries under test, the golden folders, files made by
+//! hand, and numbers that carry their tolerance. The integration tests are in `it/`.
+
 pub mod close;
 pub mod files;
 pub mod golden;

@@ -1,5 +1,5 @@
-//! Builds the two binaries under test once per test process, runs them like a user, and judges
-//! their failures.
+//! Runs the two binaries under test as a user runs them, and judges their failures. The environment
+//! names the folder of the binaries, or each test process builds them.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,13 +8,15 @@ use std::sync::OnceLock;
 
 use engines::error_kind::ErrorKind;
 
-/// Columns of the terminal: every machine wraps help to them.
+/// Columns of a terminal. The programs wrap their help at them on every machine.
 const COLUMNS: &str = "100";
 
 /// A binary of the workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
+    /// `avatar-export`.
     Export,
+    /// `avatar-run`.
     Run,
 }
 
@@ -26,12 +28,12 @@ impl Program {
         }
     }
 
-    /// Returns the path of the binary, and builds it first if need be.
+    /// Returns its path. Builds it first, unless the environment names a folder.
     pub fn path(self) -> PathBuf {
         folder().join(self.name())
     }
 
-    /// Returns a command without terminal, input or colour.
+    /// Makes a command without terminal, input or colour.
     pub fn command(self) -> Command {
         let mut command = Command::new(self.path());
         command
@@ -43,7 +45,7 @@ impl Program {
         command
     }
 
-    /// Runs the binary with `args` to its end.
+    /// Runs the binary to its end.
     pub fn run<S: AsRef<std::ffi::OsStr>>(self, args: impl IntoIterator<Item = S>) -> Finished {
         self.command()
             .args(args)
@@ -53,38 +55,37 @@ impl Program {
     }
 }
 
-/// Returns the folder of the binaries: that of this test's profile, in any target directory.
+/// Names the folder of binaries that are built already, such as `target/release`.
+const PROGRAMS: &str = "LIVEAVATAR_PROGRAMS";
+
+/// Returns the folder of the binaries: the one that the environment names, or the one of this
+/// test's profile, where they are built first.
 fn folder() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let profile = profile();
-        let target = profile
-            .parent()
-            .expect("a profile lies in the target directory");
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo
-            .args([
-                "build",
-                "--quiet",
-                "--locked",
-                "--package",
-                "exporter",
-                "--package",
-                "runtime",
-                "--bins",
-                "--target-dir",
-            ])
-            .arg(target);
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let status = cargo
-            .current_dir(crate::golden::workspace())
-            .status()
-            .expect("cargo starts");
-        assert!(status.success(), "the binaries under test do not build");
-        profile
-    })
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| std::env::var_os(PROGRAMS).map_or_else(built, PathBuf::from))
+}
+
+/// Builds the binaries in the profile and target directory of the running test.
+fn built() -> PathBuf {
+    let profile = profile();
+    let target = profile
+        .parent()
+        .expect("a profile lies in the target directory");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .args(["build", "--quiet", "--locked", "--bins"])
+        .args(["--package", "exporter", "--package", "runtime"])
+        .arg("--target-dir")
+        .arg(target);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let status = cargo
+        .current_dir(crate::golden::workspace())
+        .status()
+        .expect("cargo starts");
+    assert!(status.success(), "the binaries under test do not build");
+    profile
 }
 
 /// Returns `target/PROFILE` of the running test.
@@ -96,12 +97,14 @@ pub(crate) fn profile() -> PathBuf {
         .to_owned()
 }
 
-/// The exit of a run and the text that it printed.
+/// The exit code and the output of a finished run.
 #[derive(Clone, Debug)]
 pub struct Finished {
-    /// Exit code; `None` when a signal ended the run.
+    /// The exit code; `None` when a signal ended the run.
     pub code: Option<i32>,
+    /// The standard output.
     pub stdout: String,
+    /// The standard error.
     pub stderr: String,
 }
 
@@ -117,15 +120,21 @@ impl From<Output> for Finished {
 }
 
 impl Finished {
-    /// Returns the run, which must have worked.
+    /// Returns the run.
+    ///
+    /// # Panics
+    /// The run failed.
     #[track_caller]
     pub fn ok(self) -> Self {
         assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
         self
     }
 
-    /// Returns the message of a run that must have failed with `exit`. The message starts at its
-    /// only `error:` and leaves out clap's pointer to --help.
+    /// Returns the message of a failed run: the text from its only `error:` on, without clap's
+    /// pointer to --help.
+    ///
+    /// # Panics
+    /// The run ended with another exit code, panicked, or printed no or several errors.
     #[track_caller]
     pub fn error(&self, exit: ErrorKind) -> String {
         assert_eq!(
@@ -153,7 +162,7 @@ impl Finished {
     }
 }
 
-/// The list of cases and of each one's message, for one snapshot. Folders are named, not spelt.
+/// A list of cases with their messages, for one snapshot. Names stand for this machine's folders.
 #[derive(Default)]
 pub struct Transcript {
     text: String,
@@ -161,7 +170,7 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// Writes `path` as `name` in every message.
+    /// Writes `name` for `path` in the messages that follow.
     pub fn naming(mut self, path: &Path, name: &'static str) -> Self {
         self.names.push((path.display().to_string(), name));
         self
@@ -179,7 +188,7 @@ impl Transcript {
         .expect("a string grows");
     }
 
-    /// Returns `text` without this machine's paths. Drops the lines of our own code that a graph
+    /// Returns `text` without this machine's paths. Also removes the lines of our code that a graph
     /// error names.
     pub fn named(&self, text: &str) -> String {
         let named = self
@@ -200,6 +209,7 @@ impl Transcript {
             .join("\n")
     }
 
+    /// Returns the whole list.
     pub fn text(&self) -> &str {
         &self.text
     }

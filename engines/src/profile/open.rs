@@ -1,4 +1,4 @@
-//! Opens and parses profiles: reads the keys of a text, then checks the numbers.
+//! Opens profiles: built-in ones by name, others from files.
 
 use super::keys::{self, Places, nearest};
 use super::{BUILT_IN, Profile, ProfileError};
@@ -63,38 +63,5 @@ impl Profile {
         let profile = Self { recipe, ..self };
         profile.check(&Places::unknown(&profile.name))?;
         Ok(profile)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::profile::tests::text;
-
-    #[test]
-    fn every_profile_is_read_and_comes_back_from_its_json() {
-        for (name, text) in BUILT_IN {
-            let profile = Profile::parse(name, text).unwrap();
-            assert_eq!(profile.name, *name);
-            let json = serde_json::to_string(&profile).unwrap();
-            let mut again: Profile = serde_json::from_str(&json).unwrap();
-            again.name.clone_from(&profile.name);
-            assert_eq!(again, profile, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_name_that_is_no_profile_is_answered_with_the_nearest() {
-        let error = Profile::open("4x24").unwrap_err().to_string();
-        assert!(error.ends_with("; did you mean `4x24g`?"), "{error}");
-        assert!(error.contains("built in are cpu, 5x80g"), "{error}");
-    }
-
-    #[test]
-    fn a_profile_of_ones_own_is_a_file() {
-        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
-        std::fs::write(file.path(), text("2x48g")).unwrap();
-        let profile = Profile::open(file.path().to_str().unwrap()).unwrap();
-        assert_eq!(profile.device_count(), 2);
     }
 }

@@ -1,45 +1,52 @@
-//! What travels down a chain: a call (lanes with their tables) or a prefill. Everything that a lane needs besides weights and its ring is
-//! worked out here from numbers, once per call; stages only bind it.
+//! Packets that travel down a chain: a call (lanes with their tables) or a prefill. Positions,
+//! timesteps and tables of a lane are computed here from numbers, once per call. Stages only bind
+//! them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use engines::contract::DType;
 use engines::tensor::Tensor;
+use ndarray::{Array, Array1};
 
 use crate::numbers::geometry::Geometry;
 use crate::numbers::rope::{Rope, Table, ref_shift};
 use crate::numbers::schedule::{self, ScheduleError};
 use crate::placement::wavefront::Item;
 
-/// Keys and values of the sink and of the text for one layer: the same for every lane, step and block of an anchor.
+/// Keys and values of the sink and of the text for one layer. They are the same for every lane,
+/// step and block of an anchor.
 pub(crate) struct LayerCondition {
     /// `[1, N, C, d]`, normed, not roped.
     pub sink_k: Tensor,
+    /// Values of the sink, of the shape of its keys.
     pub sink_v: Tensor,
     /// `[1, N, M, d]`.
     pub text_k: Tensor,
+    /// Values of the text, of the shape of its keys.
     pub text_v: Tensor,
 }
 
 /// A layer's condition on one device.
 #[derive(Clone)]
 pub(crate) struct Placed {
-    /// Memory that it lies in, see [`crate::placement::devices::Devices::home`].
+    /// Memory in which it lies, see [`crate::placement::devices::Devices::home`].
     pub home: usize,
+    /// Keys and values.
     pub condition: Arc<LayerCondition>,
 }
 
-/// What a block is conditioned on besides its audio: for each layer, once on every device that runs the layer. Calls share it, and it is
-/// freed with the last of them.
+/// Conditions of a block without its audio: those of each layer, once on every device that runs the
+/// layer. Calls share them, and the last call frees them.
 pub(crate) struct Anchor {
-    /// 0 for the picture's, 1 for the one after the swap.
+    /// Number of the anchor: 0 for the picture's, 1 for the one after the swap.
     pub index: usize,
+    /// Conditions by layer, one for each memory.
     pub layers: Vec<Vec<Placed>>,
 }
 
 impl Anchor {
-    /// A layer's condition in the memory `home`, if it is there.
+    /// Returns a layer's condition in the memory `home`, or `None` if it does not lie there.
     pub(crate) fn of(&self, layer: usize, home: usize) -> Option<&LayerCondition> {
         let placed = self.layers.get(layer)?.iter().find(|p| p.home == home)?;
         Some(&placed.condition)
@@ -53,25 +60,27 @@ pub(crate) struct BlockAudio {
     pub global: Tensor,
     /// `[1, A, F, K, D]`.
     pub local: Tensor,
-    /// Where each actor is heard, `[1, A, F, h*w]`.
+    /// Mask of the tokens in which each actor is heard, `[1, A, F, h*w]`.
     pub mask: Tensor,
 }
 
 /// One lane of a call.
 pub(crate) struct Lane<'a> {
+    /// Block and step.
     pub item: Item,
     /// Distance of the reference token, 4..=30.
     pub relative_dist: u32,
     /// `[1, Z, F, H/8, W/8]`.
     pub latents: &'a Tensor,
-    /// As `latents`; `None` without a pose video.
+    /// Latents of the pose, of the shape of `latents`; `None` without a pose video.
     pub pose_latents: Option<&'a Tensor>,
+    /// Audio of the block.
     pub audio: &'a BlockAudio,
 }
 
 /// Values that only live between two stages.
 pub(crate) struct Flow {
-    /// Memory that they lie in, see [`crate::placement::devices::Devices::home`].
+    /// Memory in which they lie, see [`crate::placement::devices::Devices::home`].
     pub home: usize,
     /// `[B, F*h*w, D]`.
     pub hidden: Tensor,
@@ -83,31 +92,47 @@ pub(crate) struct Flow {
 
 /// One call of `B` lanes on its way. Shapes as the ports of the same names.
 pub(crate) struct Call {
+    /// Items of the lanes.
     pub items: Vec<Item>,
+    /// Conditions of the layers.
     pub anchor: Arc<Anchor>,
+    /// Noisy latents.
     pub latents: Tensor,
+    /// Latents of the pose.
     pub pose_latents: Tensor,
+    /// Sinusoid of the timestep.
     pub sinusoid: Tensor,
+    /// Sigma of the step and of the next one, `[B, 2]`.
     pub sigmas: Tensor,
+    /// Cosines and sines for the block.
     pub rope: (Tensor, Tensor),
+    /// Cosines and sines for the sink.
     pub sink_rope: (Tensor, Tensor),
+    /// First ring row that the block writes, `[B]`.
     pub slot: Tensor,
+    /// Filled rows of sink and ring, `[B]`.
     pub kv_len: Tensor,
+    /// Audio of the blocks.
     pub audio: BlockAudio,
+    /// Hidden states, once the embedding ran.
     pub flow: Option<Flow>,
+    /// Results, once the head ran.
     pub output: Option<CallOutput>,
     /// Extra outputs by `component/tap`; only what the load options asked for.
     pub taps: BTreeMap<String, Tensor>,
 }
 
-/// What a call gives, `[B, Z, F, H/8, W/8]` each.
+/// Results of a call, `[B, Z, F, H/8, W/8]` each.
 pub(crate) struct CallOutput {
+    /// The predicted noise.
     pub noise_pred: Tensor,
+    /// Latents of the next step.
     pub next_latents: Tensor,
 }
 
-/// As [`Flow`], of a prefill.
+/// Values of a prefill that only live between two stages.
 pub(crate) struct SinkFlow {
+    /// Memory in which they lie.
     pub home: usize,
     /// `[1, C, D]`.
     pub hidden: Tensor,
@@ -117,6 +142,7 @@ pub(crate) struct SinkFlow {
 
 /// The sink prefill on its way.
 pub(crate) struct Prefill {
+    /// Number of the anchor: 0 for the picture's, 1 for the one after the swap.
     pub index: usize,
     /// `[1, Z, 1, H/8, W/8]`.
     pub ref_latents: Tensor,
@@ -126,12 +152,15 @@ pub(crate) struct Prefill {
     pub text: Arc<Tensor>,
     /// Unshifted tables, `[1, C, p]`.
     pub rope: (Tensor, Tensor),
+    /// Hidden states, once the embedding ran.
     pub flow: Option<SinkFlow>,
+    /// Conditions of the layers that ran.
     pub layers: Vec<Placed>,
+    /// Extra outputs by `component/tap`.
     pub taps: BTreeMap<String, Tensor>,
 }
 
-/// Everything that depends on positions and timesteps.
+/// Tables of positions and timesteps.
 pub(crate) struct Tables {
     geometry: Geometry,
     rope: Rope,
@@ -140,10 +169,10 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Tables of a run of `steps` denoising steps.
+    /// Computes the tables of a run of `steps` denoising steps.
     ///
     /// # Errors
-    /// As [`schedule::sigmas`].
+    /// There is no schedule of so many steps.
     pub(crate) fn new(geometry: Geometry, steps: usize) -> Result<Self, ScheduleError> {
         let (h, w) = geometry.tokens;
         Ok(Self {
@@ -154,22 +183,25 @@ impl Tables {
         })
     }
 
+    /// Returns the sizes of the video.
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
-    /// A call of `lanes`, ascending contiguous steps. Panics without lanes.
+    /// Makes a call of `lanes`, whose steps are contiguous and ascending.
+    ///
+    /// # Panics
+    /// If there are no lanes.
     pub(crate) fn call(&self, lanes: &[Lane<'_>], anchor: Arc<Anchor>) -> Call {
         let g = &self.geometry;
         let half = g.head_dim / 2;
-        let noisy: Vec<Table> = lanes
-            .iter()
-            .map(|l| self.rope.noisy(g.first_frame(l.item.block)))
-            .collect();
-        let shift = |l: &Lane<'_>| ref_shift(g.first_frame(l.item.block), l.relative_dist);
-        let sink: Vec<Table> = lanes.iter().map(|l| self.rope.cond(shift(l))).collect();
-        let sinusoid =
-            |l: &Lane<'_>| schedule::sinusoid(self.timesteps[l.item.step]).repeat(g.block_frames);
+        let first_frame = |l: &Lane<'_>| g.first_frame(l.item.block);
+        let shift = |l: &Lane<'_>| ref_shift(first_frame(l), l.relative_dist);
+        let noisy = lanes.iter().map(|l| self.rope.noisy(first_frame(l)));
+        let sink = lanes.iter().map(|l| self.rope.cond(shift(l)));
+        let time = |l: &Lane<'_>| schedule::sinusoid(self.timesteps[l.item.step]);
+        let time: Vec<_> = lanes.iter().map(time).collect();
+        let time_shape = (lanes.len(), g.block_frames, schedule::FREQUENCIES);
         let zeros = Tensor::zeros(DType::F32, &g.latents_shape(g.block_frames));
         Call {
             anchor,
@@ -179,16 +211,15 @@ impl Tables {
                     .iter()
                     .map(|l| l.pose_latents.unwrap_or(&zeros).view()),
             ),
-            sinusoid: rows(lanes, &[g.block_frames, schedule::FREQUENCIES], sinusoid),
-            sigmas: rows(lanes, &[2], |l| {
-                self.sigmas[l.item.step..l.item.step + 2].to_vec()
-            }),
-            rope: tables(&noisy, g.block_tokens(), half),
-            sink_rope: tables(&sink, g.sink_tokens, half),
-            slot: rows(lanes, &[], |l| vec![g.slot(l.item.block) as i64]),
-            kv_len: rows(lanes, &[], |l| {
-                vec![(g.sink_tokens + g.filled(l.item.block)) as i64]
-            }),
+            sinusoid: Array::from_shape_fn(time_shape, |(lane, _, at)| time[lane][at]).into(),
+            sigmas: Array::from_shape_fn((lanes.len(), 2), |(lane, end)| {
+                self.sigmas[lanes[lane].item.step + end]
+            })
+            .into(),
+            rope: tables(noisy, g.block_tokens(), half),
+            sink_rope: tables(sink, g.sink_tokens, half),
+            slot: per_lane(lanes, |l| g.slot(l.item.block)),
+            kv_len: per_lane(lanes, |l| g.sink_tokens + g.filled(l.item.block)),
             audio: BlockAudio {
                 global: Tensor::stack(lanes.iter().map(|l| l.audio.global.view())),
                 local: Tensor::stack(lanes.iter().map(|l| l.audio.local.view())),
@@ -201,7 +232,7 @@ impl Tables {
         }
     }
 
-    /// A prefill of anchor `index`.
+    /// Makes the prefill of anchor `index`.
     pub(crate) fn prefill(
         &self,
         index: usize,
@@ -210,7 +241,7 @@ impl Tables {
         text: Arc<Tensor>,
     ) -> Prefill {
         let g = &self.geometry;
-        let rope = tables(&[self.rope.cond(0)], g.sink_tokens, g.head_dim / 2);
+        let rope = tables([self.rope.cond(0)], g.sink_tokens, g.head_dim / 2);
         let (flow, layers, taps) = (None, Vec::new(), BTreeMap::new());
         Prefill {
             index,
@@ -225,21 +256,21 @@ impl Tables {
     }
 }
 
-fn rows<T: engines::tensor::Element>(
-    lanes: &[Lane<'_>],
-    shape: &[usize],
-    row: impl Fn(&Lane<'_>) -> Vec<T>,
-) -> Tensor {
-    let data: Vec<T> = lanes.iter().flat_map(row).collect();
-    Tensor::from_slice(&[&[lanes.len()], shape].concat(), &data)
+/// Returns one number for each lane, `[B]`.
+fn per_lane(lanes: &[Lane<'_>], number: impl Fn(&Lane<'_>) -> usize) -> Tensor {
+    lanes
+        .iter()
+        .map(|l| number(l) as i64)
+        .collect::<Array1<i64>>()
+        .into()
 }
 
-fn tables(lanes: &[Table], tokens: usize, half: usize) -> (Tensor, Tensor) {
-    let shape = [lanes.len(), tokens, half];
-    let join = |part: fn(&Table) -> &[f32]| {
-        Tensor::from_slice(&shape, &lanes.iter().map(part).collect::<Vec<_>>().concat())
-    };
-    (join(|t| &t.cos), join(|t| &t.sin))
+/// Joins the rotary tables of the lanes: cosines and sines, `[B, tokens, half]` each.
+fn tables(lanes: impl IntoIterator<Item = Table>, tokens: usize, half: usize) -> (Tensor, Tensor) {
+    let (cos, sin): (Vec<_>, Vec<_>) = lanes.into_iter().map(|t| (t.cos, t.sin)).unzip();
+    let join =
+        |parts: Vec<Vec<f32>>| Tensor::from_slice(&[parts.len(), tokens, half], &parts.concat());
+    (join(cos), join(sin))
 }
 
 #[cfg(test)]

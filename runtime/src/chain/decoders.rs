@@ -1,6 +1,6 @@
-//! From clean latents to frames, in order, on one thread. The multi-device pipeline decodes one
-//! stream; the single-device pipelines decode every clip from scratch. Both hold one block of frames
-//! at a time. Everything that depends on the pipeline is decided here.
+//! Decodes clean latents to frames, in order, on one thread. The multi-device pipeline decodes the
+//! video as one; the single-device pipelines decode every clip from scratch. Both hold one block of
+//! frames at a time. Everything that depends on the pipeline is decided here.
 //!
 //! Source: `liveavatar/models/wan/causal_s2v_pipeline_tpp.py` and `causal_s2v_pipeline.py`
 //! @ 9c2c38d.
@@ -27,8 +27,8 @@ const SINGLE_REPEATS: usize = 5;
 /// Which of the reference's pipelines is followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// The multi-GPU pipeline: one stream is decoded, and the anchor is swapped before the second
-    /// clip.
+    /// The multi-GPU pipeline: the video is decoded as one, and the anchor is swapped before the
+    /// second clip.
     #[default]
     Tpp,
     /// The single-GPU pipeline: every clip is decoded from scratch after the motion latents. The
@@ -99,9 +99,9 @@ pub(crate) struct VideoBlock<'a> {
     pub frames: Frames,
 }
 
-/// Takes the video as it is made.
+/// Receives the video block by block.
 pub(crate) trait BlockSink: Send {
-    /// Why the sink cannot go on.
+    /// The reason why the sink cannot go on.
     type Error;
 
     /// Takes the next block.
@@ -114,7 +114,7 @@ pub(crate) trait BlockSink: Send {
     fn anchor(&mut self, _clip: usize, _input: &AnchorInput) {}
 }
 
-/// Why decoding stopped: the chain failed, or the sink did.
+/// The error of a decoding: the chain failed, or the sink did.
 #[derive(Debug)]
 pub(crate) enum Decoding<E> {
     /// A graph failed, or the run was cancelled.
@@ -178,8 +178,8 @@ fn newest(motion: &Tensor) -> Tensor {
 
 /// The decoder of one video in any mode.
 pub(crate) enum VideoDecoder {
-    /// Decodes one stream.
-    Stream(StreamDecoder),
+    /// Decodes the whole video as one.
+    Continuous(ContinuousDecoder),
     /// Decodes clip by clip.
     Clips(ClipDecoder),
 }
@@ -205,7 +205,7 @@ impl VideoDecoder {
         length: VideoLength,
     ) -> Self {
         match encoder {
-            None => Self::Stream(StreamDecoder {
+            None => Self::Continuous(ContinuousDecoder {
                 decoder,
                 motion_latents: latents.motion_latents,
                 length,
@@ -221,8 +221,8 @@ impl VideoDecoder {
         }
     }
 
-    /// Decodes until the denoiser has no more. `feedback` brings the second anchor's input where the
-    /// mode wants that.
+    /// Decodes until the denoiser has no more. `feedback` brings the second anchor's input where
+    /// the mode wants that.
     ///
     /// # Errors
     /// A graph or the sink fails; [`ChainError::Cancelled`] after the block at hand.
@@ -234,7 +234,7 @@ impl VideoDecoder {
         cancel: &Cancel,
     ) -> Result<(), Decoding<S::Error>> {
         match self {
-            Self::Stream(stream) => stream.run(finished, sink, cancel),
+            Self::Continuous(decoder) => decoder.run(finished, sink, cancel),
             Self::Clips(clips) => clips.run(finished, feedback, sink, cancel),
         }
     }
@@ -247,15 +247,15 @@ fn unless_cancelled(cancel: &Cancel) -> Result<(), ChainError> {
     Ok(())
 }
 
-/// The decoder of the multi-device pipeline: one stream for the whole video, primed with the oldest motion latents.
-pub(crate) struct StreamDecoder {
+/// The decoder of the multi-device pipeline. It decodes the whole video as one, after the oldest
+/// motion latents.
+pub(crate) struct ContinuousDecoder {
     decoder: Decoder,
     motion_latents: Tensor,
-    /// The second clip's anchor is reported to the sink.
     length: VideoLength,
 }
 
-impl StreamDecoder {
+impl ContinuousDecoder {
     fn run<S: BlockSink>(
         mut self,
         finished: &Receiver<Finished>,
@@ -292,8 +292,8 @@ impl StreamDecoder {
     }
 }
 
-/// The decoder of the single-device pipelines: every clip from scratch after all motion latents, which are encoded anew from the newest
-/// 365 frames after each clip.
+/// The decoder of the single-device pipelines. It decodes every clip from scratch, after all motion
+/// latents. After each clip it encodes the motion latents anew, from the newest 365 frames.
 pub(crate) struct ClipDecoder {
     decoder: Decoder,
     encoder: Encoder,
@@ -372,7 +372,7 @@ impl ClipDecoder {
     }
 }
 
-/// The window keeps its length: the newest frames push the oldest out.
+/// Adds frames to the window and removes as many of the oldest.
 fn remember(window: &mut VecDeque<Arc<Tensor>>, pixels: &Tensor) {
     let shape = pixels.shape();
     for t in 0..shape[2] {
@@ -396,7 +396,8 @@ mod tests {
     use crate::placement::plan::{Lanes, Plan, Stages};
     use engines::backend::plain;
 
-    /// Blocks as (index, frames, level of the first pixel), and anchors as (clip, reference, newest motion).
+    /// Blocks as (index, frames, level of the first pixel), and anchors as (clip, reference, newest
+    /// motion).
     #[derive(Default)]
     struct Seen {
         blocks: Vec<(usize, usize, u8)>,
@@ -432,7 +433,8 @@ mod tests {
 
     type Outcome = Result<(), Decoding<Infallible>>;
 
-    /// Decodes `clips` clips of 4 blocks whose latents are `block / 10`; gives what was seen and what ran.
+    /// Decodes `clips` clips of 4 blocks whose latents are `block / 10`. Returns the result, the
+    /// events and the components that ran.
     fn decode(mode: Mode, clips: usize, mut seen: Seen) -> (Outcome, Seen, Vec<String>) {
         let g = small_geometry(48);
         let backend = Fake::new(config(1), g.clone());

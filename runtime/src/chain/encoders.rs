@@ -15,10 +15,10 @@ use crate::chain::host_session::HostSession;
 use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
 use crate::placement::speech_chunk::SpeechChunk;
 
-/// Runs the text encoder: unpadded token ids to `[tokens, T]`.
+/// Runs the text encoder on unpadded token ids. Returns `[tokens, T]`.
 ///
 /// # Errors
-/// A component that does not load or fails.
+/// A component does not load or fails.
 pub(crate) fn encode_text(
     backend: &dyn Backend,
     loading: &Loading,
@@ -35,10 +35,11 @@ pub(crate) fn encode_text(
     Ok(rows.reshaped(&shape))
 }
 
-/// Embeds `context` `[tokens, T]`, zero-padded to the text length, for the transformer: `[1, M, D]`.
+/// Embeds `context` `[tokens, T]` for the transformer, padded with zeros to the text length.
+/// Returns `[1, M, D]`.
 ///
 /// # Errors
-/// A component that does not load or fails, a context that is longer than the text length.
+/// A component does not load or fails; the context is longer than the text length.
 pub(crate) fn embed_text(
     backend: &dyn Backend,
     loading: &Loading,
@@ -62,11 +63,11 @@ pub(crate) fn embed_text(
     Ok(out.take(&dit::TEXT))
 }
 
-/// Runs the speech encoder over normalised 16 kHz samples: hidden states `[Q, t, E]`, 50 rows a second. A long recording goes through each
-/// layer some rows at a time.
+/// Runs the speech encoder on normalised samples of 16 kHz. Returns hidden states `[Q, t, E]`, 50
+/// rows a second. A long recording passes through each layer in parts of some rows.
 ///
 /// # Errors
-/// A component that does not load or fails, samples that give no frame.
+/// A component does not load or fails; the samples are too few for one frame.
 pub fn encode_speech(
     backend: &dyn Backend,
     loading: &Loading,
@@ -122,7 +123,7 @@ pub fn encode_speech(
     Ok(states)
 }
 
-/// Features of the whole recording, `[1, t, E]`, a chunk at a time.
+/// Returns the features of the whole recording, `[1, t, E]`. It computes them part by part.
 fn speech_features(
     mut session: HostSession,
     config: &SpeechConfig,
@@ -163,7 +164,8 @@ pub(crate) fn audio_features(hidden_states: &Tensor) -> Result<AudioFeatures, En
     AudioFeatures::new(hidden_states.as_slice::<f32>().to_vec(), shape[1], shape[2]).ok_or(wrong)
 }
 
-/// The causal audio encoder: features of one block to its tokens, the same for every denoising step.
+/// The causal audio encoder, which turns features of one block into its tokens. The tokens are the
+/// same for every denoising step.
 ///
 /// It keeps nothing between blocks, so clones share one session and take turns.
 #[derive(Clone)]
@@ -184,10 +186,10 @@ impl AudioAdapter {
         })
     }
 
-    /// `features` is `[A, Q, E, 4*F]`, `mask` `[1, A, F, h*w]`.
+    /// Computes the tokens of a block from `features` `[A, Q, E, 4*F]`. `mask` is `[1, A, F, h*w]`.
     ///
     /// # Errors
-    /// A graph that fails.
+    /// A graph fails.
     pub(crate) fn tokens(
         &self,
         features: &Tensor,

@@ -1,4 +1,5 @@
-//! What a run tells the outside while it works, and how the outside stops it. How it is shown is [`crate::commands::progress`]'s business.
+//! The events that a run reports while it works, and the request to stop it.
+//! [`crate::commands::progress`] shows the events.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,39 +11,50 @@ use crate::chain::vae::Frames;
 use crate::numbers::size::{Size, SizeMode};
 use crate::placement::wavefront::Item;
 
-/// Something that happened. Borrowed: an observer that wants to keep a tensor copies it.
+/// Something that happened. The event borrows its tensors: an observer that keeps one copies it.
 pub enum Event<'a> {
     /// Inputs are read and the settings are final.
     Started(&'a Settings),
     /// A part of the work begins.
     Phase(Phase),
-    /// Something the user should know and nothing has to be done about.
+    /// A fact that the user should know and that needs no action.
     Notice(String),
     /// An anchor's conditions are computed.
     Anchored {
+        /// Number of the anchor: 0 for the picture's, 1 for the one after the swap.
         index: usize,
     },
     /// One denoising step of one block, `[1, Z, F, H/8, W/8]` each.
     Stepped {
+        /// Block and step.
         item: Item,
+        /// Latents after the step.
         latents: View<'a>,
+        /// The predicted noise.
         noise_pred: View<'a>,
     },
     /// A block's clean latents left the denoiser.
     Denoised {
+        /// Number of the block in the video.
         block: usize,
+        /// Clean latents, `[1, Z, F, H/8, W/8]`.
         latents: &'a Tensor,
     },
     /// A block's frames left the decoder, in [-1, 1] and as bytes.
     Decoded {
+        /// Number of the block in the video.
         block: usize,
+        /// Frames of the block.
         frames: &'a Frames,
     },
-    /// A block's frames are on the disk; `frames` counts all so far.
+    /// A block's frames are on the disk; `frames` counts all frames so far.
     Written {
+        /// Number of the block in the video.
         block: usize,
+        /// Frames of the video so far.
         frames: usize,
     },
+    /// The run has ended and its files are complete.
     Finished(&'a Summary),
 }
 
@@ -82,10 +94,11 @@ impl Phase {
 
 /// Receives events from several threads.
 pub trait Observer: Sync {
+    /// Receives one event. It is called by several threads, and the run waits for it.
     fn event(&self, event: &Event<'_>);
 }
 
-/// Watches nothing.
+/// An observer that ignores every event.
 pub struct Silent;
 
 impl Observer for Silent {
@@ -95,40 +108,65 @@ impl Observer for Silent {
 /// Settings after every default and rule was applied.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Settings {
+    /// Size that the user asked for.
     pub requested_size: Size,
+    /// Size of the video.
     pub effective_size: Size,
+    /// Rule that made the one from the other.
     pub size_mode: SizeMode,
+    /// Size of the picture.
     pub picture_size: Size,
     pub mode: &'static str,
+    /// Clips of the video.
     pub clips: usize,
+    /// Clips that the recording fills.
     pub clips_in_audio: usize,
+    /// Blocks of the video.
     pub blocks: usize,
+    /// Blocks of a clip.
     pub clip_blocks: usize,
+    /// Frames of the video.
     pub frames: usize,
+    /// Length of the video.
     pub video_seconds: f64,
+    /// Length of the recording.
     pub audio_seconds: f64,
+    /// Denoising steps.
     pub steps: usize,
+    /// Frames of a clip.
     pub infer_frames: usize,
+    /// Seed of the noise.
     pub seed: u64,
+    /// The cleaned prompt.
     pub prompt: String,
+    /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// The placement in words.
     pub placement: String,
+    /// The video file, if one is written.
     pub out: Option<PathBuf>,
 }
 
-/// What a finished run did.
+/// Results of a finished run.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Summary {
+    /// The video file, if one was written.
     pub out: Option<PathBuf>,
+    /// Frames of the video.
     pub frames: usize,
+    /// Length of the video.
     pub video_seconds: f64,
+    /// Time from the start of the command to its end.
     pub wall_seconds: f64,
-    /// From the start of denoising.
+    /// Frames a second, from the start of denoising.
     pub frames_per_second: f64,
-    /// From the start of the command to the first frames on the disk.
+    /// Time from the start of the command to the first frames on the disk.
     pub first_frame_seconds: f64,
+    /// Most resident memory of the process, where the system says it.
     pub peak_memory_bytes: Option<u64>,
+    /// Size that the user asked for.
     pub requested_size: Size,
+    /// Size of the video.
     pub effective_size: Size,
 }
 
@@ -137,11 +175,12 @@ pub struct Summary {
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Asks to stop; true when it was asked before.
+    /// Asks to stop. Returns true if a stop was asked for before.
     pub fn cancel(&self) -> bool {
         self.0.swap(true, Ordering::SeqCst)
     }
 
+    /// Returns whether a stop was asked for.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }

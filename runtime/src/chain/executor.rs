@@ -297,7 +297,8 @@ impl<'a> Scheduler<'a> {
         self.job.tables.call(&lanes, anchor)
     }
 
-    /// An anchor that is placed down to `chain` goes on to the next chain with a device that lacks it; then it is there.
+    /// Sends an anchor that `chain` has placed to the next chain with a device that lacks it. If no
+    /// device lacks it, the anchor is ready.
     fn anchored(&mut self, anchor: Box<Anchor>, chain: usize) -> Result<(), ChainError> {
         let lacks = |spec: &StageSpec| {
             let home = self.chains.devices.home(spec.device);

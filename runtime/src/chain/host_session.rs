@@ -9,7 +9,8 @@ use engines::contract::Port;
 use engines::memory::{Class, Memory, MemoryError};
 use engines::tensor::{Tensor, View};
 
-/// A host tensor where a device's sessions read it: itself, or a copy that is counted as activations.
+/// Returns a host tensor in memory that a device's sessions read: the tensor itself, or a copy that
+/// is counted as activations.
 pub(crate) fn here<'t>(
     memory: &dyn Memory,
     tensor: &'t Tensor,
@@ -21,13 +22,18 @@ pub(crate) fn here<'t>(
     })
 }
 
-/// A session whose inputs and outputs lie on the host, wherever it runs: for what runs outside the waves.
+/// A session whose inputs and outputs lie on the host, on whatever device it runs. Graphs outside
+/// the waves use it.
 pub(crate) struct HostSession {
     session: Box<dyn Session>,
     memory: Arc<dyn Memory>,
 }
 
 impl HostSession {
+    /// Loads a component.
+    ///
+    /// # Errors
+    /// The component is missing or does not load.
     pub(crate) fn load(
         backend: &dyn Backend,
         component: &str,
@@ -39,6 +45,10 @@ impl HostSession {
         })
     }
 
+    /// Runs the session once.
+    ///
+    /// # Errors
+    /// A graph fails.
     pub(crate) fn run(
         &mut self,
         inputs: &[(&Port, View<'_>)],
@@ -48,7 +58,7 @@ impl HostSession {
     }
 }
 
-/// One run with inputs and outputs on the host; the state stays where it is.
+/// Runs a session once with inputs and outputs on the host. The state stays on the device.
 pub(crate) fn run_on_host(
     session: &mut dyn Session,
     memory: &dyn Memory,

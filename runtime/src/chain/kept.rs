@@ -57,7 +57,7 @@ impl Backend for KeptSessions {
                 session
             }
         };
-        Ok(Box::new(KeptSession::new(session)))
+        Ok(Box::new(KeptSession::new(&session)))
     }
 
     fn load_unbound(
@@ -83,14 +83,14 @@ struct KeptSession {
 }
 
 impl KeptSession {
-    fn new(session: Shared) -> Self {
-        let inner = locked(&session);
+    fn new(session: &Shared) -> Self {
+        let inner = locked(session);
         Self {
             component: inner.component().to_owned(),
             contract: inner.contract(),
             recipe: inner.recipe(),
             elsewhere: inner.elsewhere().to_vec(),
-            session: Arc::clone(&session),
+            session: Arc::clone(session),
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Layers that stream: weights and rings come from host memory into slots on the device, layer after layer, while others compute. One
-//! thread fills slots, one writes new ring rows back and frees them, and the caller computes between the two. Which layers stream is the
-//! plan's business; what they compute is the stage's.
+//! Brings weights and rings of layers from host memory into slots on the device, layer after layer,
+//! while other layers compute. One thread fills slots. Another one writes new ring rows back and
+//! frees the slots. The caller computes between the two. The plan decides which layers go through
+//! slots, and the stage runs their graphs.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,22 +18,29 @@ use crate::numbers::geometry::Geometry;
 
 /// Room for one layer on the device.
 pub(crate) struct Slot {
+    /// Room for the weights.
     weights: Arc<Block>,
-    /// As many lanes as a call has at most; only where rings stream.
+    /// Room for the ring, with a lane for each lane of the largest call; `None` where rings stay on
+    /// the device.
     pub(crate) ring: Option<KvRing>,
 }
 
-/// How large the slots of a stage are.
+/// The size of the slots of a stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SlotSize {
     /// Bytes of the largest layer that streams.
     pub(crate) weights: usize,
     /// Lanes of the ring, where rings stream.
     pub(crate) lanes: Option<usize>,
+    /// Element type of the rings.
     pub(crate) dtype: DType,
 }
 
 impl SlotSize {
+    /// Allocates one slot.
+    ///
+    /// # Errors
+    /// The device or its budget refuses.
     pub(crate) fn alloc(
         &self,
         memory: &dyn Memory,
@@ -47,14 +55,15 @@ impl SlotSize {
     }
 }
 
-/// What one layer needs in its slot.
+/// The weights and the ring that one layer needs in its slot.
 pub(crate) struct Load<'a> {
+    /// The layer's weights, or `None` where they stay on the device.
     pub(crate) weights: Option<&'a HostWeights>,
-    /// The layer's ring on the host.
+    /// The layer's ring on the host, or `None` where it stays on the device.
     pub(crate) ring: Option<&'a Mutex<KvRing>>,
 }
 
-/// The rows of a ring that one lane of a call deals with, in tokens.
+/// The rows of a ring that one lane of a call reads and writes, in tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
     /// Lane of the ring.
@@ -66,7 +75,8 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// Rows that older blocks filled and that this one does not write: what attention reads besides the new ones.
+    /// Returns the rows that older blocks filled and that this block does not write. Attention
+    /// reads them beside the new rows.
     fn older(&self) -> [Range<usize>; 2] {
         [
             0..self.new.start,
@@ -83,37 +93,43 @@ pub(crate) struct Filled<'a> {
 }
 
 impl Filled<'_> {
-    /// The layer's weights in the slot. They must be dropped before the slot is given back.
+    /// Returns the layer's weights in the slot. The caller drops them before it gives the slot
+    /// back.
     pub(crate) fn weights(&self) -> Option<BoundWeights> {
         Some(self.whole?.in_slab(&self.slot.weights))
     }
 
-    /// Weights of another graph that takes some of the layer's; `None` when they are not all there.
+    /// Returns the weights of another graph that uses some of the layer's weights, or `None` if the
+    /// layer does not have all of them.
     pub(crate) fn weights_of(&self, part: &HostWeights) -> Option<BoundWeights> {
         part.in_slab_of(self.whole?, &self.slot.weights)
     }
 
+    /// Returns the layer's ring in the slot, or `None` where the ring stays on the device.
     pub(crate) fn ring(&mut self) -> Option<&mut KvRing> {
         self.slot.ring.as_mut()
     }
 }
 
-/// Slots as they are filled, in the order of the loads.
-pub(crate) struct Stream<'a> {
+/// The filled slots, in the order of the loads.
+pub(crate) struct SlotFeed<'a> {
     ready: Receiver<Result<Filled<'a>, MemoryError>>,
     used: Sender<Filled<'a>>,
 }
 
-impl<'a> Stream<'a> {
-    /// A stream of no loads.
-    pub(crate) fn nothing() -> Self {
+impl<'a> SlotFeed<'a> {
+    /// Makes a feed without loads.
+    pub(crate) fn empty() -> Self {
         Self {
             ready: channel().1,
             used: channel().0,
         }
     }
 
-    /// The next load in its slot; waits for the upload.
+    /// Waits for the next load and returns its slot.
+    ///
+    /// # Errors
+    /// The upload failed, or no load is left.
     pub(crate) fn next(&self) -> Result<Filled<'a>, MemoryError> {
         let ended = || MemoryError::Copy {
             device: "slots".to_owned(),
@@ -125,19 +141,23 @@ impl<'a> Stream<'a> {
 
     /// Frees a slot once its new ring rows are back on the host.
     pub(crate) fn give_back(&self, filled: Filled<'a>) {
-        // Whoever writes back ends early only with an error of its own, which is shown instead.
+        // The writing thread ends early only with an error of its own, which is reported instead.
         drop(self.used.send(filled));
     }
 }
 
-/// Runs `work` while `loads` pass through the slots of `pool`; returns when everything is written back. A pool that a failed or stopped
-/// `work` left behind may lack slots.
-pub(crate) fn streamed<'l, T>(
+/// Runs `work` while `loads` pass through the slots of `pool`, and returns when every new ring row
+/// is written back. `work` takes each load from the feed and gives its slot back. After a `work`
+/// that failed or stopped, the pool may have fewer slots.
+///
+/// # Errors
+/// The error of `work`; a copy that the device refuses.
+pub(crate) fn through_slots<'l, T>(
     memory: &dyn Memory,
     pool: &mut Vec<Slot>,
     loads: &[Load<'l>],
     windows: &[Window],
-    work: impl FnOnce(&Stream<'l>) -> Result<T, EngineError>,
+    work: impl FnOnce(&SlotFeed<'l>) -> Result<T, EngineError>,
 ) -> Result<T, EngineError> {
     let (freed, free) = channel();
     let (filled, ready) = channel();
@@ -152,8 +172,8 @@ pub(crate) fn streamed<'l, T>(
         });
         let writes = scope.spawn(move || write_back(memory, loads, windows, &to_write, &freed));
         let result = {
-            let stream = Stream { ready, used };
-            work(&stream)
+            let feed = SlotFeed { ready, used };
+            work(&feed)
         };
         let written = writes
             .join()
@@ -227,13 +247,14 @@ fn write_back(
                 ring.copy_tokens(window.step, (from, lane), &window.new, memory)?;
             }
         }
-        // Nobody waits for a slot any more when every load has had one.
+        // No thread waits for a slot once every load has had one.
         drop(freed.send(slot));
     }
     Ok(())
 }
 
-/// A ring whose holder panicked is read by nobody: the panic goes on.
+/// Locks a ring. A ring whose holder panicked is locked all the same: the panic ends the run, and
+/// no one reads the rows.
 pub(crate) fn locked(ring: &Mutex<KvRing>) -> MutexGuard<'_, KvRing> {
     ring.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -248,24 +269,25 @@ mod tests {
     use super::*;
     use crate::fixtures::sizes::small_geometry;
 
-    /// Host memory whose copies take a while: so long for a byte.
+    /// Host memory whose copies take `nanos_per_byte` for each byte.
     #[derive(Debug)]
     struct Slow {
         inner: Arc<HostMemory>,
         nanos_per_byte: u64,
-        /// What each copy took, in milliseconds.
+        /// Durations of the copies, in milliseconds.
         took: Mutex<Vec<f64>>,
     }
 
-    /// Sleeps, and says for how many milliseconds it really did.
+    /// Sleeps, and returns the milliseconds that the sleep really took.
     fn asleep(wanted: Duration) -> f64 {
         let begun = Instant::now();
         thread::sleep(wanted);
         begun.elapsed().as_secs_f64() * 1e3
     }
 
-    /// When the last of all layers is computed, given what each copy and each computation takes, in two slots: a copy waits for the one
-    /// before it and for its slot, a computation for its copy and for the one before it.
+    /// Returns the time at which the last layer is computed, with two slots. A copy waits for the
+    /// copy before it and for its slot. A computation waits for its copy and for the computation
+    /// before.
     fn two_slots(copies: &[f64], computed: &[f64]) -> f64 {
         let (mut copied, mut done) = (0.0_f64, vec![0.0_f64; 2]);
         for (copy, compute) in copies.iter().zip(computed) {
@@ -344,15 +366,15 @@ mod tests {
             let mut pass = || {
                 let mut computed = Vec::new();
                 let begun = Instant::now();
-                streamed(&memory, &mut pool, &loads, &[], |stream| {
+                through_slots(&memory, &mut pool, &loads, &[], |feed| {
                     for layer in 0..LAYERS {
-                        let filled = stream.next()?;
+                        let filled = feed.next()?;
                         let set = filled.weights().unwrap();
                         computed.push(asleep(Duration::from_millis(compute)));
                         let (_, w) = set.iter().next().unwrap();
                         assert!(w.as_slice::<f32>().iter().all(|&v| v == layer as f32));
                         drop(set);
-                        stream.give_back(filled);
+                        feed.give_back(filled);
                     }
                     Ok(())
                 })
@@ -361,14 +383,19 @@ mod tests {
                 let copies = std::mem::take(&mut *memory.took.lock().unwrap());
                 (took, copies, computed)
             };
-            // A machine that is busy wakes sleepers late, and by how much differs from sleep to sleep: so a pass is compared with what its own
-            // sleeps took. In turn they take their sum, always; beside one another the least that two slots allow, and what is lost between
-            // them. That loss is no sleep and a busy machine adds to it, so a pass may be repeated.
+            // A busy machine wakes sleepers late, and the delay differs from sleep to sleep. So a
+            // pass is compared with the durations of its own sleeps. If the sleeps took turns, the
+            // pass would take their sum. If they overlap, it takes the least time that two slots
+            // allow, and some time that is lost between sleeps. A busy machine loses more, so a
+            // pass may be repeated.
             let overlapped = (0..8).any(|_| {
                 let (took, copies, computed) = pass();
                 let best = two_slots(&copies, &computed);
                 let sum = copies.iter().chain(&computed).sum::<f64>();
-                println!("{copy} ms copy, {compute} ms compute: {took:.1} ms, at best {best:.1}, in turn {sum:.1}");
+                println!(
+                    "{copy} ms copy, {compute} ms compute: \
+                     {took:.1} ms, at best {best:.1}, in turn {sum:.1}"
+                );
                 assert!(took >= best, "nothing is used before it is there");
                 took < best.midpoint(sum)
             });
@@ -412,8 +439,8 @@ mod tests {
                 weights: None,
                 ring: Some(&host),
             }];
-            streamed(&*device, &mut pool, &loads, &windows, |stream| {
-                let mut filled = stream.next()?;
+            through_slots(&*device, &mut pool, &loads, &windows, |feed| {
+                let mut filled = feed.next()?;
                 let ring = filled.ring().unwrap();
                 for (lane, window) in windows.iter().enumerate() {
                     for half in [&mut ring.keys, &mut ring.values] {
@@ -428,7 +455,7 @@ mod tests {
                         }
                     }
                 }
-                stream.give_back(filled);
+                feed.give_back(filled);
                 Ok(())
             })
             .unwrap();
@@ -449,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_that_fails_ends_the_stream() {
+    fn a_layer_that_fails_ends_the_feed() {
         let all: Vec<HostWeights> = (0..LAYERS).map(|l| weights(l, 10)).collect();
         let memory = HostMemory::new("cpu:0", u64::MAX);
         let size = SlotSize {
@@ -462,14 +489,14 @@ mod tests {
             weights: Some(w),
             ring: None,
         });
-        let error = streamed(
+        let error = through_slots(
             &*memory,
             &mut pool,
             &loads.collect::<Vec<_>>(),
             &[],
-            |stream| {
-                stream.give_back(stream.next()?);
-                drop(stream.next()?);
+            |feed| {
+                feed.give_back(feed.next()?);
+                drop(feed.next()?);
                 Err::<(), _>(EngineError::Memory {
                     component: "dit_layer.01".to_owned(),
                     reason: "as planned".to_owned(),

@@ -1,5 +1,5 @@
-//! The weights of all layers that stream, on whatever stages, made ready once before the stages load: in pages that are locked, so that they
-//! cross at the link's rate. When they cross is the offload's business.
+//! Locks the pages of all weights that stream, once, before the stages load. Locked pages cross the
+//! link at its full rate. The offload decides when they cross.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,10 +20,12 @@ pub(crate) struct PageLocks {
 }
 
 impl PageLocks {
-    /// Finds and locks what streams in `plan`. A layer that streams on several devices is locked once: locked pages serve them all.
+    /// Finds and locks the weights that stream in `plan`. A layer that streams on several devices
+    /// is locked once, because locked pages serve all of them.
     ///
     /// # Errors
-    /// A device that is not there, a component that is not there. Memory that cannot be locked is no error, see [`Self::refused`].
+    /// A device or a component does not exist. Memory that cannot be locked is no error, see
+    /// [`Self::refused`].
     pub(crate) fn new(
         plan: &Plan,
         devices: &Devices,
@@ -50,13 +52,14 @@ impl PageLocks {
         Ok(Self { layers, ready })
     }
 
-    /// A layer's weights, if it streams.
+    /// Returns a layer's weights if it streams.
     pub(crate) fn of(&self, layer: usize) -> Option<&HostWeights> {
         let at = self.layers.binary_search(&layer).ok()?;
         self.ready.as_ref().map(|s| &s.weights[at])
     }
 
-    /// Why they stream from memory that is not locked, more slowly than the link could.
+    /// Returns the reason why the weights are not locked, and so stream more slowly than the link
+    /// could.
     pub(crate) fn refused(&self) -> Option<&MemoryError> {
         self.ready.as_ref()?.refused.as_ref()
     }

@@ -12,15 +12,18 @@ use crate::numbers::geometry::Geometry;
 
 /// Keys and values of one layer for a range of steps, `[steps, N, S, d]` each. A lane is a step.
 pub(crate) struct KvRing {
+    /// Keys.
     pub keys: Tensor,
+    /// Values.
     pub values: Tensor,
 }
 
 impl KvRing {
-    /// An empty ring of `steps` lanes, its keys and its values each in what `alloc` gives for so many bytes.
+    /// Makes an empty ring of `steps` lanes. `alloc` gives the memory of the keys and of the
+    /// values, each for a number of bytes.
     ///
     /// # Errors
-    /// As `alloc`.
+    /// The error of `alloc`.
     pub(crate) fn new(
         geometry: &Geometry,
         steps: usize,
@@ -41,10 +44,14 @@ impl KvRing {
         })
     }
 
-    /// Copies `tokens` of every head from a lane of `from` to a lane of this; `memory` reaches both.
+    /// Copies `tokens` of every head from a lane of `from` to a lane of this ring. `memory` reaches
+    /// both rings.
     ///
     /// # Errors
-    /// The device refuses. Panics when the rings are not of one geometry.
+    /// The device refuses.
+    ///
+    /// # Panics
+    /// If the rings do not have one geometry.
     pub(crate) fn copy_tokens(
         &mut self,
         lane: usize,
@@ -84,7 +91,7 @@ impl KvRing {
         Ok(())
     }
 
-    /// The lanes of a contiguous range of steps, to be bound in place.
+    /// Returns the lanes of a contiguous range of steps, which a session writes in place.
     pub(crate) fn lanes_mut(&mut self, lanes: Range<usize>) -> (ViewMut<'_>, ViewMut<'_>) {
         (
             self.keys.lanes_mut(lanes.clone()),

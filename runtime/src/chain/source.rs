@@ -1,4 +1,4 @@
-//! The blocks that the denoiser starts from: noise, and audio tokens of the speech.
+//! Makes the input of each block: noise, and audio tokens of the speech.
 
 use engines::backend::EngineError;
 use engines::tensor::Tensor;
@@ -10,37 +10,45 @@ use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::{latents, rng};
 
-/// What the denoiser starts a block with.
+/// Input of the denoiser for one block.
 pub(crate) struct BlockInput {
     /// Noise, `[1, Z, F, H/8, W/8]`.
     pub latents: Tensor,
+    /// Audio tokens.
     pub audio: BlockAudio,
 }
 
-/// Gives blocks in ascending order.
+/// A source of blocks in ascending order.
 pub(crate) trait Source: Send {
     /// # Errors
-    /// A graph that fails.
+    /// A graph fails.
     fn block(&mut self, block: usize) -> Result<BlockInput, EngineError>;
 }
 
-/// Where noise comes from.
+/// Origin of the noise.
 pub(crate) enum Noise<'a> {
-    /// torch's CPU generator seeded with this plus the clip.
+    /// torch's CPU generator, with this seed plus the number of the clip.
     Seed(u64),
+    /// Noise of a golden file.
     Replay(&'a Replay),
 }
 
-/// Noise per clip, drawn when its first block is asked for and dropped with its last; audio tokens per block.
+/// The source of a video. It draws the noise of a clip with its first block and drops it with its
+/// last. It computes the audio tokens of each block.
 pub(crate) struct ClipSource<'a> {
+    /// Sizes of the video.
     pub geometry: &'a Geometry,
+    /// Origin of the noise.
     pub noise: Noise<'a>,
+    /// Features of the speech.
     pub features: &'a AudioFeatures,
+    /// The audio encoder.
     pub adapter: AudioAdapter,
     clip: Option<(usize, Tensor)>,
 }
 
 impl<'a> ClipSource<'a> {
+    /// Makes a source before its first block.
     pub(crate) fn new(
         geometry: &'a Geometry,
         noise: Noise<'a>,
@@ -88,7 +96,7 @@ impl Source for ClipSource<'_> {
     }
 }
 
-/// The mask of a single actor: heard in every token.
+/// Returns the mask of a single actor, who is heard in every token.
 pub(crate) fn everywhere(geometry: &Geometry) -> Tensor {
     let tokens = geometry.tokens.0 * geometry.tokens.1;
     Tensor::from_slice(

@@ -1,5 +1,5 @@
-//! One stage: a range of layers for a range of steps on one device. A stage is loaded once; each run
-//! on it has rings of its own. It knows no order, no thread of the executor and no other stage.
+//! One stage: a range of layers for a range of steps on one device. A stage is loaded once; each
+//! run on it has rings of its own. It knows no order, no thread of the executor and no other stage.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,18 +17,20 @@ use crate::chain::call::{
     Anchor, BlockAudio, Call, CallOutput, Flow, LayerCondition, Placed, Prefill, SinkFlow,
 };
 use crate::chain::host_session::here;
-use crate::chain::offload::{Filled, Load, Slot, SlotSize, Stream, Window, locked, streamed};
+use crate::chain::offload::{
+    Filled, Load, Slot, SlotFeed, SlotSize, Window, locked, through_slots,
+};
 use crate::chain::page_locks::PageLocks;
 use crate::chain::ring::KvRing;
 use crate::numbers::geometry::Geometry;
 use crate::placement::plan::{Rings, StageSpec};
 
-/// Where a stage runs, and of which model it is.
+/// The device and the model of a stage.
 #[derive(Clone)]
 pub(crate) struct Site {
     /// Loads and runs the graphs.
     pub backend: Arc<dyn Backend>,
-    /// See [`crate::placement::devices::Devices::home`].
+    /// Home of the device, see [`crate::placement::devices::Devices::home`].
     pub home: usize,
     /// Counts the bytes that the stage keeps in host memory.
     pub host: Arc<Ledger>,
@@ -78,9 +80,9 @@ struct Loaded {
     session: Box<dyn Session>,
 }
 
-/// Where a layer's weights are between calls.
+/// The place of a layer's weights between calls.
 enum Weights {
-    /// Where the device's sessions read; in a slab of their own where the device is apart.
+    /// In the memory that the device's sessions read; in a slab if the device has its own memory.
     Resident {
         set: BoundWeights,
         slab: Option<Arc<Block>>,
@@ -107,7 +109,7 @@ struct Graphs {
 }
 
 impl Graphs {
-    /// Loads what layer `index` runs on; true when it has a session of its own.
+    /// Loads the session of layer `index`. Returns true if the layer has a session of its own.
     fn load(&mut self, site: &Site, index: usize, name: &str) -> Result<bool, EngineError> {
         let options = (site.loading)(name);
         if options.is_particular() {
@@ -223,10 +225,14 @@ impl Stage {
         })
     }
 
-    /// Runs a call through this stage's layers. `stop` is asked before each; a call that was stopped comes back without output.
+    /// Runs a call through this stage's layers. `stop` is asked before each layer. A call that was
+    /// stopped comes back without output.
     ///
     /// # Errors
-    /// A graph that fails. Panics when an earlier stage left its part undone: that is an order broken in code.
+    /// A graph fails.
+    ///
+    /// # Panics
+    /// If an earlier stage did not run: the order of stages is broken in code.
     pub(crate) fn denoise(
         &mut self,
         state: &mut StageState,
@@ -276,26 +282,26 @@ impl Stage {
             kv_len: here(memory, &call.kv_len)?,
             audio: audio_here(memory, &call.audio)?,
         };
-        let work = |stream: &Stream<'_>| {
+        let work = |feed: &SlotFeed<'_>| {
             for (layer, ring) in layers.iter().zip(&state.rings) {
                 if stop() {
                     return Ok(());
                 }
                 let condition = anchor.of(layer.index, home);
                 let condition = condition.expect("an anchor is placed before its calls");
-                let mut filled = layer.streams(rings).then(|| stream.next()).transpose()?;
+                let mut filled = layer.streams(rings).then(|| feed.next()).transpose()?;
                 let session = graphs.of(model, layer.index);
                 let inputs = shared.inputs(session, hidden, condition);
                 let mut out = layer.run(session, &inputs, filled.as_mut(), (ring, &lanes))?;
                 *hidden = out.take(&dit::HIDDEN_OUT);
                 keep_taps(memory, taps, &layer.name, out)?;
                 if let Some(filled) = filled {
-                    stream.give_back(filled);
+                    feed.give_back(filled);
                 }
             }
             Ok(())
         };
-        through(memory, &mut self.pool.slots, &loads, &windows, work)
+        with_slots(memory, &mut self.pool.slots, &loads, &windows, work)
     }
 
     /// Runs the sink prefill through this stage's layers. `stop` is asked before each layer; a
@@ -334,31 +340,31 @@ impl Stage {
         // A ring has nothing to do with the sink.
         let (layers, loads) = (&self.layers, loads(&self.layers, Rings::OnDevice, &[]));
         let (done, taps) = (&mut prefill.layers, &mut prefill.taps);
-        let work = |stream: &Stream<'_>| {
+        let work = |feed: &SlotFeed<'_>| {
             for layer in layers {
                 if stop() {
                     return Ok(());
                 }
                 let streams = layer.streams(Rings::OnDevice);
-                let filled = streams.then(|| stream.next()).transpose()?;
+                let filled = streams.then(|| feed.next()).transpose()?;
                 let condition = sink.run(layer, filled.as_ref(), flow, taps)?;
                 done.push(Placed {
                     home: site.home,
                     condition: Arc::new(condition),
                 });
                 if let Some(filled) = filled {
-                    stream.give_back(filled);
+                    feed.give_back(filled);
                 }
             }
             Ok(())
         };
-        through(memory, &mut self.pool.slots, &loads, &[], work)
+        with_slots(memory, &mut self.pool.slots, &loads, &[], work)
     }
 
-    /// Copies what this stage's layers are conditioned on to its device, unless it is there.
+    /// Copies the conditions of this stage's layers to its device, unless they lie there.
     ///
     /// # Errors
-    /// The device's budget or the device refuses.
+    /// The device or its budget refuses.
     pub(crate) fn place(&self, anchor: &mut Anchor) -> Result<(), EngineError> {
         let (memory, home) = (self.site.memory(), self.site.home);
         for placed in &mut anchor.layers[self.spec.layers.clone()] {
@@ -372,18 +378,18 @@ impl Stage {
     }
 }
 
-/// Runs `work` with the loads passing through slots, and without a thread when there are none.
-fn through<'l>(
+/// Runs `work` while the loads pass through slots. Without loads it starts no thread.
+fn with_slots<'l>(
     memory: &dyn Memory,
     pool: &mut Vec<Slot>,
     loads: &[Load<'l>],
     windows: &[Window],
-    work: impl FnOnce(&Stream<'l>) -> Result<(), EngineError>,
+    work: impl FnOnce(&SlotFeed<'l>) -> Result<(), EngineError>,
 ) -> Result<(), EngineError> {
     if loads.is_empty() {
-        work(&Stream::nothing())
+        work(&SlotFeed::empty())
     } else {
-        streamed(memory, pool, loads, windows, work)
+        through_slots(memory, pool, loads, windows, work)
     }
 }
 
@@ -421,8 +427,8 @@ impl Layer {
     }
 }
 
-/// Returns the loads of a pass in the order of the layers. `host_rings` has the ring of every layer,
-/// or nothing where rings stay on the device.
+/// Returns the loads of a pass in the order of the layers. `host_rings` has the ring of every
+/// layer, or nothing where rings stay on the device.
 fn loads<'l>(layers: &'l [Layer], rings: Rings, host_rings: &'l [Mutex<KvRing>]) -> Vec<Load<'l>> {
     let load = |(at, layer): (usize, &'l Layer)| Load {
         weights: matches!(layer.weights, Weights::Streamed).then_some(&layer.host),
@@ -534,7 +540,7 @@ impl LayerCondition {
     }
 }
 
-/// What each lane of a call reads and writes of its ring.
+/// Returns the rows of its ring that each lane of a call reads and writes.
 fn windows(g: &Geometry, spec: &StageSpec, call: &Call) -> Vec<Window> {
     let window = |item: &crate::placement::wavefront::Item| {
         let slot = g.slot(item.block);
@@ -547,7 +553,7 @@ fn windows(g: &Geometry, spec: &StageSpec, call: &Call) -> Vec<Window> {
     call.items.iter().map(window).collect()
 }
 
-/// What all layers of a stage take, on its device.
+/// Inputs of all layers of a stage, on its device.
 struct Shared<'c> {
     e0: &'c Tensor,
     rope: [Cow<'c, Tensor>; 2],
@@ -667,7 +673,8 @@ fn embed_sink(site: &Site, prefill: &mut Prefill) -> Result<(), EngineError> {
     keep_taps(memory, &mut prefill.taps, &embed.name, out)
 }
 
-/// The sink's layers on one stage: one session for all of them, on weights that the stage's own layers have anyway.
+/// The sink's layers on one stage: one session for all of them, on the weights of the stage's own
+/// layers.
 struct Sink<'p> {
     site: &'p Site,
     shared: Option<Box<dyn Session>>,
@@ -716,7 +723,7 @@ impl Sink<'_> {
             text_v: out.take(&dit::TEXT_V_OUT),
         };
         keep_taps(memory, taps, &name, out)?;
-        // Outputs count as activations; these stay.
+        // Outputs count as activations, but the condition stays.
         Ok(if memory.is_separate() {
             made.copied_to(memory)?
         } else {

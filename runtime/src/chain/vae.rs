@@ -1,6 +1,6 @@
 //! The VAE over time: pixels in, latents out, and back. A session owns the feature caches of its
-//! convolutions and says when they start anew. One latent frame is one call, so memory does not grow
-//! with the video.
+//! convolutions and says when they start anew. One latent frame is one call, so memory does not
+//! grow with the video.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -107,7 +107,7 @@ impl VaeSession {
     }
 }
 
-/// Pixels to latents: the first frame, then four at a time.
+/// The encoder from pixels to latents: first one frame, then four at a time.
 pub(crate) struct Encoder {
     session: VaeSession,
 }
@@ -135,11 +135,14 @@ impl Encoder {
         }
     }
 
-    /// Encodes a whole video from scratch: frames `[3, H, W]` in [-1, 1] to `[1, Z, 1 + (T-1)/4, H/8, W/8]`. Frames beyond the last
-    /// whole chunk are dropped, as the reference does. Panics without frames.
+    /// Encodes a whole video from scratch: frames `[3, H, W]` in [-1, 1] to `[1, Z, 1 + (T-1)/4,
+    /// H/8, W/8]`. It drops frames after the last whole chunk, as the reference does.
+    ///
+    /// # Panics
+    /// If there are no frames.
     ///
     /// # Errors
-    /// A graph that fails.
+    /// A graph fails.
     pub(crate) fn encode<'f>(
         &mut self,
         frames: impl IntoIterator<Item = &'f Tensor>,
@@ -188,7 +191,7 @@ pub struct Frames {
     pub rgb: Tensor,
 }
 
-/// Latents to frames.
+/// The decoder from latents to frames.
 pub(crate) struct Decoder {
     session: VaeSession,
 }
@@ -229,7 +232,7 @@ impl Decoder {
     /// Decodes one latent frame `[1, Z, 1, H/8, W/8]`.
     ///
     /// # Errors
-    /// A graph that fails.
+    /// A graph fails.
     pub(crate) fn decode_one(&mut self, latent: View<'_>) -> Result<Frames, EngineError> {
         let size = (latent.shape()[3], latent.shape()[4]);
         let mut out = self.session.run(size, &vae::LATENTS, latent)?;
@@ -242,7 +245,7 @@ impl Decoder {
     /// Decodes latent frames `[1, Z, F, H/8, W/8]` one after the other and joins what they give.
     ///
     /// # Errors
-    /// A graph that fails.
+    /// A graph fails.
     pub(crate) fn decode(&mut self, latents: &Tensor) -> Result<Frames, EngineError> {
         let each = (0..latents.shape()[2])
             .map(|i| self.decode_one(latents::frames(latents, i..i + 1).view()));
@@ -252,7 +255,10 @@ impl Decoder {
 }
 
 impl Frames {
-    /// Joins along time. Panics on an empty list.
+    /// Joins parts along time.
+    ///
+    /// # Panics
+    /// If there are no parts.
     pub fn join(parts: &[Frames]) -> Self {
         let pixels: Vec<Tensor> = parts.iter().map(|p| p.pixels.clone()).collect();
         Self {
@@ -261,12 +267,12 @@ impl Frames {
         }
     }
 
-    /// Frames in time.
+    /// Counts the frames in time.
     pub fn count(&self) -> usize {
         self.rgb.shape()[0]
     }
 
-    /// Without the first `n` frames.
+    /// Drops the first `n` frames.
     pub fn skip(self, n: usize) -> Self {
         if n == 0 {
             return self;

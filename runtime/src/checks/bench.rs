@@ -1,5 +1,5 @@
-//! Times of every component at given sizes, on random tensors: what one call costs, without inputs, order or files. Compare with
-//! `scripts/reference/bench_torch.py`, which times the same cuts of the same checkpoint in PyTorch.
+//! Times every component at given sizes, on made-up tensors. The program
+//! `scripts/reference/bench_torch.py` times the same parts of the same checkpoint in PyTorch.
 
 use std::fmt;
 use std::time::Instant;
@@ -14,44 +14,52 @@ use crate::checks::made_up;
 use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
 
-/// What to time.
+/// The sizes and the runs that are timed.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     /// Sizes of the run that is timed, with its ring.
     pub geometry: Geometry,
     /// Lanes of a denoising call.
     pub lanes: usize,
-    /// Timed runs after one that is not; the median is told.
+    /// Number of timed runs. One run before them warms up.
     pub runs: usize,
 }
 
-/// Time of one component.
+/// Time of one part of the model.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Row {
+    /// The part of the model, with its size.
     pub what: String,
+    /// Calls of components that the part makes.
     pub calls: usize,
+    /// Median of the timed runs, in milliseconds.
     pub median_ms: f64,
+    /// Shortest timed run, in milliseconds.
     pub min_ms: f64,
 }
 
 /// Times of an export.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Report {
+    /// Size of the video.
     pub size: Size,
+    /// Lanes of a denoising call.
     pub lanes: usize,
+    /// Threads of the CPU.
     pub threads: usize,
+    /// The parts, in the order of a run.
     pub rows: Vec<Row>,
 }
 
 /// Samples of five seconds of speech.
 const SPEECH_SAMPLES: usize = 80_000;
-/// Tokens of a long prompt, and of the longest.
+/// Tokens of a long prompt, and of the longest prompt.
 const PROMPTS: [i64; 2] = [100, 512];
 
 /// Times every component.
 ///
 /// # Errors
-/// A component that does not load or fails.
+/// A component does not load or does not run.
 pub(crate) fn run(backend: &Ort, threads: usize, request: &Request) -> Result<Report, EngineError> {
     let bench = Bench::new(backend, request);
     let mut rows = Vec::new();
@@ -137,7 +145,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Times the components one after the other as one thing.
+    /// Times the components, which run one after the other, as one part.
     fn time(
         &self,
         what: String,
@@ -170,7 +178,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// One loaded component and a call of the wanted sizes.
+/// One loaded component, and a call of the wanted sizes.
 struct Part {
     session: Box<dyn Session>,
     call: NamedCall,

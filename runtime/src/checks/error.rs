@@ -1,4 +1,4 @@
-//! Why a check or a measurement could not be made, or what it found.
+//! Why a check or a measurement could not run, and the failures that a check reports.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
 use crate::checks::parity::Differs;
-use crate::checks::verify::VerifyError;
+use crate::checks::verify::error::VerifyError;
 use crate::generate::error::GenerateError;
 use crate::inputs::prompt::PromptError;
 use crate::inputs::replay::ReplayError;
@@ -23,7 +23,7 @@ use crate::numbers::schedule::ScheduleError;
 use crate::numbers::size::SizeError;
 use crate::placement::plan::PlanError;
 
-/// Why a check or a measurement could not be made, or what it found.
+/// Why a check or a measurement could not run, or the failure that a check found.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// Flags or values contradict each other.
@@ -82,7 +82,7 @@ pub enum CheckError {
     Inputs {
         /// The file.
         path: PathBuf,
-        /// The port, what was wanted and what was got.
+        /// The port, the wanted tensor and the given tensor.
         source: Box<EngineError>,
     },
     /// A report cannot be written.

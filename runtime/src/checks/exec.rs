@@ -1,4 +1,4 @@
-//! Running one component on tensors from a file: the debugger's way into an export.
+//! Runs one component on tensors from a file, to find a fault in an export.
 
 use std::path::PathBuf;
 
@@ -7,22 +7,24 @@ use engines::tensor_file::{self, Tensors};
 
 use crate::checks::error::CheckError;
 
-/// What to run.
+/// The component to run, and its files.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
+    /// Name of the component.
     pub component: String,
-    /// Inputs and state by port name.
+    /// File of the inputs and the state, by port name.
     pub inputs: PathBuf,
-    /// Where outputs, next states (`name.next`) and taps go.
+    /// File for the outputs, the next states (`name.next`) and the taps.
     pub outputs: PathBuf,
+    /// Names of the inner values to write.
     pub taps: Vec<String>,
 }
 
-/// Runs the component and gives the names and shapes of what was written.
+/// Runs the component. Returns the names and the shapes of the written tensors.
 ///
 /// # Errors
-/// A file that cannot be read or written; a tensor that is missing, left over, or of another type or shape; a component or tap that does
-/// not exist.
+/// A file cannot be read or written; a tensor is missing, left over, or of another type or shape;
+/// the component or a tap does not exist.
 pub(crate) fn exec(
     backend: &dyn Backend,
     request: &Request,

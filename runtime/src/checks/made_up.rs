@@ -1,4 +1,4 @@
-//! Made-up tensors for measurements and comparisons: always the same for the same seed.
+//! Makes up tensors for measurements and comparisons. The same seed gives the same numbers.
 
 use engines::components::dit;
 use engines::contract::{DType, Port};
@@ -24,8 +24,8 @@ pub(crate) fn numbers(seed: u64) -> Vec<f32> {
     (0..COUNT).map(|_| next()).collect()
 }
 
-/// Returns a tensor on the host whose elements are `value` of their index. Types other than floats
-/// stay zero.
+/// Returns a tensor on the host; `value` gives each element by its index. Elements of other types
+/// than floats are zero.
 pub(crate) fn filled(dtype: DType, shape: &[usize], value: impl Fn(usize) -> f32) -> Tensor {
     let mut t = Tensor::zeros(dtype, shape);
     match dtype {
@@ -48,7 +48,7 @@ pub(crate) fn tensor(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     filled(dtype, shape, |i| numbers[i % numbers.len()])
 }
 
-/// As [`tensor`], in a device's memory.
+/// Returns a tensor of numbers of variance 1 in a device's memory.
 ///
 /// # Errors
 /// The device has too little memory.

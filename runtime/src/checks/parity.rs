@@ -1,5 +1,6 @@
-//! Every component of an export on a device against the CPU, on the same made-up inputs: outputs, next states and rings. A KV ring must come
-//! back with every row that the call does not write as it was, to the bit. Not here: golden numbers, which [`crate::checks::verify`] compares.
+//! Compares every component of an export on a device with the same component on the CPU. Both get
+//! the same made-up inputs; outputs, next states and rings are compared. A call must not change a
+//! bit of the ring's other rows. Golden numbers are compared by [`crate::checks::verify`].
 
 use std::fmt;
 
@@ -17,43 +18,56 @@ use engines::tensor_file::Tensors;
 use crate::checks::made_up;
 use crate::numbers::geometry::Geometry;
 
-/// One output of one component.
+/// The comparison of one output of one component.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Row {
+    /// Name of the component.
     pub component: String,
-    /// The output's name, or why there is none.
+    /// Name of the output, or the reason why there is none.
     pub output: String,
-    /// Largest difference over the largest value; not finite when one of the two is not.
+    /// Largest difference, over the largest value of the CPU. Infinite when a value is not finite
+    /// or when the call changed a row of the ring that it must keep.
     pub difference: f64,
+    /// Whether the difference is within the tolerance.
     pub passed: bool,
 }
 
-/// All of them.
+/// The comparison of an export.
 #[derive(Clone, Debug, serde::Serialize)]
 pub(crate) struct Report {
+    /// Name of the device.
     pub device: String,
+    /// Precision of the export.
     pub recipe: Recipe,
+    /// Largest difference that passes.
     pub tolerance: f64,
+    /// All outputs, in the order of the components.
     pub rows: Vec<Row>,
-    /// What ran on the host, by component: sizes only, or the component would not have loaded.
+    /// Graph nodes that ran on the host, by component. They compute sizes only: a component with
+    /// other nodes on the host does not load.
     pub elsewhere: Vec<(String, Vec<Elsewhere>)>,
 }
 
-/// Components that differ.
+/// Outputs that differ from the CPU's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{failed} of {rows} outputs differ from the CPU's")]
 pub struct Differs {
+    /// Outputs that differ.
     pub failed: usize,
+    /// All outputs.
     pub rows: usize,
 }
 
 impl Differs {
+    /// Returns the kind of the failure.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Verification
     }
 }
 
 impl Report {
+    /// Judges the rows.
+    ///
     /// # Errors
     /// [`Differs`] when any output differs.
     pub(crate) fn verdict(&self) -> Result<(), Differs> {
@@ -67,19 +81,20 @@ impl Report {
     }
 }
 
-/// Largest difference that is taken for the same.
+/// Returns the largest difference that passes.
 fn tolerance(recipe: Recipe) -> f64 {
     match recipe {
         Recipe::Fp32 => 1e-4,
-        // One rounding is 1/256; two orders of summation part by a few of them in a layer.
+        // One rounding is 1/256. Another order of summation makes a few roundings in a layer.
         Recipe::Bf16 | Recipe::Fp8 => 0.03,
     }
 }
 
-/// Runs every component twice.
+/// Runs every component on the device and on the CPU. A component that fails on the device becomes
+/// a row that failed.
 ///
 /// # Errors
-/// A component that does not load or run on either.
+/// A component does not load or run on the CPU.
 pub(crate) fn run(
     device: &Ort,
     host: &Runtime,
@@ -99,7 +114,7 @@ pub(crate) fn run(
             let found = run_named(&mut *ours, &**device.memory(), inputs.clone())?;
             Ok((found, ours.elsewhere().to_vec()))
         });
-        // One component that the device cannot run hides none of the others.
+        // The other components are compared even if the device cannot run this component.
         let (found, nodes) = match ran {
             Ok(ran) => ran,
             Err(error) => {
@@ -148,7 +163,7 @@ fn load(backend: &Ort, component: &str) -> Result<Box<dyn Session>, EngineError>
     backend.load(component, &LoadOptions::default())
 }
 
-/// Every component once (of layers one of each kind), with sizes for its symbols.
+/// Lists every component once, with sizes for its symbols. One layer stands for its kind.
 fn components(c: &ModelConfig, geometry: &Geometry) -> Vec<(String, Bindings)> {
     let mut all = geometry.bindings(c, 2);
     all.extend(symbols::bindings([
@@ -199,7 +214,7 @@ fn inputs(session: &dyn Session, sizes: &Bindings) -> Tensors {
     ports.map(made).collect()
 }
 
-/// Rows of a head that the call writes.
+/// Returns the rows of the ring that the call writes.
 fn written(sizes: &Bindings) -> std::ops::Range<usize> {
     let factors = [
         symbols::BLOCK_FRAMES,
@@ -222,7 +237,7 @@ fn floats(t: &Tensor) -> Vec<f64> {
             data.map(|x| f64::from(x.to_f32())).collect()
         }
         DType::I64 => t.as_slice::<i64>().iter().map(|&x| x as f64).collect(),
-        // A level of 255 is what a rounding apart may differ by.
+        // Drops the lowest bit of a level: another order of roundings may change it.
         DType::U8 | DType::Bool => t.bytes().iter().map(|&x| f64::from(x / 2)).collect(),
     }
 }
@@ -241,7 +256,7 @@ fn difference(found: &Tensor, want: &Tensor) -> f64 {
     }
 }
 
-/// Whether rows outside `written` of `[lanes, heads, rows, d]` are the same bits.
+/// Returns whether the rows outside `written` of `[lanes, heads, rows, d]` have the same bits.
 fn untouched(before: &Tensor, after: &Tensor, written: &std::ops::Range<usize>) -> bool {
     let &[_, _, rows, d] = before.shape() else {
         return false;

@@ -1,18 +1,21 @@
-//! What a device does at the real shapes, without a checkpoint: graphs from `avatar-export graphs`, weights made up and copied to the device
-//! layer by layer, and the stage that makes videos timed on them, resident and streamed; beside the rate of one large matrix product through
-//! the same backend. Numbers mean nothing here, times do.
+//! Measures a device at the real shapes, without a checkpoint. The graphs come from `avatar-export
+//! graphs`, and the weights are made up. The stage that makes videos runs on them, resident and
+//! streamed. One large matrix product through the same backend gives the rate to compare with. The
+//! times are meaningful; the computed values are not.
+
+mod report;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use engines::backend::ort::{Runtime, WeightPort};
-use engines::backend::{Backend, EngineError, LoadOptions, Session, State};
+use engines::backend::{Backend, EngineError, LoadOptions, Session, State, plain};
 use engines::components::dit::{self, DitConfig};
 use engines::components::matmul;
 use engines::contract::{Contract, DType};
+use engines::device::{Device, gpu};
 use engines::graph_folder::GraphFolder;
 use engines::manifest::ModelConfig;
 use engines::memory::{Class, Counts, Ledger, Memory, MemoryError};
@@ -21,6 +24,7 @@ use engines::recipe::Recipe;
 use engines::tensor::Tensor;
 use engines::weights::{BoundWeights, HostWeights};
 
+use self::report::{MemoryUse, Offload, Product, Report, Row};
 use crate::chain::call::{Anchor, BlockAudio, Lane, LayerCondition, Placed, Tables};
 use crate::chain::stage::{Site, Stage, StageState};
 use crate::checks::error::CheckError;
@@ -32,101 +36,43 @@ use crate::placement::plan::{MIN_SLOTS, Residency, Rings, StageSpec};
 use crate::placement::wavefront::Item;
 use crate::planner::memory::transformer_bytes;
 use crate::planner::work::Work;
-use engines::backend::plain;
-use engines::device::Device;
 
-/// Left free under a cap for what ONNX Runtime and the driver take beside the budget's own counts.
+/// Bytes that stay free under a cap: ONNX Runtime and the driver take memory that the budget does
+/// not count.
 const HEADROOM: u64 = 256 << 20;
 
-/// What to time.
+/// The sizes and the runs that are timed.
 pub(crate) struct Request<'a> {
-    /// Sizes of the run for a model.
+    /// Returns the sizes of the run for a model.
     pub geometry: &'a dyn Fn(&DitConfig) -> Result<Geometry, GenerateError>,
     /// Folder that `avatar-export graphs` made.
     pub graphs: PathBuf,
+    /// The device that is measured.
     pub device: Device,
+    /// Size of the video.
     pub size: Size,
-    /// Lanes of a call, one row each.
+    /// Numbers of lanes of a call; each number becomes a row.
     pub lanes: Vec<usize>,
-    /// Layers of the transformer; all of them when none is said.
+    /// Number of layers of the transformer; `None` means all.
     pub layers: Option<usize>,
-    /// Timed calls after two that are not.
+    /// Number of timed calls. Two calls before them warm up.
     pub runs: usize,
-    /// Side of the matrix product.
+    /// Side of the square matrices of the product.
     pub matmul: usize,
-    /// Also a run that streams what does not fit this many bytes.
+    /// Bytes of the device for a second run, which streams the layers that do not fit.
     pub offload: Option<u64>,
 }
 
-/// One call's times.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub(crate) struct Row {
-    pub lanes: usize,
-    pub median_ms: f64,
-    pub min_ms: f64,
-    /// Arithmetic of the call, from its shapes.
-    pub tflop: f64,
-    pub tflop_per_s: f64,
-    /// Of the measured matrix product's rate.
-    pub share: f64,
-}
-
-/// The matrix product's time.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub(crate) struct Product {
-    pub side: usize,
-    pub median_ms: f64,
-    pub tflop_per_s: f64,
-}
-
-/// Bytes in use, by purpose and in total, as counted; and as `nvidia-smi` has it, before and during.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub(crate) struct MemoryUse {
-    pub by_class: BTreeMap<String, u64>,
-    pub counted: u64,
-    pub peak: u64,
-    /// What the planner counts for the same, where it does.
-    pub planned: Option<u64>,
-    pub smi_before: Option<u64>,
-    pub smi: Option<u64>,
-}
-
-/// A run under a cap.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub(crate) struct Offload {
-    pub budget: u64,
-    pub lanes: usize,
-    pub resident_layers: usize,
-    pub median_ms: f64,
-    /// Of the resident run's time at as many lanes.
-    pub ratio: f64,
-    /// Bytes that come from the host in a call.
-    pub streamed: u64,
-    pub memory: MemoryUse,
-}
-
-/// All of it.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub(crate) struct Report {
-    pub device: Device,
-    pub recipe: Recipe,
-    pub size: Size,
-    pub layers: usize,
-    pub product: Product,
-    pub rows: Vec<Row>,
-    pub memory: MemoryUse,
-    pub offload: Option<Offload>,
-}
-
-/// Opens the device with a budget of so many bytes, or without one.
+/// Opens the device. A budget limits its bytes.
 pub(crate) type Opener<'a> = &'a dyn Fn(Option<u64>) -> Result<Runtime, EngineError>;
 
 /// Times the transformer on a device.
 ///
 /// # Errors
-/// Graphs or a device that cannot be used; less memory than needed; an offload cap that not even the streaming slots fit.
+/// The graphs or the device cannot be used; the device has too little memory; the cap of the
+/// streamed run is smaller than the streaming slots.
 pub(crate) fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, CheckError> {
-    let before = smi(request.device);
+    let before = device_used(request.device);
     let set = GraphFolder::open(&request.graphs)?;
     let mut model = set.config.dit.clone();
     model.layers = request.layers.unwrap_or(model.layers);
@@ -137,13 +83,13 @@ pub(crate) fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, Che
         let product = product(&runtime, &set, request)?;
         let bench = OnDevice::new(runtime, &set, &model, &geometry, request)?;
         let (rows, mut memory) = bench.resident(&product)?;
-        memory.smi_before = before;
+        memory.device_used_before = before;
         (product, rows, memory)
     };
     let offload = request.offload.map(|budget| {
         let bench = OnDevice::new(open(Some(budget))?, &set, &model, &geometry, request)?;
         let mut offload = bench.offload(budget, &rows, &memory)?;
-        offload.memory.smi_before = before;
+        offload.memory.device_used_before = before;
         Ok::<_, CheckError>(offload)
     });
     Ok(Report {
@@ -158,7 +104,7 @@ pub(crate) fn run(request: &Request<'_>, open: Opener<'_>) -> Result<Report, Che
     })
 }
 
-/// One matrix product, timed.
+/// Times one matrix product.
 fn product(
     runtime: &Runtime,
     set: &GraphFolder,
@@ -184,7 +130,7 @@ fn product(
         session.run(&inputs, State::None)?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    let (median_ms, _) = middle(times.split_off(2));
+    let (median_ms, _) = median_and_least(times.split_off(2));
     Ok(Product {
         side,
         median_ms,
@@ -192,11 +138,11 @@ fn product(
     })
 }
 
-/// One opened device and the model that is timed on it.
+/// An opened device, and the model that is timed on it.
 struct OnDevice<'a> {
     backend: Arc<Synthetic>,
     model: &'a DitConfig,
-    /// The set's sizes with this model's.
+    /// Sizes of the graphs' model, with the wanted number of layers.
     config: ModelConfig,
     geometry: &'a Geometry,
     request: &'a Request<'a>,
@@ -248,7 +194,7 @@ impl<'a> OnDevice<'a> {
         Ok((stage, state))
     }
 
-    /// Everything on the device: a row for each number of lanes.
+    /// Times the calls with everything on the device. Returns a row for each number of lanes.
     fn resident(&self, product: &Product) -> Result<(Vec<Row>, MemoryUse), CheckError> {
         let mut stage = self.stage(Residency::default())?;
         let anchor = self.anchor()?;
@@ -287,7 +233,8 @@ impl<'a> OnDevice<'a> {
         ))
     }
 
-    /// Under a cap: as many layers resident as fit beside the slots, the rings on the host.
+    /// Times the calls under a cap. The rings are on the host. As many layers are resident as fit
+    /// beside the slots.
     fn offload(
         &self,
         budget: u64,
@@ -318,13 +265,14 @@ impl<'a> OnDevice<'a> {
         })
     }
 
-    /// Bytes of one layer's rings for a wave.
+    /// Returns the bytes of one layer's rings for all lanes.
     fn ring_bytes(&self) -> u64 {
         let dtype = self.backend.recipe().compute();
         (self.most_lanes() * self.geometry.ring_lane_bytes(dtype)) as u64
     }
 
-    /// What is left of the budget after what the resident run needed besides weights and rings, in layers.
+    /// Returns how many layers fit the budget, beside the slots and the bytes that the resident run
+    /// used for other purposes than weights and rings.
     fn resident_layers(&self, budget: u64, resident: &MemoryUse) -> Result<usize, CheckError> {
         let of = |class: Class| {
             resident
@@ -351,7 +299,8 @@ impl<'a> OnDevice<'a> {
             .min(self.model.layers))
     }
 
-    /// Median and least milliseconds of a call of `lanes` lanes with a full ring.
+    /// Times a call of `lanes` lanes with a full ring. Returns the median and the shortest time in
+    /// milliseconds.
     fn time(
         &self,
         (stage, state): &mut (Stage, StageState),
@@ -362,7 +311,7 @@ impl<'a> OnDevice<'a> {
         let tables = Tables::new(g.clone(), self.most_lanes())?;
         let latents = made_up::tensor(DType::F32, &g.latents_shape(g.block_frames), 3);
         let audio = self.audio();
-        // The newest block of a wave is the first step's; with the ring full before it.
+        // The first step has the newest block. The ring is full before this block.
         let lane = |step: usize| Lane {
             item: Item {
                 block: g.clip_blocks + lanes - 1 - step,
@@ -381,7 +330,7 @@ impl<'a> OnDevice<'a> {
             stage.denoise(state, &mut call, &|| false)?;
             times.push(began.elapsed().as_secs_f64() * 1e3);
         }
-        Ok(middle(times.split_off(2)))
+        Ok(median_and_least(times.split_off(2)))
     }
 
     fn audio(&self) -> BlockAudio {
@@ -394,7 +343,7 @@ impl<'a> OnDevice<'a> {
         }
     }
 
-    /// Keys and values of the sink and of the text, each layer's its own.
+    /// Makes up the keys and values of the sink and of the text, for each layer its own.
     fn anchor(&self) -> Result<Arc<Anchor>, CheckError> {
         let (c, dtype) = (self.model, self.backend.recipe().compute());
         let made = |tokens: usize, seed: u64| {
@@ -427,13 +376,13 @@ impl<'a> OnDevice<'a> {
             counted: counts.total(),
             peak: counts.peak,
             planned: None,
-            smi_before: None,
-            smi: smi(self.request.device),
+            device_used_before: None,
+            device_used: device_used(self.request.device),
         }
     }
 }
 
-/// A backend whose weights are made up: one host copy for each kind of layer stands for every layer of the kind.
+/// A backend with made-up weights. All layers of one kind share one copy of weights on the host.
 struct Synthetic {
     runtime: Runtime,
     set: GraphFolder,
@@ -478,7 +427,7 @@ impl Synthetic {
         })
     }
 
-    /// Bytes of the larger kind of layer.
+    /// Returns the bytes of a layer of the larger kind.
     fn layer_bytes(&self) -> u64 {
         self.layers
             .values()
@@ -536,7 +485,8 @@ impl Backend for Synthetic {
     }
 }
 
-/// A weight that keeps activations finite: norms are 1, matrices about 1 / sqrt(columns), the rest small.
+/// Makes up a weight that keeps activations finite. Norms are 1, and other values are about
+/// 1 / sqrt(columns).
 fn weight(port: &WeightPort, seed: u64) -> Tensor {
     if port.shape.len() == 1 && port.name.contains("norm") && port.name.ends_with("weight") {
         return made_up::filled(port.dtype, &port.shape, |_| 1.0);
@@ -548,100 +498,18 @@ fn weight(port: &WeightPort, seed: u64) -> Tensor {
     made_up::filled(port.dtype, &port.shape, value)
 }
 
-/// Median and least.
-fn middle(mut times: Vec<f64>) -> (f64, f64) {
+/// Returns the median and the least.
+fn median_and_least(mut times: Vec<f64>) -> (f64, f64) {
     times.sort_by(f64::total_cmp);
     (times[times.len() / 2], times[0])
 }
 
-/// Bytes in use on the device by `nvidia-smi`, where there is one.
-fn smi(device: Device) -> Option<u64> {
-    let Device::Cuda(ordinal) = device else {
-        return None;
-    };
-    let output = std::process::Command::new("nvidia-smi")
-        .args([
-            "--query-gpu=memory.used",
-            "--format=csv,noheader,nounits",
-            "-i",
-        ])
-        .arg(ordinal.to_string())
-        .output()
-        .ok()?;
-    mebibytes(std::str::from_utf8(&output.stdout).ok()?)
-}
-
-fn mebibytes(text: &str) -> Option<u64> {
-    Some(text.trim().parse::<u64>().ok()? << 20)
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let p = &self.product;
-        writeln!(
-            f,
-            "{}, {}, {}, {} layers; matrix product of {}^3: {:.2} ms, {:.2} TFLOP/s",
-            self.device, self.size, self.recipe, self.layers, p.side, p.median_ms, p.tflop_per_s
-        )?;
-        writeln!(
-            f,
-            "{:<10} {:>12} {:>12} {:>10} {:>10} {:>8}",
-            "lanes", "median ms", "min ms", "TFLOP", "TFLOP/s", "share"
-        )?;
-        for r in &self.rows {
-            writeln!(
-                f,
-                "{:<10} {:>12.1} {:>12.1} {:>10.3} {:>10.2} {:>7.0}%",
-                r.lanes,
-                r.median_ms,
-                r.min_ms,
-                r.tflop,
-                r.tflop_per_s,
-                100.0 * r.share
-            )?;
-        }
-        writeln!(f, "resident: {}", self.memory)?;
-        if let Some(o) = &self.offload {
-            writeln!(
-                f,
-                "under {:.2} GB, {} lanes: {:.1} ms a wave, {:.2} of resident; {} layers resident, {:.2} GB from the host a wave",
-                gb(o.budget),
-                o.lanes,
-                o.median_ms,
-                o.ratio,
-                o.resident_layers,
-                gb(o.streamed)
-            )?;
-            writeln!(f, "streamed: {}", o.memory)?;
-        }
-        Ok(())
-    }
-}
-
-fn gb(bytes: u64) -> f64 {
-    bytes as f64 / 1e9
-}
-
-impl fmt::Display for MemoryUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:.3} GB counted, {:.3} at most (",
-            gb(self.counted),
-            gb(self.peak)
-        )?;
-        let parts = self.by_class.iter().filter(|(_, b)| **b > 0);
-        let parts: Vec<String> = parts.map(|(c, b)| format!("{c} {:.3}", gb(*b))).collect();
-        write!(f, "{})", parts.join(", "))?;
-        if let Some(planned) = self.planned {
-            write!(f, "; planned {:.3}", gb(planned))?;
-        }
-        match (self.smi_before, self.smi) {
-            (Some(before), Some(now)) => {
-                write!(f, "; nvidia-smi {:.3}, {:.3} before", gb(now), gb(before))
-            }
-            _ => Ok(()),
-        }
+/// Returns the bytes that all processes use on the device. `None` for the CPU, without a driver,
+/// and in a build without CUDA.
+fn device_used(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => None,
+        Device::Cuda(ordinal) => Some(gpu(ordinal).ok()?.used()),
     }
 }
 
@@ -670,11 +538,5 @@ mod tests {
             matrix.as_slice::<f32>()[..512],
             matrix.as_slice::<f32>()[512..1024]
         );
-    }
-
-    #[test]
-    fn a_report_of_nvidia_smi_is_mebibytes() {
-        assert_eq!(mebibytes("81559\n"), Some(81_559 << 20));
-        assert_eq!(mebibytes("[N/A]\n"), None);
     }
 }

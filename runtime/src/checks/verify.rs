@@ -1,126 +1,51 @@
-//! Checks an export against a golden folder: every tensor that the runtime can produce is produced, by the same code that makes videos, and
-//! compared under the folder's own tolerance. Nothing here knows a size; the folder's manifest says what there is. The control run puts one
-//! fault into each component and demands that a check notices.
+//! Checks an export against a golden set: the reference's own tensors, one manifest with a
+//! tolerance for each. The checks make every tensor that the runtime can make, by the code that
+//! makes videos. Sizes come from the manifest and from the export. A control run plants one fault
+//! in each component and demands that a check notices it.
 
 mod chain;
 mod checkup;
 mod compare;
 mod control;
 mod dit;
+pub(crate) mod error;
+mod figures;
+mod golden;
 mod host;
 mod media;
+mod pass;
 mod precision;
 mod report;
-mod set;
-mod sheet;
+mod subject;
+mod table;
+mod targets;
+mod tolerance;
 mod vae;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::time::Instant;
 
-use engines::error_kind::ErrorKind;
 use engines::manifest::Models;
 
-use crate::chain::error::ChainError;
-use crate::chain::events::{Cancel, Event, Observer, Phase};
+use crate::chain::events::{Cancel, Observer};
 use crate::checks::error::CheckError;
-use engines::backend::{Backend, Loading, plain};
-use engines::tensor_file::TensorFileError;
 
+pub(crate) use error::VerifyError;
+pub use golden::Golden;
 pub use report::Report;
-pub use set::Set;
-pub(crate) use sheet::Results;
+pub use subject::Subject;
 
-use checkup::Checkup;
-use sheet::{Focus, Sheet};
+use pass::pass;
 
-/// Why a set cannot be used, or what it found.
-#[derive(Debug, thiserror::Error)]
-pub enum VerifyError {
-    #[error("{}: wants the manifest of a golden set: {source}", path.display())]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("{}: not a manifest: {source}", path.display())]
-    Parse {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
-    #[error("{}: field files: wanted a list of tensors by file, found none", path.display())]
-    NoFiles { path: PathBuf },
-    #[error("{}: config {field}: golden set has {golden}, models have {models}; they are of different checkpoints", path.display())]
-    OtherModel {
-        path: PathBuf,
-        field: &'static str,
-        golden: usize,
-        models: usize,
-    },
-    #[error("{}: file {file:?} is not in the set; it has {have}", path.display())]
-    NoSuchFile {
-        path: PathBuf,
-        file: String,
-        have: String,
-    },
-    #[error(transparent)]
-    Tensors(#[from] TensorFileError),
-    #[error("{}: nothing of the set could be checked", path.display())]
-    Nothing { path: PathBuf },
-    #[error("{failed} of {rows} checks failed")]
-    Failed { failed: usize, rows: usize },
-    #[error("{missed} of {faults} faults were not caught: these checks cannot fail")]
-    Missed { missed: usize, faults: usize },
-    #[error(
-        "control run passed: all {faults} planted faults were detected (exit code 7 is expected)"
-    )]
-    Caught { faults: usize },
-}
-
-impl VerifyError {
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::OtherModel { .. } => ErrorKind::Model,
-            Self::NoSuchFile { .. } => ErrorKind::Usage,
-            Self::Failed { .. } | Self::Caught { .. } => ErrorKind::Verification,
-            Self::Missed { .. } => ErrorKind::Unproven,
-            Self::Tensors(e) => e.kind(),
-            Self::Read { .. }
-            | Self::Parse { .. }
-            | Self::NoFiles { .. }
-            | Self::Nothing { .. } => ErrorKind::Input,
-        }
-    }
-}
-
-/// What is checked.
+/// The files and the kinds of checks that a verification runs.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
-    /// Files of the set, with or without `.safetensors`; all when empty.
+    /// Names of files of the golden set, with or without `.safetensors`. Empty means all files.
     pub only: Vec<String>,
+    /// Whether to plant faults after the checks, see [`Report::faults`].
     pub control: bool,
+    /// Whether to leave out the checks that make whole videos.
     pub skip_e2e: bool,
-}
-
-/// The export that is checked: opened, on one device.
-#[derive(Clone)]
-pub struct Subject {
-    /// The export.
-    pub models: Models,
-    /// Loads and runs its components.
-    pub backend: Arc<dyn Backend>,
-    /// Taps and faults by component.
-    loading: Loading,
-}
-
-impl Subject {
-    /// The export `models`, which `backend` runs.
-    pub fn new(models: Models, backend: Arc<dyn Backend>) -> Self {
-        Self {
-            models,
-            backend,
-            loading: plain(),
-        }
-    }
 }
 
 /// Writes a report as JSON. The file never holds half a report.
@@ -132,96 +57,64 @@ pub(crate) fn write_report(path: &Path, report: &Report) -> std::io::Result<()> 
     engines::files::write_whole(path, &json)
 }
 
-/// Checks everything that `request` wants.
+/// Checks an export against the parts of a golden set that `request` selects.
+///
+/// A check that fails is not an error: [`Report::verdict`] judges the rows.
 ///
 /// # Errors
-/// A set of another model or without the wanted files; [`ChainError::Cancelled`]. A check that fails is no error, see [`Report::verdict`].
+/// The golden set is of another model or lacks a selected file;
+/// [`Cancelled`](crate::chain::ChainError::Cancelled).
+///
+/// # Examples
+/// ```no_run
+/// # use std::{path::Path, sync::Arc};
+/// use engines::{backend::ort::Ort, manifest::Models};
+/// use runtime::chain::{Cancel, Silent};
+/// use runtime::checks::{Golden, Request, Subject, run};
+///
+/// let models = Models::open(Path::new("models"))?;
+/// let backend = Ort::new(models.clone(), 2)?;
+/// let golden = Golden::open(Path::new("tests/golden"))?;
+/// let request = Request { only: vec!["vae".to_owned()], ..Request::default() };
+/// let subject = Subject::new(models, Arc::new(backend));
+/// let report = run(&subject, &golden, &request, &Silent, &Cancel::default())?;
+/// println!("{report}");
+/// report.verdict()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn run(
     subject: &Subject,
-    set: &Set,
+    golden: &Golden,
     request: &Request,
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report, CheckError> {
-    same_model(set, &subject.models)?;
-    let only = only(set, &request.only)?;
+    same_model(golden, &subject.models)?;
+    let only = only(golden, &request.only)?;
     let focus = |file: &str, _: &str| only.is_empty() || only.iter().any(|f| f == file);
-    let begun = std::time::Instant::now();
-    let (results, mut timings) = pass(subject, set, &focus, request.skip_e2e, observer, cancel)?;
+    let begun = Instant::now();
+    let (results, mut timings) = pass(subject, golden, &focus, request.skip_e2e, observer, cancel)?;
     let mut faults = Vec::new();
     if request.control {
         let sound = begun.elapsed().as_secs_f64();
-        faults = control::run(subject, set, &results, &focus, observer, cancel)?;
+        faults = control::run(subject, golden, &results, &focus, observer, cancel)?;
         timings.push(("faults", begun.elapsed().as_secs_f64() - sound));
     }
     let mut report = Report::new(
-        set,
+        golden,
         &subject.models,
         results,
         timings,
         faults,
         request.control,
     );
-    report.add_unlisted(set, &focus);
+    report.add_unlisted(golden, &focus);
     report.seconds = begun.elapsed().as_secs_f64();
     Ok(report)
 }
 
-/// Seconds of each group of checks.
-type Timings = Vec<(&'static str, f64)>;
-
-/// One pass of all checks over what `focus` wants.
-fn pass(
-    subject: &Subject,
-    set: &Set,
-    focus: Focus<'_>,
-    skip_e2e: bool,
-    observer: &dyn Observer,
-    cancel: &Cancel,
-) -> Result<(Results, Timings), CheckError> {
-    type Group = fn(&Checkup<'_>);
-    let groups: [(&'static str, &'static str, Group); 5] = [
-        ("media", "checking text, audio and picture", media::check),
-        (
-            "host",
-            "checking schedule, random numbers, positions and merged weights",
-            host::check,
-        ),
-        ("vae", "checking the VAE", vae::check),
-        ("dit", "checking the transformer", dit::check),
-        (
-            "chain",
-            "checking the whole chain",
-            if skip_e2e { chain::skip } else { chain::check },
-        ),
-    ];
-    let checkup = Checkup {
-        subject,
-        set,
-        sheet: Sheet::new(set, focus).of_recipe(subject.models.recipe()),
-        cancel,
-    };
-    let mut timings = Vec::new();
-    for (name, phase, group) in groups {
-        unless_cancelled(cancel)?;
-        observer.event(&Event::Phase(Phase::Checking(phase)));
-        let begun = std::time::Instant::now();
-        group(&checkup);
-        timings.push((name, begun.elapsed().as_secs_f64()));
-    }
-    unless_cancelled(cancel)?;
-    Ok((checkup.sheet.finish(), timings))
-}
-
-fn unless_cancelled(cancel: &Cancel) -> Result<(), ChainError> {
-    if cancel.is_cancelled() {
-        return Err(ChainError::Cancelled);
-    }
-    Ok(())
-}
-
-/// A set of another checkpoint fails everywhere; one line says why.
-fn same_model(set: &Set, models: &Models) -> Result<(), VerifyError> {
+/// Refuses a golden set of another checkpoint: every check would fail, and none would say why.
+fn same_model(golden: &Golden, models: &Models) -> Result<(), VerifyError> {
     let c = models.config();
     for (field, models) in [
         ("heads", c.dit.heads),
@@ -234,12 +127,12 @@ fn same_model(set: &Set, models: &Models) -> Result<(), VerifyError> {
         ("wav_layers", c.speech.layers),
         ("vae_dim", c.vae.dim),
     ] {
-        match set.config(field) {
-            Some(golden) if golden != models => {
+        match golden.config(field) {
+            Some(size) if size != models => {
                 return Err(VerifyError::OtherModel {
-                    path: set.root().to_owned(),
+                    path: golden.root().to_owned(),
                     field,
-                    golden,
+                    golden: size,
                     models,
                 });
             }
@@ -249,15 +142,16 @@ fn same_model(set: &Set, models: &Models) -> Result<(), VerifyError> {
     Ok(())
 }
 
-fn only(set: &Set, wanted: &[String]) -> Result<Vec<String>, VerifyError> {
-    let mut have: Vec<&str> = set.entries().iter().map(|e| e.file.as_str()).collect();
+/// Resolves the names of files that the user wants, without their extension.
+fn only(golden: &Golden, wanted: &[String]) -> Result<Vec<String>, VerifyError> {
+    let mut have: Vec<&str> = golden.entries().iter().map(|e| e.file.as_str()).collect();
     have.dedup();
     let known = |file: &String| {
         let name = file.strip_suffix(".safetensors").unwrap_or(file).to_owned();
         match have.contains(&name.as_str()) {
             true => Ok(name),
             false => Err(VerifyError::NoSuchFile {
-                path: set.root().to_owned(),
+                path: golden.root().to_owned(),
                 file: file.clone(),
                 have: have.join(", "),
             }),
@@ -268,15 +162,18 @@ fn only(set: &Set, wanted: &[String]) -> Result<Vec<String>, VerifyError> {
 
 #[cfg(test)]
 mod tests {
+    use engines::error_kind::ErrorKind;
+
+    use super::golden::tests::golden_of;
     use super::*;
 
     #[test]
     fn files_are_picked_by_name_and_unknown_ones_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let set = sheet::tests::set(dir.path(), &[("x", None, serde_json::json!("exact"))]);
+        let golden = golden_of(dir.path(), &[("x", None, serde_json::json!("exact"))]);
         let pick = |names: &[&str]| {
             only(
-                &set,
+                &golden,
                 &names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>(),
             )
         };

@@ -26,6 +26,7 @@ use crate::placement::told::Told;
 #[derive(Debug, Parser)]
 #[command(name = "avatar-run", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub struct Cli {
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -56,6 +57,20 @@ pub enum Command {
     /// Run the schedule of a plan without a model, and show when each device does which work.
     Simulate(SimulateArgs),
 }
+
+/// Flags that tell a placement. A profile decides all of them.
+const TOLD: [&str; 10] = [
+    "stages",
+    "num_gpus_dit",
+    "lanes",
+    "resident_layers",
+    "offload_model",
+    "host_rings",
+    "slots",
+    "device_memory",
+    "vae_device",
+    "ring_blocks",
+];
 
 /// Flags of `generate`.
 #[derive(Debug, Args)]
@@ -128,10 +143,10 @@ pub struct Generate {
     enable_online_decode: bool,
     /// Kind of machine to place the work on: a built-in name such as 4x24g, a file of your own, or
     /// auto for this machine.
-    #[arg(long, value_name = "NAME|FILE|auto", conflicts_with_all = ["stages", "num_gpus_dit", "lanes", "resident_layers", "offload_model", "host_rings", "slots", "device_memory", "vae_device", "ring_blocks"])]
+    #[arg(long, value_name = "NAME|FILE|auto", conflicts_with_all = TOLD)]
     pub profile: Option<String>,
-    /// Use threads of this CPU as the profile's devices, each with the memory that is planned for it.
-    /// This tries a placement without the machine.
+    /// Use threads of this CPU as the profile's devices, each with the memory that is planned for
+    /// it. This tries a placement without the machine.
     #[arg(long = "virtual", requires = "profile")]
     pub virtual_devices: bool,
     /// Folder of TensorRT engines that `avatar-export build` made for the profile. Without it, ONNX
@@ -171,8 +186,8 @@ pub struct Generate {
         value_parser = clap::builder::BoolishValueParser::new()
     )]
     offload_model: Option<bool>,
-    /// Keep the KV rings in host memory. Every call brings in the rows that it reads, and sends back
-    /// the rows that it writes.
+    /// Keep the KV rings in host memory. Every call brings in the rows that it reads, and sends
+    /// back the rows that it writes.
     #[arg(long = "host-rings", alias = "offload-kv-cache")]
     host_rings: bool,
     /// Number of layers that have room on a device at a time where layers stream.
@@ -197,7 +212,7 @@ pub struct Generate {
     #[arg(long = "contact-sheet", value_name = "F.png")]
     contact_sheet: Option<PathBuf>,
     /// Quality of the video: 0 is lossless, 51 is worst.
-    #[arg(long, value_name = "N", default_value_t = 17, value_parser = clap::value_parser!(u8).range(0..=51))]
+    #[arg(long, value_name = "N", default_value_t = 17, value_parser = crf())]
     crf: u8,
     /// Print one JSON object for each event on standard output.
     #[arg(long)]
@@ -236,7 +251,7 @@ pub struct Verify {
     /// Golden folder: golden/manifest.json, golden/*.safetensors, inputs/.
     #[arg(long, value_name = "DIR")]
     pub golden: PathBuf,
-    /// File to write every row to, the tensors that were not checked and why, and the planted faults.
+    /// File to write every row to, with the tensors that were not checked and the planted faults.
     #[arg(long, value_name = "F.json")]
     pub json: Option<PathBuf>,
     /// Check only these files of the golden folder, such as dit_blocks.
@@ -295,7 +310,13 @@ pub struct Bench {
     #[arg(long, requires = "synthetic")]
     pub layers: Option<NonZeroUsize>,
     /// Rows and columns of the matrices of the product.
-    #[arg(long, value_name = "N", default_value_t = 8192, requires = "synthetic", value_parser = clap::value_parser!(u16).range(16..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 8192,
+        requires = "synthetic",
+        value_parser = clap::value_parser!(u16).range(16..)
+    )]
     pub matmul: u16,
     /// Measure also a run under this much memory, which streams the layers that do not fit.
     #[arg(long, value_name = "SIZE", requires = "synthetic")]
@@ -304,10 +325,21 @@ pub struct Bench {
     #[arg(long, value_name = "W*H", default_value = "256*256")]
     pub size: Size,
     /// Number of lanes of one call. Several numbers are measured one after the other.
-    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u8).range(1..=64))]
+    #[arg(
+        long,
+        value_name = "N,..",
+        value_delimiter = ',',
+        default_value = "1",
+        value_parser = clap::value_parser!(u8).range(1..=64)
+    )]
     pub lanes: Vec<u8>,
     /// Number of measured runs of each component, after some that are not measured.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     pub runs: u16,
     #[command(flatten)]
     pub run: RunSizes,
@@ -349,7 +381,8 @@ pub struct Probe {
 /// What to plan, and for which machine.
 #[derive(Debug, Args)]
 pub struct Target {
-    /// Kind of machine: a built-in name such as 4x24g, a file of your own, or auto for this machine.
+    /// Kind of machine: a built-in name such as 4x24g, a file of your own, or auto for this
+    /// machine.
     #[arg(long, value_name = "NAME|FILE|auto", default_value = "auto")]
     pub profile: String,
     /// Width and height of the video.
@@ -462,6 +495,11 @@ fn dashed(arg: OsString) -> OsString {
     format!("{}{value}", name.replace('_', "-")).into()
 }
 
+/// Qualities that x264 knows.
+fn crf() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(0..=51)
+}
+
 fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if (1..=10_000).contains(&n) => Ok(n),
@@ -482,8 +520,8 @@ fn clips(text: &str) -> Result<Clips, String> {
 }
 
 impl Generate {
-    /// Returns the request, and notices for flags that have no effect. `random` gives the seed if the
-    /// flag asks for a random one.
+    /// Returns the request, and notices for flags that have no effect. `random` gives the seed if
+    /// the flag asks for a random one.
     ///
     /// # Errors
     /// [`Error::Usage`] for flags that contradict each other or cannot be honoured.
@@ -698,7 +736,8 @@ mod tests {
 
     #[test]
     fn upstreams_published_command_line_runs_but_for_fp8() {
-        let line = "--ulysses_size 1 --task s2v-14B --size 720*400 --base_seed 420 --training_config liveavatar/configs/s2v_causal_sft.yaml \
+        let line = "--ulysses_size 1 --task s2v-14B --size 720*400 --base_seed 420 \
+                    --training_config liveavatar/configs/s2v_causal_sft.yaml \
                     --offload_model False --convert_model_dtype --infer_frames 48 --load_lora --lora_path_dmd Quark-Vision/Live-Avatar \
                     --sample_steps 4 --sample_guide_scale 0 --num_clip 10000 --num_gpus_dit 4 --sample_solver euler --enable_vae_parallel \
                     --ckpt_dir ckpt/Wan2.2-S2V-14B/ --save_dir out";

@@ -1,5 +1,6 @@
-//! Upstream's flags that choose nothing here: each is accepted where it asks for what happens anyway, told about where it belongs to the
-//! export, and refused with the reason otherwise. None is ignored.
+//! Upstream's flags that choose nothing here. A flag is accepted if it asks for the only possible
+//! behaviour, noted if it belongs to the export, and refused with the reason otherwise. No flag is
+//! ignored.
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -43,7 +44,8 @@ const AT_EXPORT: &str =
 const NO_PROMPTER: &str = "no prompt extension is built in; write the prompt out";
 const NO_TTS: &str = "no speech synthesis is built in; give --audio";
 
-/// Flags of upstream's `s2v_streaming_interact.py` @ 9c2c38d that [`crate::commands::cli`] does not know itself, with dashes for underscores.
+/// Flags of upstream's `s2v_streaming_interact.py` @ 9c2c38d that [`crate::commands::cli`] does not
+/// define itself. Dashes stand for underscores.
 const FLAGS: &[Flag] = &[
     value(
         "task",

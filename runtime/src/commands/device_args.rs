@@ -1,4 +1,5 @@
-//! Parses `--device` and opens an export on that one device. Placements over several devices are plans.
+//! Parses `--device` and opens an export on that one device. Placements over several devices are in
+//! `placement`.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -50,7 +51,8 @@ impl DeviceArgs {
         }
     }
 
-    /// The library on a device of at most `budget` bytes: of the GPU, or of the host's memory as a device of its own.
+    /// Opens the library on a device of at most `budget` bytes: on the GPU, or on a part of the
+    /// host's memory as a device of its own.
     ///
     /// # Errors
     /// As [`Self::runtime`].

@@ -1,4 +1,5 @@
-//! `plan` and `simulate`: the machine and the model's sizes from the command line, the planner's answer shown.
+//! Runs `plan` and `simulate`: takes the machine and the model's sizes from the command line, and
+//! prints the planner's answer.
 
 use engines::components::preset::Preset;
 use engines::manifest::{ModelConfig, Models};
@@ -9,7 +10,8 @@ use crate::commands::error::Error;
 use crate::commands::print::{json, print};
 use crate::generate::Clips;
 use crate::numbers::size::SizeMode;
-use crate::planner::found::{Machine, device_name};
+use crate::planner::found::Machine;
+use crate::planner::placement::device_name;
 use crate::planner::report::Report;
 use crate::planner::simulate::svg;
 use crate::planner::{self, Ask, Planned, PlannerError};

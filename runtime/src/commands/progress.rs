@@ -1,4 +1,5 @@
-//! How a run is shown: a bar on a terminal, plain lines elsewhere, or one JSON object per line on standard output.
+//! Shows a run: a bar on a terminal, plain lines elsewhere, or one JSON object per line on standard
+//! output.
 
 use std::io::Write as _;
 use std::sync::Mutex;

@@ -13,13 +13,13 @@ use crate::chain::kept::KeptSessions;
 use crate::chain::vae::{Decoder, Encoder};
 use crate::generate::error::GenerateError;
 use crate::placement::devices::Devices;
-use crate::placement::footprint::{Footprints, Workload};
+use crate::placement::footprints::{Footprints, Workload};
 use crate::placement::plan::Plan;
 
 /// An opened export on a placement.
 ///
 /// Nothing is loaded at first: the encoders of the first video run before the transformer comes.
-/// From then on the transformer, the VAE decoder and the audio adapter stay loaded, and videos share
+/// From then on the transformer, the VAE decoder and the audio adapter stay loaded. Videos share
 /// them, also several at a time. The encoders stay as well where [`Plan::encoders_stay`] says so.
 pub struct Engine {
     models: Models,

@@ -1,5 +1,5 @@
-//! Everything that a run writes, as it is made: the video, and where asked for the contact sheet and the trace. What stays behind when a
-//! run fails or is interrupted is decided here.
+//! The files of one run, written as the run goes on: the video, and on request the contact sheet
+//! and the trace. This file also decides which files stay after a failure or an interruption.
 
 use std::time::Instant;
 
@@ -39,15 +39,15 @@ pub(crate) struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// Starts the video; nothing is left behind when that fails. `begun` is when the command started.
+    /// Starts the video. A failure leaves nothing behind. `begun` is the start of the command.
     pub(crate) fn create(
         request: &'a Request,
         settings: &Settings,
         observer: &'a dyn Observer,
         begun: Instant,
     ) -> Result<Self, GenerateError> {
-        // The first frames are dropped, so the first one that is shown was driven by sound that much later. (Upstream starts the sound at 0:
-        // its lips are 120 ms early.)
+        // The first frames are dropped, so the first frame in the video was driven by sound that
+        // much later. Upstream starts the sound at 0, and its lips are 120 ms early.
         let mut track = AudioTrack::open(&request.audio)?;
         track.skip(DROPPED_FRAMES)?;
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
@@ -113,8 +113,9 @@ impl<'a> Output<'a> {
         Ok(summary)
     }
 
-    /// Closes the unfinished video and keeps it as `NAME.partial.mp4`, which plays. Returns the error
-    /// to report: the cause of a failure, or, after an interruption, the path of the partial file.
+    /// Closes the unfinished video and keeps it as `NAME.partial.mp4`, which plays. Returns the
+    /// error to report: the cause of a failure, or, after an interruption, the path of the partial
+    /// file.
     pub(crate) fn abandon(self, error: GenerateError, cancel: &Cancel) -> GenerateError {
         let frames = self.writer.frames();
         let partial = self.writer.finish_partial();

@@ -1,10 +1,13 @@
-//! From what the user typed to umT5's token ids: the reference's text cleaning, then the tokenizer file of the checkpoint.
+//! From what the user typed to umT5's token ids: the reference's text cleaning, then the tokenizer
+//! file of the checkpoint.
 //!
-//! Cleaning is `ftfy.fix_text`, `html.unescape` twice, and white space collapsed to single spaces. Of ftfy 6.3 this does, line by line and
-//! repeated until nothing changes (64 times at most): HTML entities with a semicolon (unless the line or an earlier one has a `<`), C1 controls as
-//! Windows-1252, Latin ligatures, full- and half-width forms, curly to straight quotes, line breaks, terminal escapes, control
-//! characters, NFC. It stops before `fix_encoding`: text decoded with the wrong codec (`cafÃ©`) is passed on as typed. `…` and `½` stay,
-//! as with ftfy. A string here cannot hold lone surrogates, so that repair has nothing to do.
+//! Cleaning is `ftfy.fix_text`, `html.unescape` twice, and white space collapsed to single spaces.
+//! Of ftfy 6.3 this does, line by line and repeated until nothing changes (64 times at most): HTML
+//! entities with a semicolon (unless the line or an earlier one has a `<`), C1 controls as
+//! Windows-1252, Latin ligatures, full- and half-width forms, curly to straight quotes, line
+//! breaks, terminal escapes, control characters, NFC. It stops before `fix_encoding`: text decoded
+//! with the wrong codec (`cafÃ©`) is passed on as typed. `…` and `½` stay, as with ftfy. A string
+//! here cannot hold lone surrogates, so that repair has nothing to do.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -20,7 +23,8 @@ pub(crate) const TEXT_TOKENS: usize = 512;
 const EOS: &str = "</s>";
 /// Characters ftfy looks at together when there is no line break.
 const SEGMENT_CHARS: usize = 1_000_000;
-/// Passes over one segment; ftfy has no end to them, but each only takes one level off `&amp;amp;amp;…`.
+/// Passes over one segment; ftfy has no end to them, but each only takes one level off
+/// `&amp;amp;amp;…`.
 const MAX_PASSES: usize = 64;
 
 /// Why a prompt cannot be tokenized.
@@ -85,7 +89,8 @@ impl Prompter {
         Ok(Self { tokenizer, eos })
     }
 
-    /// Cleans and tokenizes (reference `HuggingfaceTokenizer(clean='whitespace')`). Empty text gives `</s>` alone.
+    /// Cleans and tokenizes (reference `HuggingfaceTokenizer(clean='whitespace')`). Empty text
+    /// gives `</s>` alone.
     ///
     /// # Errors
     /// Only what the tokenizer itself refuses.
@@ -142,7 +147,8 @@ fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// `ftfy.fix_text` without the repair of mojibake. A `<` anywhere switches entities off from its line on.
+/// `ftfy.fix_text` without the repair of mojibake. A `<` anywhere switches entities off from its
+/// line on.
 fn fix_text(text: &str) -> String {
     let mut entities = true;
     let mut out = String::with_capacity(text.len());
@@ -264,12 +270,16 @@ fn is_digit(c: char) -> bool {
     c.is_ascii_digit()
 }
 
-/// What ftfy removes: ASCII controls except tab, line feed, form feed and carriage return, and a few invisible code points.
+/// What ftfy removes: ASCII controls except tab, line feed, form feed and carriage return, and a
+/// few invisible code points.
 fn is_control(c: char) -> bool {
-    matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}')
+    let ascii = matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}');
+    let marks = matches!(c, '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}');
+    ascii || marks
 }
 
-/// HTML5's named character references, `name` or `name;` to text (W3C list, as Python's `html.entities.html5`).
+/// HTML5's named character references, `name` or `name;` to text (W3C list, as Python's
+/// `html.entities.html5`).
 static HTML5: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
     let line = |line: &'static str| {
         let (name, codes) = line.split_once(' ')?;
@@ -288,7 +298,8 @@ static HTML5: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
 /// Longest name without `&` and `;` that a reference may have (Python's `html.unescape`).
 const NAME_CHARS: usize = 32;
 
-/// `html.unescape`: references with and without a semicolon, and the longest known beginning of an unknown name.
+/// `html.unescape`: references with and without a semicolon, and the longest known beginning of an
+/// unknown name.
 fn unescape(text: &str) -> Cow<'_, str> {
     each_reference(text, |after| {
         if let Some(number) = after.strip_prefix('#') {
@@ -352,7 +363,8 @@ fn capital(name: &str) -> Option<String> {
         .map(|text| text.to_uppercase())
 }
 
-/// Replaces what `read` recognises after each `&`; `read` gives the text and the bytes it stands for.
+/// Replaces what `read` recognises after each `&`; `read` gives the text and the bytes it stands
+/// for.
 fn each_reference(text: &str, read: impl Fn(&str) -> Option<(String, usize)>) -> Cow<'_, str> {
     if !text.contains('&') {
         return Cow::Borrowed(text);
@@ -392,7 +404,8 @@ fn number_of(text: &str) -> Option<(u32, usize)> {
     ))
 }
 
-/// What a numeric reference means in HTML5: Windows-1252 for the C1 range, nothing for non-characters.
+/// What a numeric reference means in HTML5: Windows-1252 for the C1 range, nothing for
+/// non-characters.
 fn character_of(value: u32) -> String {
     let replacement = || char::REPLACEMENT_CHARACTER.to_string();
     match value {
@@ -454,7 +467,7 @@ mod tests {
         }
     }
 
-    fn prompter(set: &golden::Set) -> Prompter {
+    fn prompter(set: &golden::GoldenSet) -> Prompter {
         Prompter::open(
             &set.root
                 .join("ckpt/Wan2.2-S2V-14B/google/umt5-xxl/tokenizer.json"),

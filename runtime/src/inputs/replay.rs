@@ -42,7 +42,8 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    /// Reads `clip{r}.noise` `[Z, frames, H/8, W/8]` for every clip and, where there is one, `relative_dist` `[blocks, steps]`.
+    /// Reads `clip{r}.noise` `[Z, frames, H/8, W/8]` for every clip and, where there is one,
+    /// `relative_dist` `[blocks, steps]`.
     ///
     /// # Errors
     /// A file that cannot be read; a key that is missing or has another type or shape.

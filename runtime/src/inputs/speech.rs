@@ -1,5 +1,6 @@
-//! What the model hears: speech at 16 kHz, normalised as wav2vec2 wants it, and the encoder's hidden states brought from 50 to 30 to 25
-//! frames a second, one block at a time. The 25 fps bucket of the reference is never stored. The recording for the output video is
+//! What the model hears: speech at 16 kHz, normalised as wav2vec2 wants it, and the encoder's
+//! hidden states brought from 50 to 30 to 25 frames a second, one block at a time. The 25 fps
+//! bucket of the reference is never stored. The recording for the output video is
 //! [`crate::media::audio_file::AudioTrack`].
 
 use std::ops::Range;
@@ -9,7 +10,8 @@ use crate::media::audio_file::{AudioError, AudioFile, Pcm, Resampler};
 
 /// Samples a second that wav2vec2 takes.
 pub(crate) const RATE: u32 = 16_000;
-/// Hidden states of wav2vec2-large: the input of each of 24 layers and the last one's normed output.
+/// Hidden states of wav2vec2-large: the input of each of 24 layers and the last one's normed
+/// output.
 pub(crate) const HIDDEN_LAYERS: usize = 25;
 /// Fewest samples that give a 30 fps feature: two hidden frames.
 pub(crate) const LEAST_SAMPLES: usize = 720;
@@ -18,22 +20,24 @@ const CONVOLUTIONS: [(usize, usize); 7] = [(10, 5), (3, 2), (3, 2), (3, 2), (3, 
 /// Below this peak (-80 dB) a recording counts as silent.
 const SILENT_PEAK: f32 = 1e-4;
 
-/// A recording as the model hears it.
+/// The samples of a recording, as the model takes them.
 #[derive(Clone, Debug)]
 pub struct Speech {
     /// Mono samples at 16 kHz.
     pub samples: Vec<f32>,
-    /// The file's own rate, channels and codec.
+    /// Samples a second in the file.
     pub source_rate: u32,
+    /// Channels in the file.
     pub source_channels: usize,
+    /// Name of the file's coding.
     pub codec: &'static str,
-    /// Nothing can be heard; the lips will hardly move.
+    /// Whether nothing can be heard. The lips then hardly move.
     pub silent: bool,
 }
 
 impl Speech {
-    /// Reads a file whole: mean of the channels, then 16 kHz (librosa `load(path, sr=16000)`, resampler soxr HQ). At 16 kHz nothing is
-    /// resampled.
+    /// Reads a file whole: mean of the channels, then 16 kHz (librosa `load(path, sr=16000)`,
+    /// resampler soxr HQ). At 16 kHz nothing is resampled.
     ///
     /// # Errors
     /// A file without usable audio, or shorter than 45 ms.
@@ -86,7 +90,8 @@ impl Speech {
         self.samples.len() as f64 / f64::from(RATE)
     }
 
-    /// `[samples]`: `(x - mean) / sqrt(var + 1e-7)` over the whole file (transformers `Wav2Vec2FeatureExtractor`), summed in f64.
+    /// `[samples]`: `(x - mean) / sqrt(var + 1e-7)` over the whole file (transformers
+    /// `Wav2Vec2FeatureExtractor`), summed in f64.
     pub fn input_values(&self) -> Vec<f32> {
         let n = self.samples.len().max(1) as f64;
         let mean = self.samples.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
@@ -103,7 +108,7 @@ impl Speech {
             .collect()
     }
 
-    /// Clips of `infer_frames` that this recording fills, the last one padded (see [`clips`]).
+    /// Clips of `infer_frames` that this recording fills, the last one padded (see `clips`).
     pub fn clips(&self, infer_frames: usize) -> usize {
         clips(features_30(hidden_frames(self.samples.len())), infer_frames)
     }
@@ -140,8 +145,8 @@ pub(crate) fn features_30(hidden: usize) -> usize {
     (hidden as f64 / 50.0 * 30.0) as usize
 }
 
-/// Clips of `infer_frames` video frames in `rows` 30 fps rows: `int(rows / (infer_frames * 1.2)) + 1`
-/// (reference `get_audio_embed_bucket_fps`, `num_repeat`).
+/// Clips of `infer_frames` video frames in `rows` 30 fps rows: `int(rows / (infer_frames * 1.2)) +
+/// 1` (reference `get_audio_embed_bucket_fps`, `num_repeat`).
 pub(crate) fn clips(rows: usize, infer_frames: usize) -> usize {
     (rows as f64 / (infer_frames as f64 * 1.2)) as usize + 1
 }
@@ -159,7 +164,8 @@ pub(crate) struct AudioFeatures {
 }
 
 impl AudioFeatures {
-    /// `hidden` is `[25, frames, dim]`, 50 rows a second. `None` when its length is not that product.
+    /// `hidden` is `[25, frames, dim]`, 50 rows a second. `None` when its length is not that
+    /// product.
     pub(crate) fn new(hidden: Vec<f32>, frames: usize, dim: usize) -> Option<Self> {
         (hidden.len() == HIDDEN_LAYERS * frames * dim && dim > 0).then_some(Self {
             hidden,
@@ -188,8 +194,9 @@ impl AudioFeatures {
         out
     }
 
-    /// Features of video frames `frames` (25 fps, counted from the recording's start): `[25, dim, n]`, zeros after its end.
-    /// Reference: `linear_interpolation` to 30 fps (align_corners), then `get_audio_embed_bucket_fps`.
+    /// Features of video frames `frames` (25 fps, counted from the recording's start): `[25, dim,
+    /// n]`, zeros after its end. Reference: `linear_interpolation` to 30 fps (align_corners), then
+    /// `get_audio_embed_bucket_fps`.
     pub(crate) fn block(&self, frames: Range<usize>) -> Vec<f32> {
         let n = frames.len();
         let mut out = vec![0.0; HIDDEN_LAYERS * self.dim * n];
@@ -204,7 +211,8 @@ impl AudioFeatures {
         out
     }
 
-    /// Gives every value of one 30 fps row. f32 throughout, as torch computes positions and weights.
+    /// Gives every value of one 30 fps row. f32 throughout, as torch computes positions and
+    /// weights.
     fn interpolate(&self, row: usize, mut give: impl FnMut(usize, usize, f32)) {
         let scale = if self.rows() > 1 {
             (self.frames - 1) as f32 / (self.rows() - 1) as f32
@@ -225,7 +233,7 @@ impl AudioFeatures {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "media"))]
 mod tests {
     use std::path::PathBuf;
 

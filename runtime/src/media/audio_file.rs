@@ -1,5 +1,6 @@
-//! Sound out of any file FFmpeg decodes, chunk by chunk: [`AudioFile`] gives the samples as they are stored, [`AudioTrack`] gives them as
-//! the output video wants them. What the model hears is made in [`crate::inputs::speech`].
+//! Sound out of any file FFmpeg decodes, chunk by chunk: [`AudioFile`] gives the samples as they
+//! are stored, [`AudioTrack`] gives them as the output video wants them. What the model hears is
+//! made in [`crate::inputs::speech`].
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -236,7 +237,8 @@ impl AudioFile {
     }
 }
 
-/// A frame's samples as f32, `[n, channels]`: integers over their full scale, as libsndfile gives them. `None` for an unknown format.
+/// A frame's samples as f32, `[n, channels]`: integers over their full scale, as libsndfile gives
+/// them. `None` for an unknown format.
 fn interleaved(frame: &frame::Audio) -> Option<Vec<f32>> {
     match frame.format() {
         Sample::U8(kind) => Some(collect(frame, kind, |[b]| (f32::from(b) - 128.0) / 128.0)),
@@ -371,12 +373,14 @@ impl Resampler {
 
 /// Samples of room beyond what one call is expected to give.
 const SLACK: usize = 4096;
-/// Rates of a track; each a whole number of samples per video frame. Lower ones are raised to 48 kHz: an AAC encoder's lead-in is 1024
-/// samples, which at 16 kHz would be more than a frame of video to a player that does not skip it.
+/// Rates of a track; each a whole number of samples per video frame. Lower ones are raised to 48
+/// kHz: an AAC encoder's lead-in is 1024 samples, which at 16 kHz would be more than a frame of
+/// video to a player that does not skip it.
 const TRACK_RATES: [u32; 2] = [48_000, 44_100];
 
-/// The output video's sound: the original recording, mono or stereo, at its own rate if that is 44.1 or 48 kHz and at 48 kHz otherwise,
-/// read as the video grows and silent after the recording's end.
+/// The output video's sound: the original recording, mono or stereo, at its own rate if that is
+/// 44.1 or 48 kHz and at 48 kHz otherwise, read as the video grows and silent after the recording's
+/// end.
 pub struct AudioTrack {
     file: AudioFile,
     rate: u32,

@@ -83,7 +83,8 @@ impl ContactSheet {
         }
     }
 
-    /// Writes the grid of what was gathered; the name appears only when the file is whole. Without a tile nothing is written.
+    /// Writes the grid of what was gathered; the name appears only when the file is whole. Without
+    /// a tile nothing is written.
     ///
     /// # Errors
     /// A path that cannot be written, a full disk.

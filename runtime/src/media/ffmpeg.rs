@@ -1,5 +1,6 @@
-//! The door to FFmpeg: one start, quiet, and media files opened by content from a file handle, so that neither a name with a colon nor
-//! a playlist inside the file can make the demuxer reach for anything else.
+//! The door to FFmpeg: one start, quiet, and media files opened by content from a file handle, so
+//! that neither a name with a colon nor a playlist inside the file can make the demuxer reach for
+//! anything else.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,8 @@ impl OpenError {
     }
 }
 
-/// Starts FFmpeg's libraries once and silences their log; errors carry the library's own words instead.
+/// Starts FFmpeg's libraries once and silences their log; errors carry the library's own words
+/// instead.
 pub(crate) fn start() -> Result<(), Error> {
     static STARTED: OnceLock<Result<(), Error>> = OnceLock::new();
     *STARTED.get_or_init(|| {

@@ -1,9 +1,10 @@
-//! The output video, written as it is made: H.264 and AAC in fragmented MP4, one fragment per block of frames, each on the disk before
-//! the next is begun. What lies there is playable at any moment. It grows under `<stem>.partial.mp4`; the final name appears only when
-//! everything is written.
+//! The output video, written as it is made: H.264 and AAC in fragmented MP4, one fragment per block
+//! of frames, each on the disk before the next is begun. What lies there is playable at any moment.
+//! It grows under `<stem>.partial.mp4`; the final name appears only when everything is written.
 //!
-//! Equal frames and sound give equal bytes: fixed encoder threads, bit-exact flags, no dates. Every block begins with a key frame. The
-//! encoder looks at no future frame, so a block that goes in comes out. Colour is BT.709, limited range, and says so.
+//! Equal frames and sound give equal bytes: fixed encoder threads, bit-exact flags, no dates. Every
+//! block begins with a key frame. The encoder looks at no future frame, so a block that goes in
+//! comes out. Colour is BT.709, limited range, and says so.
 
 use std::fs::File;
 use std::io;
@@ -48,7 +49,8 @@ pub enum Mp4Error {
 }
 
 impl Mp4Error {
-    /// The path's fault where a person can choose another, a full disk or missing encoder otherwise.
+    /// The path's fault where a person can choose another, a full disk or missing encoder
+    /// otherwise.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Name { .. } => ErrorKind::Usage,
@@ -113,7 +115,8 @@ struct Sound {
 }
 
 impl Writer {
-    /// Starts `<stem>.partial.mp4` beside `out`, in folders made for it. The sound is cut, or filled with silence, to the length of the video.
+    /// Starts `<stem>.partial.mp4` beside `out`, in folders made for it. The sound is cut, or
+    /// filled with silence, to the length of the video.
     ///
     /// # Errors
     /// A path that cannot be written, encoders that FFmpeg lacks. No file is left behind.
@@ -175,7 +178,8 @@ impl Writer {
             None => None,
         };
         let mut options = Dictionary::new();
-        // The header waits for the first fragment, which knows the AAC encoder's lead-in and can tell players to skip it.
+        // The header waits for the first fragment, which knows the AAC encoder's lead-in and can
+        // tell players to skip it.
         options.set("movflags", "frag_custom+delay_moov+default_base_moof");
         options.set("fflags", "bitexact");
         options.set("flush_packets", "1");
@@ -203,10 +207,12 @@ impl Writer {
         &self.partial
     }
 
-    /// Appends one block, `[T, H, W, 3]` 8-bit RGB, with the sound that belongs to it, and puts it on the disk.
+    /// Appends one block, `[T, H, W, 3]` 8-bit RGB, with the sound that belongs to it, and puts it
+    /// on the disk.
     ///
     /// # Errors
-    /// A block that is no whole number of frames, a full disk, sound that cannot be read on. What was written before stays playable.
+    /// A block that is no whole number of frames, a full disk, sound that cannot be read on. What
+    /// was written before stays playable.
     pub fn write_frames(&mut self, frames: &[u8]) -> Result<(), Mp4Error> {
         let wanted = 3 * self.size.width * self.size.height;
         if frames.is_empty() || !frames.len().is_multiple_of(wanted) {
@@ -265,8 +271,8 @@ impl Writer {
         Ok(self.out)
     }
 
-    /// Completes what there is and leaves it under the partial name, which it returns; without a single frame the file is removed and
-    /// there is no name.
+    /// Completes what there is and leaves it under the partial name, which it returns; without a
+    /// single frame the file is removed and there is no name.
     ///
     /// # Errors
     /// A full disk.
@@ -500,7 +506,8 @@ fn flush_fragment(muxer: &mut Output) -> Result<(), Error> {
         unsafe_code,
         reason = "a null packet is FFmpeg's way to cut a fragment; the wrapper refuses it"
     )]
-    // SAFETY: the context is valid and its header is written; `av_write_frame` documents a null packet as a flush.
+    // SAFETY: the context is valid and its header is written; `av_write_frame` documents a null
+    // packet as a flush.
     let code = unsafe { ffi::av_write_frame(muxer.as_mut_ptr(), std::ptr::null_mut()) };
     if code < 0 {
         Err(Error::from(code))
@@ -514,7 +521,8 @@ const LUMA: [i32; 3] = [11_966, 40_254, 4_064];
 const BLUE: [i32; 3] = [-6_596, -22_189, 28_785];
 const RED: [i32; 3] = [28_785, -26_145, -2_640];
 
-/// RGB `[H, W, 3]` to planar 4:2:0, limited range. Chroma sits left, as H.264 assumes: columns weighted 1-2-1, two rows averaged.
+/// RGB `[H, W, 3]` to planar 4:2:0, limited range. Chroma sits left, as H.264 assumes: columns
+/// weighted 1-2-1, two rows averaged.
 fn to_yuv(rgb: &[u8], size: Size) -> frame::Video {
     let mut out = frame::Video::new(Pixel::YUV420P, size.width as u32, size.height as u32);
     out.set_color_space(Space::BT709);

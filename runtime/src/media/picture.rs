@@ -1,9 +1,12 @@
-//! The reference picture: any file the `image` crate reads, turned upright, flattened to RGB, and fitted to the video's size.
+//! The reference picture: any file the `image` crate reads, turned upright, flattened to RGB, and
+//! fitted to the video's size.
 //!
-//! The reference (`Image.open(path).convert("RGB")`, torchvision `Resize` and `CenterCrop`) is met to the level for opaque 8-bit pictures.
-//! Two deliberate differences: the EXIF orientation is honoured, and transparency is flattened over black, where PIL drops the alpha
-//! channel and shows whatever colour hides under it. 16-bit samples keep their high byte, as PIL does for colour. Colour profiles are
-//! ignored, as there. A JPEG differs by 0.3 levels on average and by a few at colour edges, because another decoder reads it.
+//! The reference (`Image.open(path).convert("RGB")`, torchvision `Resize` and `CenterCrop`) is met
+//! to the level for opaque 8-bit pictures. Two deliberate differences: the EXIF orientation is
+//! honoured, and transparency is flattened over black, where PIL drops the alpha channel and shows
+//! whatever colour hides under it. 16-bit samples keep their high byte, as PIL does for colour.
+//! Colour profiles are ignored, as there. A JPEG differs by 0.3 levels on average and by a few at
+//! colour edges, because another decoder reads it.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -17,7 +20,8 @@ use crate::numbers::size::{Size, SizeMode};
 
 /// Smallest side of a picture: less cannot show a face.
 pub(crate) const MIN_SIDE: usize = 16;
-/// Largest side of a picture, and most pixels; checked from the header, before anything is allocated.
+/// Largest side of a picture, and most pixels; checked from the header, before anything is
+/// allocated.
 pub(crate) const MAX_SIDE: usize = 16_384;
 pub(crate) const MAX_PIXELS: usize = 1 << 27;
 /// What a decoder may allocate: 16 bytes a pixel.
@@ -47,7 +51,10 @@ pub enum PictureError {
         width: usize,
         height: usize,
     },
-    #[error("{path}: wants a picture of at most {MAX_SIDE} a side and {} megapixels, got {width} x {height}", MAX_PIXELS >> 20)]
+    #[error(
+        "{path}: wants a picture of at most {MAX_SIDE} a side and {} megapixels, got {width} x {height}",
+        MAX_PIXELS >> 20
+    )]
     TooLarge {
         path: PathBuf,
         width: usize,
@@ -108,8 +115,8 @@ impl Picture {
         }
     }
 
-    /// Fits this picture into a video of `size`: the first look of the video. `fit` matters in exact
-    /// mode. Area mode scales the shorter side, then crops or pads, as upstream does.
+    /// Fits this picture into a video of `size`: the first look of the video. `fit` matters in
+    /// exact mode. Area mode scales the shorter side, then crops or pads, as upstream does.
     pub fn fitted(&self, size: Size, mode: SizeMode, fit: Fit) -> Picture {
         match (mode, fit) {
             (SizeMode::Area, _) => self
@@ -128,7 +135,8 @@ impl Picture {
             .collect()
     }
 
-    /// Bilinear with antialias, equal to Pillow's: fixed-point weights of 22 bits, rows first, rounded to 8 bits between the passes.
+    /// Bilinear with antialias, equal to Pillow's: fixed-point weights of 22 bits, rows first,
+    /// rounded to 8 bits between the passes.
     pub fn resized(&self, to: Size) -> Picture {
         let mut rgb = self.rgb.clone();
         if to.width != self.width {
@@ -169,8 +177,8 @@ impl Picture {
         }
     }
 
-    /// torchvision's `CenterCrop`: what is missing becomes black, half of it (rounded down) left and above; what is over is cut, the
-    /// offset rounded half to even.
+    /// torchvision's `CenterCrop`: what is missing becomes black, half of it (rounded down) left
+    /// and above; what is over is cut, the offset rounded half to even.
     pub fn centred(&self, to: Size) -> Picture {
         let (into_x, from_x) = offsets(self.width, to.width);
         let (into_y, from_y) = offsets(self.height, to.height);
@@ -278,7 +286,8 @@ fn over_black(mut rgba: impl Iterator<Item = u8>) -> Vec<u8> {
     rgb
 }
 
-/// torchvision `Resize(short)`: the shorter side becomes `short`, the longer `int(short * longer / shorter)`.
+/// torchvision `Resize(short)`: the shorter side becomes `short`, the longer `int(short * longer /
+/// shorter)`.
 fn short_side(of: Size, short: usize) -> Size {
     if of.width <= of.height {
         Size {
@@ -345,7 +354,8 @@ fn taps(from: usize, to: usize) -> Vec<Taps> {
     (0..to).map(tap).collect()
 }
 
-/// Lines of pixels in a buffer: `count` of them, `next` apart, `length` pixels each, `stride` apart.
+/// Lines of pixels in a buffer: `count` of them, `next` apart, `length` pixels each, `stride`
+/// apart.
 #[derive(Clone, Copy)]
 struct Lines {
     count: usize,
@@ -580,7 +590,8 @@ mod tests {
             .write_image(&image, 40, 20, ExtendedColorType::Rgb8)
             .unwrap();
         // APP1 with one IFD entry: orientation (0x0112) = 6, turn clockwise.
-        let exif = b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let exif =
+            b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
         let turned: Vec<u8> = [&jpeg[..2], exif, &jpeg[2..]].concat();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("turned.jpg");

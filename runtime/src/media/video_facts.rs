@@ -1,4 +1,5 @@
-//! What is really in a video file: sizes and times counted from its packets, not taken from its header.
+//! What is really in a video file: sizes and times counted from its packets, not taken from its
+//! header.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -30,27 +31,34 @@ impl ProbeError {
 /// The facts of one video file.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Probe {
+    /// Width in pixels.
     pub width: usize,
+    /// Height in pixels.
     pub height: usize,
+    /// Name of the picture's codec.
     pub video_codec: &'static str,
     /// Frames a second, by the header.
     pub fps: f64,
-    /// Frames counted.
+    /// Number of frames, counted.
     pub frames: usize,
-    /// From the first frame's beginning to the last one's end.
+    /// Seconds from the start of the first frame to the end of the last.
     pub video_seconds: f64,
+    /// The sound, if the file has any.
     pub audio: Option<AudioProbe>,
-    /// How much later the sound begins than the picture.
+    /// Delay of the sound's start after the picture's start, in milliseconds.
     pub av_offset_ms: f64,
 }
 
 /// The facts of the sound.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct AudioProbe {
+    /// Name of the codec.
     pub codec: &'static str,
+    /// Samples a second.
     pub rate: u32,
+    /// Number of channels.
     pub channels: usize,
-    /// Without what players are told to skip.
+    /// Length in seconds, without the samples that players must skip.
     pub seconds: f64,
 }
 
@@ -161,7 +169,8 @@ pub fn probe(path: &Path) -> Result<Probe, ProbeError> {
     })
 }
 
-/// Packets and times of every stream. What lies before time 0 is an encoder's lead-in that players skip.
+/// Packets and times of every stream. What lies before time 0 is an encoder's lead-in that players
+/// skip.
 fn spans(input: &mut Input) -> Result<Vec<Span>, Error> {
     let mut spans: Vec<Span> = Vec::new();
     let mut packet = Packet::empty();

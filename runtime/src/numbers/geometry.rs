@@ -44,22 +44,39 @@ impl RingLengthError {
     }
 }
 
-/// Every size that a run's tensors are made of.
+/// Every size of a run's tensors.
+///
+/// ```
+/// use engines::components::preset::Preset;
+/// use runtime::numbers::Geometry;
+///
+/// let model = Preset::Full.config().dit;
+/// let geometry = Geometry::new(&model, "704*384".parse().unwrap(), 48).unwrap();
+/// assert_eq!((geometry.clip_blocks, geometry.block_tokens()), (4, 3 * 24 * 44));
+/// // The fifth block takes the place of the first in the ring.
+/// assert_eq!(geometry.slot(4), geometry.slot(0));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Geometry {
+    /// Width and height of the video in pixels.
     pub size: Size,
     /// Rows and columns of tokens in a latent frame.
     pub tokens: (usize, usize),
     /// Rows and columns of latents in a latent frame.
     pub latent: (usize, usize),
+    /// Channels of the latents, `Z`.
     pub latent_channels: usize,
     /// Latent frames of a block.
     pub block_frames: usize,
+    /// Blocks of a clip.
     pub clip_blocks: usize,
-    /// Blocks that the ring holds, the newest ones; a clip's unless told otherwise.
+    /// Number of blocks that the ring holds, by default those of a clip. It holds the newest ones.
     pub ring_blocks: usize,
+    /// Tokens of the sink, `C`.
     pub sink_tokens: usize,
+    /// Attention heads, `N`.
     pub heads: usize,
+    /// Elements of a head, `d`.
     pub head_dim: usize,
 }
 
@@ -95,7 +112,8 @@ impl Geometry {
         })
     }
 
-    /// The same with a ring of `blocks`: attention sees no older ones, so the video is another than the model's own.
+    /// The same with a ring of `blocks`: attention sees no older ones, so the video is another than
+    /// the model's own.
     ///
     /// # Errors
     /// No block, or more than a clip has.
@@ -244,7 +262,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_ring_always_holds_the_newest_blocks_and_nothing_else(clip in 1usize..6, blocks in 1usize..6, last in 0usize..40) {
+        fn a_ring_always_holds_the_newest_blocks_and_nothing_else(
+            clip in 1usize..6, blocks in 1usize..6, last in 0usize..40,
+        ) {
             let blocks = blocks.min(clip);
             let g = geometry(12 * clip).with_ring(blocks).unwrap();
             let mut ring = vec![None; g.ring_tokens()];
@@ -254,7 +274,8 @@ mod tests {
                 prop_assert!(slot + g.block_tokens() <= g.filled(b));
                 ring[slot..slot + g.block_tokens()].fill(Some(b));
             }
-            let mut seen: Vec<usize> = ring[..g.filled(last)].iter().map(|t| t.expect("filled")).collect();
+            let filled = ring[..g.filled(last)].iter();
+            let mut seen: Vec<usize> = filled.map(|t| t.expect("filled")).collect();
             seen.sort_unstable();
             seen.dedup();
             prop_assert_eq!(seen, ((last + 1).saturating_sub(blocks)..=last).collect::<Vec<_>>());

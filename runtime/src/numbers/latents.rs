@@ -1,4 +1,5 @@
-//! Cutting and joining latents along time: `[1, Z, T, H, W]` stores a channel's frames side by side, so a range of frames is not one slice.
+//! Cutting and joining latents along time: `[1, Z, T, H, W]` stores a channel's frames side by
+//! side, so a range of frames is not one slice.
 
 use std::ops::Range;
 

@@ -1,5 +1,6 @@
-//! Random numbers: the stream of torch's CPU generator, so that a seed means the same noise as in the reference run on a CPU, and a
-//! small keyed generator of our own for `relative_dist`. CUDA's generator is another one and is not reproduced.
+//! Random numbers: the stream of torch's CPU generator, so that a seed means the same noise as in
+//! the reference run on a CPU, and a small keyed generator of our own for `relative_dist`. CUDA's
+//! generator is another one and is not reproduced.
 
 use std::f64::consts::PI;
 
@@ -12,7 +13,8 @@ const MIDDLE: usize = 397;
 /// Values made together: eight radii and eight angles.
 const GROUP: usize = 16;
 
-/// torch's `Generator(device="cpu")`: Mersenne Twister 19937 and the transformations of `torch.randn`.
+/// torch's `Generator(device="cpu")`: Mersenne Twister 19937 and the transformations of
+/// `torch.randn`.
 #[derive(Clone)]
 pub(crate) struct TorchGenerator {
     state: [u32; STATE],
@@ -72,8 +74,9 @@ impl TorchGenerator {
         bits as f64 / (1u64 << 53) as f64
     }
 
-    /// `torch.randn(n, dtype=float32)`. Sixteen values and more take the vectorised path (`normal_fill`: groups of 16, and a remainder
-    /// that draws the last 16 anew), fewer the scalar one.
+    /// `torch.randn(n, dtype=float32)`. Sixteen values and more take the vectorised path
+    /// (`normal_fill`: groups of 16, and a remainder that draws the last 16 anew), fewer the scalar
+    /// one.
     pub(crate) fn randn(&mut self, n: usize) -> Vec<f32> {
         if n < GROUP {
             return (0..n).map(|_| self.normal() as f32).collect();
@@ -108,7 +111,8 @@ impl TorchGenerator {
 }
 
 /// Sixteen uniforms to sixteen normals: the first eight give the radii, the last eight the angles.
-/// Every intermediate is rounded to f32 where torch's `normal_fill_16_AVX2` does; the angle's rounding alone moves a value by 1e-6.
+/// Every intermediate is rounded to f32 where torch's `normal_fill_16_AVX2` does; the angle's
+/// rounding alone moves a value by 1e-6.
 fn box_muller(group: &mut [f32]) {
     const TWO_PI: f32 = std::f32::consts::TAU;
     let (first, last) = group.split_at_mut(GROUP / 2);
@@ -121,8 +125,9 @@ fn box_muller(group: &mut [f32]) {
     }
 }
 
-/// Noise of clip `clip`: `torch.randn(16, frames, latent_h, latent_w)` from seed `base_seed + clip`.
-/// `frames` is the clip's latent frames (12 for 48 frames of video), `(latent_h, latent_w)` as [`crate::numbers::size::Size::latent`].
+/// Noise of clip `clip`: `torch.randn(16, frames, latent_h, latent_w)` from seed `base_seed +
+/// clip`. `frames` is the clip's latent frames (12 for 48 frames of video), `(latent_h, latent_w)`
+/// as [`crate::numbers::size::Size::latent`].
 pub(crate) fn clip_noise(
     base_seed: u64,
     clip: usize,
@@ -133,11 +138,13 @@ pub(crate) fn clip_noise(
     generator.randn(NOISE_CHANNELS * frames * latent.0 * latent.1)
 }
 
-/// Distance of the reference token for one forward: an integer in `4..=30`, as the reference's `random.randint(4, 30)`, which is unseeded.
+/// Distance of the reference token for one forward: an integer in `4..=30`, as the reference's
+/// `random.randint(4, 30)`, which is unseeded.
 ///
-/// Ours is a function of `(seed, block, step)` alone, so that neither the order of execution nor a restart changes it:
-/// `z = mix(mix(mix(seed) + block) + step)` with `mix` the output function of SplitMix64 after adding its increment
-/// `0x9e3779b97f4a7c15`; the distance is `4 + floor(27 * z / 2^64)`.
+/// Ours is a function of `(seed, block, step)` alone, so that neither the order of execution nor a
+/// restart changes it: `z = mix(mix(mix(seed) + block) + step)` with `mix` the output function of
+/// SplitMix64 after adding its increment `0x9e3779b97f4a7c15`; the distance is `4 + floor(27 * z /
+/// 2^64)`.
 pub(crate) fn relative_dist(seed: u64, block: u64, step: u64) -> u32 {
     const LOW: u32 = 4;
     const COUNT: u128 = 27;

@@ -1,6 +1,8 @@
-//! Rotary position tables for the noisy tokens of a block and for the sink tokens, computed in f64 and handed to the graphs as f32.
-//! Three axes (latent frame, token row, token column) share the head's frequencies; a table row is the concatenation of the axes' angles.
-//! The reference indexes a table of 45000 frames and stops there (two hours); angles here are computed, so there is no such end.
+//! Rotary position tables for the noisy tokens of a block and for the sink tokens, computed in f64
+//! and handed to the graphs as f32. Three axes (latent frame, token row, token column) share the
+//! head's frequencies; a table row is the concatenation of the axes' angles. The reference indexes
+//! a table of 45000 frames and stops there (two hours); angles here are computed, so there is no
+//! such end.
 
 use std::ops::Range;
 
@@ -8,7 +10,8 @@ use std::ops::Range;
 pub(crate) const BLOCK_FRAMES: usize = 3;
 /// Frame index of the reference tokens before any shift.
 pub(crate) const REF_FRAME: i64 = 30;
-/// Frame index of the newest motion frame (`post`), of the next two (`2x`), and of the sixteen oldest in groups of four (`4x`).
+/// Frame index of the newest motion frame (`post`), of the next two (`2x`), and of the sixteen
+/// oldest in groups of four (`4x`).
 const POST_FRAME: i64 = -1;
 const FRAME_2X: i64 = -3;
 const FRAMES_4X: [i64; 4] = [-19, -14, -9, -4];
@@ -21,8 +24,9 @@ pub(crate) struct Table {
     pub sin: Vec<f32>,
 }
 
-/// How far the reference token has moved: `max(0, f0 - (30 - relative_dist))` (reference `CausalWanModel_S2V`, relative position of the ref frame).
-/// `f0` is the block's first global latent frame.
+/// How far the reference token has moved: `max(0, f0 - (30 - relative_dist))` (reference
+/// `CausalWanModel_S2V`, relative position of the ref frame). `f0` is the block's first global
+/// latent frame.
 pub(crate) fn ref_shift(f0: usize, relative_dist: u32) -> usize {
     (f0 + relative_dist as usize).saturating_sub(REF_FRAME as usize)
 }
@@ -79,7 +83,8 @@ impl Rope {
         }
     }
 
-    /// Noisy tokens of the block that starts at global latent frame `f0`: `[3*h*w, head_dim/2]`, frame-major, then row, then column.
+    /// Noisy tokens of the block that starts at global latent frame `f0`: `[3*h*w, head_dim/2]`,
+    /// frame-major, then row, then column.
     pub(crate) fn noisy(&self, f0: usize) -> Table {
         let first = f0 as i64;
         let mut out = Table::default();
@@ -87,7 +92,8 @@ impl Rope {
         out
     }
 
-    /// Sink tokens `[ref | post | 2x | 4x]`: `[cond_tokens, head_dim/2]`. Only the reference moves, by `shift` (see [`ref_shift`]).
+    /// Sink tokens `[ref | post | 2x | 4x]`: `[cond_tokens, head_dim/2]`. Only the reference moves,
+    /// by `shift` (see [`ref_shift`]).
     pub(crate) fn cond(&self, shift: usize) -> Table {
         let ref_frame = REF_FRAME + shift as i64;
         let mut out = Table::default();
@@ -118,7 +124,8 @@ impl Rope {
     }
 }
 
-/// Frequencies of the (frame, row, column) axes: thirds of `head_dim/2`, the rest to the frame. 128 -> 22, 21, 21.
+/// Frequencies of the (frame, row, column) axes: thirds of `head_dim/2`, the rest to the frame. 128
+/// -> 22, 21, 21.
 fn split(head_dim: usize) -> [usize; 3] {
     let half = head_dim / 2;
     [half - 2 * (half / 3), half / 3, half / 3]

@@ -29,8 +29,9 @@ impl ScheduleError {
 /// More steps than the model was trained with mean nothing.
 pub(crate) const MAX_STEPS: usize = 1000;
 
-/// `n + 1` sigmas, falling from 1 to 0 (diffusers `FlowMatchEulerDiscreteScheduler(shift=3).set_timesteps(n)`).
-/// `sigma = 3u / (1 + 2u)` over `n` even points from 1 to the smallest *already shifted* training sigma, then 0.
+/// `n + 1` sigmas, falling from 1 to 0 (diffusers
+/// `FlowMatchEulerDiscreteScheduler(shift=3).set_timesteps(n)`). `sigma = 3u / (1 + 2u)` over `n`
+/// even points from 1 to the smallest *already shifted* training sigma, then 0.
 ///
 /// # Errors
 /// `n` outside 1..=1000.
@@ -71,7 +72,8 @@ fn shifted(u: f64) -> f64 {
     SHIFT * u / (1.0 + (SHIFT - 1.0) * u)
 }
 
-/// `[cos | sin]` of `t * 10000^(-i/128)`, `[256]`, computed in f64 (reference `sinusoidal_embedding_1d`).
+/// `[cos | sin]` of `t * 10000^(-i/128)`, `[256]`, computed in f64 (reference
+/// `sinusoidal_embedding_1d`).
 pub(crate) fn sinusoid(t: f32) -> [f32; FREQUENCIES] {
     const HALF: usize = FREQUENCIES / 2;
     let mut out = [0.0; FREQUENCIES];

@@ -13,7 +13,8 @@ pub(crate) const TOKEN_STRIDE: usize = 16;
 pub(crate) const MIN_SIDE: usize = 64;
 /// Largest side of a video.
 pub(crate) const MAX_SIDE: usize = 8192;
-/// Sides of an area-mode video are multiples of this (reference `get_size_less_than_area`, `divisor`).
+/// Sides of an area-mode video are multiples of this (reference `get_size_less_than_area`,
+/// `divisor`).
 const AREA_STRIDE: usize = 64;
 
 /// Sizes people know from upstream's `SIZE_CONFIGS`; used for hints only.
@@ -44,9 +45,21 @@ pub enum SizeMode {
 }
 
 /// Width and height in pixels, written `W*H`.
+///
+/// ```
+/// use runtime::numbers::{Size, SizeMode};
+///
+/// let size: Size = "704x384".parse().unwrap();
+/// assert_eq!(size.to_string(), "704*384");
+/// // In exact mode the video has this size, whatever the picture has.
+/// let picture = Size { width: 1000, height: 1000 };
+/// assert_eq!(size.effective(SizeMode::Exact, picture), Ok(size));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Size {
+    /// Columns of pixels.
     pub width: usize,
+    /// Rows of pixels.
     pub height: usize,
 }
 
@@ -63,7 +76,10 @@ pub enum SizeError {
         "size mode exact wants multiples of {TOKEN_STRIDE}, got {got}; nearest are {below} and {above}, or use size mode area"
     )]
     Multiple { got: Size, below: Size, above: Size },
-    #[error("size mode area wants an area of at least {} for a picture of {picture}, got {got}: no multiple of {AREA_STRIDE} fits", AREA_STRIDE * AREA_STRIDE)]
+    #[error(
+        "size mode area wants an area of at least {} for a picture of {picture}, got {got}: no multiple of {AREA_STRIDE} fits",
+        AREA_STRIDE * AREA_STRIDE
+    )]
     NoFit { got: Size, picture: Size },
 }
 
@@ -121,10 +137,10 @@ impl std::str::FromStr for Size {
 }
 
 impl Size {
-    /// The size of the video made from `picture` when `self` was asked for.
+    /// Returns the size of the video for `picture`, if the user asks for `self`.
     ///
     /// # Errors
-    /// [`SizeError::Multiple`] in exact mode, [`SizeError::NoFit`] in area mode.
+    /// In exact mode, a side is no multiple of 16. In area mode, no size fits the picture's shape.
     pub fn effective(self, mode: SizeMode, picture: Size) -> Result<Size, SizeError> {
         match mode {
             SizeMode::Exact => self.exact(),
@@ -168,8 +184,9 @@ impl Size {
     }
 }
 
-/// Reference `WanS2V.get_size_less_than_area`: the largest of 100 scales whose sides, rounded up to multiples of 64, keep within `area`.
-/// The `2ac` under the root is the reference's. Sides may come out as 0; `None` where the reference's root is of a negative number.
+/// Reference `WanS2V.get_size_less_than_area`: the largest of 100 scales whose sides, rounded up to
+/// multiples of 64, keep within `area`. The `2ac` under the root is the reference's. Sides may come
+/// out as 0; `None` where the reference's root is of a negative number.
 pub(crate) fn less_than_area(picture: Size, area: usize) -> Option<Size> {
     let (h, w) = (picture.height, picture.width);
     let (low, high) = if h * w <= area {

@@ -1,5 +1,4 @@
-//! The devices of a run, by the numbers that a plan knows them by. The plan says what is placed
-//! where.
+//! The devices of a run, by the numbers that a plan uses. The plan says which work runs where.
 
 use std::sync::Arc;
 
@@ -17,13 +16,15 @@ pub struct Devices {
 
 #[derive(Clone)]
 enum Backends {
-    /// Every device is this one.
+    /// One backend that stands for every device.
     One(Arc<dyn Backend>),
+    /// Device `i` is backend `i`.
     Each(Vec<Arc<dyn Backend>>),
 }
 
 impl Devices {
-    /// One backend that stands for every device: stages are threads over the same memory, and nothing is copied between them.
+    /// Makes devices of one backend that stands for every device. Stages are threads over the same
+    /// memory, and nothing is copied between them.
     pub fn one(backend: Arc<dyn Backend>) -> Self {
         Self {
             backends: Backends::One(backend),
@@ -31,7 +32,7 @@ impl Devices {
         }
     }
 
-    /// Device `i` is backend `i`.
+    /// Makes devices of which number `i` is backend `i`.
     pub fn each(backends: Vec<Arc<dyn Backend>>) -> Self {
         Self {
             backends: Backends::Each(backends),
@@ -39,18 +40,21 @@ impl Devices {
         }
     }
 
-    /// The same devices, with `host` counting what stages keep in host memory.
+    /// Returns the same devices, with `host` counting the bytes that stages keep in host memory.
     #[must_use]
     pub fn with_host(self, host: Arc<Ledger>) -> Self {
         Self { host, ..self }
     }
 
-    /// What counts host memory.
+    /// Returns the ledger of host memory.
     pub fn host(&self) -> &Arc<Ledger> {
         &self.host
     }
 
-    /// The backend of device 0. Panics without devices: that is a set broken in code.
+    /// Returns the backend of device 0.
+    ///
+    /// # Panics
+    /// If there are no devices: such a list is broken in code.
     pub fn first(&self) -> &Arc<dyn Backend> {
         match &self.backends {
             Backends::One(backend) => backend,
@@ -58,10 +62,10 @@ impl Devices {
         }
     }
 
-    /// A device's backend.
+    /// Returns a device's backend.
     ///
     /// # Errors
-    /// There is no such device.
+    /// The device does not exist.
     pub fn get(&self, device: usize) -> Result<&Arc<dyn Backend>, PlanError> {
         match &self.backends {
             Backends::One(backend) => Ok(backend),
@@ -72,7 +76,8 @@ impl Devices {
         }
     }
 
-    /// The first device that shares this one's memory: devices with one home read each other's tensors.
+    /// Returns the first device that shares this device's memory. Devices with one home read each
+    /// other's tensors.
     pub fn home(&self, device: usize) -> usize {
         let Backends::Each(all) = &self.backends else {
             return 0;

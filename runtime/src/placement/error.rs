@@ -1,15 +1,15 @@
-//! Why a placement cannot be used.
+//! Reasons why a placement cannot be used.
 
 use engines::backend::EngineError;
 use engines::error_kind::ErrorKind;
 
+use crate::placement::footprint::TooSmall;
 use crate::placement::plan::PlanError;
-use crate::placement::too_small::TooSmall;
 
-/// Why a placement cannot be used on the devices that are there.
+/// The reason why a placement cannot be used on the devices of this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum PlacementError {
-    /// The plan does not cover the model, or names a device that is not there.
+    /// The plan does not cover the model, or names a device that does not exist.
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// A component's weights cannot be found.

@@ -1,368 +1,77 @@
-//! What a placement holds on each device, worked out from the sizes of weights, ports and rings before anything is loaded, and the refusal
-//! of what does not fit. An upper bound of what the executor asks a device's memory for; what a backend's library takes for itself is not
-//! in it.
+//! Bytes that a run holds on one device, and the refusal of a device that is too small.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
-use engines::components::{dit, speech, symbols, text, vae};
-use engines::contract::{Contract, Port, StateKind};
-use engines::dim::Bindings;
-use engines::manifest::ModelConfig;
-use engines::recipe::Recipe;
+use engines::error_kind::ErrorKind;
 
-use crate::numbers::geometry::Geometry;
-use crate::placement::devices::Devices;
-use crate::placement::error::PlacementError;
-use crate::placement::plan::{Chain, Plan, Rings, StageSpec};
-use crate::placement::speech_chunk::SpeechChunk;
-use crate::placement::too_small::{Footprint, TooSmall};
-
-/// What a run holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Footprints {
-    /// By device number; of devices that share a memory, the first has it all.
-    pub devices: BTreeMap<usize, Footprint>,
-    /// Rings in host memory.
-    pub host: u64,
-    /// Home of the encoders, and what it holds while they run beside everything else.
-    pub beside: (usize, Footprint),
+/// Bytes that a run holds on one device, by purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Footprint {
+    /// Weights that stay.
+    pub weights: u64,
+    /// KV rings that stay.
+    pub rings: u64,
+    /// Keys and values of the sink and the text, of every anchor.
+    pub condition: u64,
+    /// Slots that layers stream through.
+    pub slots: u64,
+    /// Inputs and outputs of graphs, and caches.
+    pub activations: u64,
 }
 
-/// What is to be run, apart from where.
-#[derive(Clone, Copy, Debug)]
-pub struct Workload<'a> {
-    pub config: &'a ModelConfig,
-    pub geometry: &'a Geometry,
-    /// Whether a second anchor follows the first; while blocks of both are under way, both are held.
-    pub swaps: bool,
-    /// Whether the decoder's device encodes motion between clips.
-    pub encodes_motion: bool,
-    /// Frames of the speech encoder for the whole recording.
-    pub speech_frames: usize,
-}
-
-impl Footprints {
-    /// What `plan` holds on the devices that are apart; nothing on others, which read and write where the process does.
-    ///
-    /// # Errors
-    /// A device or a component that is not there.
-    pub fn new(devices: &Devices, plan: &Plan, work: Workload<'_>) -> Result<Self, PlacementError> {
-        let count = Count { devices, work };
-        let mut all = Self::default();
-        for chain in &plan.chains {
-            for (at, spec) in chain.stages.iter().enumerate() {
-                let part = count.stage(chain, spec, at + 1 == chain.stages.len())?;
-                all.devices
-                    .entry(devices.home(spec.device))
-                    .or_default()
-                    .add(&part);
-                all.host += count.host_rings(spec)?;
-            }
-        }
-        for (home, layers) in layers_by_home(devices, plan) {
-            let anchors = if work.swaps { 2 } else { 1 };
-            let condition = count.condition(home, anchors)? * layers.len() as u64;
-            all.devices.entry(home).or_default().condition = condition;
-        }
-        let decoder = count.decoder(plan.vae)?;
-        let vae = all.devices.entry(devices.home(plan.vae)).or_default();
-        vae.add(&decoder);
-        let adapter = count.component(plan.encoders, &speech::ADAPTER, 1)?;
-        let encoders = all.devices.entry(devices.home(plan.encoders)).or_default();
-        encoders.add(&adapter);
-        let mut beside = *encoders;
-        let made = count.encoders(plan.encoders)?;
-        let all_weights: u64 = made.iter().map(|e| e.weights).sum();
-        for encoder in &made {
-            // Encoders that stay keep their weights; one of them runs at a time.
-            let weights = if plan.encoders_stay {
-                all_weights
-            } else {
-                encoder.weights
-            };
-            let mut with = *encoders;
-            with.add(&Footprint {
-                weights,
-                ..*encoder
-            });
-            if with.total() > beside.total() {
-                beside = with;
-            }
-        }
-        // Encoders that do not stay are gone before anything else comes.
-        let freed = made.into_iter().chain([*encoders]);
-        let freed = freed.max_by_key(Footprint::total);
-        *encoders = match freed {
-            Some(freed) if !plan.encoders_stay => freed,
-            _ => beside,
-        };
-        all.beside = (devices.home(plan.encoders), beside);
-        all.devices
-            .retain(|&home, _| devices.get(home).is_ok_and(|b| b.memory().is_separate()));
-        Ok(all)
+impl Footprint {
+    /// Returns the sum of all purposes.
+    pub fn total(&self) -> u64 {
+        self.weights + self.rings + self.condition + self.slots + self.activations
     }
 
-    /// Returns whether the encoders fit their device while everything else is loaded.
-    pub fn fit_beside(&self, devices: &Devices) -> bool {
-        let (home, wanted) = self.beside;
-        let backend = devices.get(home);
-        backend.is_ok_and(|b| {
-            !b.memory().is_separate() || wanted.total() <= b.memory().ledger().budget()
-        })
-    }
-
-    /// Holds every device to its budget.
-    ///
-    /// # Errors
-    /// The first device that is too small.
-    pub fn check(&self, devices: &Devices) -> Result<(), PlacementError> {
-        for (&home, wanted) in &self.devices {
-            let ledger = devices.get(home)?.memory().ledger();
-            if wanted.total() > ledger.budget() {
-                return Err(TooSmall {
-                    device: ledger.device().to_owned(),
-                    wanted: *wanted,
-                    budget: ledger.budget(),
-                }
-                .into());
-            }
-        }
-        Ok(())
+    /// Adds each purpose of `more`.
+    pub(super) fn add(&mut self, more: &Self) {
+        self.weights += more.weights;
+        self.rings += more.rings;
+        self.condition += more.condition;
+        self.slots += more.slots;
+        self.activations += more.activations;
     }
 }
 
-/// Layers that any stage of a home runs.
-fn layers_by_home(devices: &Devices, plan: &Plan) -> BTreeMap<usize, BTreeSet<usize>> {
-    let mut layers: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-    for spec in plan.stages() {
-        let home = layers.entry(devices.home(spec.device)).or_default();
-        home.extend(spec.layers.clone());
+impl fmt::Display for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            weights,
+            rings,
+            condition,
+            slots,
+            activations,
+        } = self;
+        write!(
+            f,
+            "{} bytes (weights {weights}, rings {rings}, condition {condition}, slots {slots}, \
+             activations {activations})",
+            self.total()
+        )
     }
-    layers
 }
 
-struct Count<'a> {
-    devices: &'a Devices,
-    work: Workload<'a>,
+/// A device that is too small for its part of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{device}: the placement needs {wanted}, the budget is {budget} bytes; \
+     stream layers (--resident-layers, --host-rings), compute fewer lanes in a call (--lanes 1) \
+     or spread the layers over more devices (--stages)"
+)]
+pub struct TooSmall {
+    /// Name of the device, such as `cuda:0`.
+    pub device: String,
+    /// Bytes that the plan holds there.
+    pub wanted: Footprint,
+    /// Bytes that the device may hold.
+    pub budget: u64,
 }
 
-impl Count<'_> {
-    fn weights(&self, device: usize, component: &str) -> Result<u64, PlacementError> {
-        let host = self.devices.get(device)?.weights(component)?;
-        Ok(host.slab_bytes() as u64)
-    }
-
-    fn recipe(&self, device: usize) -> Result<Recipe, PlacementError> {
-        Ok(self.devices.get(device)?.recipe())
-    }
-
-    /// Binds every symbol of every port.
-    fn sizes(&self, lanes: usize) -> Bindings {
-        let Workload {
-            config, geometry, ..
-        } = self.work;
-        let (frames, chunk) = (self.work.speech_frames, SpeechChunk::default());
-        let mut sizes = geometry.bindings(config, lanes);
-        sizes.extend(symbols::bindings([
-            (symbols::SEQUENCE, frames.max(config.dit.text_len)),
-            (
-                symbols::SEQUENCE_ROWS,
-                chunk.rows(config.speech.heads, frames),
-            ),
-            (symbols::SAMPLES, chunk.samples(&config.speech)),
-        ]));
-        sizes
-    }
-
-    fn ports<'p>(
-        &self,
-        device: usize,
-        lanes: usize,
-        ports: impl IntoIterator<Item = &'p Port>,
-    ) -> Result<u64, PlacementError> {
-        let (recipe, sizes) = (self.recipe(device)?, self.sizes(lanes));
-        let size = |d: &engines::dim::Dim| d.eval(&sizes).unwrap_or_default().max(0) as u64;
-        let bytes =
-            |p: &Port| p.dims().iter().map(size).product::<u64>() * p.dtype(recipe).size() as u64;
-        Ok(ports.into_iter().map(bytes).sum())
-    }
-
-    /// A graph with its weights inside: they, and all that goes in and comes out; caches twice, as they are replaced.
-    fn component(
-        &self,
-        device: usize,
-        c: &Contract,
-        lanes: usize,
-    ) -> Result<Footprint, PlacementError> {
-        let caches = match c.state_kind {
-            StateKind::InPlace => 0,
-            StateKind::Replace | StateKind::Produce => 2 * self.ports(device, lanes, c.state)?,
-        };
-        let ends = self.ports(device, lanes, c.inputs.iter().chain(c.outputs))?;
-        Ok(Footprint {
-            weights: self.weights(device, c.name)?,
-            activations: caches + ends,
-            ..Footprint::default()
-        })
-    }
-
-    fn ring_lane(&self, device: usize) -> Result<u64, PlacementError> {
-        let dtype = self.recipe(device)?.compute();
-        Ok(self.work.geometry.ring_lane_bytes(dtype) as u64)
-    }
-
-    fn rings(&self, spec: &StageSpec) -> Result<u64, PlacementError> {
-        let lanes = (spec.layers.len() * spec.steps.len()) as u64;
-        Ok(lanes * self.ring_lane(spec.device)?)
-    }
-
-    fn host_rings(&self, spec: &StageSpec) -> Result<u64, PlacementError> {
-        match spec.residency.rings {
-            Rings::OnHost => self.rings(spec),
-            Rings::OnDevice => Ok(0),
-        }
-    }
-
-    /// One layer's condition for so many anchors.
-    fn condition(&self, device: usize, anchors: u64) -> Result<u64, PlacementError> {
-        let ports = [&dit::SINK_K, &dit::SINK_V, &dit::TEXT_K, &dit::TEXT_V];
-        Ok(anchors * self.ports(device, 1, ports)?)
-    }
-
-    fn stage(
-        &self,
-        chain: &Chain,
-        spec: &StageSpec,
-        last: bool,
-    ) -> Result<Footprint, PlacementError> {
-        let (mut resident, mut streamed) = (0, 0);
-        for (at, layer) in spec.layers.clone().enumerate() {
-            let bytes = self.weights(spec.device, &dit::layer_name(layer))?;
-            if at < spec.residency.resident_layers {
-                resident += bytes;
-            } else {
-                streamed = bytes.max(streamed);
-            }
-        }
-        let first = spec.layers.start == 0;
-        let inside = [
-            (dit::EMBED.name, first),
-            (
-                dit::HEAD.name,
-                spec.layers.end == self.work.config.dit.layers,
-            ),
-        ];
-        for (name, there) in inside {
-            if there {
-                resident += self.weights(spec.device, name)?;
-            }
-        }
-        let on_host = spec.residency.rings == Rings::OnHost;
-        let left = spec
-            .layers
-            .len()
-            .saturating_sub(spec.residency.resident_layers);
-        let streams = if on_host { spec.layers.len() } else { left };
-        let slots = streams.min(spec.residency.slots) as u64;
-        let lanes = chain.lanes.min(spec.steps.len()) as u64;
-        let ring = if on_host {
-            lanes * self.ring_lane(spec.device)?
-        } else {
-            0
-        };
-        Ok(Footprint {
-            weights: resident,
-            rings: if on_host { 0 } else { self.rings(spec)? },
-            condition: 0,
-            slots: slots * (streamed + ring),
-            activations: self.activations(spec, chain, last)?,
-        })
-    }
-
-    /// The most that a stage holds of what passes through it: the largest of its kinds of run, and what the next stage has not fetched.
-    fn activations(
-        &self,
-        spec: &StageSpec,
-        chain: &Chain,
-        last: bool,
-    ) -> Result<u64, PlacementError> {
-        let (device, lanes) = (spec.device, chain.lanes);
-        let ports = |ports: &[&Port]| self.ports(device, lanes, ports.iter().copied());
-        let flow = ports(&[&dit::HIDDEN, &dit::E, &dit::E0])?;
-        let embed = ports(&[&dit::LATENTS, &dit::POSE_LATENTS, &dit::SINUSOID])?;
-        let shared = ports(&[
-            &dit::ROPE_COS,
-            &dit::ROPE_SIN,
-            &dit::SINK_ROPE_COS,
-            &dit::SINK_ROPE_SIN,
-            &dit::SLOT,
-            &dit::KV_LEN,
-            &dit::AUDIO_GLOBAL,
-            &dit::AUDIO_LOCAL,
-            &dit::ACTOR_MASK,
-        ])?;
-        let layer = shared + ports(&[&dit::HIDDEN_OUT])?;
-        let head = ports(&[
-            &dit::LATENTS,
-            &dit::SIGMAS,
-            &dit::NOISE_PRED,
-            &dit::NEXT_LATENTS,
-        ])?;
-        let call = flow + embed.max(layer).max(head);
-        let one = |c: &Contract| self.ports(device, 1, c.inputs.iter().chain(c.outputs));
-        // Only the first chain computes conditions; the others get copies. The sink's embedding is there only while it runs, and then what
-        // it is for is not there yet.
-        let sink = match (chain.steps.start, spec.layers.start) {
-            (0, 0) => {
-                let embed = self.weights(device, dit::SINK_EMBED.name)?;
-                let embed = embed + one(&dit::SINK_EMBED)?;
-                let condition = self.condition(device, 1)? * spec.layers.len() as u64;
-                one(&dit::SINK_LAYER)?.max(embed.saturating_sub(condition))
-            }
-            (0, _) => one(&dit::SINK_LAYER)?,
-            _ => 0,
-        };
-        let sink_flow = self.ports(device, 1, [&dit::SINK_HIDDEN, &dit::SINK_E0])?;
-        // One call in the channel, one that waits to be sent, one that the next stage has taken and not yet copied.
-        let waiting = if last { 0 } else { 3 * flow.max(sink_flow) };
-        Ok(call.max(sink) + waiting)
-    }
-
-    fn decoder(&self, device: usize) -> Result<Footprint, PlacementError> {
-        let mut all = self.component(device, &vae::DECODER_NEXT, 1)?;
-        all.weights += self.weights(device, vae::DECODER_FIRST.name)?;
-        if self.work.encodes_motion {
-            all.add(&self.picture(device)?);
-        }
-        Ok(all)
-    }
-
-    fn picture(&self, device: usize) -> Result<Footprint, PlacementError> {
-        let mut all = self.component(device, &vae::ENCODER_NEXT, 1)?;
-        all.weights += self.weights(device, vae::ENCODER_FIRST.name)?;
-        Ok(all)
-    }
-
-    /// Everything that runs before the transformer, each alone on its device.
-    fn encoders(&self, device: usize) -> Result<Vec<Footprint>, PlacementError> {
-        let mut all = vec![self.picture(device)?];
-        for c in [
-            &text::ENCODER,
-            &dit::TEXT_EMBED,
-            &speech::ENCODER_FEATURES,
-            &speech::ENCODER_POSITIONS,
-        ] {
-            all.push(self.component(device, c, 1)?);
-        }
-        for layer in 0..self.work.config.speech.layers {
-            let (name, contract) = self.work.config.speech.layer(layer);
-            let ends = contract.inputs.iter().chain(contract.outputs);
-            all.push(Footprint {
-                weights: self.weights(device, &name)?,
-                activations: self.ports(device, 1, ends)?,
-                ..Footprint::default()
-            });
-        }
-        Ok(all)
+impl TooSmall {
+    /// Returns the kind of the failure, which is always a lack of resources.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Resources
     }
 }

@@ -1,6 +1,7 @@
-//! Which device runs which layers and which steps: the only file with device arithmetic. A stage is a device, a range of layers, a range of
-//! steps and what of them stays on the device; the stages of one range of steps form a chain through all layers. Nothing is loaded and no
-//! thread is started here.
+//! Says which device runs which layers and which steps; no other file counts devices. A stage is a
+//! device, a range of layers, a range of steps, and the weights and rings that stay on the device.
+//! The stages of one range of steps form a chain through all layers. Nothing is loaded here, and no
+//! thread is started.
 
 use std::fmt;
 use std::ops::Range;
@@ -8,46 +9,92 @@ use std::str::FromStr;
 
 use engines::error_kind::ErrorKind;
 
-/// Why a placement cannot be used.
+/// The reason why a placement cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
+    /// A text that names no stages.
     #[error(
-        "stages wants 1, LxS, `layers=L,steps=S` or a list such as `0:0-9/0-3;1:10-19/0-3` (device:layers/steps), got `{got}`"
+        "stages wants 1, LxS, `layers=L,steps=S` or a list such as `0:0-9/0-3;1:10-19/0-3` \
+         (device:layers/steps), got `{got}`"
     )]
-    Stages { got: String },
+    Stages {
+        /// The text.
+        got: String,
+    },
+    /// A text that names no number of lanes.
     #[error("lanes wants auto or a number of 1 or more, got `{got}`")]
-    Lanes { got: String },
+    Lanes {
+        /// The text.
+        got: String,
+    },
+    /// More lanes than a wave has items.
     #[error("lanes wants at most the {steps} steps of a wave, got {got}")]
-    TooManyLanes { got: usize, steps: usize },
+    TooManyLanes {
+        /// Lanes of the plan.
+        got: usize,
+        /// Denoising steps of the run.
+        steps: usize,
+    },
+    /// Layers stream through too few slots.
     #[error(
-        "slots wants {MIN_SLOTS} or more where layers stream, one to compute from and one to fill, got {got}"
+        "slots wants {MIN_SLOTS} or more where layers stream, \
+         one to compute from and one to fill, got {got}"
     )]
-    Slots { got: usize },
-    #[error("plan wants device {wanted}, there are {have}")]
-    Device { wanted: usize, have: usize },
-    #[error("stages wants at most {have} parts of {have} {what}, got {got}")]
-    TooManyParts {
-        what: &'static str,
-        have: usize,
+    Slots {
+        /// Slots of the plan.
         got: usize,
     },
-    #[error("stages wants {what} 0-{} each exactly once, in order; {} follows {}", have.saturating_sub(1), Inclusive(found), Before(*after))]
-    Gap {
-        what: String,
+    /// A device does not exist.
+    #[error("plan wants device {wanted}, there are {have}")]
+    Device {
+        /// Number of the device.
+        wanted: usize,
+        /// Devices that exist.
         have: usize,
+    },
+    /// More parts than layers or steps.
+    #[error("stages wants at most {have} parts of {have} {what}, got {got}")]
+    TooManyParts {
+        /// `layers` or `steps`.
+        what: &'static str,
+        /// Layers of the model, or steps of the run.
+        have: usize,
+        /// Parts of the plan.
+        got: usize,
+    },
+    /// Parts overlap, or leave something out.
+    #[error(
+        "stages wants {what} 0-{} each exactly once, in order; {} follows {}",
+        have.saturating_sub(1), Inclusive(found), Before(*after)
+    )]
+    Gap {
+        /// `layers` or `steps`.
+        what: String,
+        /// Layers of the model, or steps of the run.
+        have: usize,
+        /// End of the parts before.
         after: usize,
+        /// The part that does not begin there.
         found: Range<usize>,
     },
-    #[error("stages wants {what} 0-{} each exactly once; missing: {}", have.saturating_sub(1), Inclusive(&(*after..*have)))]
+    /// Parts end too early.
+    #[error(
+        "stages wants {what} 0-{} each exactly once; missing: {}",
+        have.saturating_sub(1), Inclusive(&(*after..*have))
+    )]
     Short {
+        /// `layers` or `steps`.
         what: String,
+        /// Layers of the model, or steps of the run.
         have: usize,
+        /// End of the last part.
         after: usize,
     },
 }
 
 impl PlanError {
-    /// A usage error, but for a machine that has fewer devices than the plan.
+    /// Returns the kind of the failure: resources if the machine has fewer devices than the plan,
+    /// usage otherwise.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Device { .. } => ErrorKind::Resources,
@@ -59,28 +106,43 @@ impl PlanError {
 /// Fewest slots that let a layer's upload run while another computes.
 pub(crate) const MIN_SLOTS: usize = 2;
 
-/// Where a stage's rings are between calls.
+/// The place of a stage's rings between calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rings {
+    /// In the device's memory.
     #[default]
     OnDevice,
-    /// In host memory; the part that a call reads comes in and what it wrote goes back, layer by layer.
+    /// In host memory. For each layer of a call, the rows that it reads are copied to the device,
+    /// and the rows that it wrote are copied back.
     OnHost,
 }
 
-/// What of a stage stays on its device from call to call. The rest comes from host memory once a call, through slots.
+/// The weights and rings of a stage that stay on its device between calls. The others come from
+/// host memory in each call, through slots.
+///
+/// ```
+/// use runtime::placement::{Residency, Rings};
+///
+/// let residency = Residency { resident_layers: 10, ..Residency::default() };
+/// assert!(residency.streams(40), "30 of 40 layers have no place on the device");
+/// assert!(!residency.streams(10));
+/// assert!(Residency { rings: Rings::OnHost, ..residency }.streams(10));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Residency {
-    /// The first so many layers of the stage keep their weights on the device; more than there are means all.
+    /// Layers that keep their weights on the device, counted from the stage's first. A number above
+    /// that of the stage's layers means all of them.
     pub resident_layers: usize,
+    /// The place of the rings.
     pub rings: Rings,
-    /// Layers that fit on the device beside the resident ones, at least [`MIN_SLOTS`]; unused when nothing streams.
+    /// Layers that fit on the device beside the resident ones, at least 2. The number
+    /// does not matter if nothing streams.
     pub slots: usize,
 }
 
 impl Default for Residency {
-    /// Everything stays.
+    /// Keeps everything on the device.
     fn default() -> Self {
         Self {
             resident_layers: usize::MAX,
@@ -91,23 +153,27 @@ impl Default for Residency {
 }
 
 impl Residency {
-    /// Whether any of `layers` layers needs a slot.
+    /// Returns whether any layer of a stage of `layers` layers needs a slot.
     pub fn streams(&self, layers: usize) -> bool {
         self.resident_layers < layers || self.rings == Rings::OnHost
     }
 }
 
-/// One device's share: all of `layers` for all of `steps`.
+/// The share of one device: all of `layers` for all of `steps`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct StageSpec {
+    /// Number of the device.
     pub device: usize,
+    /// Layers of the model.
     pub layers: Range<usize>,
+    /// Denoising steps.
     pub steps: Range<usize>,
+    /// Weights and rings that stay on the device.
     pub residency: Residency,
 }
 
 impl StageSpec {
-    /// Layers and steps of a device, all resident.
+    /// Makes a stage whose weights and rings all stay.
     pub fn new(device: usize, layers: Range<usize>, steps: Range<usize>) -> Self {
         Self {
             device,
@@ -117,18 +183,39 @@ impl StageSpec {
         }
     }
 
-    /// One stage for everything.
+    /// Makes the stage of a placement on one device.
     pub fn whole(layers: usize, steps: usize) -> Self {
         Self::new(0, 0..layers, 0..steps)
     }
 }
 
-/// What `--stages` says, before the model's sizes are known.
+/// The value of `--stages`, before the model's sizes are known.
+///
+/// ```
+/// use runtime::placement::{Lanes, Plan, PlanError, Stages};
+///
+/// // Two parts of the layers times two parts of the steps: four devices.
+/// let stages: Stages = "2x2".parse()?;
+/// assert_eq!(stages, "layers=2,steps=2".parse()?);
+/// let plan = Plan::new(&stages, Lanes::Auto, 40, 4)?;
+/// assert_eq!(plan.devices(), 4);
+///
+/// // A list that leaves layers out is refused.
+/// let stages: Stages = "0:0-19/0-3".parse()?;
+/// let error = Plan::new(&stages, Lanes::Auto, 40, 4).unwrap_err();
+/// assert!(error.to_string().ends_with("missing: 20-39"));
+/// # Ok::<(), PlanError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stages {
-    /// Even parts: `layers` x `steps` devices.
-    Grid { layers: usize, steps: usize },
-    /// Every stage spelt out.
+    /// Even parts, on `layers` x `steps` devices.
+    Grid {
+        /// Parts of the layers.
+        layers: usize,
+        /// Parts of the steps.
+        steps: usize,
+    },
+    /// A list of every stage.
     List(Vec<StageSpec>),
 }
 
@@ -141,20 +228,23 @@ impl Default for Stages {
     }
 }
 
-/// What `--lanes` says: how many items of a wave ride in one call.
+/// The value of `--lanes`: the items of a wave that share one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lanes {
-    /// What suits the device. On a CPU one: a call is bound by arithmetic there, so riding together saves no time and costs each lane's
-    /// attention scores.
+    /// One item. A call on a CPU is bound by arithmetic, so more lanes save no time, and each lane
+    /// needs memory for its attention scores.
     #[default]
     Auto,
+    /// So many items, or as many as the chain has steps if those are fewer.
     AtMost(usize),
 }
 
 /// The stages of one range of steps, in layer order.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Chain {
+    /// Denoising steps.
     pub steps: Range<usize>,
+    /// Stages in the order of their layers.
     pub stages: Vec<StageSpec>,
     /// Most lanes of a call.
     pub lanes: usize,
@@ -163,9 +253,10 @@ pub struct Chain {
 /// A placement that covers every layer and every step once.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
+    /// Chains in the order of their steps.
     pub chains: Vec<Chain>,
-    /// Device of the text encoder, the speech encoder and the VAE encoder. Each is freed before the next is loaded, and all before the
-    /// transformer is.
+    /// Device of the text encoder, the speech encoder and the VAE encoder. Each is freed before the
+    /// next is loaded, and the last one before the transformer is loaded.
     pub encoders: usize,
     /// Device of the VAE decoder.
     pub vae: usize,
@@ -201,7 +292,8 @@ impl Plan {
     /// Places `layers` layers and `steps` steps.
     ///
     /// # Errors
-    /// More parts than there are layers or steps, a list that leaves a gap or overlaps, more lanes than steps.
+    /// There are more parts than layers or steps, or more lanes than steps; a list leaves a gap or
+    /// overlaps.
     pub fn new(
         stages: &Stages,
         lanes: Lanes,
@@ -245,10 +337,10 @@ impl Plan {
         })
     }
 
-    /// The same placement with `residency` in every stage.
+    /// Returns the same placement with `residency` in every stage.
     ///
     /// # Errors
-    /// Layers that stream through fewer slots than [`MIN_SLOTS`].
+    /// Layers stream through fewer slots than 2.
     pub fn with_residency(mut self, residency: Residency) -> Result<Self, PlanError> {
         for spec in self.chains.iter_mut().flat_map(|c| &mut c.stages) {
             if residency.streams(spec.layers.len()) && residency.slots < MIN_SLOTS {
@@ -261,7 +353,7 @@ impl Plan {
         Ok(self)
     }
 
-    /// The same placement with the VAE on another device.
+    /// Returns the same placement with the VAE on another device.
     #[must_use]
     pub fn with_vae(self, device: usize) -> Self {
         Self {
@@ -270,12 +362,12 @@ impl Plan {
         }
     }
 
-    /// Every stage.
+    /// Lists every stage, chain by chain.
     pub fn stages(&self) -> impl Iterator<Item = &StageSpec> {
         self.chains.iter().flat_map(|c| &c.stages)
     }
 
-    /// The same placement with KV rings of `blocks` blocks, or of a clip's.
+    /// Returns the same placement with KV rings of `blocks` blocks, or of a clip's if `None`.
     #[must_use]
     pub fn with_ring(self, blocks: Option<usize>) -> Self {
         Self {
@@ -284,7 +376,7 @@ impl Plan {
         }
     }
 
-    /// The same placement on devices of another kind.
+    /// Returns the same placement on devices of another kind.
     #[must_use]
     pub fn on(self, kind: DeviceKind) -> Self {
         Self { kind, ..self }
@@ -296,12 +388,12 @@ impl Plan {
         format!("{}:{} layers {layers}", self.kind, spec.device)
     }
 
-    /// Denoising steps that the stages cover.
+    /// Counts the denoising steps that the stages cover.
     pub fn steps(&self) -> usize {
         self.chains.last().map_or(0, |c| c.steps.end)
     }
 
-    /// Devices in use, ascending.
+    /// Lists the numbers of the devices in use, ascending.
     pub fn device_ids(&self) -> Vec<usize> {
         let mut ids: Vec<usize> = self.stages().map(|s| s.device).collect();
         ids.extend([self.encoders, self.vae]);
@@ -310,7 +402,7 @@ impl Plan {
         ids
     }
 
-    /// How many devices are in use.
+    /// Counts the devices in use.
     pub fn devices(&self) -> usize {
         self.device_ids().len()
     }

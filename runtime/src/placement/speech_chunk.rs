@@ -1,8 +1,9 @@
-//! How much of a recording the speech encoder takes at a time.
+//! The part of a recording that the speech encoder takes at a time.
 
 use engines::components::speech::SpeechConfig;
 
-/// How much of a recording the speech encoder takes at a time. What it holds besides grows with the recording by its hidden states alone.
+/// The part of a recording that the speech encoder takes at a time. Beside this part, memory grows
+/// with the recording only by its hidden states.
 #[derive(Clone, Copy, Debug)]
 pub struct SpeechChunk {
     /// Most bytes of attention scores in one call.
@@ -12,13 +13,13 @@ pub struct SpeechChunk {
 }
 
 impl SpeechChunk {
-    /// Rows of a layer in one call, of a recording of `frames` frames.
+    /// Returns the rows of a layer in one call, for a recording of `frames` frames.
     pub fn rows(&self, heads: usize, frames: usize) -> usize {
         let frames = frames.max(1);
         (self.score_bytes / (size_of::<f32>() * heads * frames)).clamp(1, frames)
     }
 
-    /// Most samples of one call.
+    /// Returns the most samples of one call.
     pub fn samples(&self, config: &SpeechConfig) -> usize {
         (self.feature_frames - 1) * config.hop() + config.min_samples()
     }

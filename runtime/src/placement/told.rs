@@ -1,9 +1,9 @@
-//! A placement as flags tell it, before the model's sizes are known.
+//! A placement as flags describe it, before the sizes of the model are known.
 
 use crate::numbers::memory_size::MemorySize;
 use crate::placement::plan::{Lanes, Plan, PlanError, Residency, Stages};
 
-/// Where the work runs, as the user says it.
+/// The devices of the work, as the user wrote them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
     /// Layers and steps of each stage.

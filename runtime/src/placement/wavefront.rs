@@ -1,6 +1,7 @@
-//! The order of work, as pure state: item (block, step) sits in wave `block + step`; it needs the block's previous step, and the ring of its
-//! step filled by the previous block. Which items ride in one call depends on numbers alone, never on timing; only when a call may start
-//! does. No tensor, no thread, no clock.
+//! The order of work, as pure state. Item (block, step) is in wave `block + step`. It needs the
+//! previous step of its block, and the ring of its step with the previous block in it. The items of
+//! a call depend on numbers alone, and only its start depends on time. There is no tensor, no
+//! thread and no clock here.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -12,30 +13,34 @@ use crate::placement::plan::Plan;
 pub struct Item {
     /// Global block number.
     pub block: usize,
+    /// Denoising step.
     pub step: usize,
 }
 
 /// Items of one wave that run as the lanes of one call: contiguous steps of one chain, one anchor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
+    /// Number of the chain.
     pub chain: usize,
-    /// 0 for the picture's anchor, 1 for the one after the swap.
+    /// Number of the anchor: 0 for the picture's, 1 for the one after the swap.
     pub anchor: usize,
-    /// Ascending steps, so descending blocks.
+    /// Items in ascending order of steps, so in descending order of blocks.
     pub items: Vec<Item>,
 }
 
-/// What has to be done.
+/// The work of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Grid {
+    /// Blocks of the video.
     pub blocks: usize,
+    /// Denoising steps.
     pub steps: usize,
     /// First block that needs the second anchor.
     pub swap_at: Option<usize>,
 }
 
 impl Grid {
-    /// The anchor of a block.
+    /// Returns the anchor of a block.
     pub(crate) fn anchor(&self, block: usize) -> usize {
         usize::from(self.swap_at.is_some_and(|at| block >= at))
     }
@@ -57,7 +62,8 @@ struct ChainState {
     in_flight: usize,
 }
 
-/// Blocks that may be open beyond one a step: enough that no chain waits for the decoder of another block.
+/// Blocks that may be open beside one for each step. With so many, no chain waits until another
+/// block is decoded.
 const SPARE_BLOCKS: usize = 2;
 
 /// The state of the grid.
@@ -75,7 +81,7 @@ pub(crate) struct Wavefront {
 }
 
 impl Wavefront {
-    /// Nothing issued yet.
+    /// Makes the state before the first call.
     pub(crate) fn new(grid: Grid, plan: &Plan) -> Self {
         let chains = plan
             .chains
@@ -101,7 +107,7 @@ impl Wavefront {
         }
     }
 
-    /// The oldest call that may start now, if any; the caller must start it.
+    /// Returns the oldest call that may start now, if any. The caller must start it.
     pub(crate) fn issue(&mut self) -> Option<Group> {
         self.look_ahead();
         let at = self.pending.iter().position(|g| self.may_start(g))?;
@@ -113,22 +119,22 @@ impl Wavefront {
         Some(group)
     }
 
-    /// Blocks, in order, whose noise and audio should be at hand by now.
+    /// Counts the blocks, from the first on, whose noise and audio should be ready by now.
     pub(crate) fn wanted(&self) -> usize {
         (self.issued[0] + SPARE_BLOCKS).min(self.grid.blocks)
     }
 
-    /// One more block has its noise and audio.
+    /// Records that one more block has its noise and audio.
     pub(crate) fn prepared(&mut self) {
         self.prepared += 1;
     }
 
-    /// One more anchor is there.
+    /// Records that one more anchor is computed.
     pub(crate) fn anchored(&mut self) {
         self.anchors += 1;
     }
 
-    /// A call has come back.
+    /// Records that a call is finished.
     pub(crate) fn finished(&mut self, group: &Group) {
         self.chains[group.chain].in_flight -= 1;
         for item in &group.items {
@@ -137,17 +143,18 @@ impl Wavefront {
         }
     }
 
-    /// One more finished block has left.
+    /// Records that one more finished block left the denoiser.
     pub(crate) fn delivered(&mut self) {
         self.delivered += 1;
     }
 
-    /// Every item is finished.
+    /// Returns whether every item is finished.
     pub(crate) fn is_complete(&self) -> bool {
         self.done.iter().all(|&n| n == self.grid.blocks)
     }
 
-    /// Splits the next waves into groups; a wave's worth of waves is enough, because an item waits for its neighbour of the wave before.
+    /// Splits the next waves into groups. As many waves as steps are enough, because an item waits
+    /// for its neighbour of the wave before.
     fn look_ahead(&mut self) {
         let oldest = self
             .pending
@@ -322,22 +329,30 @@ mod tests {
         /// Any placement, any lanes, any order of completion that keeps each chain's order.
         #[test]
         fn every_item_runs_once_after_what_it_needs(
-            blocks in 0usize..14, steps in 1usize..6, l in 1usize..5, s in 1usize..6, lanes in 1usize..6,
-            swap in proptest::option::of(0usize..8), choices in prop::collection::vec(0usize..6, 400),
+            blocks in 0usize..14, steps in 1usize..6, l in 1usize..5, s in 1usize..6,
+            lanes in 1usize..6, swap in proptest::option::of(0usize..8),
+            choices in prop::collection::vec(0usize..6, 400),
         ) {
             let at = |block, step| Item { block, step };
-            let mut f = front(blocks, steps, swap, &Stages::Grid { layers: l, steps: s.min(steps) }, lanes);
-            let mut flying: Vec<VecDeque<Group>> = (0..s.min(steps)).map(|_| VecDeque::new()).collect();
+            let chains = s.min(steps);
+            let stages = Stages::Grid { layers: l, steps: chains };
+            let mut f = front(blocks, steps, swap, &stages, lanes);
+            let mut flying: Vec<VecDeque<Group>> = vec![VecDeque::new(); chains];
             let (mut issued, mut done) = (Vec::new(), Vec::new());
             let (mut left, mut anchors) = (0, 0);
             for choice in choices.into_iter().cycle().take(20_000) {
                 while let Some(g) = f.issue() {
                     prop_assert!(g.items.len() <= lanes);
-                    prop_assert!(g.items.windows(2).all(|p| p[1].step == p[0].step + 1 && p[0].block == p[1].block + 1));
+                    let diagonal = |p: &[Item]| {
+                        p[1].step == p[0].step + 1 && p[0].block == p[1].block + 1
+                    };
+                    prop_assert!(g.items.windows(2).all(diagonal));
                     for i in &g.items {
-                        prop_assert!(g.anchor < anchors && g.anchor == usize::from(swap.is_some_and(|at| i.block >= at)));
+                        let anchor = usize::from(swap.is_some_and(|at| i.block >= at));
+                        prop_assert!(g.anchor < anchors && g.anchor == anchor);
                         prop_assert!(!issued.contains(i));
-                        let (before, ahead) = (i.step == 0 || done.contains(&at(i.block, i.step - 1)), i.block == 0 || issued.contains(&at(i.block - 1, i.step)));
+                        let before = i.step == 0 || done.contains(&at(i.block, i.step - 1));
+                        let ahead = i.block == 0 || issued.contains(&at(i.block - 1, i.step));
                         prop_assert!(before && ahead);
                         issued.push(*i);
                     }

@@ -1,11 +1,15 @@
-//! What to change: the nearest settings that fit where a plan does not, the bottleneck where it does, and the cheapest ways to move it. Each
-//! is found by changing one thing and planning again, never by a rule of thumb.
+//! Finds the nearest settings that fit where a plan does not, the bottleneck where it does, and the
+//! cheapest ways to more speed. Each is found by one change and a new plan, and never by a rule of
+//! thumb.
 
 use engines::manifest::ModelConfig;
 use engines::profile::{Keep, LanePolicy, Parts, Profile, VaePolicy};
 use engines::recipe::Recipe;
 
-use super::{Ask, Planned, draw};
+use super::ask::Ask;
+use super::draft::{Draft, Planned};
+use super::error::Remedy;
+use super::placement::device_name;
 use crate::numbers::size::Size;
 
 /// Sizes that are tried in place of another, descending.
@@ -21,54 +25,52 @@ pub(crate) const SIZES: [(usize, usize); 9] = [
     (256, 256),
 ];
 
-/// A change that makes a plan fit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Way {
-    /// As on the command line, or in the profile.
-    pub what: String,
-}
-
 /// A change that makes a plan faster.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Lever {
+pub(crate) struct Lever {
+    /// The setting and its value, or the hardware.
     pub what: String,
+    /// Frames a second after the change.
     pub fps: f64,
+    /// Frames a second after the change, divided by those before.
     pub gain: f64,
 }
 
-/// A profile and a request with one thing changed.
+/// A profile and a request with one change.
 struct Change {
     what: String,
-    /// What it costs whoever wants it: settings before quality, quality before money.
+    /// Cost of the change for the user: settings are cheaper than quality, and quality is cheaper
+    /// than hardware.
     cost: u32,
     profile: Profile,
     ask: Ask,
 }
 
-/// How many ways are told.
-const TOLD: usize = 4;
+/// Remedies that a refusal names at most.
+const MOST_REMEDIES: usize = 4;
 
-/// The nearest settings that fit: smallest changes first.
-pub(crate) fn nearest(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Way> {
-    let fits = |c: &Change| draw(&c.profile, config, &c.ask).is_ok_and(|d| d.lack().is_none());
+/// Returns the nearest settings that fit, the smallest change first.
+pub(crate) fn nearest(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Remedy> {
+    let fits =
+        |c: &Change| Draft::new(&c.profile, config, &c.ask).is_ok_and(|d| d.shortage().is_none());
     let mut changes = settings(profile, config, ask);
     changes.extend(lighter_beside_vae(profile, config, ask));
     changes.extend(smaller(profile, config, ask));
     changes.extend(others(profile, ask));
     changes.sort_by_key(|c| c.cost);
-    let mut ways: Vec<Way> = Vec::new();
+    let mut remedies: Vec<Remedy> = Vec::new();
     let mut kinds = Vec::new();
     for change in changes {
         let kind = change.what.split(' ').next().unwrap_or_default().to_owned();
-        if ways.len() < TOLD && !kinds.contains(&kind) && fits(&change) {
-            ways.push(Way { what: change.what });
+        if remedies.len() < MOST_REMEDIES && !kinds.contains(&kind) && fits(&change) {
+            remedies.push(Remedy { what: change.what });
             kinds.push(kind);
         }
     }
-    ways
+    remedies
 }
 
-/// Changes that cost nothing but time or memory elsewhere.
+/// Returns changes that cost only time, or memory elsewhere.
 fn settings(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
     let mut all = Vec::new();
     let mut push = |what: String, cost, profile: Profile| {
@@ -121,7 +123,7 @@ fn settings(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
     all
 }
 
-/// Less to make.
+/// Returns changes to a smaller, shorter or coarser video.
 fn smaller(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
     let change = |what: String, cost, ask: Ask| Change {
         what,
@@ -179,7 +181,7 @@ fn smaller(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
     sizes.chain(steps).chain(clip).chain(clips).collect()
 }
 
-/// The same side up as the size that it replaces.
+/// Returns a size in the orientation of the size that it replaces.
 fn turned(like: Size, width: usize, height: usize) -> Size {
     if like.height > like.width {
         Size {
@@ -191,7 +193,7 @@ fn turned(like: Size, width: usize, height: usize) -> Size {
     }
 }
 
-/// Built-in profiles that ask for no more devices and no more memory.
+/// Returns built-in profiles with no more devices and no more memory.
 fn others(profile: &Profile, ask: &Ask) -> Vec<Change> {
     let memory = |p: &Profile| p.each_device().map(|d| d.memory_gib).fold(0.0, f64::max);
     let all = Profile::built_in().unwrap_or_default().into_iter();
@@ -217,16 +219,16 @@ fn others(profile: &Profile, ask: &Ask) -> Vec<Change> {
     .collect()
 }
 
-/// A change must give this much to be told.
+/// Gain from which on a change is named.
 const WORTH: f64 = 1.05;
 
-/// The two cheapest ways to more frames a second.
+/// Returns the two cheapest changes that give more frames a second.
 pub(crate) fn levers(planned: &Planned) -> Vec<Lever> {
     let (profile, ask, config) = (&planned.profile, &planned.ask, planned.work.config());
     let mut changes = settings(profile, config, ask);
     changes.extend(rebalanced(planned));
     changes.extend(hardware(profile, ask));
-    // Less of a video is no faster way to the same one: what is asked for changes last.
+    // A smaller video is not the same video: such changes come last.
     changes.extend(smaller(profile, config, ask).into_iter().map(|c| Change {
         cost: c.cost + 1000,
         ..c
@@ -240,9 +242,9 @@ pub(crate) fn levers(planned: &Planned) -> Vec<Lever> {
         if found.len() == 2 || kinds.contains(&kind) {
             continue;
         }
-        let drawn = draw(&change.profile, config, &change.ask).ok();
-        let planned_so = drawn
-            .filter(|d| d.lack().is_none())
+        let draft = Draft::new(&change.profile, config, &change.ask).ok();
+        let planned_so = draft
+            .filter(|d| d.shortage().is_none())
             .and_then(|d| d.timed().ok());
         let Some(fps) = planned_so.map(|p| p.speed.fps) else {
             continue;
@@ -259,13 +261,13 @@ pub(crate) fn levers(planned: &Planned) -> Vec<Lever> {
     found
 }
 
-/// Fewer layers on the device that has the VAE as well.
+/// Moves one to three layers off the device that has the VAE as well.
 fn lighter_beside_vae(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
-    let Ok(drawn) = draw(profile, config, ask) else {
+    let Ok(draft) = Draft::new(profile, config, ask) else {
         return Vec::new();
     };
-    let stages = &drawn.placement.stages;
-    let vae = stages.iter().position(|s| s.device == drawn.placement.vae);
+    let stages = &draft.placement.stages;
+    let vae = stages.iter().position(|s| s.device == draft.placement.vae);
     let (Some(vae), 1, 2..) = (vae, profile.layout.steps, stages.len()) else {
         return Vec::new();
     };
@@ -287,7 +289,8 @@ fn lighter_beside_vae(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec
     (1..=3).filter_map(lighter).collect()
 }
 
-/// Layers taken off the device that has the VAE as well, in the proportion that evens out what each computes.
+/// Moves layers off the device that has the VAE as well, until every device computes for the same
+/// time.
 fn rebalanced(planned: &Planned) -> Option<Change> {
     let (profile, placement) = (&planned.profile, &planned.placement);
     let stages = &placement.stages;
@@ -322,7 +325,7 @@ fn rebalanced(planned: &Planned) -> Option<Change> {
     })
 }
 
-/// Other machines.
+/// Returns changes of the hardware.
 fn hardware(profile: &Profile, ask: &Ask) -> Vec<Change> {
     let mut all = Vec::new();
     let mut push = |what: &str, cost, change: &dyn Fn(&mut Profile)| {
@@ -354,9 +357,9 @@ fn hardware(profile: &Profile, ask: &Ask) -> Vec<Change> {
     all
 }
 
-/// One sentence on what is busiest once the run is steady.
+/// Names the busiest device or link of the steady run, in one sentence.
 pub(crate) fn bottleneck(planned: &Planned) -> String {
-    let name = |d: usize| report_name(planned, d);
+    let name = |d: usize| device_name(&planned.profile, d);
     let mut most: Option<(f64, String)> = None;
     let mut consider = |share: f64, what: String| {
         if most.as_ref().is_none_or(|(s, _)| share > *s) {
@@ -387,9 +390,4 @@ pub(crate) fn bottleneck(planned: &Planned) -> String {
             100.0 * share
         )
     }
-}
-
-/// `cuda:1` or `cpu`.
-pub(super) fn report_name(planned: &Planned, device: usize) -> String {
-    super::found::device_name(&planned.profile, device)
 }

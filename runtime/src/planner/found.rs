@@ -1,61 +1,76 @@
-//! The devices that this machine has: NVIDIA's by `nvidia-smi`, which comes with every driver; otherwise the CPU. And which built-in profile
-//! is for them. The only part of the planner that looks at anything.
+//! Lists the devices of this machine, NVIDIA's or otherwise the CPU, and chooses a built-in profile
+//! for them. This is the only part of the planner that looks at a machine.
 
-use std::process::Command;
-
+use engines::device::{self, Gpu, PcieLink};
 use engines::manifest::ModelConfig;
+use engines::memory::MemoryError;
 use engines::profile::{Device, GIB, Kind, Profile};
 use engines::recipe::Recipe;
 
-use super::{Ask, Planned, PlannerError, plan};
+use super::ask::Ask;
+use super::draft::Planned;
+use super::error::PlannerError;
+use super::placement::device_name;
+use super::plan;
 
-/// One NVIDIA device, as its driver describes it.
+/// Share of a profile's nominal memory that a card must have. A card of 24 GiB that corrects errors
+/// in its memory has 22.0 to 22.5 GiB, which is 92 %; the next smaller kind has 20 GiB, which is 83
+/// %.
+const LEAST_OF_NOMINAL: f64 = 0.91;
+
+/// One NVIDIA device in the units of a profile.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Card {
-    pub name: String,
-    pub memory_gib: f64,
-    pub free_gib: f64,
-    pub sm: u32,
-    /// Of the slot, in GB/s one way.
-    pub host_link_gbs: f64,
+    /// Marketing name.
+    pub(crate) name: String,
+    /// Memory that processes can use.
+    pub(crate) memory_gib: f64,
+    /// Memory that no process uses.
+    pub(crate) free_gib: f64,
+    /// Compute capability as one number, such as 89.
+    pub(crate) sm: u32,
+    /// Rate of the PCIe link in GB/s, one way; 0 where Linux does not know the link.
+    pub(crate) host_link_gbs: f64,
 }
 
-/// What a plan can be made for here.
+/// The hardware that a plan is made for.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Machine {
-    pub cards: Vec<Card>,
-    pub cores: usize,
-    pub memory_gib: f64,
-    /// Why no card was looked at, if none was.
-    pub no_cards: Option<String>,
+    /// NVIDIA devices, in the driver's order.
+    pub(crate) cards: Vec<Card>,
+    /// Cores of the processor.
+    pub(crate) cores: usize,
+    /// Memory of the host.
+    pub(crate) memory_gib: f64,
+    /// Explains why there are no cards, where there are none.
+    pub(crate) no_cards: Option<String>,
 }
 
-const QUERY: &str =
-    "name,memory.total,memory.free,compute_cap,pcie.link.gen.max,pcie.link.width.max";
-
 impl Machine {
-    /// Looks.
+    /// Asks the driver and the system about this machine. A driver that is missing or refuses is no
+    /// error: such a machine has no cards.
     pub(crate) fn look() -> Self {
-        let (cards, no_cards) = match smi() {
-            Ok(text) => {
-                let cards: Vec<Card> = text.lines().filter_map(card).collect();
-                let none = cards
-                    .is_empty()
-                    .then(|| "nvidia-smi lists no device".to_owned());
-                (cards, none)
-            }
-            Err(reason) => (Vec::new(), Some(reason)),
-        };
         let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::of(device::gpus(), cores, meminfo(&memory))
+    }
+
+    /// Returns the machine with the devices that a driver listed.
+    fn of(gpus: Result<Vec<Gpu>, MemoryError>, cores: usize, memory_gib: f64) -> Self {
+        let (cards, no_cards) = match gpus {
+            Ok(gpus) if gpus.is_empty() => (Vec::new(), Some("the driver lists none".to_owned())),
+            Ok(gpus) => (gpus.iter().map(Card::new).collect(), None),
+            Err(reason) => (Vec::new(), Some(reason.to_string())),
+        };
         Self {
             cards,
+            cores,
+            memory_gib,
             no_cards,
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_gib: meminfo(&memory),
         }
     }
 
-    /// In one line.
+    /// Describes the machine in one line.
     pub(crate) fn describe(&self) -> String {
         match &self.no_cards {
             Some(why) => format!(
@@ -73,7 +88,7 @@ impl Machine {
         }
     }
 
-    /// A profile with this machine's figures in place of its own.
+    /// Returns a profile with this machine's figures in place of its own.
     pub(crate) fn fitted(&self, profile: &Profile) -> Profile {
         let mut p = profile.clone();
         p.host.memory_gib = self.memory_gib;
@@ -98,10 +113,10 @@ impl Machine {
         p
     }
 
-    /// The fastest built-in profile for these devices that fits `ask`.
+    /// Plans with the fastest built-in profile for these devices that fits `ask`.
     ///
     /// # Errors
-    /// The refusal of the profile that comes nearest, where none fits.
+    /// No profile fits: the refusal of the last one.
     pub(crate) fn plan(&self, config: &ModelConfig, ask: &Ask) -> Result<Planned, PlannerError> {
         let mut best: Option<Planned> = None;
         let mut refusal = None;
@@ -125,7 +140,7 @@ impl Machine {
         }
     }
 
-    /// Whether a profile is for a machine like this and can run today.
+    /// Returns whether a profile is for a machine like this and can run today.
     fn suits(&self, profile: &Profile) -> bool {
         if profile.recipe == Recipe::Fp8 {
             return false;
@@ -134,20 +149,18 @@ impl Machine {
         if self.cards.is_empty() || !gpu {
             return self.cards.is_empty() && !gpu;
         }
-        self.lacks(profile).is_none()
+        self.has_devices_of(profile)
     }
 
-    /// What this machine lacks for a profile: devices, or memory of one.
-    fn lacks(&self, profile: &Profile) -> Option<()> {
+    /// Returns whether this machine has a profile's devices, each with enough memory.
+    fn has_devices_of(&self, profile: &Profile) -> bool {
         let wanted: Vec<f64> = profile
             .each_device()
             .filter(|d| d.kind == Kind::Gpu)
             .map(|d| d.memory_gib)
             .collect();
-        // A card of 24 GB says 23.99, or 22.5 where it corrects errors in its memory.
-        let enough = |(have, want): (&Card, &f64)| have.memory_gib >= 0.93 * want;
-        let all = self.cards.len() >= wanted.len() && self.cards.iter().zip(&wanted).all(enough);
-        (!all).then_some(())
+        let enough = |(have, want): (&Card, &f64)| have.memory_gib >= LEAST_OF_NOMINAL * want;
+        self.cards.len() >= wanted.len() && self.cards.iter().zip(&wanted).all(enough)
     }
 
     /// Refuses a plan for more devices than there are, or with less free memory than it needs.
@@ -169,7 +182,7 @@ impl Machine {
                 names.join(", ")
             }
         };
-        if self.lacks(profile).is_some() {
+        if !self.has_devices_of(profile) {
             return Err(PlannerError::Devices {
                 profile: profile.name.clone(),
                 wanted: profile.device_count(),
@@ -202,7 +215,8 @@ impl Machine {
     }
 }
 
-/// The data sheet of a card that some profile knows, with what the driver says in place of the rest.
+/// Replaces the figures of a device by those of its card: the data sheet if a profile knows the
+/// card, and the driver's figures.
 fn measure(d: &mut Device, card: &Card) {
     let all = Profile::built_in().unwrap_or_default();
     let known = all.iter().flat_map(|p| &p.devices).find(|k| {
@@ -225,63 +239,31 @@ fn measure(d: &mut Device, card: &Card) {
     }
 }
 
-/// `cuda:1`, or `cpu:0`.
-pub(crate) fn device_name(profile: &Profile, device: usize) -> String {
-    match profile.each_device().nth(device).map(|d| d.kind) {
-        Some(Kind::Gpu) => format!("cuda:{device}"),
-        _ => format!("cpu:{device}"),
+impl Card {
+    fn new(gpu: &Gpu) -> Self {
+        Self {
+            name: gpu.name.clone(),
+            memory_gib: gpu.total as f64 / GIB,
+            free_gib: gpu.free as f64 / GIB,
+            sm: gpu.sm(),
+            host_link_gbs: gpu.link.map_or(0.0, link_gbs),
+        }
     }
 }
 
-fn smi() -> Result<String, String> {
-    let query = format!("--query-gpu={QUERY}");
-    let run = Command::new("nvidia-smi")
-        .args([query.as_str(), "--format=csv,noheader,nounits"])
-        .output();
-    match run {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Err("nvidia-smi is not installed; it comes with NVIDIA's driver".to_owned())
-        }
-        Err(e) => Err(format!("nvidia-smi: {e}")),
-        Ok(out) if !out.status.success() => {
-            let said = String::from_utf8_lossy(&out.stdout).into_owned()
-                + &String::from_utf8_lossy(&out.stderr);
-            let line = said
-                .lines()
-                .find(|l| !l.trim().is_empty())
-                .unwrap_or("no reason given");
-            Err(format!("nvidia-smi: {}", line.trim()))
-        }
-        Ok(out) => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
-    }
-}
-
-/// One line of `nvidia-smi`. Fields that the driver does not know are `[N/A]`.
-fn card(line: &str) -> Option<Card> {
-    let fields: Vec<&str> = line.split(',').map(str::trim).collect();
-    let [name, total, free, cap, generation, width] = fields[..] else {
-        return None;
-    };
-    let gib = |mib: &str| mib.parse::<f64>().ok().map(|n| n / 1024.0);
-    let memory_gib = gib(total)?;
-    let (major, minor) = cap.split_once('.')?;
-    let lanes: f64 = width.parse().unwrap_or(0.0);
-    // GB/s of a lane that pinned copies reach: about 80 % of the line rate.
-    let lane = match generation.parse().unwrap_or(0) {
+/// Returns the rate that pinned copies reach on a link, in GB/s one way: about 80 % of the line
+/// rate.
+fn link_gbs(link: PcieLink) -> f64 {
+    let lane = match link.generation {
         0..=2 => 0.0,
         3 => 0.75,
         4 => 1.5,
         _ => 3.1,
     };
-    Some(Card {
-        name: name.to_owned(),
-        memory_gib,
-        free_gib: gib(free).unwrap_or(memory_gib),
-        sm: major.parse::<u32>().ok()? * 10 + minor.parse::<u32>().ok()?,
-        host_link_gbs: lane * lanes,
-    })
+    lane * f64::from(link.lanes)
 }
 
+/// Reads the whole memory in GiB from the text of `/proc/meminfo`; 0 where the text does not say.
 fn meminfo(text: &str) -> f64 {
     let total = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
     let kib = total.and_then(|t| t.trim().trim_end_matches(" kB").parse::<f64>().ok());
@@ -295,13 +277,20 @@ mod tests {
     use engines::components::preset::Preset;
     use engines::error_kind::ErrorKind;
 
-    fn machine(lines: &[&str]) -> Machine {
-        Machine {
-            cards: lines.iter().filter_map(|l| card(l)).collect(),
-            cores: 16,
-            memory_gib: 128.0,
-            no_cards: lines.is_empty().then(|| "as planned".to_owned()),
-        }
+    /// A machine with cards of `(name, total MiB, free MiB, capability, generation of PCIe)`.
+    fn machine(cards: &[Listed]) -> Machine {
+        let gpu = |(ordinal, &(name, total, free, capability, generation)): (usize, &Listed)| Gpu {
+            ordinal: ordinal as u32,
+            name: name.to_owned(),
+            capability,
+            free: free << 20,
+            total: total << 20,
+            link: generation.map(|generation| PcieLink {
+                generation,
+                lanes: 16,
+            }),
+        };
+        Machine::of(Ok(cards.iter().enumerate().map(gpu).collect()), 16, 128.0)
     }
 
     fn ask() -> Ask {
@@ -316,27 +305,49 @@ mod tests {
         }
     }
 
-    const R4090: &str = "NVIDIA GeForce RTX 4090, 24564, 24111, 8.9, 4, 16";
-    const H200: &str = "NVIDIA H200, 143771, 143000, 9.0, 5, 16";
+    type Listed = (&'static str, u64, u64, (u32, u32), Option<u32>);
+
+    const R4090: Listed = ("NVIDIA GeForce RTX 4090", 24_564, 24_111, (8, 9), Some(4));
+    const H200: Listed = ("NVIDIA H200", 143_771, 143_000, (9, 0), Some(5));
 
     #[test]
-    fn a_line_of_nvidia_smi_is_read_and_a_field_that_is_not_known_is_left_out() {
-        let read = card(R4090).unwrap();
+    fn a_card_has_what_the_driver_says_and_no_link_where_none_is_known() {
+        let cards = machine(&[R4090, ("NVIDIA GB10", 122_570, 99_000, (12, 1), None)]).cards;
+        let got: Vec<_> = cards
+            .iter()
+            .map(|c| (&*c.name, c.sm, c.host_link_gbs))
+            .collect();
         assert_eq!(
-            (read.name.as_str(), read.sm),
-            ("NVIDIA GeForce RTX 4090", 89)
+            got,
+            [
+                ("NVIDIA GeForce RTX 4090", 89, 24.0),
+                ("NVIDIA GB10", 121, 0.0)
+            ]
         );
-        assert!((read.memory_gib - 23.99).abs() < 0.01 && read.host_link_gbs == 24.0);
-        let odd = card("NVIDIA GB10, 122570, [N/A], 12.1, [N/A], [N/A]").unwrap();
-        assert_eq!((odd.sm, odd.host_link_gbs), (121, 0.0));
-        assert_eq!(odd.free_gib, odd.memory_gib);
-        for line in [
-            "",
-            "No devices were found",
-            "a, b, c, d, e, f",
-            "x, 1, 1, nine, 4, 16",
-        ] {
-            assert_eq!(card(line), None, "{line}");
+        assert!((cards[0].memory_gib - 23.99).abs() < 0.01);
+        assert!((cards[0].free_gib - 23.55).abs() < 0.01);
+    }
+
+    #[test]
+    fn a_machine_without_a_driver_has_no_cards_and_says_why() {
+        let missing = MemoryError::NoDriver {
+            reason: "libcuda.so.1 is missing".to_owned(),
+        };
+        let machine = Machine::of(Err(missing.clone()), 2, 8.0);
+        assert_eq!(machine.cards, []);
+        assert_eq!(machine.no_cards, Some(missing.to_string()));
+        assert_eq!(
+            Machine::of(Ok(Vec::new()), 2, 8.0).describe(),
+            "no NVIDIA device (the driver lists none); 2 cores, 8 GiB"
+        );
+    }
+
+    #[test]
+    fn a_card_that_corrects_errors_in_its_memory_is_as_large_as_its_kind() {
+        let profile = Profile::open("1x24g-offload").unwrap();
+        for (total, suits) in [(24_564, true), (22_520, true), (20_470, false)] {
+            let card = ("NVIDIA L4", total, total, (8, 9), Some(4));
+            assert_eq!(machine(&[card]).suits(&profile), suits, "{total}");
         }
     }
 
@@ -380,16 +391,20 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Resources);
         assert_eq!(
             error.to_string(),
-            "profile 4x24g is for 4 devices of 24 GiB, this machine has 2 (NVIDIA GeForce RTX 4090 24 GiB, NVIDIA GeForce RTX 4090 24 GiB); \
+            "profile 4x24g is for 4 devices of 24 GiB, this machine has 2 \
+             (NVIDIA GeForce RTX 4090 24 GiB, NVIDIA GeForce RTX 4090 24 GiB); \
              profiles for it: 2x24g-offload, 1x24g-offload, 1x16g-offload"
         );
         let error = machine(&[]).check(&planned).unwrap_err().to_string();
-        assert!(error.contains("this machine has no NVIDIA device (as planned); 16 cores, 128 GiB; profiles for it: cpu"), "{error}");
-        let busy = R4090.replace("24111", "8000");
-        let mut cards = [R4090; 4].to_vec();
-        cards[2] = &busy;
+        let none = "this machine has no NVIDIA device (the driver lists none); \
+                    16 cores, 128 GiB; profiles for it: cpu";
+        assert!(error.contains(none), "{error}");
+        let mut cards = [R4090; 4];
+        cards[2].2 = 8_000;
         let error = machine(&cards).check(&planned).unwrap_err().to_string();
-        assert!(error.starts_with("cuda:2 (NVIDIA GeForce RTX 4090) has 7.8 GiB free, profile 4x24g plans 20.1; end what else uses it"), "{error}");
+        let occupied = "cuda:2 (NVIDIA GeForce RTX 4090) has 7.8 GiB free, \
+                        profile 4x24g plans 20.2; end what else uses it";
+        assert!(error.starts_with(occupied), "{error}");
         assert!(machine(&[R4090; 4]).check(&planned).is_ok());
     }
 

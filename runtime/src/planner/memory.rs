@@ -1,21 +1,24 @@
-//! Memory of a placement: what lies on each device while it runs, and on the host. The classes are those that the device's ledger counts.
+//! Counts the memory of a placement on each device and on the host while it runs. The classes are
+//! those of the ledger of a device.
 
 use engines::profile::{GIB, Kind, Profile};
 
-use super::Ask;
+use super::ask::Ask;
 use super::placement::{PlacedStage, Placement};
 use super::work::Work;
 
 /// Memory of one device, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Budget {
-    /// What tensors may take: the device's memory less its reserve.
+    /// Bytes that tensors may take: the device's memory without its reserve.
     pub usable: u64,
+    /// Weights that stay.
     pub weights: u64,
+    /// KV rings that stay.
     pub rings: u64,
-    /// Keys and values of the sink and the text, for every anchor that is alive at once.
+    /// Keys and values of the sink and the text, for every anchor that exists at once.
     pub condition: u64,
-    /// Of the transformer, all lanes, and of hidden states on their way.
+    /// Inputs and inner values of the transformer for all lanes, and hidden states between stages.
     pub activations: u64,
     /// Slots that layers stream through.
     pub slots: u64,
@@ -23,14 +26,14 @@ pub struct Budget {
     pub vae: u64,
     /// Engines' scratch.
     pub workspace: u64,
-    /// Encoders that stay.
+    /// Weights and inner values of encoders that stay.
     pub encoders: u64,
     /// The most that the encoders take before the transformer is loaded.
     pub before: u64,
 }
 
 impl Budget {
-    /// While the video is made.
+    /// Returns the bytes in use while the video is made.
     pub fn run(&self) -> u64 {
         self.weights
             + self.rings
@@ -42,12 +45,12 @@ impl Budget {
             + self.encoders
     }
 
-    /// The most at any time.
+    /// Returns the most bytes in use at any time.
     pub fn peak(&self) -> u64 {
         self.run().max(self.before)
     }
 
-    /// What is left, or lacking.
+    /// Returns the usable bytes that are left; a negative number is short.
     pub fn headroom(&self) -> i64 {
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         signed(self.usable) - signed(self.peak())
@@ -57,7 +60,9 @@ impl Budget {
 /// Memory of the host, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct HostBudget {
+    /// Bytes that the program may take.
     pub usable: u64,
+    /// Bytes whose pages the program may lock.
     pub pinnable: u64,
     /// Weights and rings that stream.
     pub pinned: u64,
@@ -70,18 +75,19 @@ pub struct HostBudget {
 }
 
 impl HostBudget {
-    /// What must be there.
+    /// Returns the bytes that the program needs.
     pub fn needed(&self) -> u64 {
         self.pinned + self.process
     }
 }
 
-/// Anchors that are alive at once: the second is made before the last block of the first clip has left.
+/// Counts the anchors that exist at once: the second is made before the last block of the first
+/// clip has left.
 fn anchors(ask: &Ask) -> u64 {
     if ask.clips == Some(1) { 1 } else { 2 }
 }
 
-/// The memory of every device of `profile`, in order.
+/// Returns the memory of every device of `profile`, in order.
 pub(crate) fn budgets(
     profile: &Profile,
     work: &Work,
@@ -142,8 +148,13 @@ fn stage_budget(
         b.rings += layers * steps * work.ring_bytes();
     }
     b.condition += anchors(ask) * layers * (work.sink_bytes() + work.text_bytes());
-    // One call computes while the next one's hidden states arrive.
-    b.activations += lanes * (work.layer_activations(kind) + work.hidden_bytes());
+    let call = lanes * (work.layer_activations(kind) + work.input_bytes());
+    let prefill = prefill_bytes(work, stage);
+    // A stage that hands on has one call in the channel, one that waits to be sent, and one that
+    // the next stage has not copied yet. Where one is the last, the next call's states arrive.
+    let waiting = if stage.layers.end == dit.layers { 1 } else { 3 };
+    let flow = (lanes * work.hidden_bytes()).max(work.sink_hidden_bytes());
+    b.activations += call.max(prefill) + waiting * flow;
     if r.streams(stage.layers.len()) {
         b.slots += r.slots as u64 * slot_bytes(work, stage, lanes);
     }
@@ -153,7 +164,22 @@ fn stage_budget(
     }
 }
 
-/// Bytes of the transformer alone on one device, everything resident: `steps` rings and one anchor, calls of `lanes`.
+/// Returns the most bytes that pass through a stage in a prefill. The first chain alone computes
+/// conditions. The sink's embedding is there before any of them is.
+fn prefill_bytes(work: &Work, stage: &PlacedStage) -> u64 {
+    if stage.steps.start > 0 {
+        return 0;
+    }
+    let layers = work.sink_hidden_bytes() + work.sink_layer_bytes();
+    if stage.layers.start > 0 {
+        return layers;
+    }
+    let later = stage.layers.len() as u64 * (work.sink_bytes() + work.text_bytes());
+    layers.max(work.sink_embed_bytes().saturating_sub(later))
+}
+
+/// Returns the bytes of the transformer alone on one device, with everything resident: `steps`
+/// rings, one anchor, and calls of `lanes` lanes.
 pub(crate) fn transformer_bytes(work: &Work, steps: usize, lanes: usize, kind: Kind) -> u64 {
     let (layers, steps, lanes) = (work.config().dit.layers, steps as u64, lanes as u64);
     let weights: u64 = (0..layers).map(|l| work.layer_weights(l)).sum();
@@ -162,7 +188,8 @@ pub(crate) fn transformer_bytes(work: &Work, steps: usize, lanes: usize, kind: K
     weights + work.embed_weights() + work.head_weights() + layers as u64 * kept + call
 }
 
-/// The largest layer that streams: its weights unless all stay, and the rings of a call's lanes unless they stay.
+/// Returns the bytes of a slot: the weights of the largest layer that streams, and the rings of a
+/// call's lanes unless they stay.
 fn slot_bytes(work: &Work, stage: &PlacedStage, lanes: u64) -> u64 {
     let r = stage.residency;
     let streamed = stage.layers.clone().skip(r.resident_layers);
@@ -175,14 +202,17 @@ fn slot_bytes(work: &Work, stage: &PlacedStage, lanes: u64) -> u64 {
     weights + rings
 }
 
-/// The decoder's weights, the caches that a call reads and those that it writes, and its inner values.
+/// Returns the bytes of the decoder: the weights of its two graphs, the caches that a call reads
+/// and those that it writes, and its inner values. The graph of the first frame stays for the next
+/// video, with weights of its own.
 fn vae_bytes(work: &Work, kind: Kind) -> u64 {
     let live = 2 * work.decoder_caches() + work.vae_activations(kind);
-    work.decoder_weights() + held(live, kind)
+    2 * work.decoder_weights() + held(live, kind)
 }
 
-/// What an allocator holds for `live` bytes of many sizes. ONNX Runtime's arena on the CPU keeps what was freed in the pieces that it was asked
-/// for in, and later requests do not fit into them: 2.6 times as much, measured over a whole video at four sizes and lanes.
+/// Returns the bytes that an allocator holds for `live` bytes of many sizes. The CPU arena of ONNX
+/// Runtime keeps freed memory in pieces of the sizes that were asked for, and later requests do not
+/// fit into them. Over a whole video it held 2.6 times as much, measured at four sizes and lanes.
 fn held(live: u64, kind: Kind) -> u64 {
     match kind {
         Kind::Gpu => live,
@@ -190,24 +220,24 @@ fn held(live: u64, kind: Kind) -> u64 {
     }
 }
 
-/// Text, speech and picture encoders, each with what it holds while it runs.
+/// Returns the bytes of the encoders of text, speech and picture while each runs.
 fn encoder_bytes(work: &Work, kind: Kind) -> [u64; 3] {
     let live = 2 * work.encoder_caches() + work.vae_activations(kind);
     [
         work.text_weights() + work.text_embed_weights(),
         work.speech_weights(),
-        work.encoder_weights() + live,
+        2 * work.encoder_weights() + live,
     ]
 }
 
-/// The host's share.
+/// Returns the memory of the host.
 pub(crate) fn host_budget(profile: &Profile, work: &Work, placement: &Placement) -> HostBudget {
     let stage = |s: &PlacedStage| {
         let r = s.residency;
         let streamed = s.layers.clone().skip(r.resident_layers);
         let weights: u64 = streamed.map(|l| work.layer_weights(l)).sum();
         let rings = (s.layers.len() * s.steps.len()) as u64 * work.ring_bytes();
-        // Where anything streams, so do the projections of the text at a prefill; they are read from the file.
+        // The projections of the text for a prefill stream as well, but from the file.
         weights + if r.rings_on_host { rings } else { 0 }
     };
     let files = work.transformer_weights()
@@ -229,6 +259,7 @@ pub(crate) fn host_budget(profile: &Profile, work: &Work, placement: &Placement)
     }
 }
 
-/// Libraries, thread stacks, the encoder of the video and frames on their way; with CUDA's libraries, and without.
+/// Bytes of libraries, thread stacks, the encoder of the video and frames on their way, with CUDA's
+/// libraries.
 const PROCESS: u64 = 600 << 20;
 const PROCESS_CPU: u64 = 128 << 20;

@@ -1,19 +1,21 @@
-//! From a profile to a placement: which device gets which layers and steps, where the VAE and the encoders go, and what stays on each
-//! device between calls. What "as far as it fits" means is decided here, by asking how much memory is left.
+//! Turns a profile into a placement: the devices of layers, steps, VAE and encoders, and the
+//! weights and rings that stay on each device between calls. Where a profile says "fit", the memory
+//! that is left decides.
 
 use std::ops::Range;
 
 use engines::profile::{EncoderPolicy, Keep, LanePolicy, Parts, Profile, VaePolicy};
 
+use super::ask::Ask;
+use super::error::PlannerError;
 use super::memory::{Budget, budgets};
 use super::placement::{Encoders, PlacedStage, Placement, StageResidency};
 use super::work::Work;
-use super::{Ask, PlannerError};
 
 /// Places the work of `ask` on the devices of `profile`.
 ///
 /// # Errors
-/// Layers or lanes of the profile that the model or the run does not have.
+/// The profile has layers or lanes that the model or the run does not have.
 pub(crate) fn place(profile: &Profile, work: &Work, ask: &Ask) -> Result<Placement, PlannerError> {
     let layers = work.config().dit.layers;
     let cuts = layer_cuts(profile, layers)?;
@@ -111,7 +113,8 @@ fn layer_cuts(profile: &Profile, layers: usize) -> Result<Vec<Range<usize>>, Pla
     }
 }
 
-/// The device with most room for the VAE among those with a stage; the last of equals, whose stage ends the call and waits for nobody.
+/// Returns the device with the most room for the VAE among those with a stage. Of equal devices it
+/// is the last, because its stage ends the call and no other stage waits for it.
 fn roomiest(profile: &Profile, work: &Work, ask: &Ask, placement: &Placement) -> usize {
     let without = Placement {
         vae: usize::MAX,
@@ -126,8 +129,9 @@ fn roomiest(profile: &Profile, work: &Work, ask: &Ask, placement: &Placement) ->
         .map_or(0, |(device, _)| device)
 }
 
-/// Decides what stays on each stage's device: rings first (a layer's weights cross once a call, its rings once for each lane), then as many
-/// layers' weights as there is room for.
+/// Decides which rings and weights stay on each stage's device. Rings come first, because a layer's
+/// weights cross the link once a call, and its rings once for each lane. Then as many layers keep
+/// their weights as there is room for.
 fn settle(profile: &Profile, work: &Work, ask: &Ask, placement: &mut Placement) {
     let policy = profile.residency;
     let rings = match policy.rings {
@@ -153,7 +157,8 @@ fn settle(profile: &Profile, work: &Work, ask: &Ask, placement: &mut Placement) 
             all.get(device).is_some_and(|b| b.run() <= b.usable)
         };
         for &on_host in rings {
-            // All resident needs no slot, so it is asked for apart; below it memory grows with every layer that stays.
+            // A stage that streams nothing needs no slot, so this case is tried first. In the other
+            // cases memory grows with every layer that stays.
             if fits(most, on_host) {
                 break;
             }
@@ -166,7 +171,7 @@ fn settle(profile: &Profile, work: &Work, ask: &Ask, placement: &mut Placement) 
     }
 }
 
-/// The largest number from `least`, which fits, up to but without `most` that fits.
+/// Returns the largest number that fits, from `least`, which fits, up to but without `most`.
 fn largest(least: usize, most: usize, mut fits: impl FnMut(usize) -> bool) -> usize {
     let (mut low, mut high) = (least, most);
     while high - low > 1 {

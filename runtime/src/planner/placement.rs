@@ -3,14 +3,20 @@
 
 use std::ops::Range;
 
+use engines::profile::{Kind, Profile};
+
 use crate::placement::plan::{Lanes, Plan, PlanError, Residency, Rings, StageSpec, Stages};
 
 /// One stage of a placement.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct PlacedStage {
+    /// Number of the device.
     pub device: usize,
+    /// Layers of the model.
     pub layers: Range<usize>,
+    /// Denoising steps.
     pub steps: Range<usize>,
+    /// Weights and rings that stay.
     pub residency: StageResidency,
 }
 
@@ -35,6 +41,7 @@ impl StageResidency {
 /// Where the encoders of text, speech and picture run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Encoders {
+    /// Number of the device.
     pub device: usize,
     /// Loaded, run and freed one by one before the transformer is loaded.
     pub freed_before_dit: bool,
@@ -49,6 +56,7 @@ pub struct Placement {
     pub lanes: usize,
     /// Device of the VAE's decoder.
     pub vae: usize,
+    /// Device of the encoders.
     pub encoders: Encoders,
     /// Blocks of a KV ring.
     pub ring_blocks: usize,
@@ -58,7 +66,7 @@ impl Placement {
     /// The executor's plan of the same stages.
     ///
     /// # Errors
-    /// Stages that do not cover the model; [`place`] makes none.
+    /// The stages do not cover the model; [`super::place::place`] makes none of that kind.
     pub fn plan(&self, layers: usize, steps: usize) -> Result<Plan, PlanError> {
         let stage = |s: &PlacedStage| StageSpec {
             residency: Residency {
@@ -87,5 +95,13 @@ impl Placement {
     pub fn devices(&self) -> usize {
         let stages = self.stages.iter().map(|s| s.device + 1).max().unwrap_or(0);
         stages.max(self.vae + 1).max(self.encoders.device + 1)
+    }
+}
+
+/// Returns the name of a device of a profile, such as `cuda:1` or `cpu:0`.
+pub(crate) fn device_name(profile: &Profile, device: usize) -> String {
+    match profile.each_device().nth(device).map(|d| d.kind) {
+        Some(Kind::Gpu) => format!("cuda:{device}"),
+        _ => format!("cpu:{device}"),
     }
 }

@@ -1,19 +1,21 @@
-//! A plan as people and programs read it: tables of memory and time, the bottleneck, and the ways to move it. GB are 10^9 bytes.
+//! Writes a plan for people and for programs: tables of memory and time, the bottleneck, and the
+//! ways to more speed. GB are 10^9 bytes.
 
 use std::fmt::{self, Display, Write as _};
 
-use engines::profile::GIB;
 use serde_json::{Value, json};
 
+use super::advice;
+use super::draft::{Planned, Wave};
 use super::memory::Budget;
 use super::placement::PlacedStage;
-use super::{Lack, Planned, Refusal};
+use super::placement::device_name;
 
 fn gb(bytes: u64) -> f64 {
     bytes as f64 / 1e9
 }
 
-/// `0-9`, or `3`.
+/// Writes a range as `0-9`, or as `3`.
 fn span(r: &std::ops::Range<usize>) -> String {
     match r.len() {
         1 => r.start.to_string(),
@@ -25,7 +27,7 @@ fn span(r: &std::ops::Range<usize>) -> String {
 type Row<T, N> = (&'static str, fn(&T) -> N);
 
 /// The rows of the memory table, in the order of the ledger's classes.
-const ROWS: [Row<Budget, u64>; 8] = [
+const MEMORY_ROWS: [Row<Budget, u64>; 8] = [
     ("weights", |b| b.weights),
     ("rings", |b| b.rings),
     ("condition K/V", |b| b.condition),
@@ -36,9 +38,11 @@ const ROWS: [Row<Budget, u64>; 8] = [
     ("encoders kept", |b| b.encoders),
 ];
 
-/// A plan, with or without the explanation.
+/// A plan as text, with or without the explanation.
 pub(crate) struct Report<'a> {
+    /// The plan.
     pub planned: &'a Planned,
+    /// Whether the explanation follows.
     pub explain: bool,
 }
 
@@ -61,16 +65,16 @@ impl Display for Report<'_> {
             writeln!(f, "  {}: {}", name(p, d), duties(p, d))?;
         }
         writeln!(f)?;
-        memory(f, p)?;
+        write_memory(f, p)?;
         writeln!(f)?;
-        host(f, p)?;
+        write_host(f, p)?;
         writeln!(f)?;
-        waves(f, p)?;
+        write_waves(f, p)?;
         writeln!(f)?;
-        speed(f, p)?;
+        write_speed(f, p)?;
         if self.explain {
             writeln!(f)?;
-            explain(f, p)?;
+            write_explain(f, p)?;
         }
         if let Some(caveat) = p.caveat() {
             writeln!(f, "note: {caveat}")?;
@@ -85,10 +89,10 @@ fn counted(n: usize, what: &str) -> String {
 }
 
 fn name(p: &Planned, device: usize) -> String {
-    super::found::device_name(&p.profile, device)
+    device_name(&p.profile, device)
 }
 
-/// What a device does, in words.
+/// Describes the work of a device in words.
 fn duties(p: &Planned, device: usize) -> String {
     let stages = p.placement.stages.iter().filter(|s| s.device == device);
     let mut all: Vec<String> = stages.map(stage).collect();
@@ -127,7 +131,7 @@ fn stage(s: &PlacedStage) -> String {
     text
 }
 
-fn line(
+fn write_line(
     f: &mut fmt::Formatter<'_>,
     what: &str,
     cells: impl Iterator<Item = String>,
@@ -139,32 +143,32 @@ fn line(
     writeln!(f)
 }
 
-fn memory(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
+fn write_memory(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     let devices = &p.devices[..p.placement.devices()];
-    line(f, "memory, GB", (0..devices.len()).map(|d| name(p, d)))?;
-    for (what, of) in ROWS {
+    write_line(f, "memory, GB", (0..devices.len()).map(|d| name(p, d)))?;
+    for (what, of) in MEMORY_ROWS {
         if devices.iter().any(|b| of(b) > 0) {
-            line(f, what, devices.iter().map(|b| format!("{:.2}", gb(of(b)))))?;
+            write_line(f, what, devices.iter().map(|b| format!("{:.2}", gb(of(b)))))?;
         }
     }
-    line(
+    write_line(
         f,
         "in use",
         devices.iter().map(|b| format!("{:.2}", gb(b.run()))),
     )?;
     if devices.iter().any(|b| b.before > 0) {
-        line(
+        write_line(
             f,
             "before, at most",
             devices.iter().map(|b| format!("{:.2}", gb(b.before))),
         )?;
     }
-    line(
+    write_line(
         f,
         "usable",
         devices.iter().map(|b| format!("{:.2}", gb(b.usable))),
     )?;
-    line(
+    write_line(
         f,
         "headroom",
         devices
@@ -173,7 +177,7 @@ fn memory(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     )
 }
 
-fn host(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
+fn write_host(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     let h = &p.host;
     writeln!(
         f,
@@ -187,10 +191,10 @@ fn host(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     )
 }
 
-fn waves(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
+fn write_waves(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     let waves = &p.waves[..p.placement.devices()];
-    line(f, "ms a wave", (0..waves.len()).map(|d| name(p, d)))?;
-    let rows: [Row<super::Wave, f64>; 6] = [
+    write_line(f, "ms a wave", (0..waves.len()).map(|d| name(p, d)))?;
+    let rows: [Row<Wave, f64>; 6] = [
         ("arithmetic", |w| w.compute_ms),
         ("host link", |w| w.host_link_ms),
         ("  of it hidden", |w| w.hidden_ms),
@@ -200,13 +204,13 @@ fn waves(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     ];
     for (what, of) in rows {
         if waves.iter().any(|w| of(w) > 0.0) {
-            line(f, what, waves.iter().map(|w| format!("{:.0}", of(w))))?;
+            write_line(f, what, waves.iter().map(|w| format!("{:.0}", of(w))))?;
         }
     }
     Ok(())
 }
 
-fn speed(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
+fn write_speed(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     let s = &p.speed;
     writeln!(
         f,
@@ -222,8 +226,8 @@ fn speed(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
         let total = s.first_frame_s + clips as f64 * s.clip_s;
         writeln!(f, "{} in about {total:.0} s", counted(clips, "clip"))?;
     }
-    writeln!(f, "bottleneck: {}", p.bottleneck())?;
-    for l in p.levers() {
+    writeln!(f, "bottleneck: {}", advice::bottleneck(p))?;
+    for l in advice::levers(p) {
         writeln!(
             f,
             "  faster by: {} ({:.1} frames a second, {:.2} times)",
@@ -233,8 +237,8 @@ fn speed(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     Ok(())
 }
 
-/// Where the figures come from.
-fn explain(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
+/// Writes the origin of the figures.
+fn write_explain(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
     let o = p.work.call_operations();
     writeln!(
         f,
@@ -299,7 +303,7 @@ fn explain(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
 }
 
 impl Planned {
-    /// Everything that [`Report`] shows, for programs; bytes and seconds.
+    /// Returns the content of `Report` for programs, in bytes and seconds.
     pub fn to_json(&self) -> Value {
         let device = |(d, b): (usize, &Budget)| {
             json!({
@@ -312,64 +316,19 @@ impl Planned {
                 "busy": self.shares[d],
             })
         };
+        let devices = self.devices.iter().take(self.placement.devices());
+        let devices: Vec<Value> = devices.enumerate().map(device).collect();
         json!({
             "profile": self.profile.name,
             "recipe": self.profile.recipe,
             "ask": self.ask,
             "placement": self.placement,
-            "devices": self.devices.iter().enumerate().take(self.placement.devices()).map(device).collect::<Vec<_>>(),
+            "devices": devices,
             "host": self.host,
             "speed": self.speed,
-            "bottleneck": self.bottleneck(),
-            "levers": self.levers(),
+            "bottleneck": advice::bottleneck(self),
+            "levers": advice::levers(self),
             "caveat": self.caveat(),
         })
-    }
-}
-
-impl Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let a = &self.ask;
-        write!(
-            f,
-            "profile {} does not fit {} with {} steps: {}",
-            self.profile, a.size, a.steps, self.lacks
-        )?;
-        if self.nearest.is_empty() {
-            return write!(f, "; nothing near it fits");
-        }
-        let ways: Vec<&str> = self.nearest.iter().map(|w| w.what.as_str()).collect();
-        write!(f, "; what fits: {}", ways.join(", or "))
-    }
-}
-
-impl Display for Lack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gib = |n: &u64| *n as f64 / GIB;
-        match self {
-            Self::Device {
-                device,
-                needed,
-                usable,
-            } => write!(
-                f,
-                "device {device} needs {:.1} GiB and has {:.1} usable",
-                gib(needed),
-                gib(usable)
-            ),
-            Self::Host { needed, usable } => write!(
-                f,
-                "the host needs {:.1} GiB and has {:.1} usable",
-                gib(needed),
-                gib(usable)
-            ),
-            Self::Pinned { needed, usable } => write!(
-                f,
-                "{:.1} GiB of pinned host memory are needed and {:.1} allowed",
-                gib(needed),
-                gib(usable)
-            ),
-            Self::Size { max } => write!(f, "its engines are for sizes up to the area of {max}"),
-        }
     }
 }

@@ -1,5 +1,6 @@
-//! The executor without tensors: the same order of work ([`crate::placement::wavefront`]), the same threads and channels, with times instead of graphs.
-//! A discrete-event run: nothing sleeps and no clock is read, so a minute of video on any machine takes some milliseconds here.
+//! The executor without tensors: the same order of work ([`crate::placement::wavefront`]), threads
+//! and channels, with times in place of graphs. It simulates events: nothing sleeps, and no clock
+//! is read. So a minute of video on any machine takes some milliseconds.
 
 pub(crate) mod svg;
 
@@ -10,20 +11,23 @@ use crate::placement::plan::Plan;
 use crate::placement::queues::FINISHED_WAITING;
 use crate::placement::wavefront::{Grid, Group, Item, Wavefront};
 
-/// Seconds of a piece of work, and what they were spent on. The parts may overlap.
+/// Seconds of a piece of work, and of its parts, which may overlap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Spent {
+    /// From its start to its end.
     pub seconds: f64,
+    /// Arithmetic.
     pub compute: f64,
     /// Host to device and back.
     pub up: f64,
+    /// Copies from the device to the host.
     pub down: f64,
     /// From the device before.
     pub peer: f64,
 }
 
 impl Spent {
-    /// Arithmetic and nothing else.
+    /// Makes a piece of work that only computes.
     pub fn computing(seconds: f64) -> Self {
         Self {
             seconds,
@@ -33,89 +37,100 @@ impl Spent {
     }
 }
 
-/// What each piece of work costs, in seconds. Stages are counted over all chains.
+/// Costs of each piece of work in seconds. Stages are counted over all chains.
 pub(crate) trait Costs {
     fn call(&self, stage: usize, lanes: usize) -> Spent;
     fn prefill(&self, stage: usize) -> Spent;
-    /// Before a stage takes its first packet.
+    /// Returns the time before a stage takes its first packet.
     fn load(&self, stage: usize) -> f64;
-    /// Noise and audio of a block.
+    /// Returns the time for noise and audio of a block.
     fn prepare(&self) -> f64;
-    /// The decoder's latents before the first block.
+    /// Returns the time for the decoder's latents before the first block.
     fn prime(&self) -> f64;
     /// One block.
     fn decode(&self) -> f64;
 }
 
-/// What to run.
+/// The run to simulate.
 pub(crate) struct Schedule<'a> {
+    /// Stages and lanes.
     pub plan: &'a Plan,
+    /// Denoising steps.
     pub steps: usize,
+    /// Blocks of the video.
     pub blocks: usize,
     /// First block that needs the second anchor; the first latent of block 0 is its picture.
     pub swap_at: Option<usize>,
     /// Device of each stage, and of the decoder: pieces of work on one device take turns.
     pub devices: Vec<usize>,
+    /// Device of the decoder.
     pub decoder: usize,
     /// Pieces that a decode is cut into: another stage of its device may run between them.
     pub decode_pieces: usize,
+    /// Costs of each piece of work.
     pub costs: &'a dyn Costs,
 }
 
-/// What a device was busy with.
+/// The kind of a piece of work.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(tag = "work", rename_all = "snake_case")]
-pub enum What {
-    Call {
-        items: Vec<(usize, usize)>,
-    },
-    Prefill {
-        anchor: usize,
-    },
+pub enum Task {
+    /// A call.
+    Call { items: Vec<(usize, usize)> },
+    /// A prefill.
+    Prefill { anchor: usize },
+    /// Decoding of the latents before the first block.
     Prime,
-    Decode {
-        block: usize,
-    },
+    /// Decoding of a block.
+    Decode { block: usize },
     /// Before the denoiser starts.
-    Encode {
-        what: &'static str,
-    },
+    Encode { what: &'static str },
 }
 
 /// One piece of work.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Span {
+    /// Number of the device.
     pub device: usize,
     /// Of the placement; `None` for decoder and encoders.
     pub stage: Option<usize>,
+    /// Start in seconds.
     pub start: f64,
+    /// End in seconds.
     pub end: f64,
+    /// Kind of the work.
     #[serde(flatten)]
-    pub what: What,
+    pub what: Task,
+    /// Parts of the time.
     pub spent: Spent,
 }
 
-/// A call that came back: its items as (block, step).
+/// A finished call, with its items as (block, step).
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Completion {
+    /// Time in seconds.
     pub at: f64,
+    /// Items as (block, step).
     pub items: Vec<(usize, usize)>,
 }
 
 /// A whole run.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Timeline {
+    /// All pieces of work.
     pub spans: Vec<Span>,
-    /// When each block left its last step, and when it was decoded.
+    /// Times at which each block left its last step.
     pub denoised: Vec<f64>,
+    /// Times at which each block was decoded.
     pub decoded: Vec<f64>,
-    /// Calls in the order in which they came back.
+    /// Calls in the order in which they finished.
     pub completions: Vec<Completion>,
+    /// Length of the run in seconds.
     pub seconds: f64,
 }
 
 impl Timeline {
-    /// Puts work that comes first before everything.
+    /// Puts work before everything else: its name, its device and its seconds.
     pub fn preceded_by(&mut self, first: &[(&'static str, usize, f64)]) {
         let total: f64 = first.iter().map(|(_, _, s)| s).sum();
         let shift = |t: &mut f64| *t += total;
@@ -134,15 +149,15 @@ impl Timeline {
                 stage: None,
                 start: at,
                 end: at + seconds,
-                what: What::Encode { what },
+                what: Task::Encode { what },
                 spent: Spent::computing(seconds),
             });
             at += seconds;
         }
     }
 
-    /// Seconds from one block to the next once every step is busy: between the first block after the anchor has changed and the last
-    /// that is well before the end.
+    /// Returns the seconds from one block to the next once every step is busy. It measures from the
+    /// first block after the anchor has changed to the last block that is well before the end.
     pub fn seconds_a_block(&self, steps: usize, swap_at: Option<usize>) -> f64 {
         let blocks = self.decoded.len();
         let first = (swap_at.unwrap_or(0) + steps).min(blocks.saturating_sub(2));
@@ -153,7 +168,7 @@ impl Timeline {
         }
     }
 
-    /// Share of `from..to` that a device computes, and that its links are in use.
+    /// Returns the shares of `from..to` in which a device computes and its links are in use.
     pub fn utilisation(&self, device: usize, from: f64, to: f64) -> Spent {
         let mut sum = Spent::default();
         for s in self.spans.iter().filter(|s| s.device == device) {
@@ -174,9 +189,9 @@ impl Timeline {
     }
 }
 
-/// Runs a schedule to its end.
+/// Simulates a schedule to its end.
 pub(crate) fn simulate(schedule: &Schedule<'_>) -> Timeline {
-    let mut sim = Sim::new(schedule);
+    let mut sim = Simulation::new(schedule);
     sim.settle();
     while let Some(Reverse((at, _, event))) = sim.events.pop() {
         sim.now = at;
@@ -202,7 +217,9 @@ fn seconds(nanos: Nanos) -> f64 {
 enum Event {
     /// A stage has loaded or finished its packet.
     Stage(usize),
+    /// A block has its noise and audio.
     Prepared,
+    /// A piece of a decoding is finished.
     Decoded,
 }
 
@@ -217,7 +234,8 @@ enum Report {
     Done(Group),
 }
 
-/// A worker: takes a packet, waits for its device, works, and holds what it made until the next stage takes it.
+/// The state of a worker. It takes a packet, waits for its device, works, and holds its result
+/// until the next stage takes it.
 enum State {
     Loading,
     Idle,
@@ -239,7 +257,7 @@ struct Decoder {
     job: Option<Job>,
 }
 
-/// What is being decoded: a block, or the latents before the first.
+/// The block that is being decoded, or the latents before the first.
 struct Job {
     block: Option<usize>,
     pieces_left: usize,
@@ -247,18 +265,18 @@ struct Job {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Who {
+enum Worker {
     Stage(usize),
     Decoder,
 }
 
 #[derive(Default)]
-struct Turn {
+struct DeviceQueue {
     busy: bool,
-    waiting: VecDeque<Who>,
+    waiting: VecDeque<Worker>,
 }
 
-struct Sim<'a> {
+struct Simulation<'a> {
     schedule: &'a Schedule<'a>,
     now: Nanos,
     sequence: u64,
@@ -273,11 +291,11 @@ struct Sim<'a> {
     to_prepare: usize,
     preparing: bool,
     decoder: Decoder,
-    turns: BTreeMap<usize, Turn>,
+    turns: BTreeMap<usize, DeviceQueue>,
     out: Timeline,
 }
 
-impl<'a> Sim<'a> {
+impl<'a> Simulation<'a> {
     fn new(schedule: &'a Schedule<'a>) -> Self {
         let grid = Grid {
             blocks: schedule.blocks,
@@ -350,7 +368,7 @@ impl<'a> Sim<'a> {
         }
     }
 
-    /// Lets everybody go on who can, until nobody can.
+    /// Repeats until no stage, queue or decoder can make progress at the current time.
     fn settle(&mut self) {
         loop {
             let mut moved = self.schedule_more();
@@ -365,7 +383,7 @@ impl<'a> Sim<'a> {
         }
     }
 
-    /// The scheduler: delivers, takes reports, issues.
+    /// Runs the scheduler: it delivers blocks, takes reports and issues calls.
     fn schedule_more(&mut self) -> bool {
         let mut moved = false;
         loop {
@@ -431,13 +449,13 @@ impl<'a> Sim<'a> {
         self.leaving = Some(block);
     }
 
-    /// One worker.
+    /// Runs one worker.
     fn go_on(&mut self, at: usize) -> bool {
         match std::mem::replace(&mut self.stages[at].state, State::Idle) {
             State::Idle => match self.stages[at].queue.pop_front() {
                 Some(packet) => {
                     self.stages[at].state = State::Waiting(packet);
-                    self.ask_device(self.schedule.devices[at], Who::Stage(at));
+                    self.ask_device(self.schedule.devices[at], Worker::Stage(at));
                     true
                 }
                 None => false,
@@ -465,7 +483,7 @@ impl<'a> Sim<'a> {
         true
     }
 
-    fn ask_device(&mut self, device: usize, who: Who) {
+    fn ask_device(&mut self, device: usize, who: Worker) {
         let turn = self.turns.entry(device).or_default();
         turn.waiting.push_back(who);
         self.next_turn(device);
@@ -484,8 +502,8 @@ impl<'a> Sim<'a> {
         if let Some(who) = turn.waiting.pop_front() {
             turn.busy = true;
             match who {
-                Who::Stage(stage) => self.start_stage(stage),
-                Who::Decoder => self.start_piece(),
+                Worker::Stage(stage) => self.start_stage(stage),
+                Worker::Decoder => self.start_piece(),
             }
         }
     }
@@ -499,18 +517,18 @@ impl<'a> Sim<'a> {
         let (spent, what) = match &packet {
             Packet::Call(group) => (
                 costs.call(at, group.items.len()),
-                What::Call {
+                Task::Call {
                     items: pairs(&group.items),
                 },
             ),
-            Packet::Prefill(anchor) => (costs.prefill(at), What::Prefill { anchor: *anchor }),
+            Packet::Prefill(anchor) => (costs.prefill(at), Task::Prefill { anchor: *anchor }),
         };
         self.note(self.schedule.devices[at], Some(at), what, spent);
         self.stages[at].state = State::Busy(packet);
         self.after(spent.seconds, Event::Stage(at));
     }
 
-    fn note(&mut self, device: usize, stage: Option<usize>, what: What, spent: Spent) {
+    fn note(&mut self, device: usize, stage: Option<usize>, what: Task, spent: Spent) {
         let start = seconds(self.now);
         self.out.spans.push(Span {
             device,
@@ -553,7 +571,7 @@ impl<'a> Sim<'a> {
             pieces_left: pieces,
             piece: time / pieces as f64,
         });
-        self.ask_device(self.schedule.decoder, Who::Decoder);
+        self.ask_device(self.schedule.decoder, Worker::Decoder);
     }
 
     fn start_piece(&mut self) {
@@ -563,7 +581,7 @@ impl<'a> Sim<'a> {
         let piece = job.piece;
         let what = job
             .block
-            .map_or(What::Prime, |block| What::Decode { block });
+            .map_or(Task::Prime, |block| Task::Decode { block });
         self.note(self.schedule.decoder, None, what, Spent::computing(piece));
         self.after(piece, Event::Decoded);
     }
@@ -580,7 +598,7 @@ impl<'a> Sim<'a> {
                 .entry(device)
                 .or_default()
                 .waiting
-                .push_back(Who::Decoder);
+                .push_back(Worker::Decoder);
         } else if let Some(block) = job.block {
             self.out.decoded[block] = seconds(self.now);
         }

@@ -1,10 +1,19 @@
-//! The planner against first principles, against what was measured, and against the figures that people know; and the tables of
-//! `docs/plans.md`, which this writes.
-use super::report::Report;
-use super::*;
-use engines::components::preset::Preset;
-use engines::profile::{GIB, LanePolicy};
+//! Compares the planner with first principles, with measurements, and with published figures; and
+//! writes the tables of `docs/plans.md`.
 use std::fmt::Write as _;
+
+use engines::components::preset::Preset;
+use engines::error_kind::ErrorKind;
+use engines::profile::{GIB, LanePolicy};
+use engines::recipe::Recipe;
+
+use super::advice::{bottleneck, levers};
+use super::memory::Budget;
+use super::place::place;
+use super::report::Report;
+use super::work::Work;
+use super::*;
+use crate::numbers::size::Size;
 
 fn size(text: &str) -> Size {
     text.parse().unwrap()
@@ -56,8 +65,9 @@ fn first_principles_are_met_at_the_published_size() {
 
 #[test]
 fn the_layouts_of_four_two_and_one_device_weigh_what_they_should() {
-    // Rings, one anchor's sink and the share of 34 GB of weights; what is kept beside them is the planner's own count.
-    // The figures are for ten and for twenty layers a device; a card without the VAE may have more of them.
+    // The figures are rings, one anchor's sink and the share of 34 GB of weights, for ten and for
+    // twenty layers a device. The planner counts more beside them. A card without the VAE may have
+    // more layers.
     for (profile, device, layers, want) in [("4x24g", 0, 10.0, 19.5), ("2x48g", 0, 20.0, 39.0)] {
         let ask = Ask {
             clips: Some(1),
@@ -72,8 +82,9 @@ fn the_layouts_of_four_two_and_one_device_weigh_what_they_should() {
     }
 }
 
-/// Peaks of resident memory in MiB, by `RssAnon` + `RssFile` of `/proc/PID/status` every 20 ms, of `avatar-run generate --models small --size S
-/// --num_clip 2 --lanes N --threads 2` on the export of `avatar-export synth --preset small --seed 1`.
+/// Peaks of resident memory in MiB, by `RssAnon` + `RssFile` of `/proc/PID/status` every 20 ms, of
+/// `avatar-run generate --models small --size S --num_clip 2 --lanes N --threads 2` on the export
+/// of `avatar-export synth --preset small --seed 1`.
 const MEASURED: [(&str, usize, f64); 5] = [
     ("256*256", 1, 3825.0),
     ("256*256", 4, 4239.0),
@@ -121,8 +132,8 @@ fn every_profile_plans_what_it_is_for() {
         );
         assert!(planned.speed.fps > 0.0 && planned.speed.first_frame_s > 0.0);
         assert!(planned.devices.iter().all(|b| b.headroom() >= 0));
-        assert_eq!(planned.levers().len(), 2, "{}", profile.name);
-        for lever in planned.levers() {
+        assert_eq!(levers(&planned).len(), 2, "{}", profile.name);
+        for lever in levers(&planned) {
             assert!(lever.gain > 1.04, "{}: {lever:?}", profile.name);
         }
     }
@@ -228,15 +239,15 @@ fn streaming_stays_within_the_device_and_hides_behind_arithmetic() {
 
 /// GB as `nvidia-smi` counts them, the most of any card.
 fn peak(profile: &str, at: &str, steps: usize) -> String {
-    let drawn = draw(
+    let draft = Draft::new(
         &Profile::open(profile).unwrap(),
         &Preset::Full.config(),
         &ask(at, steps),
     )
     .unwrap();
-    let reserve = drawn.profile.devices[0].reserve_gib;
-    let most = drawn.devices.iter().map(Budget::peak).max().unwrap();
-    let mark = if drawn.lack().is_some() {
+    let reserve = draft.profile.devices[0].reserve_gib;
+    let most = draft.devices.iter().map(Budget::peak).max().unwrap();
+    let mark = if draft.shortage().is_some() {
         " (refused)"
     } else {
         ""
@@ -244,7 +255,8 @@ fn peak(profile: &str, at: &str, steps: usize) -> String {
     format!("{:.1}{mark}", most as f64 / GIB + reserve)
 }
 
-/// Every table of memory by size that the articles print, for our placement on 4 x 24 GB beside theirs.
+/// Returns every table of memory by size of the articles, for our placement on 4 x 24 GB beside
+/// theirs.
 fn memory_tables() -> String {
     let mut t = String::new();
     let row = |t: &mut String, cells: &[String]| writeln!(t, "| {} |", cells.join(" | ")).unwrap();
@@ -255,7 +267,8 @@ fn memory_tables() -> String {
         );
         writeln!(t, "|{}", "---|".repeat(cells.len())).unwrap();
     };
-    writeln!(t, "GiB on the fullest card, as `nvidia-smi` shows it (driver and context included), 4 steps:\n").unwrap();
+    t += "GiB on the fullest card, as `nvidia-smi` shows it \
+          (driver and context included), 4 steps:\n\n";
     head(
         &mut t,
         &[
@@ -311,9 +324,12 @@ fn memory_tables() -> String {
 }
 
 const WHY: &str = "
-Ours differs from the articles' because it is counted: each card holds a quarter of the layers with every step's rings of those layers, so steps and
-pixels both move it; theirs are readings of runs that upstream's own code refuses (4 cards) or that cannot hold a single step's ring. Online decoding (A2: 21.6
-to 17.9, A0: 20.1 to 18.7) makes no difference here: blocks are always decoded as they are made, and memory does not grow with `--num_clip`.
+Our figures differ from the articles' figures because we count them. Each card holds a quarter of
+the layers, with the rings of those layers for every step. So the number of steps and the number of
+pixels both change the figure. The articles read runs that upstream's own code refuses (4 cards),
+or that cannot hold the ring of a single step. Online decoding changes the articles' figures (A2:
+21.6 to 17.9, A0: 20.1 to 18.7) and not ours. We always decode a block as it is made, and memory
+does not grow with `--num_clip`.
 ";
 
 /// One line a profile.
@@ -347,7 +363,7 @@ fn profiles_table() -> String {
             b.usable as f64 / 1e9,
             p.speed.fps,
             p.speed.first_frame_s,
-            p.bottleneck()
+            bottleneck(&p)
         )
         .unwrap();
     }

@@ -1,12 +1,13 @@
-//! Times of a placement: what each stage's call, prefill and load cost on its device, split into arithmetic, the host's link and the link
-//! between devices. Rates are the profile's; where bytes cross while arithmetic goes on, only what sticks out costs time.
+//! Computes the times of a placement: each stage's call, prefill and load on its device, split into
+//! arithmetic, the host's link and the link between devices. Rates are the profile's. Copies that
+//! pass during arithmetic cost no time.
 
 use engines::profile::{Device, Kind, Profile};
 use engines::recipe::Recipe;
 
-use super::Ask;
+use super::ask::Ask;
 use super::placement::{PlacedStage, Placement};
-use super::work::{Operations, Work};
+use super::work::{F32_BYTES, Operations, Work};
 use crate::numbers::timing::{MOTION_PIXEL_FRAMES, PRIMING_LATENTS};
 use crate::planner::simulate::{Costs, Spent};
 
@@ -17,11 +18,15 @@ const SPEECH_SECONDS: f64 = 10.0;
 /// Rows of the speech encoder a second.
 const SPEECH_ROWS: f64 = 50.0;
 
-/// Everything that [`Costs`] asks.
+/// The times of one placement.
 pub(crate) struct Times<'a> {
+    /// The machine.
     pub profile: &'a Profile,
+    /// Bytes and operations of the model.
     pub work: &'a Work,
+    /// The video that was asked for.
     pub ask: &'a Ask,
+    /// Devices of the work.
     pub placement: &'a Placement,
     devices: Vec<&'a Device>,
 }
@@ -35,6 +40,7 @@ struct Step {
 }
 
 impl<'a> Times<'a> {
+    /// Makes the times of a placement.
     pub(crate) fn new(
         profile: &'a Profile,
         work: &'a Work,
@@ -54,7 +60,8 @@ impl<'a> Times<'a> {
         self.profile.recipe
     }
 
-    /// Matrix products of large weights run in the recipe's type, the others and attention in the compute type.
+    /// Returns the seconds of operations. Matrix products of large weights run in the recipe's
+    /// type, the others and attention in the compute type.
     fn arithmetic(&self, device: &Device, o: Operations) -> f64 {
         let plain = match self.recipe() {
             Recipe::Fp32 => Recipe::Fp32,
@@ -77,13 +84,14 @@ impl<'a> Times<'a> {
         }
     }
 
-    /// The layers of one call of `lanes` lanes.
+    /// Returns the layers of one call of `lanes` lanes.
     fn layers(&self, stage: &PlacedStage, lanes: usize) -> Vec<Step> {
         let (device, work, r) = (self.devices[stage.device], self.work, stage.residency);
         let one = |(i, layer): (usize, usize)| {
             let weights = work.layer_weights(layer);
             let o = scaled(work.layer_operations(layer), lanes as f64);
-            // A CPU's rate was measured with all that goes with it; elsewhere what only moves bytes is extra.
+            // The rate of a CPU was measured with the copies of memory; on a GPU they take time of
+            // their own.
             let traffic = match device.kind {
                 Kind::Cpu => 0,
                 Kind::Gpu => lanes as u64 * work.layer_traffic(),
@@ -100,7 +108,7 @@ impl<'a> Times<'a> {
         stage.layers.clone().enumerate().map(one).collect()
     }
 
-    /// The layers of a prefill: as a call's, with the projections of the text; rings have no part in it.
+    /// Returns the layers of a prefill, with the projections of the text and without rings.
     fn sink_layers(&self, stage: &PlacedStage) -> Vec<Step> {
         let (device, work, r) = (self.devices[stage.device], self.work, stage.residency);
         let one = |(i, layer): (usize, usize)| {
@@ -137,7 +145,7 @@ impl<'a> Times<'a> {
         }
     }
 
-    /// Seconds for the text, the speech and the picture.
+    /// Returns the seconds for the text, the speech and the picture.
     pub(crate) fn encoders(&self) -> [f64; 3] {
         let device = self.devices[self.placement.encoders.device];
         let linear = |o: f64| {
@@ -150,7 +158,7 @@ impl<'a> Times<'a> {
         let element = self.recipe().compute().size() as f64;
         let text = 2.0 * PROMPT_TOKENS * self.work.text_weights() as f64 / element;
         let rows = SPEECH_SECONDS * SPEECH_ROWS;
-        let speech = 2.0 * rows * self.work.speech_weights() as f64 / element;
+        let speech = 2.0 * rows * self.work.speech_weights() as f64 / F32_BYTES as f64;
         let chunks = MOTION_PIXEL_FRAMES.div_ceil(4) as f64;
         let picture = self.convolving(device, chunks * self.work.encode_operations());
         [linear(text), linear(speech), picture]
@@ -164,7 +172,7 @@ impl<'a> Times<'a> {
         operations / (device.peak(recipe) * device.achieved.convolution)
     }
 
-    /// Seconds to bring every weight that stays to its device, or that streams into memory, reading files once.
+    /// Returns the seconds that reading every weight once from disk takes.
     pub(crate) fn loading(&self) -> f64 {
         let files = self.work.transformer_weights() + self.work.text_weights();
         Self::over(self.profile.host.disk_gbs, files)
@@ -189,8 +197,8 @@ impl Costs for Times<'_> {
     fn prepare(&self) -> f64 {
         let device = self.devices[self.placement.encoders.device];
         let frames = 4.0 * self.ask.block_frames(self.work.config()) as f64 + 73.0;
-        let element = self.recipe().compute().size() as f64;
-        let operations = 2.0 * frames * self.work.adapter_weights() as f64 / element;
+        let weights = self.work.adapter_weights() / F32_BYTES;
+        let operations = 2.0 * frames * weights as f64;
         operations / (device.peak(self.recipe()) * device.achieved.convolution)
     }
 
@@ -213,7 +221,8 @@ fn scaled(o: Operations, by: f64) -> Operations {
     }
 }
 
-/// Seconds for layers that pass through `slots`: one uploads while another computes; a slot is free once its layer has computed.
+/// Returns the seconds for layers that pass through `slots`. One layer uploads while another
+/// computes, and a slot is free once its layer has computed.
 fn overlapped(steps: &[Step], slots: usize) -> f64 {
     let mut done: Vec<f64> = Vec::with_capacity(steps.len());
     let (mut link, mut freed) = (0.0f64, Vec::new());

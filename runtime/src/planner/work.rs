@@ -1,6 +1,8 @@
-//! What each part of the model weighs and how much it computes at one size: bytes of weights, rings, condition, activations and caches, and
-//! operations (a multiply and an add are two). Functions of sizes; the tensors counted are those of the graphs.
+//! Counts the bytes and the operations of each part of the model at one size: weights, rings,
+//! condition, activations, caches. A multiply and an add are two operations. All are functions of
+//! sizes, and the tensors are those of the graphs.
 
+use engines::components::dit::MOTION_FRAMES;
 use engines::components::vae::{DECODER_NEXT, ENCODER_NEXT, TEMPORAL_STRIDE};
 use engines::contract::{Contract, Sizes};
 use engines::manifest::ModelConfig;
@@ -9,7 +11,7 @@ use engines::recipe::Recipe;
 
 use crate::numbers::size::Size;
 
-/// Sizes that everything else follows from.
+/// The sizes from which all counts follow.
 #[derive(Clone, Debug)]
 pub struct Work {
     config: ModelConfig,
@@ -32,13 +34,14 @@ struct Conv {
     output: u64,
     /// Output pixels for one latent frame.
     pixels: u64,
-    /// How often it stands there.
+    /// Number of such convolutions.
     times: u64,
 }
 
-/// Operations of one call for one lane, by what they are.
+/// Operations of one call for one lane, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Operations {
+    /// Matrix products of large weights.
     pub linear: f64,
     /// Self attention.
     pub attention: f64,
@@ -47,9 +50,22 @@ pub struct Operations {
 }
 
 impl Operations {
+    /// Returns the sum of all kinds.
     pub fn total(&self) -> f64 {
         self.linear + self.attention + self.rest
     }
+}
+
+/// Bytes of an element that every recipe keeps in f32: of the time embedding, modulations, the
+/// head, the audio adapter and the speech encoder.
+pub(crate) const F32_BYTES: u64 = 4;
+
+/// Weights start at multiples of this many bytes on a device.
+const ALIGNMENT: u64 = 256;
+
+/// Returns the bytes of one weight with the padding after it.
+fn padded(elements: u64, element_bytes: u64) -> u64 {
+    (elements * element_bytes).next_multiple_of(ALIGNMENT)
 }
 
 fn bytes(n: usize) -> u64 {
@@ -57,7 +73,7 @@ fn bytes(n: usize) -> u64 {
 }
 
 impl Work {
-    /// `ring_blocks` blocks in a ring, at `size`.
+    /// Counts at `size`, with `ring_blocks` blocks in a ring.
     pub fn new(config: &ModelConfig, recipe: Recipe, size: Size, ring_blocks: usize) -> Self {
         let (h, w) = size.tokens();
         let block = bytes(config.dit.block_frames * h * w);
@@ -73,6 +89,7 @@ impl Work {
         }
     }
 
+    /// Returns the sizes of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -81,58 +98,74 @@ impl Work {
         bytes(self.config.dit.dim)
     }
 
-    /// Bytes of one element of a hidden state.
+    /// Returns the bytes of one element of a hidden state.
     fn compute(&self) -> u64 {
         bytes(self.recipe.compute().size())
     }
 
-    /// Bytes of a linear layer: the matrix in the recipe's type, the bias in the compute type.
+    /// Returns the bytes of a linear layer: the matrix in the recipe's type, the bias in the
+    /// compute type.
     fn linear(&self, from: u64, to: u64) -> u64 {
-        from * to * bytes(self.recipe.weight_bytes()) + to * self.compute()
+        padded(from * to, bytes(self.recipe.weight_bytes())) + self.vector(to)
     }
 
-    /// As [`Self::linear`] for the layers that no recipe quantises.
+    /// Returns the bytes of a linear layer that no recipe quantises, in the compute type.
     fn plain_linear(&self, from: u64, to: u64) -> u64 {
-        (from * to + to) * self.compute()
+        padded(from * to, self.compute()) + self.vector(to)
+    }
+
+    /// Returns the bytes of a linear layer that every recipe keeps in f32.
+    fn f32_linear(from: u64, to: u64) -> u64 {
+        padded(from * to, F32_BYTES) + padded(to, F32_BYTES)
+    }
+
+    /// Returns the bytes of a bias or of the gain of a norm, in the compute type.
+    fn vector(&self, elements: u64) -> u64 {
+        padded(elements, self.compute())
     }
 
     fn injects(&self, layer: usize) -> bool {
         self.config.dit.audio_inject_layers.contains(&layer)
     }
 
-    /// Weights that `dit_layer` or `dit_layer_audio` binds.
+    /// Counts the weights of `dit_layer` or `dit_layer_audio`.
     pub fn layer_weights(&self, layer: usize) -> u64 {
-        let (d, f, c) = (self.dim(), bytes(self.config.dit.ffn_dim), self.compute());
-        // self attention q, k, v, o; cross attention q, o; their norms, the affine norm, the modulation.
+        let (d, f) = (self.dim(), bytes(self.config.dit.ffn_dim));
+        // Self attention has q, k, v and o, cross attention q and o.
         let block = 6 * self.linear(d, d) + self.linear(d, f) + self.linear(f, d);
-        let small = (3 + 2 + 6) * d * c;
-        let audio = 4 * self.linear(d, d) + 2 * d * c + self.linear(d, 2 * d);
+        // Three norms of queries and keys, the affine norm with its bias, and the modulation.
+        let small = 5 * self.vector(d) + padded(6 * d, F32_BYTES);
+        let audio = 4 * self.linear(d, d) + 2 * self.vector(d) + self.linear(d, 2 * d);
         block + small + if self.injects(layer) { audio } else { 0 }
     }
 
-    /// What the sink's layer needs beside those: keys and values of the text.
+    /// Counts the weights that the sink's layer needs beside those of the layer: keys and values of
+    /// the text.
     pub fn text_key_weights(&self) -> u64 {
-        2 * self.linear(self.dim(), self.dim()) + self.dim() * self.compute()
+        2 * self.linear(self.dim(), self.dim()) + self.vector(self.dim())
     }
 
-    /// Weights of `dit_embed`: patches, pose, time.
+    /// Counts the weights of `dit_embed`: patches, pose and time.
     pub fn embed_weights(&self) -> u64 {
         let (d, dit) = (self.dim(), &self.config.dit);
         let patch = bytes(dit.latent_channels) * 4;
-        2 * self.plain_linear(patch, d)
-            + self.plain_linear(bytes(dit.freq_dim), d)
-            + self.plain_linear(d, d)
-            + self.plain_linear(d, 6 * d)
-            + 3 * d * self.compute()
+        let mask = 3 * self.vector(d);
+        2 * self.plain_linear(patch, d) + self.time_weights() + mask
     }
 
-    /// Weights of `dit_head`.
+    /// Returns the bytes of the time embedding, which `dit_embed` and `dit_sink_embed` have both.
+    fn time_weights(&self) -> u64 {
+        let (d, frequencies) = (self.dim(), bytes(self.config.dit.freq_dim));
+        Self::f32_linear(frequencies, d) + Self::f32_linear(d, d) + Self::f32_linear(d, 6 * d)
+    }
+
+    /// Counts the weights of `dit_head`.
     pub fn head_weights(&self) -> u64 {
         let z = bytes(self.config.dit.latent_channels);
-        self.plain_linear(self.dim(), 4 * z) + 2 * self.dim() * self.compute()
+        Self::f32_linear(self.dim(), 4 * z) + padded(2 * self.dim(), F32_BYTES)
     }
 
-    /// Weights of `dit_sink_embed` that `dit_embed` has not.
+    /// Counts the weights that `dit_sink_embed` has and `dit_embed` has not.
     pub fn packer_weights(&self) -> u64 {
         let (d, z) = (self.dim(), bytes(self.config.dit.latent_channels));
         [4, 32, 256]
@@ -141,27 +174,27 @@ impl Work {
             .sum()
     }
 
-    /// Weights of `dit_text`.
+    /// Counts the weights of `dit_text`.
     pub fn text_embed_weights(&self) -> u64 {
         self.plain_linear(bytes(self.config.dit.text_dim), self.dim())
             + self.plain_linear(self.dim(), self.dim())
     }
 
-    /// Weights of `audio_adapter`.
+    /// Counts the weights of `audio_adapter`.
     pub fn adapter_weights(&self) -> u64 {
         let (d, audio) = (self.dim(), &self.config.dit.audio);
         let (quarter, heads) = (d / 4, bytes(audio.tokens) - 1);
-        let conv = |from: u64, to: u64| self.plain_linear(3 * from, to);
-        bytes(audio.states) * self.compute()
+        let conv = |from: u64, to: u64| Self::f32_linear(3 * from, to);
+        padded(bytes(audio.states), F32_BYTES)
             + conv(bytes(audio.dim), heads * quarter)
             + conv(bytes(audio.dim), quarter)
             + conv(quarter, d / 2)
             + conv(d / 2, d)
-            + self.plain_linear(d, d)
-            + d * self.compute()
+            + Self::f32_linear(d, d)
+            + padded(d, F32_BYTES)
     }
 
-    /// Every weight of the transformer, as an export stores them.
+    /// Counts every weight of the transformer, in the types of an export.
     pub fn transformer_weights(&self) -> u64 {
         let layers = 0..self.config.dit.layers;
         layers
@@ -174,7 +207,7 @@ impl Work {
             + self.adapter_weights()
     }
 
-    /// Weights of the text encoder.
+    /// Counts the weights of the text encoder.
     pub fn text_weights(&self) -> u64 {
         let t = &self.config.text;
         let (d, a, f) = (bytes(t.dim), bytes(t.attn_dim), bytes(t.ffn_dim));
@@ -182,7 +215,7 @@ impl Work {
         (bytes(t.vocab) * d + bytes(t.layers) * layer + d) * self.compute()
     }
 
-    /// Weights of the speech encoder, all layers.
+    /// Counts the weights of the speech encoder, of all layers.
     pub fn speech_weights(&self) -> u64 {
         let s = &self.config.speech;
         let (d, f) = (bytes(s.dim), bytes(s.ffn_dim));
@@ -193,37 +226,74 @@ impl Work {
         let convs =
             channels * (first + kernels * channels) + 3 * channels * bytes(s.conv_kernel.len());
         let rim = channels * d + 3 * d + 2 * channels + 128 * d * d / bytes(s.pos_conv_groups) + d;
-        (bytes(s.layers) * layer + convs + rim) * self.compute()
+        (bytes(s.layers) * layer + convs + rim) * F32_BYTES
     }
 
-    /// Keys and values of one layer and one step.
+    /// Returns the bytes of keys and values of one layer and one step.
     pub fn ring_bytes(&self) -> u64 {
         2 * self.ring * self.dim() * bytes(self.recipe.ring_bytes())
     }
 
-    /// The part of them that one block writes.
+    /// Returns the bytes of a ring that one block writes.
     pub fn block_ring_bytes(&self) -> u64 {
         2 * self.block * self.dim() * bytes(self.recipe.ring_bytes())
     }
 
-    /// The sink's keys and values of one layer.
+    /// Returns the bytes of the sink's keys and values of one layer.
     pub fn sink_bytes(&self) -> u64 {
         2 * self.sink * self.dim() * self.compute()
     }
 
-    /// The text's keys and values of one layer.
+    /// Returns the bytes of the text's keys and values of one layer.
     pub fn text_bytes(&self) -> u64 {
         2 * bytes(self.config.dit.text_len) * self.dim() * self.compute()
     }
 
-    /// Hidden states of one item between two stages, with the time embedding.
+    /// Returns the bytes of one item between two stages: hidden states and the time embedding.
     pub fn hidden_bytes(&self) -> u64 {
         let modulation = 7 * bytes(self.config.dit.block_frames) * self.dim() * 4;
         self.block * self.dim() * self.compute() + modulation
     }
 
-    /// Most bytes of inner values at once in a layer's graph, for one lane. At its peak stand the block's residual, queries, the sink's and
-    /// the ring's keys and values joined, the rotary tables and the result; on a CPU, whose attention is not fused, its scores as well.
+    /// Returns the bytes of a lane's inputs beside its hidden states: latents of the video, of the
+    /// pose and of the result, the prediction, the embedding of the time, and the audio.
+    pub(crate) fn input_bytes(&self) -> u64 {
+        let dit = &self.config.dit;
+        let frames = bytes(dit.block_frames);
+        let latents = 4 * bytes(dit.latent_channels) * frames * self.latent_pixels();
+        let audio = frames * (1 + bytes(dit.audio.tokens)) * self.dim() + self.block;
+        // The slot, the length of the ring and two sigmas take 24 bytes.
+        (latents + frames * bytes(dit.freq_dim) + audio) * F32_BYTES + 24
+    }
+
+    /// Returns the bytes of a prefill between two stages: the sink's hidden states and modulation.
+    pub(crate) fn sink_hidden_bytes(&self) -> u64 {
+        self.sink * self.dim() * self.compute() + 6 * self.dim() * F32_BYTES
+    }
+
+    /// Returns the bytes that pass through one layer of a prefill: hidden states before and after
+    /// it, the modulation, the text, the rotary tables, and the keys and values that it gives.
+    pub(crate) fn sink_layer_bytes(&self) -> u64 {
+        let (d, c) = (self.dim(), self.compute());
+        let text = bytes(self.config.dit.text_len) * d * c;
+        let tables = self.sink * bytes(self.config.dit.head_dim()) * F32_BYTES;
+        let hidden = 2 * self.sink * d * c + 6 * d * F32_BYTES;
+        hidden + text + tables + self.sink_bytes() + self.text_bytes()
+    }
+
+    /// Returns the bytes of the sink's embedding, which a prefill loads for its first layer: its
+    /// weights, and the latents and tokens that pass through it.
+    pub(crate) fn sink_embed_bytes(&self) -> u64 {
+        let latents = 1 + bytes(MOTION_FRAMES);
+        let latents = bytes(self.config.dit.latent_channels) * latents * self.latent_pixels();
+        let inputs = latents + bytes(self.config.dit.freq_dim);
+        let tokens = self.sink * self.dim() * self.compute() + 7 * self.dim() * F32_BYTES;
+        self.embed_weights() + self.packer_weights() + inputs * F32_BYTES + tokens
+    }
+
+    /// Returns the most bytes of inner values at once in a layer's graph, for one lane. At the peak
+    /// these are the block's residual, queries, joined keys and values of sink and ring, the rotary
+    /// tables and the result. A CPU does not fuse attention, so the scores add to them.
     pub fn layer_activations(&self, kind: Kind) -> u64 {
         let (d, c) = (self.dim(), self.compute());
         let hidden = self.block * d * c;
@@ -242,7 +312,7 @@ impl Work {
         rim + (attention + scores).max(feed_forward)
     }
 
-    /// Operations of layer `layer` for one lane against a full ring.
+    /// Counts the operations of layer `layer` for one lane against a full ring.
     pub fn layer_operations(&self, layer: usize) -> Operations {
         let (d, f, block) = (
             self.dim() as f64,
@@ -263,7 +333,7 @@ impl Work {
         }
     }
 
-    /// Operations of a call for one lane, all layers, a full ring.
+    /// Counts the operations of a call for one lane, all layers, against a full ring.
     pub fn call_operations(&self) -> Operations {
         (0..self.config.dit.layers).fold(Operations::default(), |sum, l| {
             let o = self.layer_operations(l);
@@ -275,13 +345,14 @@ impl Work {
         })
     }
 
-    /// Keys and values of the text, which the reference computes again in each call and the sink's graphs once an anchor.
+    /// Returns the operations for keys and values of the text. The reference computes them in each
+    /// call, and the sink's graphs once for each anchor.
     pub fn text_key_operations(&self) -> f64 {
         let (d, text) = (self.dim() as f64, self.config.dit.text_len as f64);
         self.config.dit.layers as f64 * 4.0 * text * d * d
     }
 
-    /// Operations of one layer of the sink prefill.
+    /// Counts the operations of one layer of the sink prefill.
     pub fn sink_layer_operations(&self) -> Operations {
         let (d, f, sink) = (
             self.dim() as f64,
@@ -296,8 +367,9 @@ impl Work {
         }
     }
 
-    /// Bytes that one layer moves through device memory for one lane beside what matrix products read: norms, rotation, residuals and the
-    /// joined keys and values, each written and read.
+    /// Returns the bytes that one layer moves through device memory for one lane, without the
+    /// operands of matrix products: norms, rotation, residuals, and the joined keys and values,
+    /// each written and read.
     pub fn layer_traffic(&self) -> u64 {
         let (d, c) = (self.dim(), self.compute());
         let joined = 2 * (self.sink + self.ring) * d * c;
@@ -377,37 +449,41 @@ impl Work {
         ]
     }
 
-    /// Weights of the decoder's convolutions and norms.
+    /// Counts the weights of the decoder's convolutions and norms.
     pub fn decoder_weights(&self) -> u64 {
-        conv_weights(&self.decoder_convs()) * self.compute()
+        conv_weights(&self.decoder_convs(), self.compute())
     }
 
+    /// Counts the weights of the encoder's convolutions and norms.
     pub fn encoder_weights(&self) -> u64 {
-        conv_weights(&self.encoder_convs()) * self.compute()
+        conv_weights(&self.encoder_convs(), self.compute())
     }
 
-    /// Operations of decoding one block.
+    /// Counts the operations of decoding one block.
     pub fn decode_operations(&self) -> f64 {
         self.config.dit.block_frames as f64 * conv_operations(&self.decoder_convs())
     }
 
-    /// Operations of encoding four video frames.
+    /// Counts the operations of encoding four video frames.
     pub fn encode_operations(&self) -> f64 {
         conv_operations(&self.encoder_convs())
     }
 
-    /// Feature caches of the decoder, once.
+    /// Returns the bytes of the feature caches of the decoder, counted once.
     pub fn decoder_caches(&self) -> u64 {
         self.decoder_caches * self.compute()
     }
 
+    /// Returns the bytes of the feature caches of the encoder, counted once.
     pub fn encoder_caches(&self) -> u64 {
         self.encoder_caches * self.compute()
     }
 
-    /// Most bytes of inner values at once in a VAE's graph, where pixels are whole and `full` is a tensor of the base width. Fused: a residual
-    /// block's input, its norm, the product with the gain, the join with two cached frames (half as much again) and its output. On a CPU as
-    /// measured at two sizes: its kernels hold unrolled copies, and the operators of the norm one tensor each.
+    /// Returns the most bytes of inner values at once in a VAE's graph, where pixels are whole and
+    /// `full` is a tensor of the base width. A fused graph holds a residual block's input, its
+    /// norm, the product with the gain, the join with two cached frames (half as much again) and
+    /// its output. The figure of a CPU was measured at two sizes: its kernels hold unrolled copies,
+    /// and the operators of the norm one tensor each.
     pub fn vae_activations(&self, kind: Kind) -> u64 {
         let full = bytes(self.config.vae.dim * TEMPORAL_STRIDE) * 64 * self.latent_pixels();
         let quarters = match kind {
@@ -418,7 +494,7 @@ impl Work {
     }
 }
 
-/// Elements of a component's state.
+/// Counts the elements of a component's state.
 fn caches(config: &ModelConfig, size: Size, contract: &Contract) -> u64 {
     let (h, w) = size.latent();
     let mut sizes = config.vae.bindings();
@@ -432,11 +508,13 @@ fn caches(config: &ModelConfig, size: Size, contract: &Contract) -> u64 {
     contract.state.iter().map(elements).sum()
 }
 
-fn conv_weights(convs: &[Conv]) -> u64 {
-    convs
-        .iter()
-        .map(|c| c.times * (c.kernel * c.input * c.output + 2 * c.output))
-        .sum()
+/// Returns the bytes of convolutions: kernel, bias, and the gain of the norm before, in f32.
+fn conv_weights(convs: &[Conv], compute: u64) -> u64 {
+    let one = |c: &Conv| {
+        let kernel = padded(c.kernel * c.input * c.output, compute);
+        kernel + padded(c.output, compute) + padded(c.output, F32_BYTES)
+    };
+    convs.iter().map(|c| c.times * one(c)).sum()
 }
 
 fn conv_operations(convs: &[Conv]) -> f64 {

@@ -1,12 +1,12 @@
-//! Names the execution provider that runs the graphs of a session.
+//! The provider of ONNX Runtime that runs graphs.
 
 #[cfg(feature = "cuda")]
-use super::cuda::Cuda;
+use super::cuda;
 
 /// The provider that runs graphs.
 #[derive(Clone)]
 pub(super) enum Provider {
     Cpu,
     #[cfg(feature = "cuda")]
-    Cuda(Cuda),
+    Cuda(cuda::Cuda),
 }

@@ -1,4 +1,5 @@
-//! The executor on fake graphs: every placement against one block after the other, and every way a run can end early.
+//! Runs the executor on fake graphs. Compares every placement with one block after the other, and
+//! tries every early end of a run.
 use std::sync::Mutex;
 
 use engines::backend::{Backend, EngineError, plain};
@@ -135,8 +136,8 @@ fn devices(case: &Case, backend: &Arc<Fake>) -> (Devices, Vec<Arc<HostMemory>>) 
     )
 }
 
-/// Runs a case. Returns the result, the finished blocks in order of arrival, and the components that
-/// ran.
+/// Runs a case. Returns the result, the finished blocks in order of arrival, and the components
+/// that ran.
 fn execute(case: &Case, g: &Geometry) -> (Result<(), ChainError>, Blocks, Vec<String>) {
     let mut backend = Fake::new(config(LAYERS), g.clone());
     backend.fault = case.fault;
@@ -220,7 +221,8 @@ fn run_on(
     })
 }
 
-/// The reference's order on one stage: block by block, step by step, one lane, the anchor swapped between clips.
+/// Computes the blocks in the reference's order on one stage: block by block, step by step, one
+/// lane, with the anchor swapped between clips.
 fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
     let backend = Arc::new(Fake::new(config(LAYERS), g.clone()));
     let tables = Tables::new(g.clone(), case.steps).unwrap();
@@ -280,7 +282,8 @@ proptest! {
 
     #[test]
     fn every_placement_computes_what_one_block_after_the_other_does(
-        blocks in 1usize..8, steps in 1usize..5, l in 1usize..5, s in 1usize..5, lanes in 0usize..5, clip in 1usize..4, swap in 0usize..3,
+        blocks in 1usize..8, steps in 1usize..5, l in 1usize..5, s in 1usize..5,
+        lanes in 0usize..5, clip in 1usize..4, swap in 0usize..3,
         ring in 1usize..4,
     ) {
         let g = geometry(12 * clip).with_ring(ring.min(clip)).unwrap();
@@ -314,14 +317,16 @@ proptest! {
 
     #[test]
     fn devices_with_memory_of_their_own_compute_the_same_resident_or_streamed(
-        blocks in 1usize..10, steps in 1usize..5, l in 1usize..5, s in 1usize..5, lanes in 1usize..5, clip in 1usize..4, swap in 0usize..3,
+        blocks in 1usize..10, steps in 1usize..5, l in 1usize..5, s in 1usize..5,
+        lanes in 1usize..5, clip in 1usize..4, swap in 0usize..3,
         ring in 1usize..4, residency in residency(),
     ) {
         let g = geometry(12 * clip).with_ring(ring.min(clip)).unwrap();
         let swap = [Swap::Never, Swap::FirstLatent, Swap::Fed][swap];
         let stages = Stages::Grid { layers: l, steps: s.min(steps) };
         let lanes = Lanes::AtMost(lanes.min(steps));
-        let case = Case { stages, lanes, residency, budget: Some(u64::MAX), ..Case::new(blocks, steps, swap) };
+        let budget = Some(u64::MAX);
+        let case = Case { stages, lanes, residency, budget, ..Case::new(blocks, steps, swap) };
         let (result, finished, _) = execute(&case, &g);
         prop_assert!(result.is_ok(), "{result:?}");
         prop_assert_eq!(finished, one_by_one(&case, &g));
@@ -403,7 +408,11 @@ fn a_budget_is_met_to_the_byte() {
         let error = run(peak - 1).0.unwrap_err();
         assert!(
             matches!(&error, ChainError::Stage { source, .. }
-                if matches!(**source, EngineError::DeviceMemory(MemoryError::Budget { budget, .. }) if budget == peak - 1)),
+            if matches!(
+                **source,
+                EngineError::DeviceMemory(MemoryError::Budget { budget, .. })
+                    if budget == peak - 1
+            )),
             "{error}"
         );
         assert_eq!(error.kind(), engines::error_kind::ErrorKind::Resources);
@@ -478,7 +487,8 @@ fn the_first_error_comes_back_and_earlier_blocks_have_left() {
             let (result, finished, _) = execute(&case, &g);
             let error = result.unwrap_err();
             assert!(
-                matches!(&error, ChainError::Stage { source, .. } if matches!(**source, EngineError::Memory { .. })),
+                matches!(&error, ChainError::Stage { source, .. }
+                    if matches!(**source, EngineError::Memory { .. })),
                 "{error}"
             );
             assert_eq!(error.kind(), engines::error_kind::ErrorKind::Resources);

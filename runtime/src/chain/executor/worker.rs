@@ -1,6 +1,6 @@
-//! The executor's threads: what they take, what they report, and how they end. A worker runs one
-//! stage in the order that packets arrive, whichever run they belong to. It waits for nobody but the
-//! next stage. A run that fails on a stage leaves the stage ready for others.
+//! The executor's threads: the packets that they take, their reports, and their ends. A worker runs
+//! one stage. It takes the packets of all runs in the order of their arrival, and waits only for
+//! the next stage. A run that fails on a stage leaves the stage ready for other runs.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -258,7 +258,7 @@ impl Worker {
         }
     }
 
-    /// Does a packet's work. Returns false for a run that has failed here: its packets go no further.
+    /// Does a packet's work. Returns false for a run that has failed here: its packets stop here.
     fn step(&mut self, packet: &mut Packet) -> Result<bool, EngineError> {
         let Packet { run, work } = packet;
         match work {

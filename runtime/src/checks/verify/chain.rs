@@ -1,5 +1,5 @@
-//! The whole chain, from input files to frames, by [`generate`] itself: the recorded noise and distances go in, everything that the reference
-//! recorded on the way is compared.
+//! Checks the whole chain, from input files to frames. The function [`generate`] makes the video
+//! from the recorded noise and distances. Every tensor that the reference recorded is compared.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use engines::tensor::Tensor;
 use serde_json::Value;
 
-use super::Subject;
 use super::checkup::{Checkup, Problem, lacks, number_in};
 use super::media::{PICTURE, area_of};
+use super::subject::Subject;
 use crate::chain::decoders::Mode;
 use crate::chain::events::{Event, Observer};
 use crate::checks::error::CheckError;
@@ -25,9 +25,11 @@ use crate::placement::plan::{Lanes, Plan, Stages};
 use crate::placement::wavefront::Item;
 use engines::tensor_file::{self, Tensors};
 
-/// File of the recorded noise and distances, the same for every pipeline.
+/// File of the recorded noise and distances, which every pipeline uses.
 const REPLAY: &str = "e2e_tpp";
+/// File of the recorded steps of the pipeline [`REPLAY`].
 const STEPS: &str = "e2e_tpp_steps";
+/// The reference's runs: the file of tensors, the pipeline, and the name for reports.
 const RUNS: [(&str, Mode, &str); 3] = [
     (REPLAY, Mode::Tpp, "chain, tpp"),
     ("e2e_single", Mode::Single, "chain, single"),
@@ -38,6 +40,7 @@ const RUNS: [(&str, Mode, &str); 3] = [
     ),
 ];
 
+/// Makes a video by each pipeline and compares its tensors.
 pub(super) fn check(checkup: &Checkup<'_>) {
     for (file, mode, component) in RUNS {
         let files: &[&'static str] = if file == REPLAY {
@@ -57,12 +60,13 @@ pub(super) fn check(checkup: &Checkup<'_>) {
     }
 }
 
+/// Notes that the user leaves these checks out.
 pub(super) fn skip(checkup: &Checkup<'_>) {
     for file in RUNS.map(|(file, ..)| file).into_iter().chain([STEPS]) {
-        for name in checkup.sheet.open(file) {
+        for name in checkup.table.open(file) {
             checkup
-                .sheet
-                .not_checked(file, &name, "left out by --skip-e2e");
+                .table
+                .not_checked(file, &name, "the flag --skip-e2e leaves it out");
         }
     }
 }
@@ -93,24 +97,25 @@ fn run(
         .unwrap_or_else(PoisonError::into_inner);
     for (item, (x, noise_pred)) in kept.steps {
         let name = |what: &str| format!("block{}.step{}.{what}", item.block, item.step);
-        checkup.sheet.check(component, STEPS, &name("x"), &x);
+        checkup.table.check(component, STEPS, &name("x"), &x);
         checkup
-            .sheet
+            .table
             .check(component, STEPS, &name("noise_pred"), &noise_pred);
     }
     for (index, frame) in &kept.frames {
         checkup
-            .sheet
+            .table
             .check(component, file, &format!("frame{index:03}"), frame);
     }
     if let Some(frame) = &kept.last {
-        checkup.sheet.check(component, file, "frame_last", frame);
+        checkup.table.check(component, file, "frame_last", frame);
     }
     let trace = tensor_file::read(&folder.trace())?;
     traced(checkup, file, component, &trace, names);
     Ok(())
 }
 
+/// Compares the tensors of a trace.
 fn traced(
     checkup: &Checkup<'_>,
     file: &'static str,
@@ -119,7 +124,7 @@ fn traced(
     names: &[(&'static str, String)],
 ) {
     for (name, value) in trace {
-        checkup.sheet.check(component, file, name, value);
+        checkup.table.check(component, file, name, value);
     }
     let Some(frames) = trace.get("frames_u8") else {
         return;
@@ -130,13 +135,13 @@ fn traced(
                 .step_by(stride)
                 .map(|i| frames.lanes(i..i + 1));
             checkup
-                .sheet
+                .table
                 .check(component, file, name, &Tensor::stack(every));
         }
     }
 }
 
-/// The reference's run: its first prompt and first recording, its picture, the set's area.
+/// Makes the request of the reference's run: its first prompt and recording, its picture and area.
 fn request(
     checkup: &Checkup<'_>,
     file: &str,
@@ -144,7 +149,7 @@ fn request(
     folder: &Path,
 ) -> Result<Request, Problem> {
     let first = |pointer: &str, field: &str| {
-        let all = checkup.set.value(pointer).and_then(Value::as_object);
+        let all = checkup.golden.value(pointer).and_then(Value::as_object);
         let found = all
             .and_then(|a| a.values().next())
             .and_then(|v| v.get(field))
@@ -156,8 +161,8 @@ fn request(
     let clips = checkup.number(&format!("/{file}/clips"))?;
     recorded(checkup, clips)?;
     Ok(Request {
-        image: checkup.set.input(PICTURE),
-        audio: checkup.set.input(&first("/audio", "file")?),
+        image: checkup.golden.input(PICTURE),
+        audio: checkup.golden.input(&first("/audio", "file")?),
         prompt: first("/prompts", "text")?,
         size: area_of(checkup.config("max_area")?),
         size_mode: SizeMode::Area,
@@ -167,7 +172,7 @@ fn request(
         infer_frames: checkup.config("infer_frames")?,
         seed: 0,
         mode,
-        replay: Some(checkup.set.file(REPLAY)),
+        replay: Some(checkup.golden.file(REPLAY)),
         files: OutputFiles {
             video: folder.join("video.mp4"),
             encoding: Encoding::default(),
@@ -177,7 +182,7 @@ fn request(
     })
 }
 
-/// Without the recorded randomness there is nothing to compare.
+/// Notes the recorded noise and distances as inputs. Without them no run can be compared.
 fn recorded(checkup: &Checkup<'_>, clips: usize) -> Result<(), Problem> {
     (0..clips)
         .map(|clip| format!("clip{clip}.noise"))
@@ -185,9 +190,10 @@ fn recorded(checkup: &Checkup<'_>, clips: usize) -> Result<(), Problem> {
         .try_for_each(|name| checkup.input(REPLAY, &name).map(drop))
 }
 
+/// Name of the trace in a run's folder.
 const TRACE: &str = "trace.safetensors";
 
-/// A folder for one run's files, gone with it.
+/// A folder for the files of one run. Dropping it removes the folder.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -215,20 +221,23 @@ impl Drop for Folder {
     }
 }
 
-/// Keeps what the set wants of a run.
+/// Keeps the values of a run that the golden set has tensors for.
 struct Watch {
     steps: Vec<Item>,
     frames: Vec<usize>,
     kept: Mutex<Kept>,
 }
 
+/// The kept values of a run.
 #[derive(Default)]
 struct Kept {
-    /// `x` and `noise_pred`.
+    /// `x` and `noise_pred`, by block and step.
     steps: BTreeMap<Item, (Tensor, Tensor)>,
     /// `[3, H, W]` by number in the video.
     frames: BTreeMap<usize, Tensor>,
+    /// `[3, H, W]` of the newest frame.
     last: Option<Tensor>,
+    /// Number of decoded frames.
     count: usize,
 }
 

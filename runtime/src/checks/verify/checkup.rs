@@ -1,4 +1,5 @@
-//! What every check works with: the engine, the set and the sheet, and how a check that cannot go on ends.
+//! The things that every check uses: the export, the golden set and the table of results. A check
+//! that cannot continue ends with a [`Problem`].
 
 use std::sync::Arc;
 
@@ -9,17 +10,17 @@ use engines::manifest::Models;
 use engines::tensor::Tensor;
 use half::bf16;
 
-use super::Subject;
-use super::set::Set;
-use super::sheet::Sheet;
+use super::golden::Golden;
+use super::subject::Subject;
+use super::table::Table;
 use crate::chain::events::Cancel;
 use crate::checks::error::CheckError;
 
 /// Why a check ended early.
 pub(super) enum Problem {
-    /// The set lacks what the check needs: its tensors are not checked.
+    /// The golden set lacks an input of the check: its tensors are not checked.
     Lacks(String),
-    /// Everything was there and the value could not be made: its tensors fail.
+    /// Every input exists, but the value could not be made: its tensors fail.
     Failed(String),
 }
 
@@ -29,37 +30,46 @@ impl<E: Into<CheckError>> From<E> for Problem {
     }
 }
 
-/// Makes a [`Problem::Lacks`].
-pub(super) fn lacks(what: impl Into<String>) -> Problem {
-    Problem::Lacks(format!("the set lacks {}", what.into()))
+/// Makes a [`Problem::Lacks`] that names the missing thing.
+pub(super) fn lacks(missing: impl Into<String>) -> Problem {
+    Problem::Lacks(format!("the golden set lacks {}", missing.into()))
 }
 
-/// A check's surroundings.
+/// The things that every check of one pass uses.
 pub(super) struct Checkup<'a> {
+    /// The export.
     pub subject: &'a Subject,
-    pub set: &'a Set,
-    pub sheet: Sheet<'a>,
+    /// The reference's tensors.
+    pub golden: &'a Golden,
+    /// The table that the checks fill.
+    pub table: Table<'a>,
+    /// Ends the pass early.
     pub cancel: &'a Cancel,
 }
 
 impl Checkup<'_> {
+    /// Returns the backend of the export.
     pub(super) fn backend(&self) -> &Arc<dyn Backend> {
         &self.subject.backend
     }
 
+    /// Returns the taps and faults by component.
     pub(super) fn loading(&self) -> &Loading {
         &self.subject.loading
     }
 
+    /// Returns the export.
     pub(super) fn models(&self) -> &Models {
         &self.subject.models
     }
 
+    /// Returns the sizes of the transformer.
     pub(super) fn dit(&self) -> &DitConfig {
         &self.models().config().dit
     }
 
-    /// Runs one check for those of a file's open tensors that `covers` names; not at all when there are none.
+    /// Runs one check for the open tensors of a file that `covers` selects. Without such tensors
+    /// the check does not run.
     pub(super) fn part(
         &self,
         component: &str,
@@ -75,7 +85,7 @@ impl Checkup<'_> {
         );
     }
 
-    /// As [`Self::part`], for several files at once.
+    /// Runs one check as [`Self::part`] does, for several files at once.
     pub(super) fn parts(
         &self,
         component: &str,
@@ -85,7 +95,7 @@ impl Checkup<'_> {
     ) {
         let open = files
             .iter()
-            .flat_map(|&f| self.sheet.open(f).into_iter().map(move |n| (f, n)));
+            .flat_map(|&f| self.table.open(f).into_iter().map(move |n| (f, n)));
         let names: Vec<(&'static str, String)> = open.filter(|(f, n)| covers(f, n)).collect();
         if names.is_empty() || self.cancel.is_cancelled() {
             return;
@@ -93,24 +103,31 @@ impl Checkup<'_> {
         if let Err(problem) = run(&names) {
             let open = names
                 .iter()
-                .filter(|(file, name)| self.sheet.is_open(file, name));
+                .filter(|(file, name)| self.table.is_open(file, name));
             open.for_each(|(file, name)| match &problem {
-                Problem::Lacks(reason) => self.sheet.not_checked(file, name, reason),
-                Problem::Failed(reason) => self.sheet.failed(component, file, name, reason),
+                Problem::Lacks(reason) => self.table.not_checked(file, name, reason),
+                Problem::Failed(reason) => self.table.failed(component, file, name, reason),
             });
         }
     }
 
-    /// A tensor that a check is fed with.
+    /// Compares a value, if its tensor is open. Some tensors do not concern this export.
+    pub(super) fn check_open(&self, component: &str, file: &str, name: &str, value: &Tensor) {
+        if self.table.is_open(file, name) {
+            self.table.check(component, file, name, value);
+        }
+    }
+
+    /// Returns a tensor that is the input of a check.
     pub(super) fn input(&self, file: &str, name: &str) -> Result<Tensor, Problem> {
-        let found = self.set.tensor(file, name)?;
+        let found = self.golden.tensor(file, name)?;
         if found.is_some() {
-            self.sheet.input(file, name);
+            self.table.input(file, name);
         }
         found.ok_or_else(|| lacks(format!("{file}.{name}")))
     }
 
-    /// As [`Self::input`], of rank `rank` and type f32.
+    /// Returns an input of type f32 with `rank` dimensions.
     pub(super) fn floats(&self, file: &str, name: &str, rank: usize) -> Result<Tensor, Problem> {
         let t = self.input(file, name)?;
         if t.dtype() == DType::F32 && t.shape().len() == rank {
@@ -123,22 +140,22 @@ impl Checkup<'_> {
         )))
     }
 
-    /// A whole number of the manifest's values, by JSON pointer.
+    /// Returns a whole number of the manifest's `values`, by JSON pointer.
     pub(super) fn number(&self, pointer: &str) -> Result<usize, Problem> {
-        self.set
+        self.golden
             .number(pointer)
             .ok_or_else(|| lacks(format!("values{}", pointer.replace('/', "."))))
     }
 
-    /// A whole number of the manifest's config.
+    /// Returns a whole number of the manifest's `config`.
     pub(super) fn config(&self, name: &str) -> Result<usize, Problem> {
-        self.set
+        self.golden
             .config(name)
             .ok_or_else(|| lacks(format!("config.{name}")))
     }
 }
 
-/// The number in `name` between `prefix` and `suffix`.
+/// Parses the number in `name` between `prefix` and `suffix`.
 pub(super) fn number_in(name: &str, prefix: &str, suffix: &str) -> Option<usize> {
     name.strip_prefix(prefix)?
         .strip_suffix(suffix)?
@@ -152,7 +169,7 @@ pub(super) fn lane(t: Tensor) -> Tensor {
     t.reshaped(&shape)
 }
 
-/// `[.., T]` to `[.., range]`. f32 only.
+/// Cuts `range` out of the last dimension: `[.., T]` to `[.., range]`, in f32.
 pub(super) fn last(t: &Tensor, range: std::ops::Range<usize>) -> Tensor {
     let mut shape = t.shape().to_vec();
     let side = shape
@@ -163,7 +180,7 @@ pub(super) fn last(t: &Tensor, range: std::ops::Range<usize>) -> Tensor {
     Tensor::from_slice(&shape, &data)
 }
 
-/// The same values in f32.
+/// Converts bf16 values to f32. Leaves other types unchanged.
 pub(super) fn widened(t: &Tensor) -> Tensor {
     match t.dtype() {
         DType::BF16 => {
@@ -174,7 +191,7 @@ pub(super) fn widened(t: &Tensor) -> Tensor {
     }
 }
 
-/// `[1, A, B, C]` to `[1, B, A, C]`, in f32.
+/// Swaps two dimensions: `[1, A, B, C]` to `[1, B, A, C]`, in f32.
 pub(super) fn swapped(t: &Tensor) -> Tensor {
     let &[one, a, b, c] = t.shape() else {
         return t.clone();

@@ -1,120 +1,150 @@
-//! How far one tensor is from another. Pure numbers, in f64.
+//! Computes the difference of two tensors, in f64.
 
 use engines::contract::DType;
 use engines::tensor::Tensor;
 use half::{bf16, f16};
 
-use super::set::Tolerance;
+use super::tolerance::Tolerance;
 
 /// The difference of two tensors of one shape.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Difference {
+    /// Number of elements.
     pub count: usize,
-    /// Elements that differ at all.
+    /// Number of elements that differ.
     pub differing: usize,
     /// Largest `|got - want|`; infinite where only one side is a number.
     pub max_abs: f64,
-    /// `max_abs` over the largest `|want|`.
+    /// `max_abs`, over the largest `|want|`.
     pub max_rel: f64,
+    /// Cosine of the angle between both tensors, as vectors.
     pub cosine: f64,
-    /// Root mean square of `got - want` over that of `want`.
+    /// Root mean square of `got - want`, over the root mean square of `want`.
     pub rel_rms: f64,
-    /// Where the tolerance is used most, and the values there.
+    /// Index of the element that uses the largest part of its tolerance.
     pub worst: Vec<usize>,
+    /// The value at `worst`.
     pub got: f64,
+    /// The reference's value at `worst`.
     pub want: f64,
-    /// Most of the tolerance that an element uses: above 1 it fails.
+    /// Largest part of its tolerance that an element uses; above 1 it fails.
     pub used: f64,
 }
 
 impl Difference {
+    /// Returns whether every element is within its tolerance.
     pub(super) fn passes(&self) -> bool {
         self.used <= 1.0
     }
 }
 
-/// Compares two tensors whose shapes agree but for sides of 1.
+/// Compares two tensors. Their shapes may differ by sides of 1 only.
 ///
 /// # Errors
-/// Shapes that do not agree, in words.
+/// A sentence about the shapes, when they differ.
 pub(super) fn compare(
     got: &Tensor,
     want: &Tensor,
     tolerance: Tolerance,
 ) -> Result<Difference, String> {
-    let sides = |t: &Tensor| {
-        t.shape()
-            .iter()
-            .copied()
-            .filter(|&n| n != 1)
-            .collect::<Vec<_>>()
-    };
-    if sides(got) != sides(want) {
-        return Err(format!(
-            "shape: wanted {:?}, got {:?}",
-            want.shape(),
-            got.shape()
-        ));
+    if !sides(got).eq(sides(want)) {
+        let (want, got) = (want.shape(), got.shape());
+        return Err(format!("shape: wanted {want:?}, got {got:?}"));
     }
-    let count: usize = want.shape().iter().product();
-    let (got_at, want_at) = (reader(got), reader(want));
-    let mut out = Difference {
-        count,
-        differing: 0,
-        max_abs: 0.0,
-        max_rel: 0.0,
-        cosine: 1.0,
-        rel_rms: 0.0,
-        worst: Vec::new(),
-        got: 0.0,
-        want: 0.0,
-        used: 0.0,
-    };
-    let (mut dot, mut got_square, mut want_square, mut largest) = (0.0, 0.0, 0.0, 0f64);
-    let mut off_square = 0.0;
-    let mut worst = (-1.0, -1.0, 0);
-    for i in 0..count {
-        let (g, w) = (got_at(i), want_at(i));
-        let distance = distance(g, w);
-        let used = match distance {
-            0.0 => 0.0,
-            f64::INFINITY => f64::INFINITY,
-            d => d / tolerance.allowed(w),
-        };
-        out.differing += usize::from(distance > 0.0);
-        out.max_abs = out.max_abs.max(distance);
-        if (used, distance) > (worst.0, worst.1) {
-            worst = (used, distance, i);
+    let mut sums = Sums::default();
+    let mut worst: Option<Worst> = None;
+    let (mut count, mut differing, mut max_abs) = (0, 0, 0f64);
+    for (at, (got, want)) in values(got).zip(values(want)).enumerate() {
+        let distance = distance(got, want);
+        let used = part_of(distance, tolerance.allowed(want));
+        count += 1;
+        differing += usize::from(distance > 0.0);
+        max_abs = max_abs.max(distance);
+        sums.add(got, want, distance);
+        if worst.is_none_or(|w| (used, distance) > (w.used, w.distance)) {
+            worst = Some(Worst {
+                used,
+                distance,
+                at,
+                got,
+                want,
+            });
         }
-        largest = largest.max(w.abs());
-        off_square += distance * distance;
-        (dot, got_square, want_square) = (dot + g * w, got_square + g * g, want_square + w * w);
     }
-    if count > 0 {
-        (out.got, out.want, out.used) = (got_at(worst.2), want_at(worst.2), worst.0);
-        out.worst = place(worst.2, want.shape());
-    }
-    out.rel_rms = match off_square {
-        0.0 => 0.0,
-        off => (off / want_square).sqrt(),
-    };
-    if let Tolerance::RelativeRms(limit) = tolerance {
-        out.used = out.rel_rms / limit;
-    }
-    out.max_rel = if out.max_abs == 0.0 {
-        0.0
-    } else {
-        out.max_abs / largest
-    };
-    out.cosine = if got_square == 0.0 && want_square == 0.0 {
-        1.0
-    } else {
-        dot / (got_square * want_square).sqrt()
-    };
-    Ok(out)
+    let rel_rms = sums.rel_rms();
+    Ok(Difference {
+        count,
+        differing,
+        max_abs,
+        max_rel: match max_abs {
+            0.0 => 0.0,
+            most => most / sums.largest,
+        },
+        cosine: sums.cosine(),
+        rel_rms,
+        worst: worst.map_or(Vec::new(), |w| index(w.at, want.shape())),
+        got: worst.map_or(0.0, |w| w.got),
+        want: worst.map_or(0.0, |w| w.want),
+        used: match tolerance {
+            Tolerance::RelativeRms(limit) => rel_rms / limit,
+            _ => worst.map_or(0.0, |w| w.used),
+        },
+    })
 }
 
-/// Zero for equal values, infinities and a pair of NaN included; infinite where only one is a number.
+/// The element that uses the largest part of its tolerance; of equals, the most distant one.
+#[derive(Clone, Copy)]
+struct Worst {
+    used: f64,
+    distance: f64,
+    /// Position in memory order.
+    at: usize,
+    got: f64,
+    want: f64,
+}
+
+/// Sums over all elements.
+#[derive(Default)]
+struct Sums {
+    dot: f64,
+    got_square: f64,
+    want_square: f64,
+    off_square: f64,
+    /// Largest `|want|`.
+    largest: f64,
+}
+
+impl Sums {
+    fn add(&mut self, got: f64, want: f64, distance: f64) {
+        self.dot += got * want;
+        self.got_square += got * got;
+        self.want_square += want * want;
+        self.off_square += distance * distance;
+        self.largest = self.largest.max(want.abs());
+    }
+
+    fn rel_rms(&self) -> f64 {
+        match self.off_square {
+            0.0 => 0.0,
+            off => (off / self.want_square).sqrt(),
+        }
+    }
+
+    fn cosine(&self) -> f64 {
+        if self.got_square == 0.0 && self.want_square == 0.0 {
+            return 1.0;
+        }
+        self.dot / (self.got_square * self.want_square).sqrt()
+    }
+}
+
+/// Returns the sides of a shape that are not 1.
+fn sides(t: &Tensor) -> impl Iterator<Item = usize> + '_ {
+    t.shape().iter().copied().filter(|&side| side != 1)
+}
+
+/// Returns 0 for equal values. Infinities and a pair of NaN count as equal. Returns infinity where
+/// only one side is a number.
 fn distance(got: f64, want: f64) -> f64 {
     if got == want || got.is_nan() && want.is_nan() {
         return 0.0;
@@ -123,7 +153,17 @@ fn distance(got: f64, want: f64) -> f64 {
     if d.is_nan() { f64::INFINITY } else { d }
 }
 
-fn place(mut at: usize, shape: &[usize]) -> Vec<usize> {
+/// Returns the part of the allowed difference that a distance uses.
+fn part_of(distance: f64, allowed: f64) -> f64 {
+    match distance {
+        0.0 => 0.0,
+        f64::INFINITY => f64::INFINITY,
+        d => d / allowed,
+    }
+}
+
+/// Converts a position in memory order to an index.
+fn index(mut at: usize, shape: &[usize]) -> Vec<usize> {
     let mut out: Vec<usize> = Vec::with_capacity(shape.len());
     for &side in shape.iter().rev() {
         out.push(at % side);
@@ -133,14 +173,15 @@ fn place(mut at: usize, shape: &[usize]) -> Vec<usize> {
     out
 }
 
-fn reader(t: &Tensor) -> Box<dyn Fn(usize) -> f64 + '_> {
+/// Reads the elements in memory order.
+fn values(t: &Tensor) -> Box<dyn Iterator<Item = f64> + '_> {
     match t.dtype() {
-        DType::F32 => Box::new(|i| f64::from(t.as_slice::<f32>()[i])),
-        DType::F16 => Box::new(|i| t.as_slice::<f16>()[i].to_f64()),
-        DType::BF16 => Box::new(|i| t.as_slice::<bf16>()[i].to_f64()),
-        DType::I64 => Box::new(|i| t.as_slice::<i64>()[i] as f64),
-        DType::U8 => Box::new(|i| f64::from(t.as_slice::<u8>()[i])),
-        DType::Bool => Box::new(|i| f64::from(t.bytes()[i])),
+        DType::F32 => Box::new(t.as_slice::<f32>().iter().map(|&x| f64::from(x))),
+        DType::F16 => Box::new(t.as_slice::<f16>().iter().map(|x| x.to_f64())),
+        DType::BF16 => Box::new(t.as_slice::<bf16>().iter().map(|x| x.to_f64())),
+        DType::I64 => Box::new(t.as_slice::<i64>().iter().map(|&x| x as f64)),
+        DType::U8 => Box::new(t.as_slice::<u8>().iter().map(|&x| f64::from(x))),
+        DType::Bool => Box::new(t.bytes().iter().map(|&x| f64::from(x))),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Proof that the checks can fail: one weight of each component is moved a little, and some check of that component must notice.
+//! Proves that the checks can fail. A fault changes one weight of a component a little, and some
+//! check of this component must notice it.
 
 use std::sync::Arc;
 
@@ -8,13 +9,15 @@ use engines::contract::DType;
 use engines::manifest::{ComponentEntry, Models, WeightEntry};
 use engines::recipe::Recipe;
 
-use super::Subject;
-use super::set::Set;
-use super::sheet::{Focus, Results, Row};
+use super::golden::Golden;
+use super::pass::pass;
+use super::subject::Subject;
+use super::table::{Focus, Results, Row};
 use crate::chain::events::{Cancel, Event, Observer, Phase, Silent};
 use crate::checks::error::CheckError;
 
-/// What is added to every element of the weight. In bf16 more, since rounding alone moves a prediction by half of what 0.01 does.
+/// Returns the number that a fault adds to every element of a weight. In bf16 it is larger, because
+/// rounding alone changes a prediction half as much as 0.01 does.
 fn amount(recipe: Recipe) -> f32 {
     match recipe {
         Recipe::Fp32 => 0.01,
@@ -22,33 +25,38 @@ fn amount(recipe: Recipe) -> f32 {
     }
 }
 
-/// One deliberate fault and what became of it.
+/// One planted fault, and the checks that noticed it.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Fault {
+    /// The component that was disturbed.
     pub component: String,
+    /// The weight that was disturbed.
     pub weight: String,
+    /// The number that was added to every element of the weight.
     pub amount: f32,
-    /// The first check that fails with the fault and passes without.
+    /// The first check that fails with the fault and passes without it.
     pub caught_by: Option<Row>,
-    /// Checks that were run, and those that failed.
+    /// Number of checks that ran.
     pub checks: usize,
+    /// Number of checks that fail with the fault and pass without it.
     pub failing: usize,
 }
 
-/// Puts a fault into every component in turn. `sound` are the results without faults.
+/// Plants a fault in every component, one after the other. `sound` holds the results without
+/// faults.
 ///
 /// # Errors
-/// [`crate::chain::ChainError::Cancelled`].
+/// [`Cancelled`](crate::chain::ChainError::Cancelled).
 pub(super) fn run(
     subject: &Subject,
-    set: &Set,
+    golden: &Golden,
     sound: &Results,
     focus: Focus<'_>,
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Vec<Fault>, CheckError> {
     observer.event(&Event::Phase(Phase::Checking(
-        "putting a fault into each component",
+        "planting a fault in each component",
     )));
     let amount = amount(subject.models.recipe());
     let mut faults = Vec::new();
@@ -68,9 +76,9 @@ pub(super) fn run(
             loading: with_fault(subject, &component.name, &weight.name, amount),
             ..subject.clone()
         };
-        let looked = looked_at(set, &component.contract, focus);
+        let looked = looked_at(golden, &component.contract, focus);
         let focus = |file: &str, name: &str| looked.iter().any(|(f, n)| f == file && n == name);
-        let (results, _) = super::pass(&faulty, set, &focus, true, &Silent, cancel)?;
+        let (results, _) = pass(&faulty, golden, &focus, true, &Silent, cancel)?;
         faults.push(judge(
             (&component.name, &weight.name, amount),
             results.rows,
@@ -96,7 +104,8 @@ fn with_fault(subject: &Subject, component: &str, weight: &str, amount: f32) -> 
     })
 }
 
-/// A fault counts as caught by a value that was made, is wrong, and was right without it.
+/// Judges a fault. A check catches it if its value was made, is wrong, and was right without the
+/// fault.
 fn judge((component, weight, amount): (&str, &str, f32), rows: Vec<Row>, sound: &Results) -> Fault {
     let was_right = |row: &Row| {
         let same =
@@ -118,8 +127,9 @@ fn judge((component, weight, amount): (&str, &str, f32), rows: Vec<Row>, sound: 
     }
 }
 
-/// The largest weight of floats of a component, the first of equals. Where convolutions stand before norms over channels, which take away what is
-/// added to all outputs alike, the linear layer after them: such a fault in a convolution there changes no value at all.
+/// Picks the weight to disturb: the component's largest float tensor, the first of equals.
+/// Exception: if a channel norm follows a convolution, the norm cancels a constant offset. Then the
+/// next linear layer is used instead.
 fn chosen<'m>(models: &'m Models, component: &ComponentEntry) -> Option<&'m WeightEntry> {
     let data = models
         .manifest()
@@ -147,11 +157,12 @@ fn chosen<'m>(models: &'m Models, component: &ComponentEntry) -> Option<&'m Weig
         })
 }
 
-/// The tensors that a fault in a component of this contract must move: few, so that the control stays quick; all of the components' tensors
-/// where the set has none of these.
-fn looked_at(set: &Set, contract: &str, focus: Focus<'_>) -> Vec<(String, String)> {
+/// Selects the tensors that a fault in a component of this contract must change. They are few, so
+/// that a control run is quick. If the golden set has none of them, all tensors of components are
+/// selected.
+fn looked_at(golden: &Golden, contract: &str, focus: Focus<'_>) -> Vec<(String, String)> {
     let listed = |wanted: &dyn Fn(&str, &str) -> bool| -> Vec<(String, String)> {
-        let entries = set
+        let entries = golden
             .entries()
             .iter()
             .filter(|e| focus(&e.file, &e.name) && wanted(&e.file, &e.name));
@@ -165,6 +176,7 @@ fn looked_at(set: &Set, contract: &str, focus: Focus<'_>) -> Vec<(String, String
     }
 }
 
+/// Returns whether a fault in a component of this contract must change the tensor.
 fn moved(contract: &str, file: &str, name: &str) -> bool {
     let is = |c: &engines::contract::Contract| c.name == contract;
     match file {
@@ -219,7 +231,9 @@ impl std::fmt::Display for Fault {
                     row.rule
                 )
             }
-            None if self.checks == 0 => f.write_str("NOT CAUGHT: the set has no check for it"),
+            None if self.checks == 0 => {
+                f.write_str("NOT CAUGHT: the golden set has no check for it")
+            }
             None => write!(f, "NOT CAUGHT by {} checks", self.checks),
         }
     }
@@ -227,7 +241,8 @@ impl std::fmt::Display for Fault {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sheet::{Sheet, tests::set};
+    use super::super::golden::tests::golden_of;
+    use super::super::table::Table;
     use super::*;
     use engines::tensor::Tensor;
     use serde_json::json;
@@ -237,19 +252,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let one = || Some(Tensor::from_slice(&[1], &[1f32]));
         let rule = || json!({"atol": 1e-4, "rtol": 0});
-        let set = set(
+        let golden = golden_of(
             dir.path(),
             &["was_wrong", "broke", "moved", "same"].map(|n| (n, one(), rule())),
         );
         let rows = |values: [Option<f32>; 4]| {
-            let sheet = Sheet::new(&set, &|_, _| true);
+            let table = Table::new(&golden, &|_, _| true);
             for (name, value) in ["was_wrong", "broke", "moved", "same"].iter().zip(values) {
                 match value {
-                    Some(v) => sheet.check("c", "f", name, &Tensor::from_slice(&[1], &[v])),
-                    None => sheet.failed("c", "f", name, "no session"),
+                    Some(v) => table.check("c", "f", name, &Tensor::from_slice(&[1], &[v])),
+                    None => table.failed("c", "f", name, "no session"),
                 }
             }
-            sheet.finish()
+            table.finish()
         };
         let sound = rows([Some(2.0), Some(1.0), Some(1.0), Some(1.0)]);
         let fault = judge(

@@ -1,5 +1,5 @@
-//! What the runtime computes itself, from numbers alone: the schedule, random numbers, rotary tables; and the weights that the export
-//! stored, against the reference's merge.
+//! Checks the numbers that the runtime computes without an engine: the schedule, random numbers and
+//! rotary tables. Also compares the weights of the export with the reference's merged weights.
 
 use engines::contract::DType;
 use engines::manifest::Models;
@@ -11,6 +11,7 @@ use crate::numbers::rng::TorchGenerator;
 use crate::numbers::rope::{self, Rope, ref_shift};
 use crate::numbers::schedule;
 
+/// Runs the checks of this file.
 pub(super) fn check(checkup: &Checkup<'_>) {
     schedules(checkup);
     checkup.part(
@@ -54,7 +55,7 @@ fn schedules(checkup: &Checkup<'_>) {
                     (_, Some(n)) => schedule::timesteps(n)?,
                     _ => continue,
                 };
-                checkup.sheet.check(
+                checkup.table.check(
                     "schedule",
                     "scheduler",
                     name,
@@ -66,19 +67,19 @@ fn schedules(checkup: &Checkup<'_>) {
     );
 }
 
-/// Samples follow one another: each from the reference's sample before.
+/// Checks the update of the samples. Each sample is made from the reference's sample before it.
 fn euler(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let steps = (0..)
         .take_while(|i| {
             checkup
-                .set
+                .golden
                 .entry("scheduler", &format!("step.v{i}"))
                 .is_some()
         })
         .count();
     let sigmas = schedule::sigmas(steps)?;
-    let note = "by the graph's formula with the host's sigmas: these samples are smaller than a frame's tokens; the graph's own update is \
-                checked by e2e_tpp_steps.*.x and e2e_tpp.*.latents";
+    let note = "the host applies the graph's formula, because these samples are smaller than a \
+                frame's tokens; e2e_tpp_steps.*.x and e2e_tpp.*.latents check the graph's update";
     let mut sample = checkup.input("scheduler", "step.sample0")?;
     for i in 0..steps {
         let v = checkup.input("scheduler", &format!("step.v{i}"))?;
@@ -95,14 +96,14 @@ fn euler(checkup: &Checkup<'_>) -> Result<(), Problem> {
             .map(|(x, v)| x + by * v)
             .collect();
         let name = format!("step.sample{}", i + 1);
-        checkup.sheet.check_noted(
+        checkup.table.check_noted(
             "schedule",
             "scheduler",
             &name,
             &Tensor::from_slice(v.shape(), &next),
             note,
         );
-        match checkup.set.tensor("scheduler", &name)? {
+        match checkup.golden.tensor("scheduler", &name)? {
             Some(theirs) => sample = theirs,
             None => break,
         }
@@ -112,7 +113,7 @@ fn euler(checkup: &Checkup<'_>) -> Result<(), Problem> {
 
 fn random(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
     let want = checkup
-        .set
+        .golden
         .tensor("rng", name)?
         .ok_or_else(|| lacks(format!("rng.{name}")))?;
     let Some((seed, kind)) = name.strip_prefix("seed").and_then(|n| n.split_once('.')) else {
@@ -127,11 +128,11 @@ fn random(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
         "bf16" => Tensor::from_slice::<bf16>(want.shape(), &generator.randn_bf16(count)),
         _ => return Ok(()),
     };
-    checkup.sheet.check("random numbers", "rng", name, &found);
+    checkup.table.check("random numbers", "rng", name, &found);
     Ok(())
 }
 
-/// Token rows and columns of the set's transformer inputs.
+/// Returns the token rows and columns of the golden set's transformer inputs.
 pub(super) fn tokens(checkup: &Checkup<'_>) -> Result<(usize, usize), Problem> {
     Ok((
         checkup.number("/dit_sink/latent_h")? / 2,
@@ -169,7 +170,7 @@ fn rotary(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
         "sin" => made.sin,
         _ => return Ok(()),
     };
-    checkup.sheet.check(
+    checkup.table.check(
         "rotary tables",
         "rope",
         name,
@@ -178,10 +179,11 @@ fn rotary(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Rows: a number of tokens, then the tokens that a group of every `stride`-th keeps, then -1.
+/// Checks which tokens a group keeps of every `stride` tokens. A row of the table holds a number of
+/// tokens, the kept tokens, and -1 as filling.
 fn thinned(checkup: &Checkup<'_>, name: &str, stride: usize) -> Result<(), Problem> {
     let want = checkup
-        .set
+        .golden
         .tensor("rope", name)?
         .ok_or_else(|| lacks(format!("rope.{name}")))?;
     let (DType::I64, &[count, columns], true) = (want.dtype(), want.shape(), stride > 0) else {
@@ -199,7 +201,7 @@ fn thinned(checkup: &Checkup<'_>, name: &str, stride: usize) -> Result<(), Probl
                 .take(columns)
                 .collect::<Vec<_>>()
         });
-    checkup.sheet.check(
+    checkup.table.check(
         "rotary tables",
         "rope",
         name,
@@ -208,25 +210,25 @@ fn thinned(checkup: &Checkup<'_>, name: &str, stride: usize) -> Result<(), Probl
     Ok(())
 }
 
-/// First rows of a merged weight, out of the export's data files.
+/// Checks the first rows of a merged weight in the export's data files.
 fn merged(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
     let key = name.trim_start_matches("merged_rows.");
     let want = checkup
-        .set
+        .golden
         .tensor("lora", name)?
         .ok_or_else(|| lacks(format!("lora.{name}")))?;
     let rows = want.shape()[0];
     let found = stored_rows(checkup.models(), key, rows)?;
     let found = found.ok_or_else(|| {
         Problem::Failed(format!(
-            "the export has no matrix made from {key} of {rows} rows or more"
+            "the export has no matrix of at least {rows} rows that was made from {key}"
         ))
     })?;
-    checkup.sheet.check("export", "lora", name, &found);
+    checkup.table.check("export", "lora", name, &found);
     Ok(())
 }
 
-/// Rows `0..rows` of the `[out, in]` matrix that was made from checkpoint key `key`.
+/// Reads rows `0..rows` of the `[out, in]` matrix that was made from checkpoint key `key`.
 fn stored_rows(models: &Models, key: &str, rows: usize) -> Result<Option<Tensor>, Problem> {
     let manifest = models.manifest();
     for component in &manifest.components {

@@ -1,5 +1,5 @@
-//! What the user gives, as the models get it: prompts to token ids and text rows, recordings to hidden states and features, pictures to
-//! pixels. Each is made from the set's own input files.
+//! Checks the preparation of inputs: prompts become token ids and text rows, recordings become
+//! hidden states and features, and pictures become pixels. The golden set has the input files.
 
 use engines::backend::State;
 use engines::components::text;
@@ -15,11 +15,12 @@ use crate::media::picture::{Fit, Picture};
 use crate::numbers::size::{Size, SizeMode, less_than_area};
 use crate::placement::speech_chunk::SpeechChunk;
 
-/// What the parts of the speech encoder are checked as.
+/// Name of the speech encoder in reports: the common part of its components' names.
 const SPEECH_ENCODER: &str = "audio_encoder";
-/// Picture of every golden set.
+/// Input file with the picture, in every golden set.
 pub(super) const PICTURE: &str = "ref.png";
 
+/// Runs the checks of this file.
 pub(super) fn check(checkup: &Checkup<'_>) {
     prompts(checkup);
     recordings(checkup);
@@ -28,7 +29,7 @@ pub(super) fn check(checkup: &Checkup<'_>) {
 }
 
 fn prompts(checkup: &Checkup<'_>) {
-    let known = checkup.set.value("/prompts").and_then(Value::as_object);
+    let known = checkup.golden.value("/prompts").and_then(Value::as_object);
     for (tag, facts) in known.into_iter().flatten() {
         let covers = |name: &str| {
             name.split_once('.')
@@ -46,13 +47,14 @@ fn prompts(checkup: &Checkup<'_>) {
     );
 }
 
-/// Tap of the text encoder's graph, and the tensor that it answers to.
+/// Tap of the text encoder's graph. The tensor of the golden set has the same name.
 const BUCKETS: &str = "relative_buckets";
 
-/// Buckets of all distances (key minus query) from one end of a text to the other, out of the graph's own table.
+/// Checks the buckets of relative positions. The graph's table holds the bucket of each distance
+/// (key minus query), from one end of a text to the other.
 fn buckets(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let distances = checkup
-        .set
+        .golden
         .tensor("text", BUCKETS)?
         .map_or(1, |t| t.shape().iter().product());
     let tokens = distances / 2 + 1;
@@ -72,7 +74,7 @@ fn buckets(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let last_query = &table[(tokens - 1) * tokens..];
     let first_query = &table[1..tokens];
     let found = [last_query, first_query].concat();
-    checkup.sheet.check(
+    checkup.table.check(
         text::ENCODER.name,
         "text",
         BUCKETS,
@@ -94,7 +96,7 @@ fn prompt(
     let prompt = Prompter::open(&checkup.models().tokenizer())?.encode(typed)?;
     let (ids, mask) = prompt.padded();
     for (what, values) in [("ids", ids), ("mask", mask)] {
-        checkup.sheet.check(
+        checkup.table.check(
             "tokenizer",
             "text",
             &format!("{tag}.{what}"),
@@ -105,14 +107,14 @@ fn prompt(
     if names.contains(&rows) {
         let context = encoders::encode_text(&**checkup.backend(), checkup.loading(), &prompt.ids)?;
         checkup
-            .sheet
+            .table
             .check(text::ENCODER.name, "text", &rows, &context);
     }
     Ok(())
 }
 
 fn recordings(checkup: &Checkup<'_>) {
-    let known = checkup.set.value("/audio").and_then(Value::as_object);
+    let known = checkup.golden.value("/audio").and_then(Value::as_object);
     for (tag, facts) in known.into_iter().flatten() {
         let covers = |name: &str| name.split_once('.').is_some_and(|(t, _)| t == tag);
         checkup.part("audio decoder", "audio", covers, |names| {
@@ -131,17 +133,17 @@ fn recording(
         .get("file")
         .and_then(Value::as_str)
         .ok_or_else(|| lacks(format!("values.audio.{tag}.file")))?;
-    let speech = Speech::open(&checkup.set.input(file))?;
+    let speech = Speech::open(&checkup.golden.input(file))?;
     let name = |what: &str| format!("{tag}.{what}");
     let n = speech.samples.len();
-    checkup.sheet.check(
+    checkup.table.check(
         "audio decoder",
         "audio",
         &name("pcm16k"),
         &Tensor::from_slice(&[n], &speech.samples),
     );
     let values = speech.input_values();
-    checkup.sheet.check(
+    checkup.table.check(
         "audio decoder",
         "audio",
         &name("input_values"),
@@ -163,16 +165,16 @@ fn recording(
     )?;
     let states = hidden.shape()[0];
     checkup
-        .sheet
+        .table
         .check(SPEECH_ENCODER, "audio", &name("hidden_states"), &hidden);
-    checkup.sheet.check(
+    checkup.table.check(
         SPEECH_ENCODER,
         "audio",
         &name("hidden_last"),
         &hidden.lanes(states - 1..states).to_tensor(),
     );
     let features = encoders::audio_features(&hidden)?;
-    checkup.sheet.check(
+    checkup.table.check(
         "audio features",
         "audio",
         &name("feat30_every8"),
@@ -185,13 +187,13 @@ fn recording(
             &features.block(0..frames),
         );
         checkup
-            .sheet
+            .table
             .check("audio features", "audio", &name("bucket"), &bucket);
     }
     Ok(())
 }
 
-/// Every eighth hidden state at 30 fps, `[4, rows, dim]` of 25.
+/// Picks every eighth of the 25 hidden states at 30 fps: `[4, rows, dim]`.
 fn every_8(features: &crate::inputs::speech::AudioFeatures, states: usize, dim: usize) -> Tensor {
     let rows: Vec<Vec<f32>> = (0..features.rows()).map(|r| features.row(r)).collect();
     let kept: Vec<usize> = (0..states).step_by(8).collect();
@@ -206,7 +208,7 @@ fn every_8(features: &crate::inputs::speech::AudioFeatures, states: usize, dim: 
     Tensor::from_slice(&[kept.len(), rows.len(), dim], &data)
 }
 
-/// Clip lengths of the reference's length table, in its column order.
+/// Clip lengths of the reference's length table in frames, in the order of its columns.
 const TABLE_CLIPS: [usize; 3] = [12, 48, 80];
 
 fn tables(checkup: &Checkup<'_>) {
@@ -228,7 +230,7 @@ fn tables(checkup: &Checkup<'_>) {
                     .collect::<Vec<_>>()
             });
             let rows: Vec<i64> = rows.collect();
-            checkup.sheet.check(
+            checkup.table.check(
                 "audio features",
                 "audio",
                 "length_table",
@@ -246,7 +248,7 @@ fn tables(checkup: &Checkup<'_>) {
                 let count = super::checkup::number_in(name, "bucket_index_", "")
                     .ok_or_else(|| lacks("a frame count in the tensor's name"))?;
                 let rows: Vec<i64> = (0..count).map(|frame| row_30(frame) as i64).collect();
-                checkup.sheet.check(
+                checkup.table.check(
                     "audio features",
                     "audio",
                     name,
@@ -258,7 +260,7 @@ fn tables(checkup: &Checkup<'_>) {
     );
 }
 
-/// Rows of a table whose first columns say what the others are computed from.
+/// Reads the rows of a table. Its first columns are the inputs of the other columns.
 fn integers(
     checkup: &Checkup<'_>,
     file: &str,
@@ -266,7 +268,7 @@ fn integers(
     columns: usize,
 ) -> Result<Vec<Vec<i64>>, Problem> {
     let table = checkup
-        .set
+        .golden
         .tensor(file, name)?
         .ok_or_else(|| lacks(format!("{file}.{name}")))?;
     match (table.dtype(), table.shape()) {
@@ -304,7 +306,7 @@ fn pictures(checkup: &Checkup<'_>) {
                 [h, w, area, size.height, size.width].map(|n| n as i64)
             });
             let rows: Vec<i64> = rows.collect();
-            checkup.sheet.check(
+            checkup.table.check(
                 "size rule",
                 "image",
                 "size_table",
@@ -313,7 +315,7 @@ fn pictures(checkup: &Checkup<'_>) {
             Ok(())
         },
     );
-    let known = checkup.set.value("/image").and_then(Value::as_object);
+    let known = checkup.golden.value("/image").and_then(Value::as_object);
     for (tag, facts) in known.into_iter().flatten() {
         let covers = |name: &str| name.split_once('.').is_some_and(|(t, _)| t == tag);
         checkup.part("picture", "image", covers, |_| picture(checkup, tag, facts));
@@ -327,10 +329,10 @@ fn picture(checkup: &Checkup<'_>, tag: &str, facts: &Value) -> Result<(), Proble
             .and_then(Value::as_u64)
             .and_then(|n| usize::try_from(n).ok())
     };
-    let picture = Picture::open(&checkup.set.input(PICTURE))?;
+    let picture = Picture::open(&checkup.golden.input(PICTURE))?;
     if let (Some(height), Some(width)) = (number("/resized/0"), number("/resized/1")) {
         let resized = picture.resized(Size { width, height });
-        checkup.sheet.check(
+        checkup.table.check(
             "picture",
             "image",
             &format!("{tag}.resized_u8"),
@@ -340,7 +342,7 @@ fn picture(checkup: &Checkup<'_>, tag: &str, facts: &Value) -> Result<(), Proble
     let area = number("/area").ok_or_else(|| lacks(format!("values.image.{tag}.area")))?;
     let size = area_of(area).effective(SizeMode::Area, picture.size())?;
     let cropped = picture.fitted(size, SizeMode::Area, Fit::default());
-    checkup.sheet.check(
+    checkup.table.check(
         "picture",
         "image",
         &format!("{tag}.cropped_u8"),
@@ -348,12 +350,12 @@ fn picture(checkup: &Checkup<'_>, tag: &str, facts: &Value) -> Result<(), Proble
     );
     let pixels = Tensor::from_slice(&[3, cropped.height, cropped.width], &cropped.pixels());
     checkup
-        .sheet
+        .table
         .check("picture", "image", &format!("{tag}.pixels"), &pixels);
     Ok(())
 }
 
-/// A size of which only the area counts.
+/// Makes a size with an area of so many pixels. Its sides have no meaning.
 pub(super) fn area_of(pixels: usize) -> Size {
     Size {
         width: pixels,

@@ -1,47 +1,57 @@
-//! By which rule a value is judged where the export rounds to bf16. The set's own rules are for f32 arithmetic. What a bf16 export may be off by is
-//! what the reference's own bf16 arithmetic is off by: the set states that for the transformer, and the other networks are held to the same
-//! measure times what the reference's are off by beside its transformer. Not here: how far a value is (`compare`).
+//! Chooses the rule for a value of an export that rounds to bf16. The rules of a golden set are for
+//! f32 arithmetic. The limit for bf16 is the error of the reference's own bf16 arithmetic. A golden
+//! set states this error for the transformer. For another network, the limit is this error times
+//! the ratio of the reference's errors. The file `compare.rs` applies the rule.
 
 use engines::components::{ALL, speech, text};
 use engines::recipe::Recipe;
 
-use super::set::{Set, Tolerance};
+use super::golden::Golden;
+use super::tolerance::Tolerance;
 
-/// Where a set states the relative root mean square by which the reference's prediction in bf16 differs from its prediction in f32.
+/// JSON pointer of the error of the reference's bf16 prediction against its f32 prediction, as a
+/// relative root mean square.
 const STATED: &str = "/bf16_vs_f32/noise_pred_rel_rms";
 
-/// File of what the reference's bf16 arithmetic gives for block 0.
+/// File of the reference's tensors of block 0 in bf16 arithmetic.
 pub(super) const BF16: &str = "dit_bf16";
 
-/// What a set that states nothing is judged by: sixteen independent roundings, each off by 2^-9 of the value at most, evenly spread.
+/// Error for a golden set that states none: sixteen independent roundings. The error of a rounding
+/// is evenly spread and at most 2^-9 of the value.
 const UNSTATED: f64 = 4.0 / 512.0 * 0.577;
 
-/// Roundings in another order: a bias added after the product is rounded, where the reference rounds once.
+/// Factor for roundings in another order. The export adds a bias after it rounds the product, and
+/// the reference rounds once.
 const ORDER: f64 = 1.25;
 
-/// The reference's text encoder in bf16 beside its transformer, both against themselves in f32. This and the next two are the largest of
-/// the carried and the shared golden set; `scripts/reference/bf16_error.py` measures them.
+/// Error of the reference's text encoder in bf16, over the error of its transformer. This and the
+/// next two factors are the largest of the carried and the shared golden set. The program
+/// `scripts/reference/bf16_error.py` measures them.
 const TEXT: f64 = 1.42;
-/// The reference's VAE encoder likewise.
+/// Error of the reference's VAE encoder in bf16, over the error of its transformer.
 const VAE_ENCODER: f64 = 3.75;
-/// The reference's VAE decoder likewise.
+/// Error of the reference's VAE decoder in bf16, over the error of its transformer.
 const VAE_DECODER: f64 = 4.35;
 
-/// Rules of one pass.
+/// The rules of one pass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Precision {
-    /// What the reference's transformer is off by in bf16; `None` when the export is f32 throughout.
+    /// Error of the reference's transformer in bf16; `None` when the export computes in f32.
     reference: Option<f64>,
 }
 
 impl Precision {
-    pub(super) fn of(set: &Set, recipe: Recipe) -> Self {
+    /// Returns the rules for an export of `recipe`.
+    pub(super) fn of(golden: &Golden, recipe: Recipe) -> Self {
         Self {
-            reference: (recipe != Recipe::Fp32).then(|| stated(set).unwrap_or(UNSTATED)),
+            reference: (recipe != Recipe::Fp32).then(|| stated(golden).unwrap_or(UNSTATED)),
         }
     }
 
-    /// The rule for a value that `component` made, where the set's is `own`. `Err` says why there is none.
+    /// Returns the rule for a value that `component` made; `own` is the golden set's rule.
+    ///
+    /// # Errors
+    /// The reason why there is no rule.
     pub(super) fn rule(
         self,
         component: &str,
@@ -53,7 +63,7 @@ impl Precision {
         };
         if component.starts_with("chain") && is_encoded_again(name) {
             return Err(
-                "encoded from decoded frames: no set states how far off the reference's bf16 is there",
+                "encoded from decoded frames: no golden set states the reference's bf16 error there",
             );
         }
         Ok(match share(component, file, name) {
@@ -63,19 +73,20 @@ impl Precision {
     }
 }
 
-/// What the set states about the reference.
-pub(super) fn stated(set: &Set) -> Option<f64> {
-    let found = set.value(STATED).and_then(serde_json::Value::as_f64);
+/// Reads the error of the reference's bf16 prediction that the golden set states.
+pub(super) fn stated(golden: &Golden) -> Option<f64> {
+    let found = golden.value(STATED).and_then(serde_json::Value::as_f64);
     found.filter(|x| x.is_finite() && *x > 0.0)
 }
 
-/// Motion of every clip but the first.
+/// Returns whether a tensor holds the motion of a clip after the first.
 fn is_encoded_again(name: &str) -> bool {
     name.strip_prefix("motion_latents.clip")
         .is_some_and(|rest| !rest.starts_with('0'))
 }
 
-/// What a value may be off by, in what the transformer is off by; `None` where nothing is rounded to bf16 on the way to it.
+/// Returns the factor between the error of the transformer and the limit of a value. `None` means
+/// that no bf16 rounding affects the value.
 fn share(component: &str, file: &str, name: &str) -> Option<f64> {
     if component.starts_with("chain") {
         return of_chain(name);
@@ -89,19 +100,20 @@ fn share(component: &str, file: &str, name: &str) -> Option<f64> {
         c if c == text::ENCODER.name => Some(TEXT),
         c if c.starts_with("vae_encoder") => Some(VAE_ENCODER),
         c if c.starts_with("vae_decoder") => Some(VAE_DECODER),
-        // Ours and the reference's are each as far from the truth, in directions of their own.
+        // Both sides have the error of bf16, and the errors are independent.
         _ if file == BF16 => Some(2.0),
         _ => Some(1.0),
     }
 }
 
+/// Returns the factor of [`share`] for a value of the whole chain.
 fn of_chain(name: &str) -> Option<f64> {
     match name {
         "relative_dist" => None,
         "context" => Some(TEXT),
         "ref_latents.clip0" => Some(VAE_ENCODER),
         n if n.starts_with("motion_latents") => Some(VAE_ENCODER),
-        // Decoded after motion latents: what those are off by comes on top.
+        // The frames are decoded after motion latents, whose error adds to theirs.
         n if n.starts_with("frame") => Some(VAE_ENCODER + VAE_DECODER),
         _ => Some(1.0),
     }
@@ -109,7 +121,7 @@ fn of_chain(name: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sheet::tests::set;
+    use super::super::golden::tests::golden_of;
     use super::*;
 
     const OWN: Tolerance = Tolerance::Close {
@@ -173,11 +185,11 @@ mod tests {
     #[test]
     fn a_set_that_states_nothing_is_judged_by_sixteen_roundings() {
         let dir = tempfile::tempdir().unwrap();
-        let set = set(dir.path(), &[("x", None, serde_json::json!("exact"))]);
-        let limit = rule(Precision::of(&set, Recipe::Bf16), "dit_head", "f", "n");
+        let golden = golden_of(dir.path(), &[("x", None, serde_json::json!("exact"))]);
+        let limit = rule(Precision::of(&golden, Recipe::Bf16), "dit_head", "f", "n");
         assert_eq!(limit, Tolerance::RelativeRms(UNSTATED * ORDER));
         assert_eq!(
-            rule(Precision::of(&set, Recipe::Fp32), "dit_head", "f", "n"),
+            rule(Precision::of(&golden, Recipe::Fp32), "dit_head", "f", "n"),
             OWN
         );
     }

@@ -1,56 +1,61 @@
-//! The verdict, for people and for programs: the table of rows, the worst of each component, the project's own exactness targets beside what
-//! was found, how the sink's independence of the step was shown, the control's faults, and what was not checked.
+//! What a verification found: the rows, the worst row of each component, the project's own
+//! exactness targets, the evidence that one prefill serves every step, and the planted faults.
 
-use std::fmt;
+mod text;
 
-use engines::components::{ALL, dit};
+use engines::components::dit;
+use engines::contract::Contract;
 use engines::manifest::Models;
 use engines::recipe::Recipe;
 use serde::Serialize;
 
 use super::control::Fault;
+use super::error::VerifyError;
+use super::figures::{share, short};
+use super::golden::Golden;
+use super::pass::Timings;
 use super::precision::{BF16, stated};
-use super::set::{Set, Tolerance};
-use super::sheet::{Focus, Left, Results, Row};
-use super::{Timings, VerifyError};
+use super::table::{Focus, NotChecked, Results, Row};
+use super::targets::{Target, targets};
 
-/// The worst of one component's rows.
+/// Summary of one component's rows.
 #[derive(Clone, Debug, Serialize)]
 pub struct Worst {
+    /// Component of the export, or part of the runtime, that made the values.
     pub component: String,
+    /// Number of rows.
     pub rows: usize,
+    /// Number of rows that failed.
     pub failed: usize,
-    /// Largest absolute difference; as a word when it is no number.
+    /// Largest absolute difference; a word when it is not finite.
     pub max_abs: String,
+    /// Tensor of the largest absolute difference.
     pub tensor: String,
-    /// Most of a tolerance that a row uses.
+    /// Largest part of its tolerance that a row uses.
     pub tolerance_used: String,
 }
 
-/// One exactness target of the project, tighter than the set's tolerances. It is shown; the verdict goes by the tolerances alone.
-#[derive(Clone, Debug, Serialize)]
-pub struct Target {
-    pub what: &'static str,
-    pub wanted: &'static str,
-    pub found: String,
-    pub tensor: String,
-    pub met: bool,
-}
-
-/// Everything that a run of `verify` found.
+/// The whole result of a verification.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
+    /// Whether every row passed and every planted fault was noticed, see [`Report::verdict`].
     pub pass: bool,
+    /// The fate of every tensor of the golden set.
     #[serde(flatten)]
     pub results: Results,
+    /// Summaries of the rows, by component.
     pub components: Vec<Worst>,
+    /// The project's own exactness targets.
     pub targets: Vec<Target>,
-    /// How it was shown that the sink's keys and values are the same for every step.
+    /// Evidence that the keys and values of the sink are the same for every step, in sentences.
     pub sink: Vec<String>,
-    /// For an export in bf16: how near its prediction is to the reference's, and how near the reference's own bf16 is.
+    /// For an export in bf16: the error of its prediction, beside the error of the reference's own
+    /// bf16 prediction.
     pub precision: Vec<String>,
+    /// The planted faults; empty without a control run.
     pub faults: Vec<Fault>,
     timings: Timings,
+    /// Seconds of the whole verification.
     pub seconds: f64,
     control: bool,
     golden: String,
@@ -58,8 +63,9 @@ pub struct Report {
 }
 
 impl Report {
+    /// Makes the report of finished checks; [`Report::seconds`] is still 0.
     pub(super) fn new(
-        set: &Set,
+        golden: &Golden,
         models: &Models,
         results: Results,
         timings: Timings,
@@ -71,34 +77,34 @@ impl Report {
             components: components(&results.rows),
             targets: targets(&results.rows),
             sink: sink(&results.rows),
-            precision: precision(set, models.recipe(), &results.rows),
+            precision: precision(golden, models.recipe(), &results.rows),
             results,
             faults,
             timings,
             seconds: 0.0,
             control,
-            golden: set.root().display().to_string(),
+            golden: golden.root().display().to_string(),
             models: models.dir().display().to_string(),
         };
         report.pass = report.verdict().is_ok();
         report
     }
 
-    /// Names what lies in the folder without being in the manifest.
-    pub(super) fn add_unlisted(&mut self, set: &Set, focus: Focus<'_>) {
-        let unlisted = set
+    /// Adds the tensors that lie in the folder and that the manifest does not list.
+    pub(super) fn add_unlisted(&mut self, golden: &Golden, focus: Focus<'_>) {
+        let unlisted = golden
             .unlisted()
             .into_iter()
             .filter(|(file, name)| focus(file, name.as_deref().unwrap_or_default()));
         self.results
             .not_checked
             .extend(unlisted.map(|(file, name)| match name {
-                Some(tensor) => Left {
+                Some(tensor) => NotChecked {
                     file,
                     tensor,
                     reason: "not in the manifest, so without a tolerance".to_owned(),
                 },
-                None => Left {
+                None => NotChecked {
                     file,
                     tensor: "*".to_owned(),
                     reason: "file cannot be read".to_owned(),
@@ -114,8 +120,11 @@ impl Report {
         self.faults.iter().filter(|f| f.caught_by.is_none()).count()
     }
 
+    /// Judges the rows and the planted faults.
+    ///
     /// # Errors
-    /// [`VerifyError::Failed`] when a row failed, [`VerifyError::Missed`] when a fault was not caught, [`VerifyError::Nothing`] without rows.
+    /// `Failed` when a row failed, `Missed` when no check noticed a planted fault, `Nothing`
+    /// without rows.
     pub fn verdict(&self) -> Result<(), VerifyError> {
         let (failed, missed) = (self.failed(), self.missed());
         if self.results.rows.is_empty() {
@@ -167,132 +176,10 @@ fn components(rows: &[Row]) -> Vec<Worst> {
     names.into_iter().filter_map(one).collect()
 }
 
-/// Rules of resampled audio start here; below, a row shows a component's own error.
-const RESAMPLED: f64 = 1e-3;
-
-fn is_resampled(row: &Row) -> bool {
-    row.file == "audio" && matches!(row.rule, Tolerance::Close { atol, .. } if atol >= RESAMPLED)
-}
-
-fn targets(rows: &[Row]) -> Vec<Target> {
-    // These are of f32 arithmetic.
-    let rows: Vec<&Row> = rows
-        .iter()
-        .filter(|r| !matches!(r.rule, Tolerance::RelativeRms(_)))
-        .collect();
-    let exported = |r: &Row| ALL.iter().any(|c| c.name.starts_with(r.component.as_str()));
-    let prediction = |r: &Row| r.tensor.ends_with("noise_pred");
-    let whole = |r: &Row| r.file.starts_with("e2e_");
-    let levels = |r: &Row| matches!(r.rule, Tolerance::Levels(_));
-    let mut out = Vec::new();
-    let mut add = |what,
-                   wanted,
-                   limit: f64,
-                   of: &dyn Fn(&Row) -> bool,
-                   measure: &dyn Fn(&Row) -> f64,
-                   shown: &dyn Fn(&Row) -> String| {
-        let most = rows
-            .iter()
-            .copied()
-            .filter(|r| of(r))
-            .reduce(|a, b| if measure(b) > measure(a) { b } else { a });
-        out.extend(most.map(|r| Target {
-            what,
-            wanted,
-            found: shown(r),
-            tensor: r.name(),
-            met: measure(r) <= limit,
-        }));
-    };
-    let abs = |r: &Row| r.max_abs;
-    let abs_shown = |r: &Row| short(r.max_abs);
-    let share_of = |r: &Row| r.differing as f64 / r.count.max(1) as f64;
-    let count_shown = |r: &Row| {
-        format!(
-            "{} of {} ({:.4} %)",
-            r.differing,
-            r.count,
-            100.0 * share_of(r)
-        )
-    };
-    add(
-        "components",
-        "1e-4",
-        1e-4,
-        &|r| exported(r) && !prediction(r) && !is_resampled(r),
-        &abs,
-        &abs_shown,
-    );
-    add(
-        "DiT predictions",
-        "2e-5",
-        2e-5,
-        &|r| prediction(r) && !whole(r),
-        &abs,
-        &abs_shown,
-    );
-    add(
-        "end-to-end latents",
-        "1e-4",
-        1e-4,
-        &|r| whole(r) && r.tensor.ends_with(".latents"),
-        &abs,
-        &abs_shown,
-    );
-    add(
-        "end-to-end frames, off by",
-        "1 level",
-        1.0,
-        &|r| whole(r) && levels(r),
-        &abs,
-        &abs_shown,
-    );
-    add(
-        "end-to-end frames, values that differ",
-        "0.1 %",
-        1e-3,
-        &|r| whole(r) && levels(r),
-        &share_of,
-        &count_shown,
-    );
-    add(
-        "LoRA merge, of a bf16 ulp",
-        "1",
-        1.0,
-        &|r| r.file == "lora",
-        &|r| r.tolerance_used,
-        &|r| short(r.tolerance_used),
-    );
-    add(
-        "token ids that differ",
-        "0",
-        0.0,
-        &|r| r.tensor.ends_with(".ids"),
-        &|r| r.differing as f64,
-        &|r| r.differing.to_string(),
-    );
-    add(
-        "resampled audio",
-        "2e-3",
-        2e-3,
-        &|r| is_resampled(r) && r.tensor.ends_with(".pcm16k"),
-        &abs,
-        &abs_shown,
-    );
-    add(
-        "resized picture, off by",
-        "1 level",
-        1.0,
-        &|r| r.file == "image" && levels(r),
-        &abs,
-        &abs_shown,
-    );
-    out
-}
-
-/// Evidence that one prefill serves every step: the contracts, and numbers of the reference, which prefills once a step.
+/// Collects the evidence that one prefill serves every step: the inputs of the graphs, and numbers
+/// of the reference, which prefills once for each step.
 fn sink(rows: &[Row]) -> Vec<String> {
-    let names = |c: &engines::contract::Contract| {
+    let names = |c: &Contract| {
         c.inputs
             .iter()
             .map(|p| p.name)
@@ -300,18 +187,18 @@ fn sink(rows: &[Row]) -> Vec<String> {
             .join(", ")
     };
     let of_step = [&dit::SINUSOID, &dit::SIGMAS, &dit::E, &dit::E0];
-    let takes_step = |c: &engines::contract::Contract| {
+    let takes_step = |c: &Contract| {
         c.inputs
             .iter()
             .any(|p| of_step.iter().any(|q| q.name == p.name))
     };
     let free = if takes_step(&dit::SINK_EMBED) || takes_step(&dit::SINK_LAYER) {
-        "a step among them"
+        "one of these inputs is a step"
     } else {
-        "no step, timestep or sigma among them"
+        "none of these inputs is a step, a timestep or a sigma"
     };
     let mut out = vec![format!(
-        "the graphs take ({}) and ({}): {free}; the modulation is that of timestep 0, made inside",
+        "the graphs take ({}) and ({}): {free}; they make the modulation of timestep 0 themselves",
         names(&dit::SINK_EMBED),
         names(&dit::SINK_LAYER)
     )];
@@ -335,14 +222,14 @@ fn sink(rows: &[Row]) -> Vec<String> {
     evidence("keys and values that the reference computed", &kept);
     let steps = |r: &Row| r.file == "e2e_tpp_steps" && r.tensor.ends_with("noise_pred");
     evidence(
-        "predictions of every recorded step, in the reference by processes that each prefill for their own step, here over one prefill",
+        "predictions of every recorded step (the reference prefills for each step, the export once)",
         &steps,
     );
     out
 }
 
-/// The predictions of block 0, in relative root mean squares.
-fn precision(set: &Set, recipe: Recipe, rows: &[Row]) -> Vec<String> {
+/// Writes the errors of the predictions of block 0, in relative root mean squares.
+fn precision(golden: &Golden, recipe: Recipe, rows: &[Row]) -> Vec<String> {
     if recipe == Recipe::Fp32 {
         return Vec::new();
     }
@@ -354,217 +241,18 @@ fn precision(set: &Set, recipe: Recipe, rows: &[Row]) -> Vec<String> {
     };
     let lines = [
         (
-            "the reference's bf16 prediction from its f32 one, by its own account",
-            stated(set),
+            "the reference's bf16 prediction against its f32 prediction, as the set states it",
+            stated(golden),
         ),
         (
-            "ours from the reference's f32 one",
+            "ours against the reference's f32 prediction",
             off("dit_blocks", "block0.noise_pred"),
         ),
         (
-            "ours from the reference's bf16 one",
+            "ours against the reference's bf16 prediction",
             off(BF16, "noise_pred"),
         ),
     ];
     let line = |(what, x): (&str, Option<f64>)| Some(format!("{what}: {}", short(x?)));
     lines.into_iter().filter_map(line).collect()
-}
-
-/// Three digits, or a word.
-fn short(x: f64) -> String {
-    match x {
-        0.0 => "0".to_owned(),
-        x if x.is_finite() => format!("{x:.2e}"),
-        x => x.to_string(),
-    }
-}
-
-/// Part of a tolerance.
-fn share(x: f64) -> String {
-    if x.is_finite() {
-        format!("{:.1} %", 100.0 * x)
-    } else {
-        "over".to_owned()
-    }
-}
-
-/// Lays rows of cells out in columns; the first is left-aligned, and so is the last.
-fn columns(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
-    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| {
-        rows.iter()
-            .filter_map(|r| r.get(c))
-            .map(|s| s.chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..count).map(width).collect();
-    for row in rows {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(i, (cell, w))| match i {
-                0 => format!("{cell:<w$}"),
-                _ if i + 1 == count => cell.clone(),
-                _ => format!("{cell:>w$}"),
-            });
-        writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
-    }
-    Ok(())
-}
-
-fn cells<const N: usize>(cells: [&str; N]) -> Vec<String> {
-    cells.iter().map(|c| (*c).to_owned()).collect()
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} against {}", self.models, self.golden)?;
-        self.table(f)?;
-        self.summary(f)?;
-        self.left(f)?;
-        for fault in &self.faults {
-            writeln!(f, "{fault}")?;
-        }
-        let seconds = self
-            .timings
-            .iter()
-            .map(|(what, s)| format!("{what} {s:.1} s"));
-        writeln!(f, "{}", seconds.collect::<Vec<_>>().join("; "))?;
-        let (rows, left) = (self.results.rows.len(), self.results.not_checked.len());
-        let inputs = self.results.inputs.len();
-        writeln!(
-            f,
-            "{}: {rows} checks, {} failed; {inputs} inputs, {left} not checked{}; {:.1} s",
-            if self.pass { "PASS" } else { "FAIL" },
-            self.failed(),
-            if self.control {
-                format!(
-                    "; {} faults, {} not caught",
-                    self.faults.len(),
-                    self.missed()
-                )
-            } else {
-                String::new()
-            },
-            self.seconds
-        )
-    }
-}
-
-impl Report {
-    fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = vec![cells([
-            "tensor",
-            "component",
-            "max abs",
-            "max rel",
-            "cosine",
-            "worst at",
-            "tolerance",
-            "used",
-            "",
-        ])];
-        for r in &self.results.rows {
-            let place = r
-                .worst_index
-                .iter()
-                .map(usize::to_string)
-                .collect::<Vec<_>>()
-                .join(",");
-            let mut verdict = vec![if r.pass { "pass" } else { "FAIL" }.to_owned()];
-            if r.made && !r.pass {
-                verdict.push(format!("wanted {}, got {}", r.want, r.got));
-            }
-            if r.made && (!r.pass || matches!(r.rule, Tolerance::Levels(_))) {
-                verdict.push(format!("{} of {} differ", r.differing, r.count));
-            }
-            verdict.extend(r.note.clone());
-            table.push(vec![
-                r.name(),
-                r.component.clone(),
-                short(r.max_abs),
-                short(r.max_rel),
-                format!("{:.9}", r.cosine),
-                place,
-                r.rule.to_string(),
-                share(r.tolerance_used),
-                verdict.join(", "),
-            ]);
-        }
-        columns(f, &table)?;
-        writeln!(
-            f,
-            "max rel is max abs over the largest reference value; used is the largest part of its tolerance that an element takes\n"
-        )
-    }
-
-    fn summary(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = vec![cells([
-            "worst of each component",
-            "checks",
-            "failed",
-            "max abs",
-            "used",
-            "tensor",
-        ])];
-        for w in &self.components {
-            table.push(vec![
-                w.component.clone(),
-                w.rows.to_string(),
-                w.failed.to_string(),
-                w.max_abs.clone(),
-                w.tolerance_used.clone(),
-                w.tensor.clone(),
-            ]);
-        }
-        columns(f, &table)?;
-        let mut table = vec![cells([
-            "\nexactness target",
-            "at most",
-            "found",
-            "",
-            "tensor",
-        ])];
-        for t in &self.targets {
-            table.push(cells([
-                t.what,
-                t.wanted,
-                &t.found,
-                if t.met { "met" } else { "MISSED" },
-                &t.tensor,
-            ]));
-        }
-        columns(f, &table)?;
-        if !self.precision.is_empty() {
-            writeln!(f, "\nhow far off, in relative root mean squares")?;
-        }
-        for line in &self.precision {
-            writeln!(f, "  {line}")?;
-        }
-        writeln!(f, "\nthe sink's keys and values do not depend on the step")?;
-        self.sink
-            .iter()
-            .try_for_each(|line| writeln!(f, "  {line}"))
-    }
-
-    /// Tensors with one reason share a line.
-    fn left(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut groups: Vec<(&str, Vec<String>)> = Vec::new();
-        for l in &self.results.not_checked {
-            let name = format!("{}.{}", l.file, l.tensor);
-            match groups.iter_mut().find(|(reason, _)| *reason == l.reason) {
-                Some((_, names)) => names.push(name),
-                None => groups.push((&l.reason, vec![name])),
-            }
-        }
-        if !groups.is_empty() {
-            writeln!(f, "\nnot checked")?;
-        }
-        for (reason, names) in groups {
-            writeln!(f, "  {}: {reason}", names.join(", "))?;
-        }
-        writeln!(f)
-    }
 }

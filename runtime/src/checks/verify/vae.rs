@@ -1,4 +1,5 @@
-//! The VAE: whole encodes and decodes, and the streaming decoder with its feature caches after priming.
+//! Checks the VAE: encoding and decoding of whole videos, and the streaming decoder with its
+//! feature caches after priming.
 
 use engines::components::vae;
 use engines::tensor::Tensor;
@@ -9,9 +10,12 @@ use crate::chain::vae::{Decoder, Encoder};
 use crate::numbers::latents;
 use crate::numbers::timing::PRIMING_LATENTS;
 
+/// Name of the encoder in reports: the common part of its components' names.
 const ENCODER: &str = "vae_encoder";
+/// Name of the decoder in reports: the common part of its components' names.
 const DECODER: &str = "vae_decoder";
 
+/// Runs the checks of this file.
 pub(super) fn check(checkup: &Checkup<'_>) {
     checkup.part(
         ENCODER,
@@ -34,7 +38,7 @@ pub(super) fn check(checkup: &Checkup<'_>) {
                 .decode(&part(&latent(checkup)?, 0..1)?)?
                 .pixels;
             checkup
-                .sheet
+                .table
                 .check(DECODER, "vae_stream", "fresh_single_latent.frames", &frames);
             Ok(())
         },
@@ -55,7 +59,7 @@ fn decoder(checkup: &Checkup<'_>) -> Result<Decoder, Problem> {
     )?)
 }
 
-/// `[1, Z, F, h, w]`.
+/// Reads the latents that are decoded, `[1, Z, F, h, w]`.
 fn latent(checkup: &Checkup<'_>) -> Result<Tensor, Problem> {
     Ok(lane(checkup.floats("vae", "decode.latents", 4)?))
 }
@@ -96,7 +100,7 @@ fn encode(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
         } else {
             continue;
         };
-        checkup.sheet.check(ENCODER, "vae", name, &found);
+        checkup.table.check(ENCODER, "vae", name, &found);
     }
     Ok(())
 }
@@ -107,7 +111,7 @@ fn decode(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     for name in names {
         if let Some(n) = number_in(name, "decode.frames", "") {
             decoder.reset();
-            checkup.sheet.check(
+            checkup.table.check(
                 DECODER,
                 "vae",
                 name,
@@ -118,14 +122,15 @@ fn decode(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Primes, looks at the caches, then decodes block after block, as the multi-device pipeline does.
+/// Primes the decoder, compares its caches, then decodes block after block. The multi-device
+/// pipeline does the same.
 fn stream(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     let latent = latent(checkup)?;
     let mut decoder = decoder(checkup)?;
     let primed = decoder.decode(&part(&latent, 0..PRIMING_LATENTS)?)?.pixels;
     let total = primed.shape()[2];
     let kept = vae::TEMPORAL_STRIDE.min(total);
-    checkup.sheet.check(
+    checkup.table.check(
         DECODER,
         "vae_stream",
         "prime.frames",
@@ -141,7 +146,7 @@ fn stream(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     for block in 0..blocks {
         let at = PRIMING_LATENTS + block * frames;
         let decoded = decoder.decode(&part(&latent, at..at + frames)?)?.pixels;
-        checkup.sheet.check(
+        checkup.table.check(
             DECODER,
             "vae_stream",
             &format!("block{block}.frames"),
@@ -151,11 +156,11 @@ fn stream(checkup: &Checkup<'_>, names: &[String]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The reference numbers its caches in the order in which its convolutions run, and leaves some numbers unused; the contract lists its state
-/// in that order too.
+/// Compares the caches. The reference numbers them in the order in which its convolutions run, and
+/// leaves some numbers unused. The contract lists its state in the same order.
 fn caches(checkup: &Checkup<'_>, decoder: &Decoder, names: &[String]) {
     let slots = checkup
-        .set
+        .golden
         .value("/vae/decoder_cache_shapes_after_prime")
         .and_then(Value::as_array);
     let used: Vec<usize> = match slots {
@@ -173,12 +178,12 @@ fn caches(checkup: &Checkup<'_>, decoder: &Decoder, names: &[String]) {
         match port.and_then(|p| Some((p, decoder.cache().get(p.name)?))) {
             Some((port, cache)) => {
                 checkup
-                    .sheet
+                    .table
                     .check_noted(DECODER, "vae_stream", name, cache, port.name);
             }
             None => {
                 checkup
-                    .sheet
+                    .table
                     .failed(DECODER, "vae_stream", name, "the decoder has no such cache");
             }
         }

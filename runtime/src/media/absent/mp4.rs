@@ -1,4 +1,5 @@
-//! Videos in a build without FFmpeg (feature `media`): the same nouns, and every file refused by a sentence.
+//! Videos in a build without FFmpeg (feature `media`): the same nouns, and every file refused by a
+//! sentence.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};

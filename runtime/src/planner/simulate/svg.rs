@@ -1,11 +1,13 @@
-//! A timeline as a picture: a row for what each device does, a row for each link in use, coloured by denoising step. One file, no script:
-//! a browser shows what a piece of work is when the pointer rests on it.
+//! Draws a timeline: a row for the work of each device, and a row for each link in use, coloured by
+//! denoising step. The picture is one file without a script. A browser explains a piece of work
+//! under the pointer.
 
 use std::fmt::Write as _;
 
-use super::{Span, Timeline, What};
+use super::{Span, Task, Timeline};
 
-/// Colours of the steps, then of the other work. Told apart by those who see no red or green as well.
+/// Colours of the steps, then of the other work. People who do not see red or green can tell them
+/// apart.
 const STEPS: [&str; 6] = [
     "#1b6ca8", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00",
 ];
@@ -30,7 +32,7 @@ struct Row {
     height: f64,
 }
 
-/// Draws `timeline`; `names` are the devices'.
+/// Draws `timeline`. `names` are the names of the devices.
 pub(crate) fn draw(timeline: &Timeline, title: &str, names: &[String]) -> String {
     let seconds = timeline.seconds.max(f64::MIN_POSITIVE);
     let x = |t: f64| LEFT + WIDTH * t / seconds;
@@ -88,7 +90,9 @@ fn page(
 ) -> String {
     let (width, height) = (LEFT + WIDTH + 30.0, bottom + 48.0);
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" height=\"{height:.0}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" \
+         width=\"{width:.0}\" height=\"{height:.0}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
          <text x=\"16\" y=\"26\" font-size=\"17\" font-weight=\"bold\">{}</text>\n",
         escaped(title)
@@ -116,7 +120,7 @@ fn page(
 
 fn legend(out: &mut String, timeline: &Timeline) {
     let steps = timeline.spans.iter().filter_map(|s| match &s.what {
-        What::Call { items } => items.iter().map(|i| i.1).max(),
+        Task::Call { items } => items.iter().map(|i| i.1).max(),
         _ => None,
     });
     let mut entries: Vec<(String, &str)> = (0..=steps.max().unwrap_or(0))
@@ -170,7 +174,7 @@ fn piece(out: &mut String, span: &Span, y: f64, x: &impl Fn(f64) -> f64) {
     let (left, right) = (x(span.start), x(span.end));
     let width = (right - left).max(0.4);
     let (stripes, label): (Vec<&str>, String) = match &span.what {
-        What::Call { items } => {
+        Task::Call { items } => {
             let colour = |i: &(usize, usize)| STEPS[i.1 % STEPS.len()];
             let label = match items[..] {
                 [(block, _)] => block.to_string(),
@@ -178,10 +182,10 @@ fn piece(out: &mut String, span: &Span, y: f64, x: &impl Fn(f64) -> f64) {
             };
             (items.iter().map(colour).collect(), label)
         }
-        What::Prefill { .. } => (vec![PREFILL], "sink".to_owned()),
-        What::Prime => (vec![DECODE], String::new()),
-        What::Decode { block } => (vec![DECODE], block.to_string()),
-        What::Encode { what } => (vec![ENCODE], (*what).to_owned()),
+        Task::Prefill { .. } => (vec![PREFILL], "sink".to_owned()),
+        Task::Prime => (vec![DECODE], String::new()),
+        Task::Decode { block } => (vec![DECODE], block.to_string()),
+        Task::Encode { what } => (vec![ENCODE], (*what).to_owned()),
     };
     let height = ROW / stripes.len() as f64;
     let _ = write!(out, "<g><title>{}</title>", told(span));
@@ -206,15 +210,15 @@ fn piece(out: &mut String, span: &Span, y: f64, x: &impl Fn(f64) -> f64) {
 /// What a pointer that rests on a piece is told.
 fn told(span: &Span) -> String {
     let what = match &span.what {
-        What::Call { items } => items
+        Task::Call { items } => items
             .iter()
             .map(|(block, step)| format!("block {block} step {step}"))
             .collect::<Vec<_>>()
             .join(", "),
-        What::Prefill { anchor } => format!("prefill of anchor {anchor}"),
-        What::Prime => "decoder before the first block".to_owned(),
-        What::Decode { block } => format!("decoding block {block}"),
-        What::Encode { what } => format!("encoding the {what}"),
+        Task::Prefill { anchor } => format!("prefill of anchor {anchor}"),
+        Task::Prime => "decoder before the first block".to_owned(),
+        Task::Decode { block } => format!("decoding block {block}"),
+        Task::Encode { what } => format!("encoding the {what}"),
     };
     format!("{what}: {:.2}–{:.2} s", span.start, span.end)
 }

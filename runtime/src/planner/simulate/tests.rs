@@ -1,4 +1,5 @@
-//! The simulation against the executor itself: fake graphs that sleep, on virtual devices, for several placements.
+//! Compares the simulation with the executor, on fake graphs that sleep, on virtual devices, for
+//! several placements.
 use super::*;
 use crate::chain::call::{BlockAudio, Tables};
 use crate::chain::events::{Cancel, Event as Heard, Observer, Silent};
@@ -54,7 +55,7 @@ fn pause(ms: f64) {
     sleep(Duration::from_secs_f64(ms / 1e3));
 }
 
-/// Seconds that each graph was to take, and took: a machine that is busy elsewhere wakes sleepers late.
+/// Seconds that each graph should take, and took. A busy machine wakes sleepers late.
 type Taken = Arc<Mutex<Vec<(f64, f64)>>>;
 
 /// The fake backend, its sessions asleep as long as [`Known`] says.
@@ -248,7 +249,8 @@ impl Known {
 struct Injected<'a>(&'a Plan, Known);
 
 impl Injected<'_> {
-    /// A stage whose layers take `layer` milliseconds each; `ends` are what comes before layer 0 and after the last.
+    /// A stage whose layers take `layer` milliseconds each; `ends` are the times before layer 0 and
+    /// after the last.
     fn stage(&self, stage: usize, layer: f64, ends: [f64; 2]) -> Spent {
         let mut stages = self.0.chains.iter().flat_map(|c| &c.stages);
         let layers = stages.nth(stage).unwrap().layers.clone();
@@ -301,10 +303,10 @@ fn simulated(plan: &Plan, blocks: usize, known: Known) -> Timeline {
 
 /// What differs by more than timers do; `None` when nothing does.
 ///
-/// The simulation is told how late the graphs were on average. Stages that wait for each other go with the latest of them, so on a machine
-/// that is busy with other things a run takes longer than that by up to how unevenly late they were, and threads that are to go on wait for
-/// a core. That much is allowed, but never so much that work which should overlap could take turns: a decoder that waits for its turn
-/// costs 15 % on the first case, anything else more.
+/// The simulation gets the mean delay of the graphs. Stages that wait for each other follow the
+/// latest one. So a run on a busy machine takes longer by up to the spread of the delays, and
+/// threads wait for a core. The test allows that much, but never so much that work which should
+/// overlap could take turns: a decoder that waits for its turn
 fn difference(real: &Measured, sim: &Timeline) -> Option<String> {
     let busy = (2.0 * real.unevenly + 0.5 * (real.late - 1.0)).min(0.09);
     let off = |what: &str, real: f64, sim: f64| {
@@ -354,8 +356,9 @@ fn the_executor_takes_as_long_as_simulated_and_in_the_same_order() {
                     let stages_read: Stages = stages.parse().unwrap();
                     let plan =
                         Plan::new(&stages_read, Lanes::AtMost(lanes), LAYERS, STEPS).unwrap();
-                    // The simulation gets the times that the graphs really took, which on a machine with nothing else to do are those told.
-                    // A run in which other work came between them proves nothing, and another is taken.
+                    // The simulation gets the times that the graphs really took. On an idle machine
+                    // these are the wanted times. A run in which other work came between proves
+                    // nothing, and the test makes another.
                     let tries = (0..8).map(|_| {
                         let real = execute(&plan, blocks, known);
                         difference(&real, &simulated(&plan, blocks, known.scaled(real.late)))

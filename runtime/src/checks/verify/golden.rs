@@ -1,96 +1,48 @@
-//! A golden folder: `golden/manifest.json`, `golden/*.safetensors` and `inputs/`. Read-only facts; which tensor is checked how is not its
-//! business.
+//! Reads a golden set: `golden/manifest.json`, `golden/*.safetensors` and `inputs/`. Other files
+//! decide how a tensor is checked.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use engines::tensor::Tensor;
+use engines::tensor_file::{self, Tensors};
 use serde_json::Value;
 
-use super::VerifyError;
-use engines::tensor_file::{self, Tensors};
-
-/// How far a value may be from the reference's.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Tolerance {
-    /// Bit for bit (integers).
-    Exact,
-    /// `|got - want| <= atol + rtol * |want|`.
-    Close { atol: f64, rtol: f64 },
-    /// 8-bit levels.
-    Levels(f64),
-    /// Root mean square of the difference over that of the reference: for values with roundings to bf16 behind them, of which the single
-    /// element says little. No set asks for it; see `precision`.
-    RelativeRms(f64),
-}
-
-impl Tolerance {
-    /// `"exact"`, `{"atol": a, "rtol": r}` or `{"max_abs_levels": n}`; nothing else, so that no other rule passes by mistake.
-    pub fn parse(value: &Value) -> Option<Self> {
-        if value.as_str() == Some("exact") {
-            return Some(Self::Exact);
-        }
-        let fields = value.as_object()?;
-        let known = |names: &[&str]| fields.keys().all(|k| names.contains(&k.as_str()));
-        let number = |name: &str| match fields.get(name) {
-            None => Some(0.0),
-            Some(v) => v.as_f64().filter(|x| x.is_finite() && *x >= 0.0),
-        };
-        match fields.get("max_abs_levels") {
-            Some(_) if known(&["max_abs_levels"]) => Some(Self::Levels(number("max_abs_levels")?)),
-            None if !fields.is_empty() && known(&["atol", "rtol"]) => Some(Self::Close {
-                atol: number("atol")?,
-                rtol: number("rtol")?,
-            }),
-            _ => None,
-        }
-    }
-
-    /// Largest difference allowed beside the reference value `want`.
-    pub fn allowed(self, want: f64) -> f64 {
-        match self {
-            Self::Exact => 0.0,
-            Self::Close { atol, rtol } => atol + rtol * want.abs(),
-            Self::Levels(n) => n,
-            // Of the whole tensor: the comparison sees to it.
-            Self::RelativeRms(_) => f64::INFINITY,
-        }
-    }
-}
-
-impl fmt::Display for Tolerance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exact => f.write_str("exact"),
-            Self::Close {
-                atol: 0.0,
-                rtol: 0.0,
-            } => f.write_str("equal"),
-            Self::Close { atol, rtol: 0.0 } => write!(f, "{atol:.1e}"),
-            Self::Close { atol: 0.0, rtol } => write!(f, "{rtol:.1e}*|x|"),
-            Self::Close { atol, rtol } => write!(f, "{atol:.1e} + {rtol:.1e}*|x|"),
-            Self::RelativeRms(limit) => write!(f, "rms {limit:.2e}*rms(x)"),
-            Self::Levels(n) => write!(f, "{n} level{}", if *n == 1.0 { "" } else { "s" }),
-        }
-    }
-}
+use super::error::VerifyError;
+use super::tolerance::Tolerance;
 
 /// One tensor as the manifest describes it.
 #[derive(Clone, Debug)]
 pub struct Entry {
+    /// Name of the file, without its extension.
     pub file: String,
+    /// Name of the tensor in the file.
     pub name: String,
+    /// A sentence about the tensor, for people.
     pub meaning: String,
-    /// The rule as it is written, and as it was understood.
+    /// The tolerance as the manifest writes it.
     pub rule: Value,
+    /// The tolerance; `None` when the rule has an unknown form.
     pub tolerance: Option<Tolerance>,
 }
 
-/// A golden folder, its manifest read.
-pub struct Set {
+/// A golden folder whose manifest was read. A file of tensors is read at its first use.
+///
+/// # Examples
+/// ```
+/// # use std::path::Path;
+/// use runtime::checks::Golden;
+///
+/// # let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+/// let golden = Golden::open(&root)?;
+/// let sigmas = golden.tensor("scheduler", "steps4.sigmas")?.expect("every golden set has it");
+/// assert_eq!(sigmas.shape(), [5]);
+/// assert_eq!(sigmas.as_slice::<f32>()[4], 0.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Golden {
     root: PathBuf,
     config: Value,
     values: Value,
@@ -98,11 +50,11 @@ pub struct Set {
     files: RefCell<BTreeMap<String, Option<Rc<Tensors>>>>,
 }
 
-impl Set {
-    /// Opens a folder laid out as the generator of golden sets does.
+impl Golden {
+    /// Opens a golden folder and reads its manifest.
     ///
     /// # Errors
-    /// A manifest that is missing, no JSON, or lists no files.
+    /// The manifest is missing, is not JSON, or lists no files.
     pub fn open(root: &Path) -> Result<Self, VerifyError> {
         let path = root.join("golden/manifest.json");
         let bytes = std::fs::read(&path).map_err(|source| VerifyError::Read {
@@ -136,50 +88,52 @@ impl Set {
         })
     }
 
+    /// Returns the golden folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Every tensor of the manifest, in its order.
+    /// Returns every tensor that the manifest lists, in its order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
+    /// Returns the manifest's entry of one tensor.
     pub fn entry(&self, file: &str, name: &str) -> Option<&Entry> {
         self.entries
             .iter()
             .find(|e| e.file == file && e.name == name)
     }
 
-    /// A whole number of `config`.
+    /// Returns a whole number of the manifest's `config`.
     pub fn config(&self, name: &str) -> Option<usize> {
         whole(self.config.get(name)?)
     }
 
-    /// Something of `values`, by JSON pointer.
+    /// Returns a part of the manifest's `values`, by JSON pointer.
     pub fn value(&self, pointer: &str) -> Option<&Value> {
         self.values.pointer(pointer)
     }
 
-    /// A whole number of `values`, by JSON pointer.
+    /// Returns a whole number of the manifest's `values`, by JSON pointer.
     pub fn number(&self, pointer: &str) -> Option<usize> {
         whole(self.value(pointer)?)
     }
 
-    /// Path of an input file.
+    /// Returns the path of an input file.
     pub fn input(&self, file: &str) -> PathBuf {
         self.root.join("inputs").join(file)
     }
 
-    /// Path of a file of tensors.
+    /// Returns the path of a file of tensors.
     pub fn file(&self, file: &str) -> PathBuf {
         self.root.join("golden").join(format!("{file}.safetensors"))
     }
 
-    /// One tensor; `None` when there is no such file or the file lacks it.
+    /// Returns one tensor; `None` when the file does not exist or lacks the tensor.
     ///
     /// # Errors
-    /// A file that is there and cannot be read.
+    /// The file exists and cannot be read.
     pub fn tensor(&self, file: &str, name: &str) -> Result<Option<Tensor>, VerifyError> {
         Ok(self.tensors(file)?.and_then(|t| t.get(name).cloned()))
     }
@@ -199,7 +153,8 @@ impl Set {
         Ok(read)
     }
 
-    /// Tensors that lie in the folder and that the manifest does not list, as (file, name); a file that cannot be read has no name.
+    /// Lists the tensors of the folder that the manifest does not list, as (file, name). A file
+    /// that cannot be read appears without a name.
     pub fn unlisted(&self) -> Vec<(String, Option<String>)> {
         let listed: BTreeSet<(&str, &str)> = self
             .entries
@@ -246,39 +201,27 @@ fn entry(file: &str, name: &str, facts: &Value) -> Entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(super) mod tests {
     use serde_json::json;
 
-    #[test]
-    fn only_rules_that_are_understood_whole_are_rules() {
-        for (rule, want) in [
-            (json!("exact"), Some(Tolerance::Exact)),
-            (
-                json!({"atol": 1e-4, "rtol": 0}),
-                Some(Tolerance::Close {
-                    atol: 1e-4,
-                    rtol: 0.0,
-                }),
-            ),
-            (
-                json!({"rtol": 0.5}),
-                Some(Tolerance::Close {
-                    atol: 0.0,
-                    rtol: 0.5,
-                }),
-            ),
-            (json!({"max_abs_levels": 1}), Some(Tolerance::Levels(1.0))),
-            (json!({"max_abs_levels": 1, "atol": 9}), None),
-            (json!({"atol": 1e-4, "fraction": 0.9}), None),
-            (json!({"atol": -1.0}), None),
-            (json!({"atol": "1e-4"}), None),
-            (json!({}), None),
-            (json!("about"), None),
-            (Value::Null, None),
-        ] {
-            assert_eq!(Tolerance::parse(&rule), want, "{rule}");
-        }
+    use super::*;
+
+    /// Makes a golden set of one file `f` with these tensors and rules.
+    pub(crate) fn golden_of(dir: &Path, tensors: &[(&str, Option<Tensor>, Value)]) -> Golden {
+        let facts: serde_json::Map<String, Value> = tensors
+            .iter()
+            .map(|(name, _, rule)| ((*name).to_owned(), json!({"tolerance": rule})))
+            .collect();
+        std::fs::create_dir_all(dir.join("golden")).unwrap();
+        let manifest = json!({"files": {"f.safetensors": facts}}).to_string();
+        std::fs::write(dir.join("golden/manifest.json"), manifest).unwrap();
+        let golden = Golden::open(dir).unwrap();
+        let there = tensors
+            .iter()
+            .filter_map(|(name, t, _)| Some(((*name).to_owned(), t.clone()?)))
+            .collect();
+        tensor_file::write(&golden.file("f"), &there).unwrap();
+        golden
     }
 
     #[test]
@@ -286,7 +229,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("golden")).unwrap();
         let manifest = json!({"config": {"heads": 2}, "values": {"a": {"b": 7}},
-            "files": {"f.safetensors": {"x": {"tolerance": "exact", "meaning": "m"}, "gone": {}}, "g.safetensors": {"y": {}}}});
+            "files": {"f.safetensors": {"x": {"tolerance": "exact", "meaning": "m"}, "gone": {}},
+                "g.safetensors": {"y": {}}}});
         std::fs::write(
             dir.path().join("golden/manifest.json"),
             manifest.to_string(),
@@ -294,26 +238,31 @@ mod tests {
         .unwrap();
         let tensor = || Tensor::from_slice(&[1], &[1f32]);
         let tensors = Tensors::from([("x".to_owned(), tensor()), ("more".to_owned(), tensor())]);
-        let set = Set::open(dir.path()).unwrap();
-        tensor_file::write(&set.file("f"), &tensors).unwrap();
-        std::fs::write(set.file("h"), "no tensors").unwrap();
-        let names: Vec<_> = set
+        let golden = Golden::open(dir.path()).unwrap();
+        tensor_file::write(&golden.file("f"), &tensors).unwrap();
+        std::fs::write(golden.file("h"), "no tensors").unwrap();
+        let names: Vec<_> = golden
             .entries()
             .iter()
             .map(|e| (e.file.as_str(), e.name.as_str()))
             .collect();
         assert_eq!(names, [("f", "x"), ("f", "gone"), ("g", "y")]);
         assert_eq!(
-            (set.config("heads"), set.number("/a/b"), set.number("/a/c")),
+            (
+                golden.config("heads"),
+                golden.number("/a/b"),
+                golden.number("/a/c")
+            ),
             (Some(2), Some(7), None)
         );
-        assert!(set.tensor("f", "x").unwrap().is_some());
+        assert!(golden.tensor("f", "x").unwrap().is_some());
         assert!(
-            set.tensor("f", "gone").unwrap().is_none() && set.tensor("g", "y").unwrap().is_none()
+            golden.tensor("f", "gone").unwrap().is_none()
+                && golden.tensor("g", "y").unwrap().is_none()
         );
-        assert!(set.tensor("h", "z").is_err());
+        assert!(golden.tensor("h", "z").is_err());
         assert_eq!(
-            set.unlisted(),
+            golden.unlisted(),
             [
                 ("f".to_owned(), Some("more".to_owned())),
                 ("h".to_owned(), None)
@@ -324,7 +273,7 @@ mod tests {
     #[test]
     fn a_folder_without_a_manifest_is_an_input_error() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Set::open(dir.path()).err().unwrap();
+        let error = Golden::open(dir.path()).err().unwrap();
         assert!(
             error.to_string().contains("golden/manifest.json")
                 && error.kind() == engines::error_kind::ErrorKind::Input,

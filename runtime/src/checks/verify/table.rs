@@ -1,5 +1,5 @@
-//! What was checked, what came out, and what was not checked and why. Every tensor of a golden set ends in exactly one of: rows, inputs,
-//! not checked.
+//! The table of one pass over a golden set. Every tensor of the set ends in exactly one list: rows,
+//! inputs, or not checked with a reason.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -9,48 +9,64 @@ use engines::tensor::Tensor;
 use serde::{Serialize, Serializer};
 
 use super::compare::{Difference, compare};
+use super::golden::{Entry, Golden};
 use super::precision::Precision;
-use super::set::{Entry, Set, Tolerance};
+use super::tolerance::Tolerance;
 
-/// One comparison.
+/// One comparison of a value with the reference's tensor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
+    /// File of the golden set, without its extension.
     pub file: String,
+    /// Name of the tensor in the file.
     pub tensor: String,
-    /// Who made the value: a component of the export, or a part of the runtime.
+    /// Component of the export, or part of the runtime, that made the value.
     pub component: String,
+    /// Shape of the reference's tensor.
     pub shape: Vec<usize>,
+    /// Largest absolute difference; infinite when there is no value to compare.
     #[serde(serialize_with = "number")]
     pub max_abs: f64,
+    /// `max_abs`, over the largest absolute value of the reference.
     #[serde(serialize_with = "number")]
     pub max_rel: f64,
+    /// Cosine of the angle between the value and the reference, as vectors.
     #[serde(serialize_with = "number")]
     pub cosine: f64,
-    /// Root mean square of the difference over that of the reference.
+    /// Root mean square of the difference, over the root mean square of the reference.
     #[serde(serialize_with = "number")]
     pub rel_rms: f64,
+    /// Index of the element that uses the largest part of its tolerance.
     pub worst_index: Vec<usize>,
+    /// The value at `worst_index`.
     #[serde(serialize_with = "number")]
     pub got: f64,
+    /// The reference's value at `worst_index`.
     #[serde(serialize_with = "number")]
     pub want: f64,
+    /// Number of elements that differ.
     pub differing: usize,
+    /// Number of elements.
     pub count: usize,
-    /// Most of the tolerance that an element uses.
+    /// Largest part of its tolerance that an element uses; above 1 the row fails.
     #[serde(serialize_with = "number")]
     pub tolerance_used: f64,
+    /// The applied rule, as JSON.
     pub tolerance: serde_json::Value,
+    /// The applied rule.
     #[serde(skip)]
     pub rule: Tolerance,
+    /// Whether the value is within the tolerance.
     pub pass: bool,
-    /// False when there was no value to compare, or none of the right shape.
+    /// Whether there was a value of the right shape to compare.
     pub made: bool,
-    /// Why there is nothing to compare, or how the value was made where that is not plain.
+    /// Explains a row: the reason why the value could not be compared, or a note on how it was
+    /// computed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
-/// JSON has no infinities and no NaN: those are strings.
+/// Writes a number. JSON has no infinities and no NaN, so that they become strings.
 fn number<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
     if value.is_finite() {
         to.serialize_f64(*value)
@@ -61,14 +77,17 @@ fn number<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
 
 /// A tensor without a row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Left {
+pub struct NotChecked {
+    /// File of the golden set, without its extension.
     pub file: String,
+    /// Name of the tensor in the file; `*` for a file that cannot be read.
     pub tensor: String,
+    /// Why no check compared the tensor.
     pub reason: String,
 }
 
 impl Row {
-    /// `file.tensor`.
+    /// Returns `file.tensor`.
     pub fn name(&self) -> String {
         format!("{}.{}", self.file, self.tensor)
     }
@@ -113,7 +132,7 @@ impl Row {
     }
 }
 
-/// The difference from a value that could not be made.
+/// Returns the difference from a value that could not be made.
 fn nothing(count: usize) -> Difference {
     let (inf, nan) = (f64::INFINITY, f64::NAN);
     Difference {
@@ -130,57 +149,62 @@ fn nothing(count: usize) -> Difference {
     }
 }
 
-/// Which tensors are looked at, by file and name.
+/// Selects the tensors of a pass, by file and name.
 pub(super) type Focus<'a> = &'a dyn Fn(&str, &str) -> bool;
 
+/// The list in which a tensor ends.
 enum Fate {
+    /// No check has used the tensor yet.
     Open,
     Row,
     Input,
+    /// With the reason.
     NotChecked(String),
 }
 
-/// The sheet of one pass over a set.
-pub(super) struct Sheet<'a> {
-    set: &'a Set,
+/// The table of one pass over a golden set, while checks fill it.
+pub(super) struct Table<'a> {
+    golden: &'a Golden,
     precision: Precision,
     fates: RefCell<BTreeMap<(String, String), Fate>>,
     rows: RefCell<Vec<Row>>,
 }
 
-/// Everything of a finished pass.
+/// The lists of a finished pass.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Results {
+    /// The comparisons, in the order of the checks.
     pub rows: Vec<Row>,
-    /// Tensors that were fed, not compared.
+    /// Tensors that checks used as inputs, as (file, name).
     pub inputs: Vec<(String, String)>,
-    pub not_checked: Vec<Left>,
+    /// The tensors without a row.
+    pub not_checked: Vec<NotChecked>,
 }
 
-impl<'a> Sheet<'a> {
-    /// All tensors of `set` that `focus` wants are open. The others do not exist for this pass.
-    pub(super) fn new(set: &'a Set, focus: Focus<'_>) -> Self {
-        let wanted = set.entries().iter().filter(|e| focus(&e.file, &e.name));
+impl<'a> Table<'a> {
+    /// Makes the table of the tensors that `focus` selects. The pass ignores the other tensors.
+    pub(super) fn new(golden: &'a Golden, focus: Focus<'_>) -> Self {
+        let wanted = golden.entries().iter().filter(|e| focus(&e.file, &e.name));
         let fates = wanted
             .map(|e| ((e.file.clone(), e.name.clone()), Fate::Open))
             .collect();
         Self {
-            set,
-            precision: Precision::of(set, Recipe::Fp32),
+            golden,
+            precision: Precision::of(golden, Recipe::Fp32),
             fates: RefCell::new(fates),
             rows: RefCell::default(),
         }
     }
 
-    /// The same sheet for what an export of `recipe` makes.
+    /// Judges the values by the rules for an export of `recipe`.
     pub(super) fn of_recipe(self, recipe: Recipe) -> Self {
         Self {
-            precision: Precision::of(self.set, recipe),
+            precision: Precision::of(self.golden, recipe),
             ..self
         }
     }
 
-    /// Names of a file's tensors that still have no fate, in the manifest's order.
+    /// Returns the names of a file's tensors that no check has used yet, in the manifest's order.
     pub(super) fn open(&self, file: &str) -> Vec<String> {
         let fates = self.fates.borrow();
         let is_open = |e: &&Entry| {
@@ -189,7 +213,7 @@ impl<'a> Sheet<'a> {
                 Some(Fate::Open)
             )
         };
-        self.set
+        self.golden
             .entries()
             .iter()
             .filter(|e| e.file == file)
@@ -198,6 +222,7 @@ impl<'a> Sheet<'a> {
             .collect()
     }
 
+    /// Returns whether no check has used a tensor of this pass yet.
     pub(super) fn is_open(&self, file: &str, name: &str) -> bool {
         matches!(
             self.fates.borrow().get(&(file.to_owned(), name.to_owned())),
@@ -216,21 +241,22 @@ impl<'a> Sheet<'a> {
         }
     }
 
-    /// The tensor is fed to what is checked.
+    /// Notes that a check uses the tensor as an input.
     pub(super) fn input(&self, file: &str, name: &str) {
         self.settle(file, name, Fate::Input);
     }
 
+    /// Notes why no check compares the tensor.
     pub(super) fn not_checked(&self, file: &str, name: &str, reason: impl Into<String>) {
         self.settle(file, name, Fate::NotChecked(reason.into()));
     }
 
-    /// Compares what `component` made; nothing happens for a tensor that is not looked at.
+    /// Compares a value that `component` made. Ignores a tensor that the pass does not select.
     pub(super) fn check(&self, component: &str, file: &str, name: &str, got: &Tensor) {
         self.record(component, file, name, Ok(got), None);
     }
 
-    /// As [`Self::check`], saying how the value was made.
+    /// Compares a value as [`Self::check`] does, and notes how it was made.
     pub(super) fn check_noted(
         &self,
         component: &str,
@@ -242,7 +268,7 @@ impl<'a> Sheet<'a> {
         self.record(component, file, name, Ok(got), Some(note.to_owned()));
     }
 
-    /// The value could not be made although everything it needs is there: that fails.
+    /// Fails the tensor: its value could not be made although every input exists.
     pub(super) fn failed(&self, component: &str, file: &str, name: &str, reason: &str) {
         self.record(component, file, name, Err(reason.to_owned()), None);
     }
@@ -255,7 +281,7 @@ impl<'a> Sheet<'a> {
         got: Result<&Tensor, String>,
         note: Option<String>,
     ) {
-        let Some(entry) = self.set.entry(file, name).filter(|_| {
+        let Some(entry) = self.golden.entry(file, name).filter(|_| {
             self.fates
                 .borrow()
                 .contains_key(&(file.to_owned(), name.to_owned()))
@@ -266,14 +292,14 @@ impl<'a> Sheet<'a> {
             return self.not_checked(
                 file,
                 name,
-                format!("tolerance is not understood: {}", entry.rule),
+                format!("the tolerance has an unknown form: {}", entry.rule),
             );
         };
         let rule = match self.precision.rule(component, (file, name), rule) {
             Ok(rule) => rule,
             Err(reason) => return self.not_checked(file, name, reason),
         };
-        let want = match self.set.tensor(file, name) {
+        let want = match self.golden.tensor(file, name) {
             Ok(Some(want)) => want,
             Ok(None) => {
                 return self.not_checked(
@@ -291,20 +317,20 @@ impl<'a> Sheet<'a> {
         self.settle(file, name, Fate::Row);
     }
 
-    /// Ends the pass: what is still open has no check.
+    /// Ends the pass. A tensor that no check has used goes to the list of tensors without a row.
     pub(super) fn finish(self) -> Results {
         let mut out = Results {
             rows: self.rows.into_inner(),
             ..Results::default()
         };
-        for entry in self.set.entries() {
+        for entry in self.golden.entries() {
             let key = (entry.file.clone(), entry.name.clone());
             match self.fates.borrow().get(&key) {
                 Some(Fate::Input) => out.inputs.push(key),
-                Some(Fate::NotChecked(reason)) => out.not_checked.push(left(key, reason)),
+                Some(Fate::NotChecked(reason)) => out.not_checked.push(not_checked(key, reason)),
                 Some(Fate::Open) => out
                     .not_checked
-                    .push(left(key, "no check knows this tensor")),
+                    .push(not_checked(key, "no check compares this tensor")),
                 Some(Fate::Row) | None => {}
             }
         }
@@ -312,8 +338,8 @@ impl<'a> Sheet<'a> {
     }
 }
 
-fn left((file, tensor): (String, String), reason: &str) -> Left {
-    Left {
+fn not_checked((file, tensor): (String, String), reason: &str) -> NotChecked {
+    NotChecked {
         file,
         tensor,
         reason: reason.to_owned(),
@@ -321,37 +347,18 @@ fn left((file, tensor): (String, String), reason: &str) -> Left {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
+mod tests {
     use serde_json::json;
 
-    /// A set of one file `f` with these tensors and rules.
-    pub(crate) fn set(
-        dir: &std::path::Path,
-        tensors: &[(&str, Option<Tensor>, serde_json::Value)],
-    ) -> Set {
-        let facts: serde_json::Map<String, serde_json::Value> = tensors
-            .iter()
-            .map(|(name, _, rule)| ((*name).to_owned(), json!({"tolerance": rule})))
-            .collect();
-        std::fs::create_dir_all(dir.join("golden")).unwrap();
-        let manifest = json!({"files": {"f.safetensors": facts}}).to_string();
-        std::fs::write(dir.join("golden/manifest.json"), manifest).unwrap();
-        let set = Set::open(dir).unwrap();
-        let there = tensors
-            .iter()
-            .filter_map(|(name, t, _)| Some(((*name).to_owned(), t.clone()?)))
-            .collect();
-        engines::tensor_file::write(&set.file("f"), &there).unwrap();
-        set
-    }
+    use super::super::golden::tests::golden_of;
+    use super::*;
 
     #[test]
     fn every_tensor_ends_in_one_place_and_none_passes_silently() {
         let dir = tempfile::tempdir().unwrap();
         let one = || Some(Tensor::from_slice(&[1], &[1f32]));
         let close = || json!({"atol": 0.1, "rtol": 0});
-        let set = set(
+        let golden = golden_of(
             dir.path(),
             &[
                 ("good", one(), close()),
@@ -365,23 +372,23 @@ pub(super) mod tests {
                 ("elsewhere", one(), close()),
             ],
         );
-        let sheet = Sheet::new(&set, &|_, name| name != "elsewhere");
+        let table = Table::new(&golden, &|_, name| name != "elsewhere");
         let value = |x: f32| Tensor::from_slice(&[1], &[x]);
-        sheet.check("c", "f", "good", &value(1.05));
-        sheet.check("c", "f", "bad", &value(1.2));
-        sheet.check(
+        table.check("c", "f", "good", &value(1.05));
+        table.check("c", "f", "bad", &value(1.2));
+        table.check(
             "c",
             "f",
             "misshaped",
             &Tensor::from_slice(&[2], &[1f32, 1.0]),
         );
-        sheet.failed("c", "f", "broken", "it burst");
-        sheet.input("f", "fed");
+        table.failed("c", "f", "broken", "it burst");
+        table.input("f", "fed");
         for name in ["absent", "odd", "elsewhere", "not in the set"] {
-            sheet.check("c", "f", name, &value(1.0));
+            table.check("c", "f", name, &value(1.0));
         }
-        assert_eq!(sheet.open("f"), ["unknown"]);
-        let results = sheet.finish();
+        assert_eq!(table.open("f"), ["unknown"]);
+        let results = table.finish();
         let rows: Vec<(&str, bool)> = results
             .rows
             .iter()
@@ -403,9 +410,9 @@ pub(super) mod tests {
             .map(|l| (l.tensor.as_str(), l.reason.as_str()))
             .collect();
         let want = [
-            ("unknown", "no check knows this tensor"),
+            ("unknown", "no check compares this tensor"),
             ("absent", "listed in the manifest, but not in the folder"),
-            ("odd", "tolerance is not understood: \"roughly\""),
+            ("odd", "the tolerance has an unknown form: \"roughly\""),
         ];
         assert_eq!(left, want);
     }
@@ -413,7 +420,7 @@ pub(super) mod tests {
     #[test]
     fn numbers_that_json_lacks_are_written_as_words() {
         let dir = tempfile::tempdir().unwrap();
-        let set = set(
+        let golden = golden_of(
             dir.path(),
             &[(
                 "x",
@@ -421,9 +428,9 @@ pub(super) mod tests {
                 json!({"atol": 1, "rtol": 0}),
             )],
         );
-        let sheet = Sheet::new(&set, &|_, _| true);
-        sheet.check("c", "f", "x", &Tensor::from_slice(&[1], &[f32::NAN]));
-        let json = serde_json::to_value(sheet.finish()).unwrap();
+        let table = Table::new(&golden, &|_, _| true);
+        table.check("c", "f", "x", &Tensor::from_slice(&[1], &[f32::NAN]));
+        let json = serde_json::to_value(table.finish()).unwrap();
         let row = &json["rows"][0];
         assert_eq!(
             (&row["max_abs"], &row["cosine"], &row["want"], &row["pass"]),

@@ -1,0 +1,37 @@
+//! The video that a plan is made for.
+
+use engines::manifest::ModelConfig;
+
+use crate::numbers::size::Size;
+use crate::numbers::timing::FRAMES_PER_LATENT;
+
+/// The video that a plan is made for.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Ask {
+    /// Size of the video in pixels.
+    pub size: Size,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Video frames of a clip.
+    pub infer_frames: usize,
+    /// Clips of the video; `None` for as many as the recording fills.
+    pub clips: Option<usize>,
+}
+
+impl Ask {
+    /// Returns the blocks of a clip. `infer_frames` is a whole number of blocks:
+    /// [`Geometry::new`](crate::numbers::geometry::Geometry::new) refuses every other length.
+    pub fn clip_blocks(&self, config: &ModelConfig) -> usize {
+        self.infer_frames / (config.dit.block_frames * FRAMES_PER_LATENT)
+    }
+
+    /// Returns the latent frames of a block.
+    pub fn block_frames(&self, config: &ModelConfig) -> usize {
+        config.dit.block_frames
+    }
+
+    /// Returns the first block of the second anchor, if the run has a second clip.
+    pub(crate) fn swap_at(&self, config: &ModelConfig) -> Option<usize> {
+        (self.clips != Some(1)).then(|| self.clip_blocks(config))
+    }
+}
