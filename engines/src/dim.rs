@@ -90,7 +90,8 @@ impl Dim {
         let atom = match rest.terms.iter().next() {
             Some((product, 1)) if rest.terms.len() == 1 && product.len() == 1 => {
                 match &product[0] {
-                    Atom::Floor(inner, by) => Atom::Floor(inner.clone(), by * divisor),
+                    // The inner numbers may have a divisor in common with the product.
+                    Atom::Floor(inner, by) => return whole + inner.floor_div(by * divisor),
                     Atom::Symbol(_) => Atom::Floor(rest, divisor),
                 }
             }

@@ -223,12 +223,21 @@ fn two_videos_in_one_process_load_the_weights_once_and_are_the_bits_of_two_proce
             let sink = name.starts_with("dit_sink");
             let encoders = ["text_encoder", "audio_encoder", "vae_encoder", "dit_text"];
             let encoder = encoders.iter().any(|e| name.starts_with(e));
-            let again = sink || (encoder && !encoders_stay);
-            let more = if again { loads[0][name] } else { 0 };
-            assert_eq!(
-                *count,
-                loads[0][name] + more,
-                "{name}, stay: {encoders_stay}"
+            let first = loads[0][name];
+            let most = if sink || (encoder && !encoders_stay) {
+                2 * first
+            } else {
+                first
+            };
+            let least = if encoder && !encoders_stay {
+                most
+            } else {
+                first
+            };
+            // The sink's graphs are loaded for each anchor, and the second video may have fewer.
+            assert!(
+                (least..=most).contains(count),
+                "{name}, stay: {encoders_stay}: {first}, then {count}"
             );
         }
     }
