@@ -401,6 +401,7 @@ mod tests {
             ("floor((4*h)/2)", "2*h"),
             ("floor((2*h + 3)/2)", "h + 1"),
             ("floor((floor(h/2))/2)", "floor(h/4)"),
+            ("floor((floor((2*h)/3))/2)", "floor(h/3)"),
             ("floor((2*h - 4)/4) + 1", "floor(h/2)"),
         ] {
             assert_eq!(dim(a), dim(b), "{a} and {b}");
