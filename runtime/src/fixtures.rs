@@ -3,3 +3,4 @@
 pub(crate) mod fake;
 pub(crate) mod golden;
 pub(crate) mod sizes;
+pub(crate) mod sound;

@@ -502,3 +502,62 @@ fn layout_of(chunk: &Chunk) -> ChannelLayout {
         ChannelLayout::default(channels)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::sound::{floats, tone, wav};
+
+    #[test]
+    fn the_track_keeps_the_recording_and_ends_in_silence() {
+        let (_dir, path) = wav(floats(48_000, 2), tone(48_000, 0.1).flat_map(|v| [v, -v]));
+        let mut track = AudioTrack::open(&path).unwrap();
+        assert_eq!(
+            (track.rate(), track.channels(), track.samples_of(12)),
+            (48_000, 2, 23_040)
+        );
+        let read = [track.read(3000).unwrap(), track.read(3000).unwrap()].concat();
+        let want: Vec<f32> = tone(48_000, 0.1)
+            .flat_map(|v| [v, -v])
+            .chain([0.0; 2400])
+            .collect();
+        assert_eq!(read, want);
+    }
+
+    #[test]
+    fn a_track_can_begin_later() {
+        let (_dir, path) = wav(floats(48_000, 1), (0..9600).map(|i| i as f32 / 1e4));
+        let mut track = AudioTrack::open(&path).unwrap();
+        track.skip(3).unwrap();
+        assert_eq!(track.read(2).unwrap(), [0.576, 0.5761]);
+    }
+
+    #[test]
+    fn other_rates_and_channels_become_stereo_at_48_khz() {
+        for (rate, channels, want) in [
+            (96_000, 1, (48_000, 1)),
+            (44_100, 6, (44_100, 2)),
+            (50_000, 2, (48_000, 2)),
+            (16_000, 1, (48_000, 1)),
+        ] {
+            let (_dir, path) = wav(
+                floats(rate, channels),
+                tone(rate, 0.5).flat_map(|v| vec![v; usize::from(channels)]),
+            );
+            let mut track = AudioTrack::open(&path).unwrap();
+            assert_eq!(
+                (track.rate(), track.channels()),
+                want,
+                "{rate} x {channels}"
+            );
+            let half = track.read(track.rate() as usize / 2).unwrap();
+            let loud = half.iter().filter(|v| v.abs() > 0.1).count();
+            assert!(loud > half.len() / 2, "{rate} x {channels}: {loud}");
+            assert!(
+                track.read(8000).unwrap()[4000..]
+                    .iter()
+                    .all(|v| v.abs() < 1e-3)
+            );
+        }
+    }
+}
