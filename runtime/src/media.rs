@@ -18,7 +18,10 @@ pub(crate) mod video_facts;
 #[cfg(any(test, not(feature = "media")))]
 #[cfg_attr(
     feature = "media",
-    expect(unreachable_pub, reason = "only tests use it where FFmpeg reads WAV files")
+    expect(
+        unreachable_pub,
+        reason = "only tests use it where FFmpeg reads WAV files"
+    )
 )]
 pub(crate) mod wav;
 

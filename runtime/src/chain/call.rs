@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use engines::contract::DType;
 use engines::tensor::Tensor;
+use ndarray::Array2;
 
 use crate::numbers::geometry::Geometry;
 use crate::numbers::rope::{Rope, Table, ref_shift};
@@ -236,8 +237,9 @@ fn rows<T: engines::tensor::Element>(
 
 fn tables(lanes: &[Table], tokens: usize, half: usize) -> (Tensor, Tensor) {
     let shape = [lanes.len(), tokens, half];
-    let join = |part: fn(&Table) -> &[f32]| {
-        Tensor::from_slice(&shape, &lanes.iter().map(part).collect::<Vec<_>>().concat())
+    let join = |part: fn(&Table) -> &Array2<f32>| {
+        let values: Vec<f32> = lanes.iter().flat_map(|l| part(l).iter().copied()).collect();
+        Tensor::from_slice(&shape, &values)
     };
     (join(|t| &t.cos), join(|t| &t.sin))
 }

@@ -5,6 +5,8 @@
 use std::ops::Range;
 use std::path::Path;
 
+use ndarray::{Array2, Array3, ArrayViewMut2, Axis, Zip};
+
 use crate::media::audio_file::{AudioError, AudioFile, Pcm, Resampler};
 
 /// Samples a second that wav2vec2 takes.
@@ -151,77 +153,76 @@ pub(crate) fn row_30(frame: usize) -> usize {
     (12 * frame + 5) / 10
 }
 
-/// The audio encoder's hidden states and the interpolation that turns them into blocks.
+/// The hidden states of the audio encoder. Interpolation turns them into the features of blocks.
 pub(crate) struct AudioFeatures {
-    hidden: Vec<f32>,
-    frames: usize,
-    dim: usize,
+    /// `[25, frames, dim]`, 50 frames a second.
+    hidden: Array3<f32>,
 }
 
 impl AudioFeatures {
-    /// `hidden` is `[25, frames, dim]`, 50 rows a second. `None` when its length is not that product.
+    /// Takes hidden states, `[25, frames, dim]` at 50 frames a second.
+    ///
+    /// Returns `None` when the length of `hidden` is not that product, or `dim` is 0.
     pub(crate) fn new(hidden: Vec<f32>, frames: usize, dim: usize) -> Option<Self> {
-        (hidden.len() == HIDDEN_LAYERS * frames * dim && dim > 0).then_some(Self {
-            hidden,
-            frames,
-            dim,
-        })
+        let hidden = Array3::from_shape_vec((HIDDEN_LAYERS, frames, dim), hidden).ok()?;
+        (dim > 0).then_some(Self { hidden })
     }
 
-    /// Width of a hidden state.
+    /// Returns the width of a hidden state.
     pub(crate) fn dim(&self) -> usize {
-        self.dim
+        self.hidden.len_of(Axis(2))
     }
 
-    /// Rows at 30 fps; video frames beyond them are zero.
+    /// Counts the rows at 30 fps. The features of later video frames are zero.
     pub(crate) fn rows(&self) -> usize {
-        features_30(self.frames)
+        features_30(self.frames())
     }
 
-    /// One row at 30 fps of every hidden state: `[25, dim]`. Panics beyond [`Self::rows`].
+    /// Returns one row at 30 fps of every hidden state, `[25, dim]`.
+    ///
+    /// # Panics
+    /// If the row is not below [`Self::rows`].
     pub(crate) fn row(&self, row: usize) -> Vec<f32> {
         assert!(row < self.rows(), "row {row} of {}", self.rows());
-        let mut out = vec![0.0; HIDDEN_LAYERS * self.dim];
-        self.interpolate(row, |layer, channel, value| {
-            out[layer * self.dim + channel] = value;
-        });
-        out
+        let mut out = Array2::zeros((HIDDEN_LAYERS, self.dim()));
+        self.interpolate(row, out.view_mut());
+        out.into_raw_vec_and_offset().0
     }
 
-    /// Features of video frames `frames` (25 fps, counted from the recording's start): `[25, dim, n]`, zeros after its end.
-    /// Reference: `linear_interpolation` to 30 fps (align_corners), then `get_audio_embed_bucket_fps`.
+    /// Returns the features of video frames, `[25, dim, n]`, with zeros after the recording's end.
+    ///
+    /// The frames are at 25 fps and count from the start of the recording. Reference:
+    /// `linear_interpolation` to 30 fps (align_corners), then `get_audio_embed_bucket_fps`.
     pub(crate) fn block(&self, frames: Range<usize>) -> Vec<f32> {
-        let n = frames.len();
-        let mut out = vec![0.0; HIDDEN_LAYERS * self.dim * n];
-        for (column, frame) in frames.enumerate() {
-            let row = row_30(frame);
+        let mut out = Array3::zeros((HIDDEN_LAYERS, self.dim(), frames.len()));
+        for (into, row) in out.axis_iter_mut(Axis(2)).zip(frames.map(row_30)) {
             if row < self.rows() {
-                self.interpolate(row, |layer, channel, value| {
-                    out[(layer * self.dim + channel) * n + column] = value;
-                });
+                self.interpolate(row, into);
             }
         }
-        out
+        out.into_raw_vec_and_offset().0
     }
 
-    /// Gives every value of one 30 fps row. f32 throughout, as torch computes positions and weights.
-    fn interpolate(&self, row: usize, mut give: impl FnMut(usize, usize, f32)) {
+    fn frames(&self) -> usize {
+        self.hidden.len_of(Axis(1))
+    }
+
+    /// Computes one 30 fps row, `[25, dim]`. Positions and weights are f32, as in torch.
+    fn interpolate(&self, row: usize, into: ArrayViewMut2<'_, f32>) {
+        let last = self.frames() - 1;
         let scale = if self.rows() > 1 {
-            (self.frames - 1) as f32 / (self.rows() - 1) as f32
+            last as f32 / (self.rows() - 1) as f32
         } else {
             0.0
         };
         let position = scale * row as f32;
-        let first = (position as usize).min(self.frames - 1);
-        let second = (first + 1).min(self.frames - 1);
+        let first = (position as usize).min(last);
+        let second = (first + 1).min(last);
         let weight = (position - first as f32).clamp(0.0, 1.0);
-        for layer in 0..HIDDEN_LAYERS {
-            let at =
-                |frame: usize| &self.hidden[(layer * self.frames + frame) * self.dim..][..self.dim];
-            for (channel, (a, b)) in at(first).iter().zip(at(second)).enumerate() {
-                give(layer, channel, (1.0 - weight) * a + weight * b);
-            }
-        }
+        Zip::from(into)
+            .and(self.hidden.index_axis(Axis(1), first))
+            .and(self.hidden.index_axis(Axis(1), second))
+            .for_each(|value, a, b| *value = (1.0 - weight) * a + weight * b);
     }
 }
 

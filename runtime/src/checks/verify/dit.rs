@@ -376,19 +376,13 @@ fn sink_inputs(checkup: &Checkup<'_>) -> Result<(Tensor, Tensor), Problem> {
 
 fn packer_rope(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let (h, w) = tokens(checkup)?;
-    let (table, half) = (
-        crate::numbers::rope::Rope::new(h, w, checkup.dit().head_dim()).cond(0),
-        checkup.dit().head_dim() / 2,
-    );
+    let table = crate::numbers::rope::Rope::new(h, w, checkup.dit().head_dim()).cond(0);
     for (part, values) in [("cos", &table.cos), ("sin", &table.sin)] {
-        let motion = &values[h * w * half..];
+        let motion = values.slice(ndarray::s![h * w.., ..]);
         let name = format!("framepack.rope_{part}");
-        checkup.sheet.check(
-            "rotary tables",
-            "dit_sink",
-            &name,
-            &Tensor::from_slice(&[motion.len() / half, half], motion),
-        );
+        checkup
+            .sheet
+            .check("rotary tables", "dit_sink", &name, &Tensor::from(motion));
     }
     Ok(())
 }
