@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use engines::error_kind::ErrorKind;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, RgbImage};
 
 use crate::numbers::size::{Size, SizeMode};
 
@@ -186,6 +186,13 @@ impl Picture {
             height: to.height,
             rgb,
         }
+    }
+}
+
+impl From<Picture> for RgbImage {
+    fn from(picture: Picture) -> Self {
+        Self::from_raw(picture.width as u32, picture.height as u32, picture.rgb)
+            .expect("a picture has the bytes of its size")
     }
 }
 
@@ -384,7 +391,7 @@ mod tests {
     use std::io::Write;
 
     use image::codecs::jpeg::JpegEncoder;
-    use image::{ExtendedColorType, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+    use image::{ExtendedColorType, ImageEncoder, ImageFormat, Rgb, Rgba, RgbaImage};
 
     use super::*;
     use crate::fixtures::golden;
