@@ -1,6 +1,8 @@
-//! What the model hears: speech at 16 kHz, normalised as wav2vec2 wants it, and the encoder's hidden states brought from 50 to 30 to 25
-//! frames a second, one block at a time. The 25 fps bucket of the reference is never stored. The recording for the output video is
-//! [`crate::media::audio_file::AudioTrack`].
+//! Prepares speech for the model, and the hidden states of the speech encoder for blocks.
+//!
+//! wav2vec2 takes 16 kHz, normalised. Its hidden states come at 50 frames a second; this file turns
+//! them into 30 and then 25 frames a second, one block at a time. It never stores the 25 fps bucket
+//! of the reference. [`crate::media::audio_file::AudioTrack`] is the sound of the output video.
 
 use std::ops::Range;
 use std::path::Path;
@@ -9,36 +11,40 @@ use ndarray::{Array2, Array3, ArrayViewMut2, Axis, Zip};
 
 use crate::media::audio_file::{AudioError, AudioFile, Pcm, Resampler};
 
-/// Samples a second that wav2vec2 takes.
+/// Samples per second that wav2vec2 takes.
 pub(crate) const RATE: u32 = 16_000;
-/// Hidden states of wav2vec2-large: the input of each of 24 layers and the last one's normed output.
+/// Hidden states of wav2vec2-large: the input of each of 24 layers, and the normed output.
 pub(crate) const HIDDEN_LAYERS: usize = 25;
-/// Fewest samples that give a 30 fps feature: two hidden frames.
+/// Smallest number of samples that gives a 30 fps feature: two hidden frames.
 pub(crate) const LEAST_SAMPLES: usize = 720;
-/// Kernels and strides of wav2vec2's convolutions.
+/// Kernel and stride of each convolution of wav2vec2.
 const CONVOLUTIONS: [(usize, usize); 7] = [(10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)];
-/// Below this peak (-80 dB) a recording counts as silent.
+/// Peak (-80 dB) below which a recording counts as silent.
 const SILENT_PEAK: f32 = 1e-4;
 
-/// A recording as the model hears it.
+/// A recording, prepared for the model.
 #[derive(Clone, Debug)]
 pub struct Speech {
     /// Mono samples at 16 kHz.
     pub samples: Vec<f32>,
-    /// The file's own rate, channels and codec.
+    /// Samples per second of the file.
     pub source_rate: u32,
+    /// Channels of the file.
     pub source_channels: usize,
+    /// FFmpeg's name of the file's codec.
     pub codec: &'static str,
-    /// Nothing can be heard; the lips will hardly move.
+    /// True if every sample is below -80 dB. The lips will hardly move.
     pub silent: bool,
 }
 
 impl Speech {
-    /// Reads a file whole: mean of the channels, then 16 kHz (librosa `load(path, sr=16000)`, resampler soxr HQ). At 16 kHz nothing is
-    /// resampled.
+    /// Reads a whole file: the mean of its channels, resampled to 16 kHz.
+    ///
+    /// Source: librosa `load(path, sr=16000)` with the resampler soxr HQ. A file of 16 kHz is not
+    /// resampled. A build without the feature `media` reads WAV files of 16 kHz only.
     ///
     /// # Errors
-    /// A file without usable audio, or shorter than 45 ms.
+    /// A file without usable audio, or one shorter than 45 ms.
     pub fn open(path: &Path) -> Result<Self, AudioError> {
         let mut file = AudioFile::open(path)?;
         let (mut samples, mut read, mut source) = (Vec::new(), 0, None);
@@ -83,12 +89,14 @@ impl Speech {
         })
     }
 
-    /// Length in seconds.
+    /// Returns the length in seconds.
     pub fn seconds(&self) -> f64 {
         self.samples.len() as f64 / f64::from(RATE)
     }
 
-    /// `[samples]`: `(x - mean) / sqrt(var + 1e-7)` over the whole file (transformers `Wav2Vec2FeatureExtractor`), summed in f64.
+    /// Returns `(x - mean) / sqrt(var + 1e-7)` over the whole file, `[samples]`, summed in f64.
+    ///
+    /// Source: transformers `Wav2Vec2FeatureExtractor`.
     pub fn input_values(&self) -> Vec<f32> {
         let n = self.samples.len().max(1) as f64;
         let mean = self.samples.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
@@ -105,7 +113,9 @@ impl Speech {
             .collect()
     }
 
-    /// Clips of `infer_frames` that this recording fills, the last one padded (see [`clips`]).
+    /// Counts the clips of `infer_frames` video frames that this recording fills.
+    ///
+    /// The last clip may end in padding. See [`clips`].
     pub fn clips(&self, infer_frames: usize) -> usize {
         clips(features_30(hidden_frames(self.samples.len())), infer_frames)
     }
@@ -115,7 +125,7 @@ fn mean(channels: &[f32]) -> f32 {
     channels.iter().sum::<f32>() / channels.len() as f32
 }
 
-/// librosa's `ceil(n * 16000 / rate)`, float product included.
+/// Returns `ceil(n * 16000 / rate)` with librosa's product of floats.
 fn resampled_length(n: usize, rate: u32) -> usize {
     if rate == RATE {
         n
@@ -124,7 +134,7 @@ fn resampled_length(n: usize, rate: u32) -> usize {
     }
 }
 
-/// Hidden frames (50 a second) of `samples` at 16 kHz.
+/// Counts the hidden frames (50 a second) of `samples` at 16 kHz.
 pub(crate) fn hidden_frames(samples: usize) -> usize {
     CONVOLUTIONS
         .into_iter()
@@ -137,18 +147,22 @@ pub(crate) fn hidden_frames(samples: usize) -> usize {
         })
 }
 
-/// Rows at 30 fps of `hidden` rows at 50: `int(hidden / 50 * 30)`.
+/// Counts the rows at 30 fps of `hidden` rows at 50: `int(hidden / 50 * 30)`.
 pub(crate) fn features_30(hidden: usize) -> usize {
     (hidden as f64 / 50.0 * 30.0) as usize
 }
 
-/// Clips of `infer_frames` video frames in `rows` 30 fps rows: `int(rows / (infer_frames * 1.2)) + 1`
-/// (reference `get_audio_embed_bucket_fps`, `num_repeat`).
+/// Counts the clips of `infer_frames` video frames in `rows` rows at 30 fps.
+///
+/// `int(rows / (infer_frames * 1.2)) + 1`, the `num_repeat` of the reference's
+/// `get_audio_embed_bucket_fps`.
 pub(crate) fn clips(rows: usize, infer_frames: usize) -> usize {
     (rows as f64 / (infer_frames as f64 * 1.2)) as usize + 1
 }
 
-/// 30 fps row of video frame `frame` at 25 fps: `round(frame * 30 / 25)`, which is never half-way.
+/// Returns the 30 fps row of a video frame at 25 fps.
+///
+/// The row is `round(frame * 30 / 25)`. The quotient is never half-way between two rows.
 pub(crate) fn row_30(frame: usize) -> usize {
     (12 * frame + 5) / 10
 }

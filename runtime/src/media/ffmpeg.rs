@@ -20,7 +20,7 @@ pub enum OpenError {
     #[error(transparent)]
     File(#[from] InputFileError),
     /// FFmpeg does not recognise the content.
-    #[error("{path}: wants a media file that FFmpeg reads, {source}")]
+    #[error("{path}: wants a media file that FFmpeg reads: {source}")]
     Container {
         /// Path of the file.
         path: PathBuf,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum InputFileError {
     /// The system refuses to open the file.
-    #[error("{path}: wants a media file, {source}")]
+    #[error("{path}: cannot open the media file: {source}")]
     Open {
         /// Path of the file.
         path: PathBuf,

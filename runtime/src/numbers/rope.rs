@@ -84,7 +84,7 @@ impl Rope {
         }
     }
 
-    /// Returns the table of frames x rows x columns, where each side keeps `1/stride` of its tokens.
+    /// Returns the table of frames x rows x columns. Each side keeps `1/stride` of its tokens.
     fn group(&self, frames: &[i64], stride: usize) -> Table {
         let kept = |side: &Table| spread(side.cos.nrows(), side.cos.nrows() / stride);
         let (rows, columns) = (kept(&self.rows), kept(&self.columns));
