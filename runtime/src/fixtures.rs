@@ -1,4 +1,4 @@
-//! What unit tests share.
+//! Parts that unit tests share: fake components, golden sets, sizes and recordings.
 
 pub(crate) mod fake;
 pub(crate) mod golden;

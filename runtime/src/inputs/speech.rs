@@ -115,7 +115,7 @@ impl Speech {
 
     /// Counts the clips of `infer_frames` video frames that this recording fills.
     ///
-    /// The last clip may end in padding. See [`clips`].
+    /// The last clip may end in padding.
     pub fn clips(&self, infer_frames: usize) -> usize {
         clips(features_30(hidden_frames(self.samples.len())), infer_frames)
     }

@@ -173,7 +173,7 @@ impl Size {
     /// Returns the size of the video for a picture, when `self` is the size asked for.
     ///
     /// # Errors
-    /// [`SizeError::Multiple`] in exact mode, [`SizeError::NoFit`] in area mode.
+    /// In exact mode a side is not a multiple of 16. In area mode no size fits the picture.
     pub fn effective(self, mode: SizeMode, picture: Size) -> Result<Size, SizeError> {
         match mode {
             SizeMode::Exact => self.exact(),
