@@ -1,7 +1,7 @@
 //! Reads WAV files without FFmpeg, with the same samples as FFmpeg gives.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read as _};
 use std::path::Path;
 
 use hound::{SampleFormat, WavReader};
@@ -26,6 +26,11 @@ impl WavFile {
     pub(crate) fn open(path: &Path) -> Result<Self, hound::Error> {
         let reader = WavReader::open(path)?;
         let spec = reader.spec();
+        // `hound` takes the low bits of a sample that is narrower than its container; the format
+        // keeps the sample in the high bits.
+        if container_bits(path)?.is_some_and(|bits| bits != spec.bits_per_sample) {
+            return Err(hound::Error::Unsupported);
+        }
         Ok(Self {
             reader,
             rate: spec.sample_rate,
@@ -57,6 +62,17 @@ impl WavFile {
         let samples = self.reader.samples::<i32>().take(count);
         samples.map(|s| Ok(s? as f32 / scale)).collect()
     }
+}
+
+/// Returns the bits that one sample takes in the file, by the format chunk near its start.
+fn container_bits(path: &Path) -> std::io::Result<Option<u16>> {
+    let mut start = Vec::new();
+    File::open(path)?.take(4096).read_to_end(&mut start)?;
+    let at = start.windows(4).position(|w| w == b"fmt ");
+    let number = |at: usize| Some(u16::from_le_bytes([*start.get(at)?, *start.get(at + 1)?]));
+    // After the chunk's name and length: tag, channels, two rates, bytes of a frame.
+    let frame = at.and_then(|at| Some((number(at + 10)?, number(at + 20)?)));
+    Ok(frame.and_then(|(channels, bytes)| (8 * bytes).checked_div(channels)))
 }
 
 #[cfg(test)]
@@ -110,6 +126,24 @@ mod tests {
                 assert_eq!(samples, wanted, "{bits} bits, {format:?}");
             }
         }
+    }
+
+    #[test]
+    fn samples_narrower_than_their_container_are_refused() {
+        let mut wav = b"RIFF\x40\0\0\0WAVEfmt \x28\0\0\0\xfe\xff\x01\0".to_vec();
+        wav.extend([16_000_u32, 64_000].map(u32::to_le_bytes).concat());
+        // Bytes of a frame, bits of the container, length of the extension, valid bits.
+        wav.extend([4_u16, 32, 22, 24].map(u16::to_le_bytes).concat());
+        wav.extend(b"\0\0\0\0\x01\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71");
+        wav.extend(b"data\x04\0\0\0\0\0\0\x40");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.wav");
+        std::fs::write(&path, wav).unwrap();
+        let refused = WavFile::open(&path).err();
+        assert!(
+            matches!(refused, Some(hound::Error::Unsupported)),
+            "{refused:?}"
+        );
     }
 
     /// Samples of the golden recordings by FFmpeg and by this file are the same bits.
