@@ -24,7 +24,7 @@ use crate::chain::encoders;
 use crate::chain::error::ChainError;
 use crate::chain::events::{Cancel, Event, Observer, Phase, Settings, Summary};
 use crate::chain::executor;
-use crate::chain::job::{Job, Swap};
+use crate::chain::job::Job;
 use crate::chain::source::{ClipSource, Noise};
 use crate::chain::vae::Encoder;
 use crate::inputs::replay::{Distances, Replay};
@@ -157,7 +157,7 @@ impl<'a> Video<'a> {
         Workload {
             config,
             geometry: &self.geometry,
-            swaps: request.mode.swap() != Swap::Never && self.prepared.clips > 1,
+            swaps: request.mode.swaps() && self.prepared.clips > 1,
             encodes_motion: request.mode.encodes_motion(),
             speech_frames: config.speech.frames(samples).unwrap_or(0),
         }

@@ -290,8 +290,8 @@ fn wanted(told: &Told, request: &generate::Request) -> Footprints {
     let work = Workload {
         config,
         geometry: &geometry,
-        swaps: request.mode == Mode::Tpp,
-        encodes_motion: request.mode != Mode::Tpp,
+        swaps: request.mode.swaps(),
+        encodes_motion: request.mode.encodes_motion(),
         speech_frames: config.speech.frames(samples).unwrap(),
     };
     Footprints::new(&devices, &plan, work).unwrap()

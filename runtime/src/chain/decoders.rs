@@ -57,6 +57,11 @@ impl Mode {
         }
     }
 
+    /// Returns whether a video of more than one clip swaps its anchor.
+    pub fn swaps(self) -> bool {
+        self.swap() != Swap::Never
+    }
+
     /// Returns whether the decoder encodes motion between clips, and so needs the VAE's encoder on
     /// its device.
     pub fn encodes_motion(self) -> bool {
