@@ -2,7 +2,7 @@
 //! `image` crate.
 //!
 //! A build without the feature `media` has no FFmpeg. The files of `absent/` then take the place of
-//! its users: they read WAV files, and refuse all other sound and every video.
+//! its users. They read WAV files, and refuse all other sound and every video.
 
 #[cfg_attr(not(feature = "media"), path = "media/absent/audio_file.rs")]
 pub(crate) mod audio_file;

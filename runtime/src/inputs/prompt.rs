@@ -1,13 +1,15 @@
-//! Turns a prompt into token ids of umT5: it cleans the text as the reference does, then tokenizes
-//! it with the tokenizer file of the checkpoint.
+//! Turns a prompt into token ids of umT5.
+//!
+//! It cleans the text as the reference does. The tokenizer file of the checkpoint then gives the
+//! ids.
 //!
 //! Cleaning is `ftfy.fix_text`, `html.unescape` twice, and single spaces for all white space. Of
 //! ftfy 6.3 this file repeats these steps, line by line, until nothing changes (64 times at most):
 //!
-//! - HTML entities with a semicolon, unless the line or an earlier one has a `<`,
-//! - C1 controls as Windows-1252,
-//! - Latin ligatures, full-width and half-width forms, straight quotes for curly ones,
-//! - line breaks, terminal escapes, control characters, NFC.
+//! - It replaces HTML entities with a semicolon, unless the line or an earlier one has a `<`.
+//! - It reads C1 controls as Windows-1252.
+//! - It replaces Latin ligatures, full-width and half-width forms, and curly quotes.
+//! - It unifies line breaks, removes terminal escapes and control characters, and composes to NFC.
 //!
 //! It does not repeat `fix_encoding`: text decoded with the wrong codec (`cafÃ©`) stays as typed.
 //! `…` and `½` stay, as with ftfy. A Rust string holds no lone surrogates, so their repair is
@@ -192,6 +194,7 @@ fn fix_text(text: &str) -> String {
     out
 }
 
+/// Repeats the passes over one segment until nothing changes. `entities` allows HTML entities.
 fn fix_segment(segment: &str, entities: bool) -> String {
     let mut text = segment.to_owned();
     for _ in 0..MAX_PASSES {
@@ -235,6 +238,7 @@ fn push_plain(c: char, out: &mut String) {
     }
 }
 
+/// Appends the two letters of a digraph: `DŽ` to `nj`, or `DZ` to `dz`.
 fn push_digraph(c: char, out: &mut String) {
     const LETTERS: [&str; 9] = ["DŽ", "Dž", "dž", "LJ", "Lj", "lj", "NJ", "Nj", "nj"];
     const DZ: [&str; 3] = ["DZ", "Dz", "dz"];
@@ -246,6 +250,7 @@ fn push_digraph(c: char, out: &mut String) {
     });
 }
 
+/// Turns a curly quote into a straight one.
 fn straight(c: char) -> char {
     match c {
         '\u{2bc}' | '\u{2018}'..='\u{201b}' => '\'',
@@ -362,6 +367,7 @@ fn unescape(text: &str) -> Cow<'_, str> {
 ///
 /// It takes references with a semicolon only. It also takes a known name in capitals.
 fn unescape_marked(text: &str) -> Cow<'_, str> {
+    // The longest body of ftfy's pattern, in characters.
     const LONGEST: usize = 24;
     each_reference(text, |after| {
         let body = after.strip_prefix('#').unwrap_or(after);

@@ -102,6 +102,7 @@ impl Replay {
     }
 }
 
+/// Makes the error of a tensor that is missing or has another type or shape.
 fn mismatch(path: &Path, key: &str, want: String, found: Option<&Tensor>) -> ReplayError {
     let got = found.map_or_else(
         || "nothing".to_owned(),
@@ -115,6 +116,7 @@ fn mismatch(path: &Path, key: &str, want: String, found: Option<&Tensor>) -> Rep
     }
 }
 
+/// Refuses distances of another type or shape, or outside 0 to 30.
 fn check_distances(
     path: &Path,
     found: &Tensor,

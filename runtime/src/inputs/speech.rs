@@ -1,6 +1,6 @@
 //! Prepares speech for the model, and the hidden states of the speech encoder for blocks.
 //!
-//! wav2vec2 takes 16 kHz, normalised. Its hidden states come at 50 frames a second; this file turns
+//! wav2vec2 takes 16 kHz, normalised. Its hidden states come at 50 frames a second. This file turns
 //! them into 30 and then 25 frames a second, one block at a time. It never stores the 25 fps bucket
 //! of the reference. [`crate::media::audio_file::AudioTrack`] is the sound of the output video.
 
@@ -121,6 +121,7 @@ impl Speech {
     }
 }
 
+/// Returns the mean of the channels of one sample.
 fn mean(channels: &[f32]) -> f32 {
     channels.iter().sum::<f32>() / channels.len() as f32
 }
@@ -217,6 +218,7 @@ impl AudioFeatures {
         out.into_raw_vec_and_offset().0
     }
 
+    /// Counts the hidden frames, 50 a second.
     fn frames(&self) -> usize {
         self.hidden.len_of(Axis(1))
     }

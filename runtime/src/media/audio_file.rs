@@ -210,6 +210,7 @@ impl AudioFile {
         }
     }
 
+    /// Gives the next packet to the decoder, or the end of the file. It skips damaged packets.
     fn feed(&mut self) -> Result<(), AudioError> {
         if self.drained {
             return Err(self.decode_error(Error::Bug));
@@ -230,6 +231,7 @@ impl AudioFile {
         }
     }
 
+    /// Adds the file and its codec to FFmpeg's error.
     fn decode_error(&self, source: Error) -> AudioError {
         AudioError::Decode {
             path: self.path.clone(),
@@ -238,6 +240,7 @@ impl AudioFile {
         }
     }
 
+    /// Turns a frame into samples, without the encoder's lead-in.
     fn chunk(&mut self, frame: &frame::Audio) -> Result<Chunk, AudioError> {
         let (rate, channels) = (frame.rate(), usize::from(frame.channels()));
         let (was_rate, was_channels) = *self.shape.get_or_insert((rate, channels));
@@ -422,6 +425,7 @@ impl Resampler {
         }
     }
 
+    /// Adds the file and its rates to FFmpeg's error.
     fn failed(&self, source: Error) -> AudioError {
         AudioError::Resample {
             path: self.path.clone(),
@@ -547,6 +551,7 @@ impl AudioTrack {
         Ok(out)
     }
 
+    /// Appends samples of the file to those that are ready, resampled where needed.
     fn take(&mut self, samples: &[f32]) -> Result<(), AudioError> {
         match &mut self.resampler {
             None => self.ready.extend(samples),

@@ -121,6 +121,7 @@ impl ContactSheet {
         })
     }
 
+    /// Lays the tiles out row by row, with black lines between them.
     fn grid(&self) -> RgbImage {
         let columns = COLUMNS.min(self.tiles.len());
         let rows = self.tiles.len().div_ceil(columns);

@@ -4,10 +4,10 @@
 //! is playable at any moment. It grows under `<stem>.partial.mp4`. The final name appears only when
 //! the whole video is written.
 //!
-//! Equal frames and sound give equal bytes: the encoder has a fixed number of threads and bit-exact
-//! flags, and the file has no dates. Every block begins with a key frame. The encoder waits for no
-//! later frame, so each block leaves it at once. Colour is BT.709 in limited range, and the file
-//! states this.
+//! Equal frames and sound give equal bytes, so the encoder has a fixed number of threads and
+//! bit-exact flags. For the same reason the file has no dates. Every block begins with a key frame.
+//! The encoder waits for no later frame, so each block leaves it at once. Colour is BT.709 in
+//! limited range, and the file states this.
 
 use std::fs::File;
 use std::io;
@@ -331,6 +331,7 @@ impl Writer {
         Ok(Some(self.partial))
     }
 
+    /// Empties both encoders and writes the end of the file.
     fn complete(&mut self) -> Result<(), Mp4Error> {
         let ended = self.video.end(&mut self.muxer);
         let ended = match &mut self.audio {
@@ -342,6 +343,7 @@ impl Writer {
             .map_err(|e| self.write_error(e))
     }
 
+    /// Adds the file to FFmpeg's error.
     fn write_error(&self, source: Error) -> Mp4Error {
         Mp4Error::Write {
             path: self.partial.clone(),
@@ -419,6 +421,7 @@ fn video_track(
 }
 
 impl Sound {
+    /// Adds an AAC stream with the rate and the channels of `source`.
     fn new(muxer: &mut Output, source: AudioTrack) -> Result<Self, Error> {
         const BITS_PER_SAMPLE: usize = 4;
         const MOST_BITS: usize = 96_000;
@@ -483,6 +486,7 @@ impl Sound {
         self.track.end(muxer)
     }
 
+    /// Gives samples, `[n, channels]`, to the encoder as one frame.
     fn send(&mut self, samples: &[f32]) -> Result<(), Error> {
         let channels = self.source.channels();
         let n = samples.len() / channels;
@@ -503,6 +507,7 @@ impl Sound {
 
 /// An encoder of pictures or of sound.
 trait Encode {
+    /// Returns the encoder without its kind.
     fn encoder(&mut self) -> &mut encoder::Encoder;
 }
 
@@ -543,6 +548,7 @@ impl<E: Encode> Track<E> {
         }
     }
 
+    /// Ends the stream: moves the packets that the encoder still holds into the file.
     fn end(&mut self, muxer: &mut Output) -> Result<(), Error> {
         self.encoder.encoder().send_eof()?;
         self.drain(muxer)
@@ -635,9 +641,10 @@ fn level(weights: [i32; 3], rgb: [i32; 3], offset: i32, shift: u32) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use hound::{SampleFormat, WavSpec, WavWriter};
+    use hound::WavWriter;
 
     use super::*;
+    use crate::fixtures::sound::integers;
     use crate::inputs::speech::Speech;
     use crate::media::audio_file::AudioFile;
     use crate::media::video_facts::probe;
@@ -663,13 +670,7 @@ mod tests {
 
     fn beep(dir: &Path, rate: u32, seconds: usize) -> PathBuf {
         let path = dir.join(format!("beep{rate}.wav"));
-        let spec = WavSpec {
-            channels: 1,
-            sample_rate: rate,
-            bits_per_sample: 16,
-            sample_format: SampleFormat::Int,
-        };
-        let mut writer = WavWriter::create(&path, spec).unwrap();
+        let mut writer = WavWriter::create(&path, integers(rate, 1, 16)).unwrap();
         for i in 0..rate as usize * seconds {
             // A click at every whole second, on a quiet tone.
             let v = if i % rate as usize == 0 {

@@ -276,6 +276,7 @@ fn decoder(path: &Path) -> Result<impl ImageDecoder, PictureError> {
     })
 }
 
+/// Returns the limit of a decoder's memory.
 fn limits() -> Limits {
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_BYTES);

@@ -184,6 +184,7 @@ impl WavFile {
         }
     }
 
+    /// Refuses a sample that is infinite or not a number. `before` samples precede these.
     fn check_finite(&self, samples: &[f32], before: u32) -> Result<(), WavError> {
         let Some(at) = samples.iter().position(|v| !v.is_finite()) else {
             return Ok(());
@@ -250,6 +251,7 @@ fn codec(spec: WavSpec) -> Option<&'static str> {
     }
 }
 
+/// Turns `hound`'s error into one that names the file.
 fn failure(path: &Path, error: hound::Error) -> WavError {
     let path = path.to_owned();
     match error {

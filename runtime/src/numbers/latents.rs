@@ -46,11 +46,13 @@ fn planes(latents: &Tensor) -> ArrayView3<'_, u8> {
     ArrayView3::from_shape(plane_shape(latents), latents.bytes()).expect("the shape of its bytes")
 }
 
+/// Borrows the bytes for writing, with the shape of [`planes`].
 fn planes_mut(latents: &mut Tensor) -> ArrayViewMut3<'_, u8> {
     let shape = plane_shape(latents);
     ArrayViewMut3::from_shape(shape, latents.bytes_mut()).expect("the shape of its bytes")
 }
 
+/// Returns the shape of [`planes`].
 fn plane_shape(latents: &Tensor) -> [usize; 3] {
     let (shape, size) = (latents.shape(), latents.dtype().size());
     let plane = shape[3..].iter().product::<usize>() * size;
@@ -81,6 +83,7 @@ mod tests {
             (whole.shape(), whole.bytes())
         );
     }
+
     #[test]
     fn every_element_type_is_cut_and_joined() {
         let whole = Tensor::from_slice(&[1, 2, 3, 1, 1], &[1u8, 2, 3, 4, 5, 6]);

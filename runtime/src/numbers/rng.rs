@@ -56,6 +56,7 @@ impl TorchGenerator {
         y ^ (y >> 18)
     }
 
+    /// Computes the next 624 words of the Mersenne Twister.
     fn twist(&mut self) {
         for i in 0..STATE {
             let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % STATE] & 0x7fff_ffff);

@@ -81,6 +81,7 @@ pub(crate) fn timesteps(n: usize) -> Result<Vec<f32>, ScheduleError> {
         .collect())
 }
 
+/// Returns the sigma of a time `u` with the model's shift.
 fn shifted(u: f64) -> f64 {
     SHIFT * u / (1.0 + (SHIFT - 1.0) * u)
 }

@@ -181,6 +181,7 @@ impl Size {
         }
     }
 
+    /// Returns this size, if both sides are multiples of 16.
     fn exact(self) -> Result<Size, SizeError> {
         if self.width.is_multiple_of(TOKEN_STRIDE) && self.height.is_multiple_of(TOKEN_STRIDE) {
             return Ok(self);
@@ -198,6 +199,7 @@ impl Size {
         })
     }
 
+    /// Returns the reference's size for a picture, with this size as the area.
     fn within_area(self, picture: Size) -> Result<Size, SizeError> {
         let none = SizeError::NoFit { got: self, picture };
         match less_than_area(picture, self.width * self.height) {
