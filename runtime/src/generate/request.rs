@@ -6,11 +6,12 @@ use crate::chain::decoders::Mode;
 use crate::media::mp4::Encoding;
 use crate::media::picture::Fit;
 use crate::numbers::size::{Size, SizeMode};
+use crate::numbers::timing::Timing;
 
 /// How many clips to make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Clips {
-    /// As many as the recording fills. Silence pads the last one.
+    /// As many as the recording fills.
     #[default]
     Auto,
     /// At most this many, and never more than the recording fills.
@@ -34,6 +35,8 @@ pub struct Request {
     pub fit: Fit,
     /// Clips to make.
     pub clips: Clips,
+    /// How the time of the video follows the recording's.
+    pub timing: Timing,
     /// Denoising steps.
     pub steps: usize,
     /// Video frames of a clip.
