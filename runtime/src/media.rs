@@ -13,6 +13,8 @@ pub(crate) mod input_file;
 #[cfg_attr(not(feature = "media"), path = "media/absent/mp4.rs")]
 pub(crate) mod mp4;
 pub(crate) mod picture;
+pub(crate) mod playlist;
+pub(crate) mod sound_file;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
 #[cfg(any(test, not(feature = "media")))]
@@ -24,6 +26,7 @@ pub(crate) mod video_facts;
     )
 )]
 pub(crate) mod wav;
+pub(crate) mod wav_header;
 
 pub use mp4::{Encoding, Writer};
 pub use picture::Fit;

@@ -13,7 +13,7 @@ use crate::generate::error::GenerateError;
 use crate::generate::request::{OutputFiles, Request};
 use crate::generate::trace::Trace;
 use crate::inputs::replay::Distances;
-use crate::media::audio_file::AudioTrack;
+use crate::inputs::speech::Speech;
 use crate::media::contact_sheet::ContactSheet;
 use crate::media::mp4::Writer;
 use crate::numbers::geometry::Geometry;
@@ -42,13 +42,14 @@ impl<'a> Output<'a> {
     /// Starts the video. A failure leaves nothing behind. `begun` is the start of the command.
     pub(crate) fn create(
         request: &'a Request,
+        speech: &Speech,
         settings: &Settings,
         observer: &'a dyn Observer,
         begun: Instant,
     ) -> Result<Self, GenerateError> {
         // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips are
         // 120 ms early.
-        let mut track = AudioTrack::open(&request.audio)?;
+        let mut track = speech.track()?;
         track.skip(request.timing.skipped_frames())?;
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
         Ok(Self {

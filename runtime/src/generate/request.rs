@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::chain::decoders::Mode;
+use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
 use crate::media::picture::Fit;
 use crate::numbers::size::{Size, SizeMode};
@@ -25,6 +26,8 @@ pub struct Request {
     pub image: PathBuf,
     /// Speech.
     pub audio: PathBuf,
+    /// Channels of the speech that are heard.
+    pub channels: Channels,
     /// Text that describes the video.
     pub prompt: String,
     /// Size that the user asks for.

@@ -16,6 +16,7 @@ use crate::chain::decoders::Mode;
 use crate::chain::events::{Event, Observer};
 use crate::checks::error::CheckError;
 use crate::generate::{Clips, Engine, OutputFiles, Request, generate};
+use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
 use crate::media::picture::Fit;
 use crate::numbers::latents;
@@ -164,6 +165,7 @@ fn request(
     Ok(Request {
         image: checkup.golden.input(PICTURE),
         audio: checkup.golden.input(&first("/audio", "file")?),
+        channels: Channels::Mix,
         prompt: first("/prompts", "text")?,
         size: area_of(checkup.config("max_area")?),
         size_mode: SizeMode::Area,
