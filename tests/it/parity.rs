@@ -196,8 +196,8 @@ fn speech_in_windows_differs_from_speech_as_a_whole() {
                 }
             }
             println!(
-                "{name}: 20 s from {} s, context {} s: difference {:.5} of the RMS, worst {worst:.4}; \
-                 {seconds:.2} s",
+                "{name}: 20 s from {} s, context {} s: difference {:.5} of the RMS, worst \
+                 {worst:.4}; {seconds:.2} s",
                 start / 50,
                 context as f64 / 50.0,
                 (differences / energies).sqrt()
