@@ -248,6 +248,7 @@ impl<'a> Video<'a> {
         output.denoising = Some(Instant::now());
         let seed = Noise::Seed(self.prepared.request.seed);
         let noise = self.replay.as_ref().map_or(seed, Noise::Replay);
+        output.keep_noise(&noise, &self.geometry, self.prepared.clips);
         let mut source = ClipSource::new(&self.geometry, noise, features, loaded.adapter());
         let decoder = self.decoder(loaded, latents)?;
         let (feedback, inbox) = executor::inbox(self.engine.plan(), job.steps);

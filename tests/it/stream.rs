@@ -288,6 +288,18 @@ fn a_replayed_run_does_not_depend_on_its_seed() {
 }
 
 #[test]
+fn a_trace_can_be_replayed() {
+    let (run, first) = traced(|_, _| {});
+    let (_, again) = traced(|r, _| {
+        r.replay = Some(run.trace());
+        r.seed += 1;
+    });
+    assert_eq!(differing(&again, &first), Vec::<String>::new());
+    let (_, other) = traced(|r, _| r.seed += 1);
+    assert!(!differing(&other, &first).is_empty(), "the seed counts");
+}
+
+#[test]
 fn numbers_of_the_carried_models_stay_what_they_are() {
     let (_, tensors) = traced(|_, _| {});
     let first = |name: &str| {

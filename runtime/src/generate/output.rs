@@ -9,10 +9,11 @@ use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
 use crate::chain::error::ChainError;
 use crate::chain::events::{Cancel, Event, Observer, Settings, Summary};
 use crate::chain::job::AnchorInput;
+use crate::chain::source::Noise;
 use crate::generate::error::GenerateError;
 use crate::generate::request::{OutputFiles, Request};
 use crate::generate::trace::Trace;
-use crate::inputs::replay::Distances;
+use crate::inputs::replay::{Distances, noise_key};
 use crate::media::audio_file::AudioTrack;
 use crate::media::contact_sheet::ContactSheet;
 use crate::media::mp4::Writer;
@@ -82,6 +83,16 @@ impl<'a> Output<'a> {
         trace.keep_distances(distances, settings.blocks, settings.steps);
         if let Some(key) = self.mode.motion_key(0) {
             trace.keep(key, latents.anchor().motion_latents);
+        }
+    }
+
+    /// Keeps the noise of every clip, if a trace is asked for, so that the trace can be replayed.
+    pub(crate) fn keep_noise(&mut self, noise: &Noise<'_>, geometry: &Geometry, clips: usize) {
+        let Some(trace) = &mut self.trace else { return };
+        for clip in 0..clips {
+            let noise = noise.of_clip(clip, geometry);
+            let shape = noise.shape()[1..].to_vec();
+            trace.keep(noise_key(clip), noise.reshaped(&shape));
         }
     }
 
