@@ -43,6 +43,15 @@ impl Default for Encoding {
     }
 }
 
+/// A finished video file: there is none.
+#[derive(Debug)]
+pub struct Finished {
+    /// The final name.
+    pub path: PathBuf,
+    /// Why the file keeps its fragments.
+    pub fragmented: Option<Infallible>,
+}
+
 /// A video being written: there is none.
 pub struct Writer(Infallible);
 
@@ -72,7 +81,7 @@ impl Writer {
 
     /// # Errors
     /// Never called: there is no video.
-    pub fn finish(self) -> Result<PathBuf, Mp4Error> {
+    pub fn finish(self) -> Result<Finished, Mp4Error> {
         match self.0 {}
     }
 
