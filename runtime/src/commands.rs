@@ -10,7 +10,7 @@ mod machine;
 mod print;
 pub(crate) mod progress;
 
-pub use cli::{Cli, complaint};
+pub use cli::{Cli, as_typed, complaint};
 pub use error::Error;
 pub use progress::{Style, failed};
 

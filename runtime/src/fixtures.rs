@@ -1,5 +1,6 @@
-//! What unit tests share.
+//! Parts that unit tests share: fake components, golden sets, sizes and recordings.
 
 pub(crate) mod fake;
 pub(crate) mod golden;
 pub(crate) mod sizes;
+pub(crate) mod sound;

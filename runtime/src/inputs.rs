@@ -1,4 +1,4 @@
-//! Turns what the user gives into what the model takes.
+//! Turns the inputs of the user into the inputs of the model.
 
 pub(crate) mod framing;
 pub(crate) mod prompt;

@@ -1,19 +1,21 @@
 //! `avatar-run`: a shell over the library.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use engines::error_kind::ErrorKind;
 use runtime::chain::Cancel;
 use runtime::commands;
 use runtime::commands::Error;
-use runtime::commands::{Cli, complaint};
+use runtime::commands::{Cli, as_typed, complaint};
 
 fn main() -> ExitCode {
-    let cli = match Cli::read(std::env::args_os()) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::read(args.iter().cloned()) {
         Ok(cli) => cli,
         Err(error) => match complaint(&error) {
             Some(text) => {
-                eprintln!("error: {text}");
+                eprintln!("error: {}", as_typed(&text, &args));
                 return ExitCode::from(ErrorKind::Usage.code());
             }
             None => error.exit(),
@@ -26,7 +28,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.kind().code();
-            commands::failed(style, &error, code);
+            commands::failed(style, &as_typed(&error.to_string(), &args), code);
             ExitCode::from(code)
         }
     }

@@ -1,12 +1,15 @@
-//! The only room that knows FFmpeg and the `image` crate: sound files, pictures and video files.
+//! Reads sound files and pictures, and writes videos. Only this room knows FFmpeg, `hound` and the
+//! `image` crate.
 //!
-//! A build without the feature `media` has stand-ins from `absent/`, which refuse their work.
+//! A build without the feature `media` has no FFmpeg. The files of `absent/` then take the place of
+//! its users. They read WAV files, and refuse all other sound and every video.
 
 #[cfg_attr(not(feature = "media"), path = "media/absent/audio_file.rs")]
 pub(crate) mod audio_file;
 pub(crate) mod contact_sheet;
 #[cfg(feature = "media")]
 pub(crate) mod ffmpeg;
+pub(crate) mod input_file;
 #[cfg_attr(not(feature = "media"), path = "media/absent/mp4.rs")]
 pub(crate) mod mp4;
 #[cfg(feature = "media")]
@@ -17,6 +20,13 @@ pub(crate) mod picture;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
 #[cfg(any(test, not(feature = "media")))]
+#[cfg_attr(
+    feature = "media",
+    expect(
+        unreachable_pub,
+        reason = "only tests use it where FFmpeg reads WAV files"
+    )
+)]
 pub(crate) mod wav;
 
 pub use mp4::{Encoding, Finished, Writer};

@@ -1,4 +1,4 @@
-//! Pure functions of numbers: sizes, times, schedules, positions and random numbers.
+//! Computes with numbers alone: sizes, times, schedules, positions and random numbers.
 
 pub(crate) mod geometry;
 pub(crate) mod latents;

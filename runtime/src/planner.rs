@@ -13,6 +13,7 @@ pub(crate) mod placement;
 pub(crate) mod report;
 pub(crate) mod simulate;
 pub(crate) mod time;
+pub(crate) mod wishes;
 pub(crate) mod work;
 
 use engines::manifest::ModelConfig;

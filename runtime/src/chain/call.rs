@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use engines::contract::DType;
 use engines::tensor::Tensor;
-use ndarray::{Array, Array1};
+use ndarray::{Array, Array1, ArrayView2, Axis, stack};
 
 use crate::numbers::geometry::Geometry;
 use crate::numbers::rope::{Rope, Table, ref_shift};
@@ -194,11 +194,10 @@ impl Tables {
     /// If there are no lanes.
     pub(crate) fn call(&self, lanes: &[Lane<'_>], anchor: Arc<Anchor>) -> Call {
         let g = &self.geometry;
-        let half = g.head_dim / 2;
         let first_frame = |l: &Lane<'_>| g.first_frame(l.item.block);
         let shift = |l: &Lane<'_>| ref_shift(first_frame(l), l.relative_dist);
-        let noisy = lanes.iter().map(|l| self.rope.noisy(first_frame(l)));
-        let sink = lanes.iter().map(|l| self.rope.cond(shift(l)));
+        let noisy = |l: &Lane<'_>| self.rope.noisy(first_frame(l));
+        let sink = |l: &Lane<'_>| self.rope.cond(shift(l));
         let time = |l: &Lane<'_>| schedule::sinusoid(self.timesteps[l.item.step]);
         let time: Vec<_> = lanes.iter().map(time).collect();
         let time_shape = (lanes.len(), g.block_frames, schedule::FREQUENCIES);
@@ -216,8 +215,8 @@ impl Tables {
                 self.sigmas[lanes[lane].item.step + end]
             })
             .into(),
-            rope: tables(noisy, g.block_tokens(), half),
-            sink_rope: tables(sink, g.sink_tokens, half),
+            rope: tables(&lanes.iter().map(noisy).collect::<Vec<_>>()),
+            sink_rope: tables(&lanes.iter().map(sink).collect::<Vec<_>>()),
             slot: per_lane(lanes, |l| g.slot(l.item.block)),
             kv_len: per_lane(lanes, |l| g.sink_tokens + g.filled(l.item.block)),
             audio: BlockAudio {
@@ -240,8 +239,7 @@ impl Tables {
         motion_latents: Tensor,
         text: Arc<Tensor>,
     ) -> Prefill {
-        let g = &self.geometry;
-        let rope = tables([self.rope.cond(0)], g.sink_tokens, g.head_dim / 2);
+        let rope = tables(&[self.rope.cond(0)]);
         let (flow, layers, taps) = (None, Vec::new(), BTreeMap::new());
         Prefill {
             index,
@@ -265,12 +263,13 @@ fn per_lane(lanes: &[Lane<'_>], number: impl Fn(&Lane<'_>) -> usize) -> Tensor {
         .into()
 }
 
-/// Joins the rotary tables of the lanes: cosines and sines, `[B, tokens, half]` each.
-fn tables(lanes: impl IntoIterator<Item = Table>, tokens: usize, half: usize) -> (Tensor, Tensor) {
-    let (cos, sin): (Vec<_>, Vec<_>) = lanes.into_iter().map(|t| (t.cos, t.sin)).unzip();
-    let join =
-        |parts: Vec<Vec<f32>>| Tensor::from_slice(&[parts.len(), tokens, half], &parts.concat());
-    (join(cos), join(sin))
+/// Joins the rotary tables of the lanes: cosines and sines, `[B, tokens, head_dim/2]` each.
+fn tables(lanes: &[Table]) -> (Tensor, Tensor) {
+    let join = |part: fn(&Table) -> ArrayView2<'_, f32>| {
+        let parts: Vec<_> = lanes.iter().map(part).collect();
+        stack(Axis(0), &parts).expect("tables of one shape").into()
+    };
+    (join(|t| t.cos.view()), join(|t| t.sin.view()))
 }
 
 #[cfg(test)]

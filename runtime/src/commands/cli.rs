@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engines::components::dit::DitConfig;
@@ -21,6 +21,7 @@ use crate::numbers::memory_size::MemorySize;
 use crate::numbers::size::{Size, SizeMode};
 use crate::placement::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
 use crate::placement::told::Told;
+use crate::planner::wishes::Wishes;
 
 /// One picture, speech and a prompt in; talking video out.
 #[derive(Debug, Parser)]
@@ -59,13 +60,10 @@ pub enum Command {
 }
 
 /// Flags that tell a placement. A profile decides all of them.
-const TOLD: [&str; 10] = [
+const TOLD: [&str; 7] = [
     "stages",
-    "num_gpus_dit",
     "lanes",
     "resident_layers",
-    "offload_model",
-    "host_rings",
     "slots",
     "device_memory",
     "vae_device",
@@ -99,7 +97,13 @@ pub struct Generate {
     #[arg(long, default_value = "crop")]
     fit: FitArg,
     /// Number of clips to make; auto makes as many as the recording fills.
-    #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
+    #[arg(
+        long = "num-clip",
+        value_name = "N|auto",
+        default_value = "auto",
+        allow_negative_numbers = true,
+        value_parser = clips
+    )]
     num_clip: Clips,
     /// Number of denoising steps; the model is distilled for 4.
     #[arg(long = "sample-steps", value_name = "N", default_value_t = 4)]
@@ -162,14 +166,14 @@ pub struct Generate {
     /// `device:layers/steps;...`.
     #[arg(long, value_name = "STAGES")]
     stages: Option<Stages>,
-    /// The same as --stages steps=N.
-    #[arg(
-        long = "num-gpus-dit",
-        value_name = "N",
-        hide = true,
-        conflicts_with = "stages"
-    )]
+    /// Number of GPUs for the transformer, as in upstream. Without a GPU it is the same as
+    /// --stages steps=N.
+    #[arg(long = "num-gpus-dit", value_name = "N", conflicts_with = "stages")]
     num_gpus_dit: Option<NonZeroUsize>,
+    /// Decode on a GPU of its own, as in upstream. On one device the decoder has its own thread
+    /// anyway.
+    #[arg(long = "enable-vae-parallel")]
+    enable_vae_parallel: bool,
     /// Number of denoising steps of different blocks that share one call.
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     lanes: Lanes,
@@ -177,11 +181,11 @@ pub struct Generate {
     /// layers stream from host memory in every call.
     #[arg(long = "resident-layers", value_name = "N")]
     resident_layers: Option<usize>,
-    /// Upstream's offload: True is the same as --resident-layers 0.
+    /// Stream the weights of all layers from host memory, as in upstream: True is the same as
+    /// --resident-layers 0.
     #[arg(
         long = "offload-model",
         value_name = "BOOL",
-        hide = true,
         ignore_case = true,
         value_parser = clap::builder::BoolishValueParser::new()
     )]
@@ -199,7 +203,8 @@ pub struct Generate {
     /// Device of the VAE decoder.
     #[arg(long = "vae-device", value_name = "DEVICE")]
     vae_device: Option<usize>,
-    /// Number of CPU threads, by default one for each core.
+    /// Number of CPU threads, by default one for each core. The same number gives the same bytes.
+    /// Another number changes the last bits of latents, and so some pixels by one level.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
     /// File of a recorded run, to take the noise and the reference distances from.
@@ -479,11 +484,42 @@ impl Cli {
     }
 }
 
-/// Returns the fault of a command line in one line, or `None` if it asked for help or the version.
+/// Returns the fault of a command line in one line, with clap's suggestion, or `None` if it asked
+/// for help or the version.
 pub fn complaint(error: &clap::Error) -> Option<String> {
     let text = error.to_string();
-    let first = text.strip_prefix("error: ")?.split("\n\n").next()?;
-    Some(first.split_whitespace().collect::<Vec<_>>().join(" "))
+    let mut parts = text.strip_prefix("error: ")?.split("\n\n");
+    let one_line = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
+    let fault = one_line(parts.next()?);
+    let tip = parts.map(one_line).find_map(|part| {
+        let tip = part.strip_prefix("tip: ")?;
+        Some(tip.split(" tip: ").next().unwrap_or(tip).to_owned())
+    });
+    Some(match tip {
+        Some(tip) => format!("{fault}; {tip}"),
+        None => fault,
+    })
+}
+
+/// Writes the flags in `text` as the user typed them: with underscores, if `args` have them so.
+pub fn as_typed(text: &str, args: &[OsString]) -> String {
+    let typed = args.iter().filter_map(|a| a.to_str()).filter_map(|arg| {
+        let name = arg.split('=').next()?;
+        (name.starts_with("--") && name.contains('_')).then_some(name)
+    });
+    typed.fold(text.to_owned(), |text, name| {
+        let dashed = name.replace('_', "-");
+        let ends = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '-');
+        let mut out = String::new();
+        let mut rest = text.as_str();
+        while let Some(at) = rest.find(&dashed) {
+            let (before, after) = (&rest[..at], &rest[at + dashed.len()..]);
+            out.push_str(before);
+            out.push_str(if ends(after) { name } else { &dashed });
+            rest = after;
+        }
+        out + rest
+    })
 }
 
 /// Writes a flag's name with dashes: `--num_clip` is `--num-clip`. Values stay unchanged.
@@ -513,7 +549,12 @@ fn clips(text: &str) -> Result<Clips, String> {
         _ => match text.parse() {
             Ok(n) if n > 0 => Ok(Clips::AtMost(n)),
             _ => Err(format!(
-                "num_clip wants auto or a number of 1 or more, got `{text}`"
+                "num_clip wants auto or a number of 1 or more, got `{text}`; {}",
+                if text.starts_with('-') {
+                    "auto makes the whole recording"
+                } else {
+                    "1 is the least"
+                }
             )),
         },
     }
@@ -527,6 +568,7 @@ impl Generate {
     /// [`Error::Usage`] for flags that contradict each other or cannot be honoured.
     pub fn request(&self, random: impl FnOnce() -> u64) -> Result<(Request, Vec<String>), Error> {
         let mut notices = self.upstream.check()?;
+        self.one_recording()?;
         let (mode, asked_for_what_happens) = self.mode();
         if asked_for_what_happens {
             notices.push(
@@ -566,6 +608,20 @@ impl Generate {
         Ok((request, notices))
     }
 
+    /// Refuses upstream's form for two speakers: two recordings joined by a plus sign.
+    fn one_recording(&self) -> Result<(), Error> {
+        let text = self.audio.to_string_lossy();
+        match text.split_once('+') {
+            Some((first, second)) if !self.audio.exists() && Path::new(first).exists() => {
+                Err(Error::Usage(format!(
+                    "--audio {text}: two speakers are not built in yet, and this video has one; \
+                     give {first} or {second}"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The pipeline, and whether online decoding was asked for where it happens anyway.
     fn mode(&self) -> (Mode, bool) {
         let single = self.mode == ModeArg::Single || self.single_gpu;
@@ -586,6 +642,31 @@ impl Generate {
             device_memory: self.device_memory,
             ring_blocks: self.ring_blocks,
         }
+    }
+
+    /// Returns the flags that choose among GPUs.
+    pub(crate) fn wishes(&self) -> Wishes {
+        Wishes {
+            dit_devices: self.num_gpus_dit.map(NonZeroUsize::get),
+            offload: self.offload_model,
+            host_rings: self.host_rings,
+            own_vae: self.enable_vae_parallel,
+        }
+    }
+
+    /// Returns a flag that places the work on virtual devices of the CPU, if one was given.
+    pub(crate) fn places_by_hand(&self) -> Option<&'static str> {
+        [
+            ("--stages", self.stages.is_some()),
+            ("--lanes", self.lanes != Lanes::default()),
+            ("--resident-layers", self.resident_layers.is_some()),
+            ("--slots", self.slots != MIN_SLOTS),
+            ("--device-memory", self.device_memory.is_some()),
+            ("--vae-device", self.vae_device.is_some()),
+            ("--ring-blocks", self.ring_blocks.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(flag, given)| given.then_some(flag))
     }
 
     fn stages(&self) -> Stages {
@@ -740,8 +821,10 @@ mod tests {
                     --training_config liveavatar/configs/s2v_causal_sft.yaml \
                     --offload_model False --convert_model_dtype --infer_frames 48 --load_lora --lora_path_dmd Quark-Vision/Live-Avatar \
                     --sample_steps 4 --sample_guide_scale 0 --num_clip 10000 --num_gpus_dit 4 --sample_solver euler --enable_vae_parallel \
-                    --ckpt_dir ckpt/Wan2.2-S2V-14B/ --save_dir out";
-        let words: Vec<&str> = line.split_whitespace().collect();
+                    --save_dir out --ckpt_dir";
+        let ckpt = tempfile::tempdir().unwrap();
+        let ckpt = ckpt.path().display().to_string();
+        let words: Vec<&str> = line.split_whitespace().chain([&*ckpt]).collect();
         let (r, notices) = request(&words).unwrap();
         let wanted = Told {
             stages: Stages::Grid {
@@ -843,6 +926,27 @@ mod tests {
                 "--ulysses-size 4: only 1 is possible",
             ),
             (&["--pose_video", "p.mp4"], "pose video is not built in"),
+            (
+                &["--start_frame", "9"],
+                "a video cannot begin in the middle yet",
+            ),
+            (
+                &["--output_file", "f"],
+                "--save_file (or --out) names the video",
+            ),
+            (&["--vae_dtype", "fp16"], "--recipe fp32|bf16"),
+            (
+                &["--audio_align_method", "dtw"],
+                "nothing is aligned afterwards",
+            ),
+            (
+                &["--ckpt_dir", "no/folder"],
+                "--ckpt-dir no/folder: there is no such file or folder (exit 3)",
+            ),
+            (
+                &["--lora_path", "lora.safetensors"],
+                "--lora-path lora.safetensors: there is no such file or folder (exit 3)",
+            ),
             (&["--enable_tts"], "no speech synthesis is built in"),
             (&["--size", "704"], "size wants W*H"),
             (&["--size", "0*0"], "size wants both sides within"),
@@ -886,6 +990,56 @@ mod tests {
             size.starts_with("invalid value '704' for '--size <W*H>': size wants W*H"),
             "{size}"
         );
+    }
+
+    #[test]
+    fn a_mistyped_flag_gets_a_suggestion_and_flags_are_named_as_typed() {
+        let complain = |words: &[&str]| {
+            let args: Vec<OsString> = words.iter().map(OsString::from).collect();
+            let error = Cli::read(args.clone()).unwrap_err();
+            as_typed(&complaint(&error).unwrap(), &args)
+        };
+        assert_eq!(
+            complain(&["avatar-run", "generate", "--num_clips", "3"]),
+            "unexpected argument '--num_clips' found; a similar argument exists: '--num-clip'"
+        );
+        let size = complain(&["avatar-run", "generate", "--sample_steps=many"]);
+        assert!(size.contains("'--sample_steps <N>'"), "{size}");
+        let both = ["--num_gpus_dit", "4", "--stages", "1"];
+        let both = complain(&[&["avatar-run", "generate"], &both[..]].concat());
+        assert!(both.contains("'--num_gpus_dit <N>'"), "{both}");
+        let args = ["--num_clip".into()];
+        assert_eq!(
+            as_typed("--num-clip-x --num-clip", &args),
+            "--num-clip-x --num_clip"
+        );
+    }
+
+    #[test]
+    fn the_nearest_value_that_works_is_named() {
+        for (more, want) in [
+            (["--num_clip", "-1"], "auto makes the whole recording"),
+            (["--num_clip", "0"], "1 is the least"),
+        ] {
+            let error = request(&[&more[..], &["--out", "o.mp4"]].concat()).unwrap_err();
+            assert!(error.contains(want), "{error}");
+        }
+    }
+
+    #[test]
+    fn two_recordings_are_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        std::fs::write(path("a.wav"), b"x").unwrap();
+        let both = format!("{}+{}", path("a.wav"), path("b.wav"));
+        let error = request(&["--out", "o.mp4", "--audio", &both]).unwrap_err();
+        assert!(
+            error.contains("two speakers are not built in yet"),
+            "{error}"
+        );
+        // A name may have a plus sign.
+        std::fs::write(path("a+b.wav"), b"x").unwrap();
+        assert!(request(&["--out", "o.mp4", "--audio", &path("a+b.wav")]).is_ok());
     }
 
     #[test]

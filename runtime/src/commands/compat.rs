@@ -2,6 +2,8 @@
 //! behaviour, noted if it belongs to the export, and refused with the reason otherwise. No flag is
 //! ignored.
 
+use std::path::Path;
+
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::commands::error::Error;
@@ -12,8 +14,14 @@ enum Rule {
     Only(&'static [&'static str], &'static str),
     /// A switch that is always on.
     Always,
-    /// Accepted with this notice: it was settled at export, or means nothing on a CPU.
+    /// Accepted with this notice: it was settled at export.
     Told(&'static str),
+    /// As [`Rule::Told`]. The value is a file or folder, which must exist.
+    ToldPath(&'static str),
+    /// As [`Rule::ToldPath`], or the name of a repository, such as `Quark-Vision/Live-Avatar`.
+    ToldPathOrName(&'static str),
+    /// Accepted with this notice: its value is upstream's own file.
+    Upstreams(&'static str),
     Refused(&'static str),
 }
 
@@ -79,14 +87,20 @@ const FLAGS: &[Flag] = &[
             "sequence parallelism is refused upstream too; --stages places layers and steps",
         ),
     ),
-    value("ckpt-dir", Rule::Told(AT_EXPORT)),
-    value("lora-path", Rule::Told(AT_EXPORT)),
-    value("lora-path-dmd", Rule::Told(AT_EXPORT)),
-    value("training-config", Rule::Told(AT_EXPORT)),
+    value("ckpt-dir", Rule::ToldPath(AT_EXPORT)),
+    value("lora-path", Rule::ToldPathOrName(AT_EXPORT)),
+    value("lora-path-dmd", Rule::ToldPathOrName(AT_EXPORT)),
+    value("training-config", Rule::Upstreams(AT_EXPORT)),
     switch("load-lora", Rule::Told(AT_EXPORT)),
     switch("using-merged-ckpt", Rule::Told(AT_EXPORT)),
     switch("convert-model-dtype", Rule::Told(AT_EXPORT)),
-    switch("enable-vae-parallel", Rule::Always),
+    value(
+        "vae-dtype",
+        Rule::Refused(
+            "upstream has no such flag; precision is a recipe of the export: \
+             `avatar-export onnx --recipe fp32|bf16`",
+        ),
+    ),
     switch("t5-cpu", Rule::Always),
     switch(
         "fp8",
@@ -114,6 +128,24 @@ const FLAGS: &[Flag] = &[
             "the speech-to-video pipelines never read it; --infer_frames and --num_clip set the length",
         ),
     ),
+    value(
+        "start-frame",
+        Rule::Refused(
+            "upstream has no such flag, and a video cannot begin in the middle yet: its first \
+             frames depend on the blocks before; --num_clip cuts its end",
+        ),
+    ),
+    value(
+        "output-file",
+        Rule::Refused("upstream has no such flag; --save_file (or --out) names the video"),
+    ),
+    value(
+        "audio-align-method",
+        Rule::Refused(
+            "upstream has no such flag; lips follow the speech of every frame, and nothing is \
+             aligned afterwards",
+        ),
+    ),
     value("pose-video", Rule::Refused("pose video is not built in")),
     switch(
         "use-dataset",
@@ -132,6 +164,19 @@ const FLAGS: &[Flag] = &[
     value("tts-prompt-text", Rule::Refused(NO_TTS)),
     value("tts-text", Rule::Refused(NO_TTS)),
 ];
+
+/// Returns whether `text` has the form of a repository's name: `owner/name`, and no file's ending.
+fn is_repository(text: &str) -> bool {
+    let whole = |part: &str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(known)
+    };
+    let ending = Path::new(text).extension();
+    let file = ending.is_some_and(|e| e == "safetensors" || e == "pth" || e == "pt" || e == "bin");
+    text.split_once('/')
+        .is_some_and(|(owner, name)| whole(owner) && whole(name))
+        && !file
+}
 
 /// Upstream's flags as they were given, with their values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -160,7 +205,20 @@ impl Upstream {
                     )));
                 }
                 (Rule::Refused(why), _) => return Err(Error::Usage(format!("{given}: {why}"))),
-                (Rule::Told(why), _) => notices.push(format!("{given} {why}")),
+                (Rule::Told(why) | Rule::Upstreams(why), _) => {
+                    notices.push(format!("{given} {why}"));
+                }
+                (Rule::ToldPath(why) | Rule::ToldPathOrName(why), path) => {
+                    let path = path.as_deref().unwrap_or_default();
+                    let named = matches!(flag.rule, Rule::ToldPathOrName(_)) && is_repository(path);
+                    if !named && !Path::new(path).exists() {
+                        return Err(Error::NoPath {
+                            flag: format!("--{name}"),
+                            path: path.into(),
+                        });
+                    }
+                    notices.push(format!("{given} {why}"));
+                }
                 (Rule::Always, _) => {}
             }
         }

@@ -43,6 +43,14 @@ pub enum Error {
     /// A video file cannot be read.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// A flag names a path that does not exist.
+    #[error("{flag} {}: there is no such file or folder", path.display())]
+    NoPath {
+        /// The flag.
+        flag: String,
+        /// Its value.
+        path: PathBuf,
+    },
     /// Signals cannot be heard.
     #[error("cannot listen for Ctrl-C: {reason}")]
     Signal {
@@ -96,6 +104,7 @@ impl Error {
             Self::Manifest(e) => e.kind(),
             Self::Engine(e) => e.kind(),
             Self::Probe(e) => e.kind(),
+            Self::NoPath { .. } => ErrorKind::Input,
             Self::Signal { .. } => ErrorKind::Resources,
             Self::Write { source, .. } if source.kind() != std::io::ErrorKind::StorageFull => {
                 ErrorKind::Input

@@ -14,6 +14,7 @@ use crate::planner::found::Machine;
 use crate::planner::placement::device_name;
 use crate::planner::report::Report;
 use crate::planner::simulate::svg;
+use crate::planner::wishes::Wishes;
 use crate::planner::{self, Ask, Planned, PlannerError};
 
 /// Prints what a machine can do.
@@ -103,7 +104,7 @@ fn planned(target: &Target) -> Result<(Planned, Option<Machine>), Error> {
     let ask = ask(target)?;
     if target.profile == "auto" {
         let machine = Machine::look();
-        let planned = machine.plan(&config, &ask)?;
+        let planned = machine.plan(&config, &ask, &Wishes::default())?;
         return Ok((planned, Some(machine)));
     }
     let profile = Profile::open(&target.profile).map_err(PlannerError::from)?;

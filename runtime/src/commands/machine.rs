@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use engines::backend::Backend;
 use engines::backend::ort::{Ort, Runtime};
+use engines::backend::{Backend, EngineError};
 use engines::manifest::Models;
 use engines::memory::HostMemory;
 use engines::profile::{Kind, Profile};
@@ -16,15 +16,19 @@ use crate::generate::{Clips, Prepared};
 use crate::placement::devices::Devices;
 use crate::placement::plan::{DeviceKind, Plan};
 use crate::placement::told::Told;
-use crate::planner::found::Machine;
+use crate::planner::found::{Machine, fastest};
+use crate::planner::wishes::Wishes;
 use crate::planner::{self, Ask, Planned, PlannerError};
 
 /// The source of a placement.
+#[derive(Debug, PartialEq)]
 enum Placing<'a> {
     /// Flags tell it; the devices are this CPU, or virtual ones on it.
     Told(Told),
-    /// A profile is planned for the request.
-    Profile(&'a str),
+    /// A profile is planned for the request, and changed by the wishes.
+    Profile(&'a str, Wishes),
+    /// As `auto`, because there are GPUs. The CPU stands in where their library is missing.
+    Found(Wishes),
 }
 
 /// Opened devices, and the plan for them.
@@ -33,7 +37,8 @@ pub(super) struct Placed {
     pub(super) plan: Plan,
 }
 
-/// Places the video of `prepared` where the flags say.
+/// Places the video of `prepared` where the flags say. Without a profile it takes the GPUs of the
+/// machine, and says so where it does not.
 ///
 /// # Errors
 /// A placement that does not cover the model or does not fit the machine, or a device or a library
@@ -44,17 +49,69 @@ pub(super) fn place(
     models: &Models,
     observer: &dyn Observer,
 ) -> Result<Placed, Error> {
-    let placing = match &args.profile {
-        None => Placing::Told(args.told()),
-        Some(profile) => Placing::Profile(profile),
+    let machine = Machine::look();
+    let (placing, notice) = placing(args, &machine);
+    let tell = |text: String| observer.event(&Event::Notice(text));
+    notice.into_iter().for_each(tell);
+    let profile = |name, wishes| {
+        let planned = planned(name, &wishes, &machine, prepared, models, observer)?;
+        profile_devices(args, &planned, &machine, prepared, models)
     };
     match placing {
         Placing::Told(told) => told_devices(args, &told, prepared, models),
-        Placing::Profile(name) => {
-            let planned = planned(name, prepared, models, observer)?;
-            profile_devices(args, &planned, prepared, models)
+        Placing::Profile(name, wishes) => profile(name, wishes),
+        Placing::Found(wishes) => match profile("auto", wishes) {
+            Err(Error::Engine(error)) if lacks_a_library(&error) => {
+                tell(format!(
+                    "the CPU computes, because {} cannot be used: {error}",
+                    machine.describe()
+                ));
+                told_devices(args, &args.told(), prepared, models)
+            }
+            placed => placed,
+        },
+    }
+}
+
+/// Decides who places the video, and returns the notice on a processor that a user might not
+/// expect.
+fn placing<'a>(args: &'a Generate, machine: &Machine) -> (Placing<'a>, Option<String>) {
+    let wishes = args.wishes();
+    let gpus = !machine.cards.is_empty();
+    if let Some(name) = &args.profile {
+        let unheard = !wishes.is_empty() && !gpus && name == "auto";
+        let notice =
+            unheard.then(|| format!("{wishes} chooses among GPUs; {}", machine.describe()));
+        return (Placing::Profile(name, wishes), notice);
+    }
+    match (gpus, args.places_by_hand()) {
+        (true, None) => (Placing::Found(wishes), None),
+        (true, Some(flag)) => {
+            let notice = format!(
+                "the CPU computes: {flag} places the work on virtual devices of the CPU; \
+                 --profile auto uses what is here: {}",
+                machine.describe()
+            );
+            (Placing::Told(args.told()), Some(notice))
+        }
+        (false, _) => {
+            let notice = (!wishes.is_empty()).then(|| {
+                format!(
+                    "the CPU computes, and its threads stand in for the devices of {wishes}: {}",
+                    machine.describe()
+                )
+            });
+            (Placing::Told(args.told()), notice)
         }
     }
+}
+
+/// Returns whether this program or machine lacks the library of a GPU.
+fn lacks_a_library(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::CudaLibrary { .. } | EngineError::NotBuilt { .. }
+    )
 }
 
 fn told_devices(
@@ -79,6 +136,7 @@ fn told_devices(
 fn profile_devices(
     args: &Generate,
     planned: &Planned,
+    machine: &Machine,
     prepared: &Prepared,
     models: &Models,
 ) -> Result<Placed, Error> {
@@ -88,7 +146,7 @@ fn profile_devices(
     let budgets: Vec<u64> = planned.devices.iter().map(|d| d.usable).collect();
     match (gpu, args.virtual_devices) {
         (true, false) => {
-            Machine::look().check(planned)?;
+            machine.check(planned)?;
             let open = |(i, most): (usize, &u64)| gpu_device(args, models, i as u32, *most);
             let opened = budgets.iter().enumerate().map(open);
             Ok(Placed {
@@ -127,6 +185,8 @@ fn gpu_device(
 /// Plans the profile for this video and this export's own precision.
 fn planned(
     name: &str,
+    wishes: &Wishes,
+    machine: &Machine,
     prepared: &Prepared,
     models: &Models,
     observer: &dyn Observer,
@@ -142,8 +202,8 @@ fn planned(
         },
     };
     let mut profile = match name {
-        "auto" => Machine::look().plan(models.config(), &ask)?.profile,
-        _ => Profile::open(name).map_err(PlannerError::from)?,
+        "auto" => machine.plan(models.config(), &ask, wishes)?.profile,
+        _ => bent(name, wishes, models, &ask, observer)?,
     };
     if profile.recipe != models.recipe() {
         let text = format!(
@@ -161,6 +221,36 @@ fn planned(
     Ok(planner::plan(&profile, models.config(), &ask)?)
 }
 
+/// Opens a profile by its name and changes it by the wishes, on the devices that it has.
+fn bent(
+    name: &str,
+    wishes: &Wishes,
+    models: &Models,
+    ask: &Ask,
+    observer: &dyn Observer,
+) -> Result<Profile, PlannerError> {
+    let profile = Profile::open(name)?;
+    if wishes.is_empty() {
+        return Ok(profile);
+    }
+    if profile.each_device().all(|d| d.kind == Kind::Cpu) {
+        observer.event(&Event::Notice(format!(
+            "{wishes} chooses among GPUs; profile {name} has none"
+        )));
+        return Ok(profile);
+    }
+    let count = profile.device_count();
+    let layouts = wishes.variants(&profile, count, ask.steps);
+    let planned = fastest(layouts, models.config(), ask)?;
+    planned
+        .map(|p| p.profile)
+        .ok_or_else(|| PlannerError::Flags {
+            flags: wishes.to_string(),
+            wanted: wishes.devices(),
+            found: format!("{count} in profile {name}"),
+        })
+}
+
 fn cpu(args: &Generate, models: &Models) -> Result<Ort, Error> {
     let runtime = Runtime::cpu(device_args::threads(args.threads))?;
     Ok(Ort::with(models.clone(), runtime))
@@ -172,4 +262,86 @@ fn virtual_devices(cpu: &Ort, budgets: &[u64]) -> Devices {
         Arc::new(cpu.on(HostMemory::new(format!("cpu:{i}"), *budget)))
     };
     Devices::each(budgets.iter().enumerate().map(device).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::cli::{Cli, Command};
+    use crate::planner::found::Card;
+
+    fn args(more: &str) -> Generate {
+        let line = "avatar-run generate --models m --image i --audio a --prompt p --out o.mp4";
+        let words = line.split(' ').chain(more.split_whitespace());
+        match Cli::read(words.map(Into::into)).unwrap().command {
+            Command::Generate(generate) => *generate,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn machine(cards: usize) -> Machine {
+        let card = Card {
+            name: "NVIDIA L4".to_owned(),
+            memory_gib: 24.0,
+            free_gib: 23.5,
+            sm: 89,
+            host_link_gbs: 24.0,
+        };
+        Machine {
+            cards: vec![card; cards],
+            cores: 2,
+            memory_gib: 8.0,
+            no_cards: (cards == 0).then(|| "the driver lists none".to_owned()),
+        }
+    }
+
+    #[test]
+    fn gpus_are_taken_and_a_cpu_is_never_taken_in_silence() {
+        let none = Wishes::default();
+        let two = Wishes {
+            dit_devices: Some(2),
+            offload: Some(true),
+            ..none
+        };
+        let flags = "--num_gpus_dit 2 --offload_model True";
+        let told = |more: &str| Placing::Told(args(more).told());
+        let stages = "--stages 2x1";
+        let cases = [
+            (2, "", Placing::Found(none), ""),
+            (2, flags, Placing::Found(two), ""),
+            (2, "--profile cpu", Placing::Profile("cpu", none), ""),
+            (
+                2,
+                stages,
+                told(stages),
+                "--stages places the work on virtual devices",
+            ),
+            (0, "", told(""), ""),
+            (
+                0,
+                flags,
+                told(flags),
+                "the CPU computes, and its threads stand in for",
+            ),
+        ];
+        for (cards, more, want, notice) in cases {
+            let args = args(more);
+            let (placing, told) = placing(&args, &machine(cards));
+            assert_eq!(placing, want, "{more}");
+            let told = told.unwrap_or_default();
+            assert_eq!(told.is_empty(), notice.is_empty(), "{more}: {told}");
+            assert!(told.contains(notice), "{told}");
+        }
+        let auto = args(&format!("--profile auto {flags}"));
+        let (placed, told) = placing(&auto, &machine(0));
+        assert_eq!(placed, Placing::Profile("auto", two));
+        assert!(
+            told.unwrap()
+                .contains("no NVIDIA device (the driver lists none)")
+        );
+        assert_eq!(
+            placing(&auto, &machine(2)),
+            (Placing::Profile("auto", two), None)
+        );
+    }
 }

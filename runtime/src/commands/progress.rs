@@ -149,16 +149,16 @@ impl Observer for Screen {
 
 /// Shows the failure of a command, which ends the process with `code`: one line for people, one
 /// object for programs.
-pub fn failed(style: Style, error: &crate::commands::error::Error, code: u8) {
+pub fn failed(style: Style, message: &str, code: u8) {
     if style == Style::Json {
         let object = serde_json::json!({
             "event": "error",
-            "message": error.to_string(),
+            "message": message,
             "exit": code,
         });
         to_stdout(&object.to_string());
     }
-    to_stderr(&format!("error: {error}"));
+    to_stderr(&format!("error: {message}"));
 }
 
 // A reader that went away is no reason to stop a run: the file is what counts.

@@ -1,11 +1,11 @@
-//! The picture in the size of the video. Size, mode and fit are decided here, once.
+//! Fits the picture into the size of the video. Only this file decides size, mode and fit.
 
 use engines::tensor::Tensor;
 
 use crate::media::picture::{Fit, Picture};
 use crate::numbers::size::{Size, SizeError, SizeMode};
 
-/// The size of a video, and its first look.
+/// The size of a video, with the picture in that size.
 #[derive(Clone, Debug)]
 pub struct Framing {
     /// Size that the user asked for.
@@ -21,7 +21,7 @@ pub struct Framing {
 }
 
 impl Framing {
-    /// Fits `picture` into the size that `requested` means for it.
+    /// Computes the size of the video from `requested` and `mode`, and fits `picture` into it.
     ///
     /// # Errors
     /// [`SizeError::Multiple`] in exact mode, [`SizeError::NoFit`] in area mode.

@@ -1,13 +1,19 @@
-//! From what the user typed to umT5's token ids: the reference's text cleaning, then the tokenizer
-//! file of the checkpoint.
+//! Turns a prompt into token ids of umT5.
 //!
-//! Cleaning is `ftfy.fix_text`, `html.unescape` twice, and white space collapsed to single spaces.
-//! Of ftfy 6.3 this does, line by line and repeated until nothing changes (64 times at most): HTML
-//! entities with a semicolon (unless the line or an earlier one has a `<`), C1 controls as
-//! Windows-1252, Latin ligatures, full- and half-width forms, curly to straight quotes, line
-//! breaks, terminal escapes, control characters, NFC. It stops before `fix_encoding`: text decoded
-//! with the wrong codec (`cafÃ©`) is passed on as typed. `…` and `½` stay, as with ftfy. A string
-//! here cannot hold lone surrogates, so that repair has nothing to do.
+//! It cleans the text as the reference does. The tokenizer file of the checkpoint then gives the
+//! ids.
+//!
+//! Cleaning is `ftfy.fix_text`, `html.unescape` twice, and single spaces for all white space. Of
+//! ftfy 6.3 this file repeats these steps, line by line, until nothing changes (64 times at most):
+//!
+//! - It replaces HTML entities with a semicolon, unless the line or an earlier one has a `<`.
+//! - It reads C1 controls as Windows-1252.
+//! - It replaces Latin ligatures, full-width and half-width forms, and curly quotes.
+//! - It unifies line breaks, removes terminal escapes and control characters, and composes to NFC.
+//!
+//! It does not repeat `fix_encoding`: text decoded with the wrong codec (`cafÃ©`) stays as typed.
+//! `…` and `½` stay, as with ftfy. A Rust string holds no lone surrogates, so their repair is
+//! missing.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -18,28 +24,44 @@ use engines::error_kind::ErrorKind;
 use tokenizers::Tokenizer;
 use unicode_normalization::UnicodeNormalization;
 
-/// Tokens kept of a prompt, `</s>` included (reference `text_len`).
+/// Largest number of tokens of a prompt, with `</s>` (reference `text_len`).
 pub(crate) const TEXT_TOKENS: usize = 512;
+/// Token that ends a text.
 const EOS: &str = "</s>";
-/// Characters ftfy looks at together when there is no line break.
+/// Characters that ftfy treats together where no line break parts them.
 const SEGMENT_CHARS: usize = 1_000_000;
-/// Passes over one segment; ftfy has no end to them, but each only takes one level off
-/// `&amp;amp;amp;…`.
+/// Most passes over one segment. ftfy has no limit; a pass removes one level of `&amp;amp;amp;…`.
 const MAX_PASSES: usize = 64;
 
-/// Why a prompt cannot be tokenized.
+/// A reason why a prompt cannot be tokenized.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
+    /// The file of the tokenizer cannot be read.
     #[error("{path}: wants a tokenizer.json of umT5, {reason}")]
-    Tokenizer { path: PathBuf, reason: String },
+    Tokenizer {
+        /// Path of the file.
+        path: PathBuf,
+        /// Fault of the file.
+        reason: String,
+    },
+    /// The tokenizer has no token that ends a text.
     #[error("{path}: wants a token {EOS} in the vocabulary, found none")]
-    NoEos { path: PathBuf },
+    NoEos {
+        /// Path of the file.
+        path: PathBuf,
+    },
+    /// The tokenizer refuses the text.
     #[error("prompt of {characters} characters cannot be tokenized: {reason}")]
-    Encode { characters: usize, reason: String },
+    Encode {
+        /// Length of the cleaned text.
+        characters: usize,
+        /// Answer of the tokenizer.
+        reason: String,
+    },
 }
 
 impl PromptError {
-    /// A bad tokenizer file is the model's fault, anything else the input's.
+    /// Returns `Model` for a bad tokenizer file, and `Input` otherwise.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Tokenizer { .. } | Self::NoEos { .. } => ErrorKind::Model,
@@ -48,20 +70,20 @@ impl PromptError {
     }
 }
 
-/// umT5's tokenizer.
+/// The tokenizer of umT5.
 pub struct Prompter {
     tokenizer: Tokenizer,
     eos: u32,
 }
 
-/// A prompt as the text encoder takes it.
+/// A prompt, prepared for the text encoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     /// The text after cleaning.
     pub cleaned: String,
-    /// `[1..=512]` token ids, `</s>` last; not padded.
+    /// 1 to 512 token ids, without padding. The last one is `</s>`.
     pub ids: Vec<i64>,
-    /// The text was longer and its end is lost.
+    /// True if the text was longer. Its end is lost.
     pub truncated: bool,
 }
 
@@ -69,7 +91,7 @@ impl Prompter {
     /// Reads `google/umt5-xxl/tokenizer.json`.
     ///
     /// # Errors
-    /// A file that is missing, is not a tokenizer, or has no `</s>`.
+    /// A file that is missing, is no tokenizer, or has no `</s>`.
     pub fn open(path: &Path) -> Result<Self, PromptError> {
         let bad = |reason: String| PromptError::Tokenizer {
             path: path.to_owned(),
@@ -89,11 +111,12 @@ impl Prompter {
         Ok(Self { tokenizer, eos })
     }
 
-    /// Cleans and tokenizes (reference `HuggingfaceTokenizer(clean='whitespace')`). Empty text
-    /// gives `</s>` alone.
+    /// Cleans and tokenizes a text. An empty text gives `</s>` alone.
+    ///
+    /// Reference: `HuggingfaceTokenizer(clean='whitespace')`.
     ///
     /// # Errors
-    /// Only what the tokenizer itself refuses.
+    /// The tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Prompt, PromptError> {
         let cleaned = clean(text);
         let failed = |e: tokenizers::Error| PromptError::Encode {
@@ -119,7 +142,7 @@ impl Prompter {
 }
 
 impl Prompt {
-    /// Ids padded with 0 to `[512]`, and the mask of the same length.
+    /// Returns the ids padded with 0, `[512]`, and their mask, `[512]`.
     pub fn padded(&self) -> (Vec<i64>, Vec<i64>) {
         let mut ids = self.ids.clone();
         ids.resize(TEXT_TOKENS, 0);
@@ -130,7 +153,9 @@ impl Prompt {
     }
 }
 
-/// The reference's `whitespace_clean(basic_clean(text))`; see the module for what of ftfy is in it.
+/// Cleans a text as `whitespace_clean(basic_clean(text))` of the reference does.
+///
+/// The head of this file lists the steps of ftfy.
 pub(crate) fn clean(text: &str) -> String {
     let fixed = fix_text(text);
     let once = unescape(&fixed);
@@ -142,13 +167,14 @@ pub(crate) fn clean(text: &str) -> String {
         .join(" ")
 }
 
-/// White space as Python's `str.strip` and `\s` see it.
+/// Tells whether Python's `str.strip` and `\s` take a character for white space.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// `ftfy.fix_text` without the repair of mojibake. A `<` anywhere switches entities off from its
-/// line on.
+/// Repeats `ftfy.fix_text` without the repair of mojibake.
+///
+/// From the first line with a `<`, entities stay as they are.
 fn fix_text(text: &str) -> String {
     let mut entities = true;
     let mut out = String::with_capacity(text.len());
@@ -168,6 +194,7 @@ fn fix_text(text: &str) -> String {
     out
 }
 
+/// Repeats the passes over one segment until nothing changes. `entities` allows HTML entities.
 fn fix_segment(segment: &str, entities: bool) -> String {
     let mut text = segment.to_owned();
     for _ in 0..MAX_PASSES {
@@ -194,7 +221,7 @@ fn fix_segment(segment: &str, entities: bool) -> String {
     text
 }
 
-/// ftfy's character tables: C1 controls, ligatures, widths, quotes, in that order.
+/// Applies the character tables of ftfy: C1 controls, ligatures, widths, quotes, in that order.
 fn push_plain(c: char, out: &mut String) {
     match windows_1252(c) {
         'Ĳ' => out.push_str("IJ"),
@@ -211,6 +238,7 @@ fn push_plain(c: char, out: &mut String) {
     }
 }
 
+/// Appends the two letters of a digraph: `DŽ` to `nj`, or `DZ` to `dz`.
 fn push_digraph(c: char, out: &mut String) {
     const LETTERS: [&str; 9] = ["DŽ", "Dž", "dž", "LJ", "Lj", "lj", "NJ", "Nj", "nj"];
     const DZ: [&str; 3] = ["DZ", "Dz", "dz"];
@@ -222,6 +250,7 @@ fn push_digraph(c: char, out: &mut String) {
     });
 }
 
+/// Turns a curly quote into a straight one.
 fn straight(c: char) -> char {
     match c {
         '\u{2bc}' | '\u{2018}'..='\u{201b}' => '\'',
@@ -230,7 +259,7 @@ fn straight(c: char) -> char {
     }
 }
 
-/// C1 controls read as Windows-1252; the five codes that it leaves open stay.
+/// Reads a C1 control as Windows-1252. The five codes without a meaning there stay.
 fn windows_1252(c: char) -> char {
     const TABLE: [char; 32] = [
         '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
@@ -265,21 +294,26 @@ fn strip_escapes(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// ASCII digits; Python's `\d` has other scripts' too, which no terminal sends.
+/// Tells whether a character is an ASCII digit.
+///
+/// Python's `\d` takes digits of other scripts too, but no terminal sends them.
 fn is_digit(c: char) -> bool {
     c.is_ascii_digit()
 }
 
-/// What ftfy removes: ASCII controls except tab, line feed, form feed and carriage return, and a
-/// few invisible code points.
+/// Tells whether ftfy removes a character.
+///
+/// It removes ASCII controls except tab, line feed, form feed and carriage return, and a few
+/// invisible code points.
 fn is_control(c: char) -> bool {
     let ascii = matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}');
-    let marks = matches!(c, '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}');
-    ascii || marks
+    let invisible = matches!(c, '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}');
+    ascii || invisible
 }
 
-/// HTML5's named character references, `name` or `name;` to text (W3C list, as Python's
-/// `html.entities.html5`).
+/// Named character references of HTML5: from `name` or `name;` to text.
+///
+/// Source: the list of the W3C, the same as Python's `html.entities.html5`.
 static HTML5: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
     let line = |line: &'static str| {
         let (name, codes) = line.split_once(' ')?;
@@ -295,11 +329,13 @@ static HTML5: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Longest name without `&` and `;` that a reference may have (Python's `html.unescape`).
+/// Longest name of a reference, without `&` and `;` (Python's `html.unescape`).
 const NAME_CHARS: usize = 32;
 
-/// `html.unescape`: references with and without a semicolon, and the longest known beginning of an
-/// unknown name.
+/// Replaces references as Python's `html.unescape` does.
+///
+/// It takes references with and without a semicolon. Of an unknown name it takes the longest known
+/// beginning.
 fn unescape(text: &str) -> Cow<'_, str> {
     each_reference(text, |after| {
         if let Some(number) = after.strip_prefix('#') {
@@ -327,8 +363,11 @@ fn unescape(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// ftfy's `unescape_html`: only with a semicolon, and all-capital names of lower-case ones.
+/// Replaces references as ftfy's `unescape_html` does.
+///
+/// It takes references with a semicolon only. It also takes a known name in capitals.
 fn unescape_marked(text: &str) -> Cow<'_, str> {
+    // The longest body of ftfy's pattern, in characters.
     const LONGEST: usize = 24;
     each_reference(text, |after| {
         let body = after.strip_prefix('#').unwrap_or(after);
@@ -351,7 +390,7 @@ fn unescape_marked(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// `EACUTE` -> `É`, when `eacute;` is a name and no beginning of the capitals is one.
+/// Turns `EACUTE` into `É`, if `eacute;` is a name and no beginning of `EACUTE` is one.
 fn capital(name: &str) -> Option<String> {
     let lower = name.to_ascii_lowercase();
     let beginnings = (2..=name.len()).any(|end| HTML5.contains_key(&name[..end]));
@@ -363,8 +402,9 @@ fn capital(name: &str) -> Option<String> {
         .map(|text| text.to_uppercase())
 }
 
-/// Replaces what `read` recognises after each `&`; `read` gives the text and the bytes it stands
-/// for.
+/// Replaces each reference that `read` recognises after a `&`.
+///
+/// `read` returns the new text and the number of bytes that it replaces.
 fn each_reference(text: &str, read: impl Fn(&str) -> Option<(String, usize)>) -> Cow<'_, str> {
     if !text.contains('&') {
         return Cow::Borrowed(text);
@@ -382,7 +422,9 @@ fn each_reference(text: &str, read: impl Fn(&str) -> Option<(String, usize)>) ->
     Cow::Owned(out)
 }
 
-/// The value of `123;` or `x7b;` and the bytes read; too large a number saturates.
+/// Returns the value of `123;` or `x7b;`, and the number of bytes read.
+///
+/// A number that is too large becomes the largest one.
 fn number_of(text: &str) -> Option<(u32, usize)> {
     let (digits, radix, prefix) = match text.strip_prefix(['x', 'X']) {
         Some(rest) => (rest, 16, 1),
@@ -404,8 +446,9 @@ fn number_of(text: &str) -> Option<(u32, usize)> {
     ))
 }
 
-/// What a numeric reference means in HTML5: Windows-1252 for the C1 range, nothing for
-/// non-characters.
+/// Returns the text of a numeric reference in HTML5.
+///
+/// The C1 range is read as Windows-1252. A non-character gives no text.
 fn character_of(value: u32) -> String {
     let replacement = || char::REPLACEMENT_CHARACTER.to_string();
     match value {
@@ -429,7 +472,8 @@ mod tests {
     fn text_is_cleaned_as_the_reference_does() {
         for (text, want) in [
             (
-                "  A  man &amp; a woman\n\tspeak&lt;slowly&gt;\u{3000}to the ﬁne camera… ½ “quoted” ＡＢＣ　１２３  ",
+                "  A  man &amp; a woman\n\tspeak&lt;slowly&gt;\u{3000}to the ﬁne camera… ½ \
+                 “quoted” ＡＢＣ　１２３  ",
                 "A man & a woman speak<slowly> to the fine camera… ½ \"quoted\" ABC 123",
             ),
             ("光温暖而柔和，她说！。", "光温暖而柔和,她说!。"),

@@ -1,4 +1,4 @@
-//! Random numbers of a recorded run, under the names of the golden end-to-end files.
+//! Reads the random numbers of a recorded run, under the names of the golden end-to-end files.
 
 use std::path::{Path, PathBuf};
 
@@ -13,28 +13,34 @@ use crate::numbers::rng;
 /// Key of the recorded reference distances.
 pub(crate) const RELATIVE_DIST: &str = "relative_dist";
 
-/// Why a recorded run cannot be replayed.
+/// A reason why a recorded run cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
+    /// The file cannot be read.
     #[error(transparent)]
     File(#[from] TensorFileError),
+    /// A tensor does not fit this run.
     #[error("{}: key {key}: wanted {want}, got {got}", path.display())]
     Tensor {
+        /// Path of the file.
         path: PathBuf,
+        /// Key of the tensor.
         key: String,
+        /// Type, shape or range that this run needs.
         want: String,
+        /// Type, shape or value in the file.
         got: String,
     },
 }
 
 impl ReplayError {
-    /// Always the input's fault.
+    /// Returns `Input`: the user can name another file.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Input
     }
 }
 
-/// Random numbers of a recorded run.
+/// The random numbers of a recorded run.
 #[derive(Debug)]
 pub(crate) struct Replay {
     noise: Vec<Tensor>,
@@ -42,11 +48,12 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    /// Reads `clip{r}.noise` `[Z, frames, H/8, W/8]` for every clip and, where there is one,
-    /// `relative_dist` `[blocks, steps]`.
+    /// Reads `clip{r}.noise` `[Z, frames, H/8, W/8]` of every clip.
+    ///
+    /// It also reads `relative_dist` `[blocks, steps]` if the file has it.
     ///
     /// # Errors
-    /// A file that cannot be read; a key that is missing or has another type or shape.
+    /// A file that cannot be read, or a key that is missing or has another type or shape.
     pub(crate) fn open(
         path: &Path,
         geometry: &Geometry,
@@ -76,12 +83,15 @@ impl Replay {
         Ok(Self { noise, distances })
     }
 
-    /// Noise of one clip, `[Z, frames, H/8, W/8]`. Panics beyond the clips it was opened for.
+    /// Returns the noise of one clip, `[Z, frames, H/8, W/8]`.
+    ///
+    /// # Panics
+    /// If `clip` is not below the number of clips given to [`Self::open`].
     pub(crate) fn noise(&self, clip: usize) -> &Tensor {
         &self.noise[clip]
     }
 
-    /// The recorded distance of the reference token, if any was recorded.
+    /// Returns the distance of the reference token, if the file records one.
     pub(crate) fn relative_dist(&self, block: usize, step: usize) -> Option<u32> {
         let table = self.distances.as_ref()?;
         let at = block * table.shape()[1] + step;
@@ -92,6 +102,7 @@ impl Replay {
     }
 }
 
+/// Makes the error of a tensor that is missing or has another type or shape.
 fn mismatch(path: &Path, key: &str, want: String, found: Option<&Tensor>) -> ReplayError {
     let got = found.map_or_else(
         || "nothing".to_owned(),
@@ -105,6 +116,7 @@ fn mismatch(path: &Path, key: &str, want: String, found: Option<&Tensor>) -> Rep
     }
 }
 
+/// Refuses distances of another type or shape, or outside 0 to 30.
 fn check_distances(
     path: &Path,
     found: &Tensor,
@@ -135,9 +147,11 @@ fn check_distances(
     }
 }
 
-/// Distance of the reference token for every item: recorded, else drawn from a seed.
+/// The distances of the reference token: recorded ones, or drawn from a seed.
 pub(crate) struct Distances<'a> {
+    /// Seed of drawn distances.
     pub seed: u64,
+    /// Recorded run, if one is replayed.
     pub replay: Option<&'a Replay>,
 }
 

@@ -1,6 +1,7 @@
-//! Sound out of any file FFmpeg decodes, chunk by chunk: [`AudioFile`] gives the samples as they
-//! are stored, [`AudioTrack`] gives them as the output video wants them. What the model hears is
-//! made in [`crate::inputs::speech`].
+//! Decodes sound from any file that FFmpeg reads, chunk by chunk.
+//!
+//! [`AudioFile`] gives the stored samples. [`AudioTrack`] gives the sound of the output video.
+//! [`crate::inputs::speech`] prepares the samples for the model.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -17,56 +18,92 @@ use ffmpeg_next::{
 use crate::media::ffmpeg::{self, OpenError};
 use crate::numbers::timing::FPS;
 
-/// Why a file gives no usable sound.
+/// A reason why a file gives no usable sound.
 #[derive(Debug, thiserror::Error)]
 pub enum AudioError {
+    /// The file cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The file has no sound.
     #[error("{path}: wants an audio stream, found none among {streams} streams")]
-    NoStream { path: PathBuf, streams: usize },
+    NoStream {
+        /// Path of the file.
+        path: PathBuf,
+        /// Streams of the file.
+        streams: usize,
+    },
+    /// FFmpeg cannot decode the sound.
     #[error("{path}: cannot decode the audio stream ({codec}): {source}")]
     Decode {
+        /// Path of the file.
         path: PathBuf,
+        /// FFmpeg's name of the codec.
         codec: &'static str,
+        /// Answer of FFmpeg.
         source: Error,
     },
+    /// The stream ends without a sample.
     #[error("{path}: audio stream is empty or damaged, no sample could be decoded")]
-    NoSamples { path: PathBuf },
+    NoSamples {
+        /// Path of the file.
+        path: PathBuf,
+    },
+    /// The stream changes its format.
     #[error(
-        "{path}: audio wants one format throughout, got {was_rate} Hz x {was_channels}, then {rate} Hz x {channels}"
+        "{path}: audio wants one format throughout, got {was_rate} Hz x {was_channels}, \
+         then {rate} Hz x {channels}"
     )]
     Changed {
+        /// Path of the file.
         path: PathBuf,
+        /// Samples per second of the first chunk.
         was_rate: u32,
+        /// Channels of the first chunk.
         was_channels: usize,
+        /// Samples per second of a later chunk.
         rate: u32,
+        /// Channels of the later chunk.
         channels: usize,
     },
+    /// A sample is infinite or not a number.
     #[error("{path}: audio wants finite samples, got {value} at {seconds:.3} s")]
     NotFinite {
+        /// Path of the file.
         path: PathBuf,
+        /// The sample.
         value: f32,
+        /// Time of the sample.
         seconds: f64,
     },
+    /// The file is too short for one feature of the model.
     #[error("{path}: wants at least {least_ms} ms of audio, got {got_ms} ms")]
     TooShort {
+        /// Path of the file.
         path: PathBuf,
+        /// Shortest length, in milliseconds.
         least_ms: usize,
+        /// Length of the file, in milliseconds.
         got_ms: usize,
     },
+    /// FFmpeg cannot change the sampling rate.
     #[error(
-        "{path}: cannot resample from {from} Hz to {to} Hz: {source} (FFmpeg must be built with libsoxr)"
+        "{path}: cannot resample from {from} Hz to {to} Hz: {source} \
+         (FFmpeg must be built with libsoxr)"
     )]
     Resample {
+        /// Path of the file.
         path: PathBuf,
+        /// Samples per second of the file.
         from: u32,
+        /// Samples per second that were asked for.
         to: u32,
+        /// Answer of FFmpeg.
         source: Error,
     },
 }
 
 impl AudioError {
-    /// The input's fault, unless FFmpeg lacks its resampler.
+    /// Returns `Resources` where FFmpeg lacks its resampler, and `Input` otherwise.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Resample { .. } => ErrorKind::Resources,
@@ -75,7 +112,7 @@ impl AudioError {
     }
 }
 
-/// The best audio stream of a file, decoded as it is read.
+/// The best audio stream of a file, decoded while it is read.
 pub(crate) struct AudioFile {
     path: PathBuf,
     input: Input,
@@ -88,16 +125,19 @@ pub(crate) struct AudioFile {
     drained: bool,
 }
 
-/// Consecutive samples, at least one, `[n, channels]` interleaved.
+/// Consecutive samples, at least one per channel.
 pub(crate) struct Chunk {
+    /// Samples per second of each channel.
     pub rate: u32,
+    /// Number of channels.
     pub channels: usize,
+    /// Samples, `[n, channels]` interleaved.
     pub samples: Vec<f32>,
     layout: ChannelLayout,
 }
 
 impl AudioFile {
-    /// Opens the file's best audio stream; a video's sound track is one.
+    /// Opens the best audio stream of a file. The sound track of a video is one too.
     ///
     /// # Errors
     /// A file that FFmpeg cannot open, that has no audio stream, or whose codec is unknown.
@@ -135,15 +175,18 @@ impl AudioFile {
         })
     }
 
-    /// FFmpeg's name of the codec.
+    /// Returns FFmpeg's name of the codec.
     pub(crate) fn codec(&self) -> &'static str {
         self.codec
     }
 
-    /// The next samples, `None` at the end. A damaged packet is skipped, as players do.
+    /// Decodes the next samples. Returns `None` at the end.
+    ///
+    /// It skips a damaged packet, as players do.
     ///
     /// # Errors
-    /// A file that cannot be read on, changes its format, or holds a value that is no number.
+    /// The rest of the file cannot be read, changes its format, or holds a value that is not
+    /// finite.
     pub(crate) fn next_chunk(&mut self) -> Result<Option<Chunk>, AudioError> {
         let mut frame = frame::Audio::empty();
         loop {
@@ -167,6 +210,7 @@ impl AudioFile {
         }
     }
 
+    /// Gives the next packet to the decoder, or the end of the file. It skips damaged packets.
     fn feed(&mut self) -> Result<(), AudioError> {
         if self.drained {
             return Err(self.decode_error(Error::Bug));
@@ -187,6 +231,7 @@ impl AudioFile {
         }
     }
 
+    /// Adds the file and its codec to FFmpeg's error.
     fn decode_error(&self, source: Error) -> AudioError {
         AudioError::Decode {
             path: self.path.clone(),
@@ -195,6 +240,7 @@ impl AudioFile {
         }
     }
 
+    /// Turns a frame into samples, without the encoder's lead-in.
     fn chunk(&mut self, frame: &frame::Audio) -> Result<Chunk, AudioError> {
         let (rate, channels) = (frame.rate(), usize::from(frame.channels()));
         let (was_rate, was_channels) = *self.shape.get_or_insert((rate, channels));
@@ -228,7 +274,7 @@ impl AudioFile {
         })
     }
 
-    /// Samples of a frame before time 0: an encoder's lead-in, not part of the recording.
+    /// Counts the samples of a frame before time 0. They are an encoder's lead-in.
     fn lead_in(&self, frame: &frame::Audio) -> usize {
         let before = frame.pts().map_or(0, |pts| (-pts).max(0)) as f64
             * f64::from(self.time_base)
@@ -237,8 +283,9 @@ impl AudioFile {
     }
 }
 
-/// A frame's samples as f32, `[n, channels]`: integers over their full scale, as libsndfile gives
-/// them. `None` for an unknown format.
+/// Returns the samples of a frame, `[n, channels]`, or `None` for an unknown format.
+///
+/// Integers are divided by their full scale, as libsndfile does.
 fn interleaved(frame: &frame::Audio) -> Option<Vec<f32>> {
     match frame.format() {
         Sample::U8(kind) => Some(collect(frame, kind, |[b]| (f32::from(b) - 128.0) / 128.0)),
@@ -257,6 +304,7 @@ fn interleaved(frame: &frame::Audio) -> Option<Vec<f32>> {
     }
 }
 
+/// Collects the samples of a frame, `[n, channels]`, from one plane or from one per channel.
 fn collect<const N: usize>(
     frame: &frame::Audio,
     kind: Type,
@@ -281,20 +329,25 @@ fn collect<const N: usize>(
         .collect()
 }
 
-/// Rate and channel conversion by swresample with the soxr engine (its high quality, 20 bits).
+/// A converter of rates and channels: swresample with the engine soxr.
+///
+/// It has soxr's high quality, 20 bits.
 pub(crate) struct Resampler {
     swr: Swr,
     path: PathBuf,
 }
 
-/// Interleaved f32 of a layout at a rate.
+/// A format of interleaved f32 samples.
 #[derive(Clone, Copy)]
 pub(crate) struct Pcm {
+    /// Samples per second of each channel.
     pub(crate) rate: u32,
+    /// Channels and their places.
     pub(crate) layout: ChannelLayout,
 }
 
 impl Pcm {
+    /// Describes mono sound of `rate` samples per second.
     pub(crate) fn mono(rate: u32) -> Self {
         Self {
             rate,
@@ -303,9 +356,14 @@ impl Pcm {
     }
 }
 
+/// Interleaved f32 samples.
 const F32: Sample = Sample::F32(Type::Packed);
 
 impl Resampler {
+    /// Prepares a conversion. `path` stands in the errors only.
+    ///
+    /// # Errors
+    /// FFmpeg has no engine for it.
     pub(crate) fn new(path: &Path, from: Pcm, to: Pcm) -> Result<Self, AudioError> {
         let mut options = Dictionary::new();
         if from.rate != to.rate {
@@ -333,7 +391,10 @@ impl Resampler {
         })
     }
 
-    /// Takes `[n, channels]` and appends what is ready.
+    /// Takes samples, `[n, channels]`, and appends those that are ready to `out`.
+    ///
+    /// # Errors
+    /// FFmpeg refuses the conversion.
     pub(crate) fn push(&mut self, samples: &[f32], out: &mut Vec<f32>) -> Result<(), AudioError> {
         let (from, to) = (*self.swr.input(), *self.swr.output());
         let n = samples.len() / from.channel_layout.channels() as usize;
@@ -349,7 +410,10 @@ impl Resampler {
         Ok(())
     }
 
-    /// Appends what is still inside.
+    /// Appends the remaining samples to `out`.
+    ///
+    /// # Errors
+    /// FFmpeg refuses the conversion.
     pub(crate) fn finish(&mut self, out: &mut Vec<f32>) -> Result<(), AudioError> {
         loop {
             let mut output = frame::Audio::new(F32, SLACK, self.swr.output().channel_layout);
@@ -361,6 +425,7 @@ impl Resampler {
         }
     }
 
+    /// Adds the file and its rates to FFmpeg's error.
     fn failed(&self, source: Error) -> AudioError {
         AudioError::Resample {
             path: self.path.clone(),
@@ -371,16 +436,18 @@ impl Resampler {
     }
 }
 
-/// Samples of room beyond what one call is expected to give.
+/// Room, in samples, beyond the expected result of one call.
 const SLACK: usize = 4096;
-/// Rates of a track; each a whole number of samples per video frame. Lower ones are raised to 48
-/// kHz: an AAC encoder's lead-in is 1024 samples, which at 16 kHz would be more than a frame of
-/// video to a player that does not skip it.
+/// Rates of a track, each a whole number of samples per video frame.
+///
+/// Other rates become 48 kHz. A low one must not stay: the lead-in of an AAC encoder is 1024
+/// samples. At 16 kHz these last longer than a video frame, and not every player skips them.
 const TRACK_RATES: [u32; 2] = [48_000, 44_100];
 
-/// The output video's sound: the original recording, mono or stereo, at its own rate if that is
-/// 44.1 or 48 kHz and at 48 kHz otherwise, read as the video grows and silent after the recording's
-/// end.
+/// The sound of the output video: the original recording, in mono or stereo.
+///
+/// It keeps a rate of 44.1 or 48 kHz; any other becomes 48 kHz. It is read while the video grows,
+/// and silent after the end of the recording.
 pub struct AudioTrack {
     file: AudioFile,
     rate: u32,
@@ -394,7 +461,7 @@ impl AudioTrack {
     /// Opens the recording and decodes its beginning.
     ///
     /// # Errors
-    /// As [`AudioFile`].
+    /// The file cannot be opened or decoded, or FFmpeg cannot resample it.
     pub fn open(path: &Path) -> Result<Self, AudioError> {
         let mut file = AudioFile::open(path)?;
         let first = file.next_chunk()?.ok_or_else(|| AudioError::NoSamples {
@@ -436,33 +503,33 @@ impl AudioTrack {
         Ok(track)
     }
 
-    /// Samples a second.
+    /// Returns the samples per second of each channel.
     pub fn rate(&self) -> u32 {
         self.rate
     }
 
-    /// 1 or 2.
+    /// Returns the number of channels, 1 or 2.
     pub fn channels(&self) -> usize {
         self.channels
     }
 
-    /// Samples (per channel) that `frames` of video last; exact for every rate.
+    /// Counts the samples per channel of `frames` of video. The count is exact for every rate.
     pub fn samples_of(&self, frames: usize) -> usize {
         frames * self.rate as usize / FPS as usize
     }
 
-    /// Passes over the sound of the first `frames` of video.
+    /// Drops the sound of the next `frames` of video.
     ///
     /// # Errors
-    /// As [`AudioFile::next_chunk`].
+    /// The same as [`Self::read`].
     pub fn skip(&mut self, frames: usize) -> Result<(), AudioError> {
         (0..frames).try_for_each(|_| self.read(self.samples_of(1)).map(drop))
     }
 
-    /// The next `n` samples, `[n, channels]`, zeros after the end.
+    /// Returns the next `n` samples, `[n, channels]`, with zeros after the end.
     ///
     /// # Errors
-    /// As [`AudioFile::next_chunk`].
+    /// The rest of the file cannot be decoded or resampled.
     pub fn read(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
         let wanted = n * self.channels;
         while self.ready.len() < wanted && !self.ended {
@@ -484,6 +551,7 @@ impl AudioTrack {
         Ok(out)
     }
 
+    /// Appends samples of the file to those that are ready, resampled where needed.
     fn take(&mut self, samples: &[f32]) -> Result<(), AudioError> {
         match &mut self.resampler {
             None => self.ready.extend(samples),
@@ -497,12 +565,71 @@ impl AudioTrack {
     }
 }
 
-/// The stream's own layout, or the usual one for its number of channels.
+/// Returns the layout of the stream, or the usual one for its number of channels.
 fn layout_of(chunk: &Chunk) -> ChannelLayout {
     let channels = chunk.channels as i32;
     if chunk.layout.channels() == channels {
         chunk.layout
     } else {
         ChannelLayout::default(channels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::sound::{floats, tone, wav};
+
+    #[test]
+    fn the_track_keeps_the_recording_and_ends_in_silence() {
+        let (_dir, path) = wav(floats(48_000, 2), tone(48_000, 0.1).flat_map(|v| [v, -v]));
+        let mut track = AudioTrack::open(&path).unwrap();
+        assert_eq!(
+            (track.rate(), track.channels(), track.samples_of(12)),
+            (48_000, 2, 23_040)
+        );
+        let read = [track.read(3000).unwrap(), track.read(3000).unwrap()].concat();
+        let want: Vec<f32> = tone(48_000, 0.1)
+            .flat_map(|v| [v, -v])
+            .chain([0.0; 2400])
+            .collect();
+        assert_eq!(read, want);
+    }
+
+    #[test]
+    fn a_track_can_begin_later() {
+        let (_dir, path) = wav(floats(48_000, 1), (0..9600).map(|i| i as f32 / 1e4));
+        let mut track = AudioTrack::open(&path).unwrap();
+        track.skip(3).unwrap();
+        assert_eq!(track.read(2).unwrap(), [0.576, 0.5761]);
+    }
+
+    #[test]
+    fn other_rates_and_channels_become_stereo_at_48_khz() {
+        for (rate, channels, want) in [
+            (96_000, 1, (48_000, 1)),
+            (44_100, 6, (44_100, 2)),
+            (50_000, 2, (48_000, 2)),
+            (16_000, 1, (48_000, 1)),
+        ] {
+            let (_dir, path) = wav(
+                floats(rate, channels),
+                tone(rate, 0.5).flat_map(|v| vec![v; usize::from(channels)]),
+            );
+            let mut track = AudioTrack::open(&path).unwrap();
+            assert_eq!(
+                (track.rate(), track.channels()),
+                want,
+                "{rate} x {channels}"
+            );
+            let half = track.read(track.rate() as usize / 2).unwrap();
+            let loud = half.iter().filter(|v| v.abs() > 0.1).count();
+            assert!(loud > half.len() / 2, "{rate} x {channels}: {loud}");
+            assert!(
+                track.read(8000).unwrap()[4000..]
+                    .iter()
+                    .all(|v| v.abs() < 1e-3)
+            );
+        }
     }
 }

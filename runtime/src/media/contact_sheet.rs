@@ -1,37 +1,44 @@
-//! A contact sheet: evenly spaced frames of a video in one PNG, gathered while the video is made.
+//! Writes a contact sheet: evenly spaced frames of a video in one PNG, gathered during the video.
 
 use std::path::{Path, PathBuf};
 
 use engines::error_kind::ErrorKind;
 use image::codecs::png::PngEncoder;
-use image::{ExtendedColorType, ImageEncoder};
+use image::{RgbImage, imageops};
 
 use crate::media::picture::Picture;
 use crate::numbers::size::Size;
 
-/// Widest a tile gets.
+/// Largest width of a tile, in pixels.
 const TILE_WIDTH: usize = 320;
+/// Most tiles of a row.
 const COLUMNS: usize = 4;
-/// Black between the tiles.
+/// Width of the black lines between tiles, in pixels.
 const GAP: usize = 4;
 
-/// Why a sheet cannot be written.
+/// A reason why a sheet cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ContactSheetError {
+    /// The system refuses to write the file.
     #[error("{path}: cannot write the contact sheet: {source}")]
     Write {
+        /// Path of the sheet.
         path: PathBuf,
+        /// Answer of the system.
         source: std::io::Error,
     },
+    /// The picture cannot become a PNG.
     #[error("{path}: cannot encode the contact sheet: {source}")]
     Encode {
+        /// Path of the sheet.
         path: PathBuf,
+        /// Answer of the encoder.
         source: image::ImageError,
     },
 }
 
 impl ContactSheetError {
-    /// The path's fault where a person can choose another, a full disk otherwise.
+    /// Returns `Input` where the user can name another path, and `Resources` for a full disk.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Write { source, .. } if source.kind() != std::io::ErrorKind::StorageFull => {
@@ -42,17 +49,19 @@ impl ContactSheetError {
     }
 }
 
-/// Gathers tiles; holds those and no other frame.
+/// A sheet that is being gathered. It holds the tiles and no other frame.
 pub(crate) struct ContactSheet {
     size: Size,
     tile: Size,
     picks: Vec<usize>,
     seen: usize,
-    tiles: Vec<Picture>,
+    tiles: Vec<RgbImage>,
 }
 
 impl ContactSheet {
-    /// For a video of `total` frames: at most `most` of them, the first and the last included.
+    /// Plans a sheet of at most `most` frames of a video of `total` frames.
+    ///
+    /// The first and the last frame are always among them.
     pub(crate) fn new(size: Size, total: usize, most: usize) -> Self {
         let width = size.width.min(TILE_WIDTH);
         let tile = Size {
@@ -77,14 +86,15 @@ impl ContactSheet {
                     height: self.size.height,
                     rgb: rgb.to_vec(),
                 };
-                self.tiles.push(frame.resized(self.tile));
+                self.tiles.push(frame.resized(self.tile).into());
             }
             self.seen += 1;
         }
     }
 
-    /// Writes the grid of what was gathered; the name appears only when the file is whole. Without
-    /// a tile nothing is written.
+    /// Writes the grid of the gathered tiles. Without a tile it writes nothing.
+    ///
+    /// The name appears only when the file is whole.
     ///
     /// # Errors
     /// A path that cannot be written, a full disk.
@@ -92,14 +102,8 @@ impl ContactSheet {
         if self.tiles.is_empty() {
             return Ok(());
         }
-        let grid = self.grid();
         let mut png = Vec::new();
-        let encoded = PngEncoder::new(&mut png).write_image(
-            &grid.rgb,
-            grid.width as u32,
-            grid.height as u32,
-            ExtendedColorType::Rgb8,
-        );
+        let encoded = self.grid().write_with_encoder(PngEncoder::new(&mut png));
         encoded.map_err(|source| ContactSheetError::Encode {
             path: path.to_owned(),
             source,
@@ -117,23 +121,22 @@ impl ContactSheet {
         })
     }
 
-    fn grid(&self) -> Picture {
+    /// Lays the tiles out row by row, with black lines between them.
+    fn grid(&self) -> RgbImage {
         let columns = COLUMNS.min(self.tiles.len());
         let rows = self.tiles.len().div_ceil(columns);
         let (step_x, step_y) = (self.tile.width + GAP, self.tile.height + GAP);
         let (width, height) = (columns * step_x - GAP, rows * step_y - GAP);
-        let mut rgb = vec![0; 3 * width * height];
+        let mut grid = RgbImage::new(width as u32, height as u32);
         for (i, tile) in self.tiles.iter().enumerate() {
-            for (y, row) in tile.rgb.chunks_exact(3 * self.tile.width).enumerate() {
-                let at = 3 * ((i / columns * step_y + y) * width + i % columns * step_x);
-                rgb[at..at + row.len()].copy_from_slice(row);
-            }
+            let (x, y) = (i % columns * step_x, i / columns * step_y);
+            imageops::replace(&mut grid, tile, x as i64, y as i64);
         }
-        Picture { width, height, rgb }
+        grid
     }
 }
 
-/// `most` numbers of `0..total`, evenly spaced, both ends included.
+/// Returns `most` numbers of `0..total`, evenly spaced, with both ends.
 fn spread(total: usize, most: usize) -> Vec<usize> {
     let count = most.min(total);
     let gaps = count.saturating_sub(1).max(1);

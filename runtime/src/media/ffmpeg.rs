@@ -1,8 +1,8 @@
-//! The door to FFmpeg: one start, quiet, and media files opened by content from a file handle, so
-//! that neither a name with a colon nor a playlist inside the file can make the demuxer reach for
-//! anything else.
+//! Starts FFmpeg and opens media files with it.
+//!
+//! FFmpeg recognises a file by its content and reads it from a file handle. So neither a name with
+//! a colon nor a playlist inside the file can make the demuxer open anything else.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -11,31 +11,35 @@ use ffmpeg_next::format::context::{Input, StreamIo};
 use ffmpeg_next::util::log;
 use ffmpeg_next::{Dictionary, Error, format};
 
-/// Why a media file cannot be opened.
+use crate::media::input_file::{self, InputFileError};
+
+/// A reason why a media file cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("{path}: wants a media file, {source}")]
-    File {
+    /// The file cannot be opened, or it is empty.
+    #[error(transparent)]
+    File(#[from] InputFileError),
+    /// FFmpeg does not recognise the content.
+    #[error("{path}: wants a media file that FFmpeg reads: {source}")]
+    Container {
+        /// Path of the file.
         path: PathBuf,
-        source: std::io::Error,
+        /// Answer of FFmpeg.
+        source: Error,
     },
-    #[error("{path}: wants a media file, got a folder")]
-    Folder { path: PathBuf },
-    #[error("{path}: wants a media file, the file is empty")]
-    Empty { path: PathBuf },
-    #[error("{path}: wants a media file that FFmpeg reads, {source}")]
-    Container { path: PathBuf, source: Error },
 }
 
 impl OpenError {
-    /// Always the input's fault.
+    /// Returns `Input`: the user can name another file.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Input
     }
 }
 
-/// Starts FFmpeg's libraries once and silences their log; errors carry the library's own words
-/// instead.
+/// Starts FFmpeg's libraries once and silences their log. Our errors carry FFmpeg's messages.
+///
+/// # Errors
+/// The libraries do not start.
 pub(crate) fn start() -> Result<(), Error> {
     static STARTED: OnceLock<Result<(), Error>> = OnceLock::new();
     *STARTED.get_or_init(|| {
@@ -46,23 +50,19 @@ pub(crate) fn start() -> Result<(), Error> {
 }
 
 /// Opens a media file for reading.
+///
+/// # Errors
+/// A file that cannot be opened, is empty, or has a content that FFmpeg does not recognise.
 pub(crate) fn open(path: &Path) -> Result<Input, OpenError> {
-    let at = || path.to_owned();
-    let file = File::open(path).map_err(|source| OpenError::File { path: at(), source })?;
-    let facts = file
-        .metadata()
-        .map_err(|source| OpenError::File { path: at(), source })?;
-    if facts.is_dir() {
-        return Err(OpenError::Folder { path: at() });
-    }
-    if facts.is_file() && facts.len() == 0 {
-        return Err(OpenError::Empty { path: at() });
-    }
+    let file = input_file::open(path)?;
     let demux = || {
         start()?;
         let mut options = Dictionary::new();
         options.set("protocol_whitelist", "none");
         format::input_from_stream(StreamIo::from_read_seek(file)?, None, Some(options))
     };
-    demux().map_err(|source| OpenError::Container { path: at(), source })
+    demux().map_err(|source| OpenError::Container {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -1,10 +1,13 @@
-//! The output video, written as it is made: H.264 and AAC in fragmented MP4, one fragment per block
-//! of frames, each on the disk before the next is begun. What lies there is playable at any moment.
-//! It grows under `<stem>.partial.mp4`; the final name appears only when everything is written.
+//! Writes the output video while it is made: H.264 and AAC in fragmented MP4.
 //!
-//! Equal frames and sound give equal bytes: fixed encoder threads, bit-exact flags, no dates. Every
-//! block begins with a key frame. The encoder looks at no future frame, so a block that goes in
-//! comes out. Colour is BT.709, limited range, and says so.
+//! Each block of frames is a fragment and reaches the disk before the next one begins. So the file
+//! is playable at any moment. It grows under `<stem>.partial.mp4`. The final name appears only when
+//! the whole video is written.
+//!
+//! Equal frames and sound give equal bytes, so the encoder has a fixed number of threads and
+//! bit-exact flags. For the same reason the file has no dates. Every block begins with a key frame.
+//! The encoder waits for no later frame, so each block leaves it at once. Colour is BT.709 in
+//! limited range, and the file states this.
 
 use std::fs::File;
 use std::io;
@@ -26,34 +29,72 @@ use crate::media::mp4_index;
 use crate::numbers::size::Size;
 use crate::numbers::timing::FPS;
 
-/// Why a video cannot be written.
+/// A reason why a video cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Mp4Error {
+    /// The name does not end in `.mp4`.
     #[error("{path}: output wants a name that ends in .mp4")]
-    Name { path: PathBuf },
+    Name {
+        /// Path of the video.
+        path: PathBuf,
+    },
+    /// The path names a folder.
     #[error("{path}: output wants a file name, got a folder")]
-    Folder { path: PathBuf },
+    Folder {
+        /// Path of the folder.
+        path: PathBuf,
+    },
+    /// The system refuses to create the file.
     #[error("{path}: cannot write the output: {source}")]
-    Create { path: PathBuf, source: io::Error },
+    Create {
+        /// Path of the video.
+        path: PathBuf,
+        /// Answer of the system.
+        source: io::Error,
+    },
+    /// FFmpeg lacks an encoder.
     #[error("FFmpeg has no usable encoder {name}: {source}")]
-    Encoder { name: &'static str, source: Error },
-    #[error("{path}: cannot write on: {source}")]
-    Write { path: PathBuf, source: Error },
-    #[error("{path}: cannot finish: {source}")]
-    Finish { path: PathBuf, source: io::Error },
+    Encoder {
+        /// FFmpeg's name of the encoder.
+        name: &'static str,
+        /// Answer of FFmpeg.
+        source: Error,
+    },
+    /// The next part of the video cannot be written.
+    #[error("{path}: cannot continue to write the video: {source}")]
+    Write {
+        /// Path of the partial video.
+        path: PathBuf,
+        /// Answer of FFmpeg.
+        source: Error,
+    },
+    /// The complete video cannot get its final name.
+    #[error("{path}: cannot finish the video: {source}")]
+    Finish {
+        /// Path of the video.
+        path: PathBuf,
+        /// Answer of the system.
+        source: io::Error,
+    },
+    /// A block is not a whole number of frames.
     #[error("video of {size} wants whole RGB frames of {wanted} bytes, got {got} bytes")]
     Frames {
+        /// Size of the video.
         size: Size,
+        /// Bytes of a frame.
         wanted: usize,
+        /// Bytes of the block.
         got: usize,
     },
+    /// The sound cannot be read.
     #[error(transparent)]
     Audio(#[from] AudioError),
 }
 
 impl Mp4Error {
-    /// The path's fault where a person can choose another, a full disk or missing encoder
-    /// otherwise.
+    /// Returns `Usage` or `Input` where the user can name another path.
+    ///
+    /// A full disk and a missing encoder are `Resources`. Sound has its own kinds.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Name { .. } => ErrorKind::Usage,
@@ -67,14 +108,16 @@ impl Mp4Error {
     }
 }
 
-/// How the picture is compressed.
+/// The settings of the H.264 encoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoding {
-    /// Constant rate factor of x264: 0 is lossless, 17 looks so, 23 is small.
+    /// Constant rate factor of x264: 0 is lossless, 17 looks lossless, 23 gives small files.
     pub crf: u8,
-    /// x264's preset.
+    /// Preset of x264.
     pub preset: String,
-    /// Slices encoded at once. Part of the file's bytes, so never taken from the machine.
+    /// Slices that are encoded at once.
+    ///
+    /// The number changes the bytes of the file, so it does not depend on the machine.
     pub threads: u32,
 }
 
@@ -97,7 +140,7 @@ pub struct Finished {
     pub fragmented: Option<BoxError>,
 }
 
-/// A video file being written.
+/// A video file that is being written.
 pub struct Writer {
     out: PathBuf,
     partial: PathBuf,
@@ -110,28 +153,30 @@ pub struct Writer {
     header_written: bool,
 }
 
-/// An encoder and where its packets go.
+/// An encoder, and the stream that takes its packets.
 struct Track<E> {
     encoder: E,
     stream: usize,
     time_base: Rational,
 }
 
+/// The sound of the video, with its encoder.
 struct Sound {
     track: Track<encoder::audio::Encoder>,
     source: AudioTrack,
-    /// Samples read but not yet a whole AAC frame, `[n, channels]`.
+    /// Samples, `[n, channels]`, that wait for a whole AAC frame.
     pending: Vec<f32>,
     read: usize,
     sent: usize,
 }
 
 impl Writer {
-    /// Starts `<stem>.partial.mp4` beside `out`, in folders made for it. The sound is cut, or
-    /// filled with silence, to the length of the video.
+    /// Creates `<stem>.partial.mp4` beside `out`, and the folders that it needs.
+    ///
+    /// The sound is cut, or filled with silence, to the length of the video.
     ///
     /// # Errors
-    /// A path that cannot be written, encoders that FFmpeg lacks. No file is left behind.
+    /// A path that cannot be written, or an encoder that FFmpeg lacks. No file stays behind.
     pub fn create(
         out: &Path,
         size: Size,
@@ -156,6 +201,7 @@ impl Writer {
         begun
     }
 
+    /// Opens the encoders and the muxer on a file that exists.
     fn begin(
         out: &Path,
         partial: &Path,
@@ -190,8 +236,8 @@ impl Writer {
             None => None,
         };
         let mut options = Dictionary::new();
-        // The header waits for the first fragment, which knows the AAC encoder's lead-in and can
-        // tell players to skip it.
+        // The header waits for the first fragment. By then the lead-in of the AAC encoder is
+        // known, and the header can tell players to skip it.
         options.set("movflags", "frag_custom+delay_moov+default_base_moof");
         options.set("fflags", "bitexact");
         options.set("flush_packets", "1");
@@ -209,22 +255,21 @@ impl Writer {
         })
     }
 
-    /// Frames written so far.
+    /// Counts the frames written so far.
     pub fn frames(&self) -> usize {
         self.frames
     }
 
-    /// Where the video grows.
+    /// Returns the path under which the video grows.
     pub fn partial(&self) -> &Path {
         &self.partial
     }
 
-    /// Appends one block, `[T, H, W, 3]` 8-bit RGB, with the sound that belongs to it, and puts it
-    /// on the disk.
+    /// Appends one block, `[T, H, W, 3]` 8-bit RGB, with its sound, and puts it on the disk.
     ///
     /// # Errors
-    /// A block that is no whole number of frames, a full disk, sound that cannot be read on. What
-    /// was written before stays playable.
+    /// A block that is no whole number of frames, a full disk, or sound that cannot be read. The
+    /// earlier blocks stay playable.
     pub fn write_frames(&mut self, frames: &[u8]) -> Result<(), Mp4Error> {
         let wanted = 3 * self.size.width * self.size.height;
         if frames.is_empty() || !frames.len().is_multiple_of(wanted) {
@@ -273,7 +318,7 @@ impl Writer {
     /// a second copy, the partial file gets the final name.
     ///
     /// # Errors
-    /// A full disk; then the partial file stays and nothing appears under the final name.
+    /// A full disk. The partial file then stays, and the final name does not appear.
     pub fn finish(mut self) -> Result<Finished, Mp4Error> {
         self.complete()?;
         let fragmented = self.index().err();
@@ -296,6 +341,7 @@ impl Writer {
         mp4_index::index_first(&File::open(&self.partial)?, whole.file())?;
         whole.file().sync_all()?;
         whole.finish()?;
+        sync_folder(&self.out);
         remove(&self.partial);
         Ok(())
     }
@@ -307,8 +353,9 @@ impl Writer {
         std::fs::rename(&self.partial, &self.out)
     }
 
-    /// Completes what there is and leaves it under the partial name, which it returns; without a
-    /// single frame the file is removed and there is no name.
+    /// Completes the written part and returns its name, the partial one.
+    ///
+    /// Without a frame it removes the file and returns `None`.
     ///
     /// # Errors
     /// A full disk.
@@ -322,6 +369,7 @@ impl Writer {
         Ok(Some(self.partial))
     }
 
+    /// Empties both encoders and writes the end of the file.
     fn complete(&mut self) -> Result<(), Mp4Error> {
         let ended = self.video.end(&mut self.muxer);
         let ended = match &mut self.audio {
@@ -333,6 +381,7 @@ impl Writer {
             .map_err(|e| self.write_error(e))
     }
 
+    /// Adds the file to FFmpeg's error.
     fn write_error(&self, source: Error) -> Mp4Error {
         Mp4Error::Write {
             path: self.partial.clone(),
@@ -341,13 +390,23 @@ impl Writer {
     }
 }
 
+/// Puts the names of a folder on the disk. Some file systems have no such request, and a failure is
+/// no reason to lose the video.
+fn sync_folder(file: &Path) {
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    drop(File::open(folder).and_then(|folder| folder.sync_all()));
+}
+
 /// Puts the length into the header of a fragmented file. A failure is no reason to lose the video:
 /// players then count its fragments.
 fn set_durations(path: &Path) {
     drop(mp4_index::set_durations(path));
 }
 
-/// `video.mp4` -> `video.partial.mp4`.
+/// Turns `video.mp4` into `video.partial.mp4`.
 fn partial_path(out: &Path) -> Result<PathBuf, Mp4Error> {
     let mp4 = out
         .extension()
@@ -369,11 +428,14 @@ fn partial_path(out: &Path) -> Result<PathBuf, Mp4Error> {
     }
 }
 
-/// Removes a file that holds nothing; that it stays is no reason to hide the error that led here.
+/// Removes a file without frames.
+///
+/// A failure here is ignored, so that it does not hide the first error.
 fn remove(path: &Path) {
     drop(std::fs::remove_file(path));
 }
 
+/// Opens the H.264 encoder and adds its stream.
 fn video_track(
     muxer: &mut Output,
     size: Size,
@@ -413,6 +475,7 @@ fn video_track(
 }
 
 impl Sound {
+    /// Adds an AAC stream with the rate and the channels of `source`.
     fn new(muxer: &mut Output, source: AudioTrack) -> Result<Self, Error> {
         const BITS_PER_SAMPLE: usize = 4;
         const MOST_BITS: usize = 96_000;
@@ -477,6 +540,7 @@ impl Sound {
         self.track.end(muxer)
     }
 
+    /// Gives samples, `[n, channels]`, to the encoder as one frame.
     fn send(&mut self, samples: &[f32]) -> Result<(), Error> {
         let channels = self.source.channels();
         let n = samples.len() / channels;
@@ -495,8 +559,9 @@ impl Sound {
     }
 }
 
-/// What an encoder does whatever it encodes.
+/// An encoder of pictures or of sound.
 trait Encode {
+    /// Returns the encoder without its kind.
     fn encoder(&mut self) -> &mut encoder::Encoder;
 }
 
@@ -537,6 +602,7 @@ impl<E: Encode> Track<E> {
         }
     }
 
+    /// Ends the stream: moves the packets that the encoder still holds into the file.
     fn end(&mut self, muxer: &mut Output) -> Result<(), Error> {
         self.encoder.encoder().send_eof()?;
         self.drain(muxer)
@@ -549,8 +615,8 @@ fn flush_fragment(muxer: &mut Output) -> Result<(), Error> {
         unsafe_code,
         reason = "a null packet is FFmpeg's way to cut a fragment; the wrapper refuses it"
     )]
-    // SAFETY: the context is valid and its header is written; `av_write_frame` documents a null
-    // packet as a flush.
+    // SAFETY: the context is valid and its header is written. The documentation of
+    // `av_write_frame` gives a null packet the meaning of a flush.
     let code = unsafe { ffi::av_write_frame(muxer.as_mut_ptr(), std::ptr::null_mut()) };
     if code < 0 {
         Err(Error::from(code))
@@ -559,13 +625,16 @@ fn flush_fragment(muxer: &mut Output) -> Result<(), Error> {
     }
 }
 
-/// BT.709 weights of R, G, B in 16 bits: luma over 219 levels, chroma over 224.
+/// BT.709 weights of R, G and B for luma, in 16 bits over 219 levels.
 const LUMA: [i32; 3] = [11_966, 40_254, 4_064];
+/// BT.709 weights of R, G and B for blue chroma, in 16 bits over 224 levels.
 const BLUE: [i32; 3] = [-6_596, -22_189, 28_785];
+/// BT.709 weights of R, G and B for red chroma, in 16 bits over 224 levels.
 const RED: [i32; 3] = [28_785, -26_145, -2_640];
 
-/// RGB `[H, W, 3]` to planar 4:2:0, limited range. Chroma sits left, as H.264 assumes: columns
-/// weighted 1-2-1, two rows averaged.
+/// Turns RGB `[H, W, 3]` into planar 4:2:0 in limited range.
+///
+/// Chroma sits left, as H.264 assumes: columns have the weights 1-2-1, and two rows are averaged.
 fn to_yuv(rgb: &[u8], size: Size) -> frame::Video {
     let mut out = frame::Video::new(Pixel::YUV420P, size.width as u32, size.height as u32);
     out.set_color_space(Space::BT709);
@@ -594,7 +663,7 @@ fn to_yuv(rgb: &[u8], size: Size) -> frame::Video {
     out
 }
 
-/// Eight times the colour at chroma column `x` of two rows.
+/// Returns eight times the colour at chroma column `x` of two rows.
 fn eight_of(rows: &[u8], x: usize, width: usize) -> [i32; 3] {
     let columns = [
         ((2 * x).saturating_sub(1), 1),
@@ -613,6 +682,9 @@ fn eight_of(rows: &[u8], x: usize, width: usize) -> [i32; 3] {
     sum
 }
 
+/// Returns the weighted sum of three colours, rounded, plus `offset`, as a level of 8 bits.
+///
+/// The weights have 16 bits of fraction, and the colours are `2^shift` times too large.
 fn level(weights: [i32; 3], rgb: [i32; 3], offset: i32, shift: u32) -> u8 {
     let bits = 16 + shift;
     let sum: i32 = weights.iter().zip(rgb).map(|(w, v)| w * v).sum();
@@ -623,9 +695,10 @@ fn level(weights: [i32; 3], rgb: [i32; 3], offset: i32, shift: u32) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use hound::{SampleFormat, WavSpec, WavWriter};
+    use hound::WavWriter;
 
     use super::*;
+    use crate::fixtures::sound::integers;
     use crate::inputs::speech::Speech;
     use crate::media::audio_file::AudioFile;
     use crate::media::video_facts::probe;
@@ -651,13 +724,7 @@ mod tests {
 
     fn beep(dir: &Path, rate: u32, seconds: usize) -> PathBuf {
         let path = dir.join(format!("beep{rate}.wav"));
-        let spec = WavSpec {
-            channels: 1,
-            sample_rate: rate,
-            bits_per_sample: 16,
-            sample_format: SampleFormat::Int,
-        };
-        let mut writer = WavWriter::create(&path, spec).unwrap();
+        let mut writer = WavWriter::create(&path, integers(rate, 1, 16)).unwrap();
         for i in 0..rate as usize * seconds {
             // A click at every whole second, on a quiet tone.
             let v = if i % rate as usize == 0 {

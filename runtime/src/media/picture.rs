@@ -1,12 +1,11 @@
-//! The reference picture: any file the `image` crate reads, turned upright, flattened to RGB, and
-//! fitted to the video's size.
+//! Reads the reference picture, turns it upright, flattens it to RGB and fits it into the video.
 //!
-//! The reference (`Image.open(path).convert("RGB")`, torchvision `Resize` and `CenterCrop`) is met
-//! to the level for opaque 8-bit pictures. Two deliberate differences: the EXIF orientation is
-//! honoured, and transparency is flattened over black, where PIL drops the alpha channel and shows
-//! whatever colour hides under it. 16-bit samples keep their high byte, as PIL does for colour.
-//! Colour profiles are ignored, as there. A JPEG differs by 0.3 levels on average and by a few at
-//! colour edges, because another decoder reads it.
+//! For opaque 8-bit pictures every level equals the reference's, which is
+//! `Image.open(path).convert("RGB")` with torchvision's `Resize` and `CenterCrop`. There are two
+//! differences. This file obeys the EXIF orientation. It flattens transparency over black; PIL
+//! drops the alpha channel, so the hidden colour shows. As in PIL, 16-bit colours keep their high
+//! byte, and colour profiles have no effect. A JPEG differs by 0.3 levels on average and by a few
+//! at colour edges, because another decoder reads it.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -14,82 +13,115 @@ use std::path::{Path, PathBuf};
 
 use engines::error_kind::ErrorKind;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, RgbImage};
 
 use crate::numbers::size::{Size, SizeMode};
 
-/// Smallest side of a picture: less cannot show a face.
+/// Smallest side of a picture, in pixels. A smaller one cannot show a face.
 pub(crate) const MIN_SIDE: usize = 16;
-/// Largest side of a picture, and most pixels; checked from the header, before anything is
-/// allocated.
+/// Largest side of a picture, in pixels. The header is checked before memory is allocated.
 pub(crate) const MAX_SIDE: usize = 16_384;
+/// Largest number of pixels of a picture, also checked by the header.
 pub(crate) const MAX_PIXELS: usize = 1 << 27;
-/// What a decoder may allocate: 16 bytes a pixel.
+/// Bytes that a decoder may allocate: 16 per pixel.
 const MAX_BYTES: u64 = 16 * MAX_PIXELS as u64;
 
-/// Why a picture cannot be used.
+/// A reason why a picture cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PictureError {
-    #[error("{path}: wants a picture file, {source}")]
+    /// The system refuses to open the file.
+    #[error("{path}: cannot open the picture: {source}")]
     Open {
+        /// Path of the file.
         path: PathBuf,
+        /// Answer of the system.
         source: std::io::Error,
     },
+    /// The path names a folder.
     #[error("{path}: wants a picture file, got a folder")]
-    Folder { path: PathBuf },
+    Folder {
+        /// Path of the folder.
+        path: PathBuf,
+    },
+    /// The file has no bytes.
     #[error("{path}: wants a picture, the file is empty")]
-    Empty { path: PathBuf },
+    Empty {
+        /// Path of the file.
+        path: PathBuf,
+    },
+    /// The content is of no known format.
     #[error(
         "{path}: wants a picture (png, jpeg, webp, bmp, gif, tiff or pnm), found none of these"
     )]
-    Format { path: PathBuf },
+    Format {
+        /// Path of the file.
+        path: PathBuf,
+    },
+    /// The decoder refuses the content.
     #[error("{path}: picture is damaged or not supported: {reason}")]
-    Decode { path: PathBuf, reason: String },
+    Decode {
+        /// Path of the file.
+        path: PathBuf,
+        /// Answer of the decoder.
+        reason: String,
+    },
+    /// A side is too short.
     #[error("{path}: wants a picture of at least {MIN_SIDE} x {MIN_SIDE}, got {width} x {height}")]
     TooSmall {
+        /// Path of the file.
         path: PathBuf,
+        /// Columns of pixels.
         width: usize,
+        /// Rows of pixels.
         height: usize,
     },
+    /// A side is too long, or there are too many pixels.
     #[error(
-        "{path}: wants a picture of at most {MAX_SIDE} a side and {} megapixels, got {width} x {height}",
+        "{path}: wants a picture of at most {MAX_SIDE} a side and {} megapixels, \
+         got {width} x {height}",
         MAX_PIXELS >> 20
     )]
     TooLarge {
+        /// Path of the file.
         path: PathBuf,
+        /// Columns of pixels.
         width: usize,
+        /// Rows of pixels.
         height: usize,
     },
 }
 
 impl PictureError {
-    /// Always the input's fault.
+    /// Returns `Input`: the user can name another file.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Input
     }
 }
 
-/// How a picture of another aspect ratio fills an exact size.
+/// The way in which a picture of another aspect ratio fills an exact size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fit {
-    /// What the video's aspect ratio leaves over is cut off evenly, the rest scaled.
+    /// Cut the picture evenly to the aspect ratio of the video, then scale it.
     #[default]
     Crop,
-    /// Scaled to fit inside, black bars around.
+    /// Scale the picture to fit inside, with black bars around it.
     Pad,
 }
 
-/// 8-bit RGB, `[H, W, 3]` row by row.
+/// A picture in 8-bit RGB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
+    /// Columns of pixels.
     pub width: usize,
+    /// Rows of pixels.
     pub height: usize,
+    /// Colours, `[H, W, 3]` row by row.
     pub rgb: Vec<u8>,
 }
 
 impl Picture {
-    /// Opens by content, whatever the name ends in; upright and flat.
+    /// Opens a file by its content and not its name. Turns the picture upright and flattens it.
     ///
     /// # Errors
     /// A file that is missing, empty, damaged, too small, or too large by its header.
@@ -107,7 +139,7 @@ impl Picture {
         Ok(flatten(image))
     }
 
-    /// Width and height.
+    /// Returns the width and the height.
     pub fn size(&self) -> Size {
         Size {
             width: self.width,
@@ -115,8 +147,10 @@ impl Picture {
         }
     }
 
-    /// Fits this picture into a video of `size`: the first look of the video. `fit` matters in
-    /// exact mode. Area mode scales the shorter side, then crops or pads, as upstream does.
+    /// Fits this picture into a video of `size`.
+    ///
+    /// Exact mode obeys `fit`. Area mode scales the shorter side, then crops or pads, as upstream
+    /// does.
     pub fn fitted(&self, size: Size, mode: SizeMode, fit: Fit) -> Picture {
         match (mode, fit) {
             (SizeMode::Area, _) => self
@@ -127,7 +161,9 @@ impl Picture {
         }
     }
 
-    /// `[3, H, W]` in [-1, 1]: `u8 / 255 * 2 - 1` in f32, in torchvision's order of operations.
+    /// Returns `u8 / 255 * 2 - 1`, `[3, H, W]` in [-1, 1].
+    ///
+    /// The operations are f32 and in torchvision's order.
     pub fn pixels(&self) -> Vec<f32> {
         let value = |&u: &u8| f32::from(u) / 255.0 * 2.0 - 1.0;
         (0..3)
@@ -135,8 +171,9 @@ impl Picture {
             .collect()
     }
 
-    /// Bilinear with antialias, equal to Pillow's: fixed-point weights of 22 bits, rows first,
-    /// rounded to 8 bits between the passes.
+    /// Scales the picture with Pillow's bilinear filter and antialias, bit for bit.
+    ///
+    /// Weights have 22 bits. Rows come first, and values are rounded to 8 bits between the passes.
     pub fn resized(&self, to: Size) -> Picture {
         let mut rgb = self.rgb.clone();
         if to.width != self.width {
@@ -177,8 +214,10 @@ impl Picture {
         }
     }
 
-    /// torchvision's `CenterCrop`: what is missing becomes black, half of it (rounded down) left
-    /// and above; what is over is cut, the offset rounded half to even.
+    /// Crops or pads the picture as torchvision's `CenterCrop` does.
+    ///
+    /// Half of the black border, rounded down, is left and above. The offset of a cut is rounded
+    /// half to even.
     pub fn centred(&self, to: Size) -> Picture {
         let (into_x, from_x) = offsets(self.width, to.width);
         let (into_y, from_y) = offsets(self.height, to.height);
@@ -197,6 +236,14 @@ impl Picture {
     }
 }
 
+impl From<Picture> for RgbImage {
+    fn from(picture: Picture) -> Self {
+        Self::from_raw(picture.width as u32, picture.height as u32, picture.rgb)
+            .expect("a picture has the bytes of its size")
+    }
+}
+
+/// Opens a file and picks the decoder of its content.
 fn decoder(path: &Path) -> Result<impl ImageDecoder, PictureError> {
     let open = |source| PictureError::Open {
         path: path.to_owned(),
@@ -229,12 +276,14 @@ fn decoder(path: &Path) -> Result<impl ImageDecoder, PictureError> {
     })
 }
 
+/// Returns the limit of a decoder's memory.
 fn limits() -> Limits {
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_BYTES);
     limits
 }
 
+/// Refuses a picture whose header states a side or an area out of range.
 fn check_sides(path: &Path, (width, height): (u32, u32)) -> Result<(), PictureError> {
     let (path, width, height) = (path.to_owned(), width as usize, height as usize);
     if width.max(height) > MAX_SIDE || width * height > MAX_PIXELS {
@@ -254,6 +303,7 @@ fn check_sides(path: &Path, (width, height): (u32, u32)) -> Result<(), PictureEr
     Ok(())
 }
 
+/// Turns any kind of pixel into RGB. 16-bit values keep their high byte.
 fn flatten(image: DynamicImage) -> Picture {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let high = |v: u16| (v >> 8) as u8;
@@ -275,7 +325,7 @@ fn flatten(image: DynamicImage) -> Picture {
     Picture { width, height, rgb }
 }
 
-/// RGBA bytes to RGB, `round(colour * alpha / 255)`.
+/// Turns RGBA bytes into RGB: `round(colour * alpha / 255)`.
 fn over_black(mut rgba: impl Iterator<Item = u8>) -> Vec<u8> {
     let mut rgb = Vec::new();
     while let (Some(r), Some(g), Some(b), Some(a)) =
@@ -286,8 +336,9 @@ fn over_black(mut rgba: impl Iterator<Item = u8>) -> Vec<u8> {
     rgb
 }
 
-/// torchvision `Resize(short)`: the shorter side becomes `short`, the longer `int(short * longer /
-/// shorter)`.
+/// Returns the size of torchvision's `Resize(short)`.
+///
+/// The shorter side becomes `short`, the longer one `int(short * longer / shorter)`.
 fn short_side(of: Size, short: usize) -> Size {
     if of.width <= of.height {
         Size {
@@ -302,7 +353,7 @@ fn short_side(of: Size, short: usize) -> Size {
     }
 }
 
-/// The largest size of this aspect ratio inside `target`.
+/// Returns the largest size of the aspect ratio of `of` inside `target`.
 fn inside(of: Size, target: Size) -> Size {
     let side = |long: usize, short: usize, to: usize| (to * long / short).max(1);
     if target.width * of.height >= target.height * of.width {
@@ -318,22 +369,23 @@ fn inside(of: Size, target: Size) -> Size {
     }
 }
 
-/// Where a side of `from` lies in a side of `to`: (offset in the target, offset in the source).
+/// Returns the offsets (in the target, in the source) of a side of `from` in a side of `to`.
 fn offsets(from: usize, to: usize) -> (usize, usize) {
     let over = from.saturating_sub(to);
     let half_to_even = over / 2 + usize::from(over % 4 == 3);
     (to.saturating_sub(from) / 2, half_to_even)
 }
 
+/// Bits of a weight's fraction, as in Pillow: 8 of 32 hold the value, 2 the carry and the sign.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// Source positions and fixed-point weights of one target sample.
+/// The source positions and fixed-point weights of one target sample.
 struct Taps {
     first: usize,
     weights: Vec<i32>,
 }
 
-/// Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc` for the triangle filter.
+/// Computes Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc` for the triangle filter.
 fn taps(from: usize, to: usize) -> Vec<Taps> {
     let scale = from as f64 / to as f64;
     let support = scale.max(1.0);
@@ -354,8 +406,8 @@ fn taps(from: usize, to: usize) -> Vec<Taps> {
     (0..to).map(tap).collect()
 }
 
-/// Lines of pixels in a buffer: `count` of them, `next` apart, `length` pixels each, `stride`
-/// apart.
+/// Lines of pixels in a buffer: `count` lines, `next` bytes apart, of `length` pixels, `stride`
+/// bytes apart.
 #[derive(Clone, Copy)]
 struct Lines {
     count: usize,
@@ -364,7 +416,9 @@ struct Lines {
     next: usize,
 }
 
-/// Applies `taps` along every line; the target's lines are `next` and its pixels `stride` apart.
+/// Applies `taps` along every line.
+///
+/// The lines of the result are `next` bytes apart, and its pixels `stride` bytes.
 fn resample(from: &[u8], lines: Lines, taps: &[Taps], next: usize, stride: usize) -> Vec<u8> {
     debug_assert!(
         taps.iter()
@@ -394,7 +448,7 @@ mod tests {
     use std::io::Write;
 
     use image::codecs::jpeg::JpegEncoder;
-    use image::{ExtendedColorType, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+    use image::{ExtendedColorType, ImageEncoder, ImageFormat, Rgb, Rgba, RgbaImage};
 
     use super::*;
     use crate::fixtures::golden;
@@ -590,8 +644,8 @@ mod tests {
             .write_image(&image, 40, 20, ExtendedColorType::Rgb8)
             .unwrap();
         // APP1 with one IFD entry: orientation (0x0112) = 6, turn clockwise.
-        let exif =
-            b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let exif = b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\
+            \0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
         let turned: Vec<u8> = [&jpeg[..2], exif, &jpeg[2..]].concat();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("turned.jpg");

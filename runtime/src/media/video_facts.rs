@@ -1,5 +1,4 @@
-//! What is really in a video file: sizes and times counted from its packets, not taken from its
-//! header.
+//! Counts the facts of a video file, its frames and times, from its packets and not its header.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,19 +9,30 @@ use ffmpeg_next::{Error, Packet, codec, media};
 
 use crate::media::ffmpeg::{self, OpenError};
 
-/// Why a file cannot be probed.
+/// A reason why a video file cannot be examined.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
+    /// The file cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The file has no picture.
     #[error("{path}: wants a video stream, found none")]
-    NoVideo { path: PathBuf },
-    #[error("{path}: cannot be read on: {source}")]
-    Read { path: PathBuf, source: Error },
+    NoVideo {
+        /// Path of the file.
+        path: PathBuf,
+    },
+    /// The file cannot be read to its end.
+    #[error("{path}: cannot read the rest of the file: {source}")]
+    Read {
+        /// Path of the file.
+        path: PathBuf,
+        /// Answer of FFmpeg.
+        source: Error,
+    },
 }
 
 impl ProbeError {
-    /// Always the input's fault.
+    /// Returns `Input`: the user can name another file.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Input
     }
@@ -31,34 +41,34 @@ impl ProbeError {
 /// The facts of one video file.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Probe {
-    /// Width in pixels.
+    /// Columns of pixels.
     pub width: usize,
-    /// Height in pixels.
+    /// Rows of pixels.
     pub height: usize,
-    /// Name of the picture's codec.
+    /// FFmpeg's name of the picture's codec.
     pub video_codec: &'static str,
-    /// Frames a second, by the header.
+    /// Frames per second, by the header.
     pub fps: f64,
     /// Number of frames, counted.
     pub frames: usize,
-    /// Seconds from the start of the first frame to the end of the last.
+    /// Seconds from the beginning of the first frame to the end of the last one.
     pub video_seconds: f64,
-    /// The sound, if the file has any.
+    /// Facts of the sound, if the file has any.
     pub audio: Option<AudioProbe>,
-    /// Delay of the sound's start after the picture's start, in milliseconds.
+    /// Milliseconds from the first frame to the first sound.
     pub av_offset_ms: f64,
 }
 
-/// The facts of the sound.
+/// The facts of the sound of one video file.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct AudioProbe {
-    /// Name of the codec.
+    /// FFmpeg's name of the codec.
     pub codec: &'static str,
-    /// Samples a second.
+    /// Samples per second.
     pub rate: u32,
     /// Number of channels.
     pub channels: usize,
-    /// Length in seconds, without the samples that players must skip.
+    /// Length in seconds, without the lead-in that players skip.
     pub seconds: f64,
 }
 
@@ -88,7 +98,7 @@ impl fmt::Display for Probe {
     }
 }
 
-/// Times of one stream in seconds.
+/// The times of one stream, in seconds.
 #[derive(Clone, Copy)]
 struct Span {
     stream: usize,
@@ -97,10 +107,10 @@ struct Span {
     end: f64,
 }
 
-/// Reads a whole file, without decoding it.
+/// Reads a whole file and counts its facts. It decodes no frame.
 ///
 /// # Errors
-/// A file that FFmpeg cannot open or read, or without video.
+/// A file that FFmpeg cannot open or read, or one without video.
 pub fn probe(path: &Path) -> Result<Probe, ProbeError> {
     let mut input = ffmpeg::open(path)?;
     let no_video = || ProbeError::NoVideo {
@@ -169,8 +179,9 @@ pub fn probe(path: &Path) -> Result<Probe, ProbeError> {
     })
 }
 
-/// Packets and times of every stream. What lies before time 0 is an encoder's lead-in that players
-/// skip.
+/// Counts the packets and times of every stream.
+///
+/// Sound before time 0 is the lead-in of an encoder, which players skip.
 fn spans(input: &mut Input) -> Result<Vec<Span>, Error> {
     let mut spans: Vec<Span> = Vec::new();
     let mut packet = Packet::empty();

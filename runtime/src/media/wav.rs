@@ -1,172 +1,454 @@
-//! Reads WAV files without FFmpeg, with the same samples as FFmpeg gives.
+//! Reads WAV files with `hound`: the only sound files of a build without FFmpeg.
+//!
+//! The samples are bit for bit those that FFmpeg gives for the same file. A build with the feature
+//! `media` compiles this file for its tests only, which compare the two.
 
 use std::fs::File;
-use std::io::{BufReader, Read as _};
-use std::path::Path;
+use std::io::{self, BufReader, Seek};
+use std::path::{Path, PathBuf};
 
-use hound::{SampleFormat, WavReader};
+use engines::error_kind::ErrorKind;
+use hound::{SampleFormat, WavReader, WavSpec};
 
-/// Samples of one chunk, over all channels.
-const CHUNK: usize = 1 << 16;
+use crate::media::input_file::{self, InputFileError};
 
-/// An opened WAV file: PCM of 8 to 32 bits, or 32-bit floats.
+/// Samples per channel of one chunk.
+const CHUNK: usize = 4096;
+
+/// A reason why a WAV file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WavError {
+    /// The file cannot be opened.
+    #[error(transparent)]
+    Open(#[from] InputFileError),
+    /// The system cannot read the file.
+    #[error("{path}: cannot read the WAV file: {source}")]
+    Read {
+        /// Path of the file.
+        path: PathBuf,
+        /// Answer of the system.
+        source: io::Error,
+    },
+    /// The file is of another kind, or its header is damaged.
+    #[error(
+        "{path}: wants a WAV file, {reason}; a build with the feature `media` reads other files"
+    )]
+    Format {
+        /// Path of the file.
+        path: PathBuf,
+        /// Fault that `hound` found.
+        reason: String,
+    },
+    /// The samples are stored in a way that `hound` does not decode.
+    #[error(
+        "{path}: WAV samples want 8, 16, 24 or 32 bits of PCM or 32 bits of float, got {got}; \
+         a build with the feature `media` decodes others"
+    )]
+    Samples {
+        /// Path of the file.
+        path: PathBuf,
+        /// Stored kind of sample.
+        got: String,
+    },
+    /// The sampling rate is zero.
+    #[error("{path}: sampling rate wants at least 1 Hz, got 0 Hz")]
+    Rate {
+        /// Path of the file.
+        path: PathBuf,
+    },
+    /// The file ends before its samples do.
+    #[error("{path}: WAV data wants {wanted} samples by its header, the file ends after {got}")]
+    Truncated {
+        /// Path of the file.
+        path: PathBuf,
+        /// Samples of all channels by the header.
+        wanted: u32,
+        /// Samples of all channels in the file.
+        got: u32,
+    },
+    /// The file has a header and no sample.
+    #[error("{path}: WAV data wants at least 1 sample, got none")]
+    NoSamples {
+        /// Path of the file.
+        path: PathBuf,
+    },
+    /// A sample is infinite or not a number.
+    #[error("{path}: audio wants finite samples, got {value} at {seconds:.3} s")]
+    NotFinite {
+        /// Path of the file.
+        path: PathBuf,
+        /// The sample.
+        value: f32,
+        /// Time of the sample.
+        seconds: f64,
+    },
+}
+
+impl WavError {
+    /// Returns `Resources` where another build would read the file, and `Input` otherwise.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Samples { .. } => ErrorKind::Resources,
+            _ => ErrorKind::Input,
+        }
+    }
+}
+
+/// A WAV file, decoded while it is read.
 pub(crate) struct WavFile {
+    path: PathBuf,
     reader: WavReader<BufReader<File>>,
-    /// Frames a second.
-    pub(crate) rate: u32,
-    /// Channels of a frame.
-    pub(crate) channels: usize,
+    codec: &'static str,
+    /// Samples of all channels that were read.
+    read: u32,
 }
 
 impl WavFile {
-    /// Opens a file.
+    /// Opens a file and reads its header.
     ///
     /// # Errors
-    /// The file is missing, or is not a WAV file with PCM or floats.
-    pub(crate) fn open(path: &Path) -> Result<Self, hound::Error> {
-        let reader = WavReader::open(path)?;
-        let spec = reader.spec();
-        // `hound` takes the low bits of a sample that is narrower than its container; the format
-        // keeps the sample in the high bits.
-        if container_bits(path)?.is_some_and(|bits| bits != spec.bits_per_sample) {
-            return Err(hound::Error::Unsupported);
+    /// A file that cannot be opened, is no WAV file, or whose samples `hound` does not decode.
+    pub(crate) fn open(path: &Path) -> Result<Self, WavError> {
+        let mut file = BufReader::new(input_file::open(path)?);
+        let failed = |error| failure(path, error);
+        let (spec, stored_bits) = layout(&mut file).map_err(failed)?;
+        let fits = |bits| bits == u64::from(spec.bits_per_sample);
+        let codec = codec(spec).filter(|_| stored_bits.is_none_or(fits));
+        let codec = codec.ok_or_else(|| {
+            let stored = stored_bits.map(|n| format!(", stored in {n} bits"));
+            let (bits, format) = (spec.bits_per_sample, spec.sample_format);
+            WavError::Samples {
+                path: path.to_owned(),
+                got: format!("{bits} bits of {format:?}{}", stored.unwrap_or_default()),
+            }
+        })?;
+        if spec.sample_rate == 0 {
+            return Err(WavError::Rate {
+                path: path.to_owned(),
+            });
         }
         Ok(Self {
-            reader,
-            rate: spec.sample_rate,
-            channels: spec.channels.into(),
+            path: path.to_owned(),
+            reader: WavReader::new(file).map_err(failed)?,
+            codec,
+            read: 0,
         })
     }
 
-    /// Returns the name of the coding.
-    #[cfg(not(feature = "media"))]
+    /// Returns FFmpeg's name of the codec.
     pub(crate) fn codec(&self) -> &'static str {
-        match self.reader.spec().sample_format {
-            SampleFormat::Float => "pcm_float",
-            SampleFormat::Int => "pcm_int",
+        self.codec
+    }
+
+    /// Returns the samples per second of each channel.
+    pub(crate) fn rate(&self) -> u32 {
+        self.reader.spec().sample_rate
+    }
+
+    /// Returns the number of channels.
+    pub(crate) fn channels(&self) -> usize {
+        usize::from(self.reader.spec().channels)
+    }
+
+    /// Reads the next samples, `[n, channels]` interleaved. Returns `None` at the end.
+    ///
+    /// # Errors
+    /// A file that ends too early, has no sample, or holds a value that is not finite.
+    pub(crate) fn next_chunk(&mut self) -> Result<Option<Vec<f32>>, WavError> {
+        let wanted = CHUNK * self.channels();
+        let WavSpec {
+            sample_format,
+            bits_per_sample,
+            ..
+        } = self.reader.spec();
+        let mut samples = Vec::new();
+        let filled = match sample_format {
+            SampleFormat::Float => fill(&mut samples, self.reader.samples::<f32>().take(wanted)),
+            SampleFormat::Int => {
+                let full_scale = f64::from(1u32 << (bits_per_sample - 1));
+                let value = |v: i32| (f64::from(v) / full_scale) as f32;
+                let stored = self.reader.samples::<i32>().take(wanted);
+                fill(&mut samples, stored.map(|v| v.map(value)))
+            }
+        };
+        let before = self.read;
+        self.read += samples.len() as u32;
+        filled.map_err(|error| self.read_failure(error))?;
+        self.check_finite(&samples, before)?;
+        match samples.is_empty() {
+            false => Ok(Some(samples)),
+            true if self.read > 0 => Ok(None),
+            true => Err(WavError::NoSamples {
+                path: self.path.clone(),
+            }),
         }
     }
 
-    /// Returns the next samples, `[n, channels]` interleaved in [-1, 1], or nothing at the end.
-    ///
-    /// # Errors
-    /// The file ends within a sample.
-    pub(crate) fn next(&mut self) -> Result<Vec<f32>, hound::Error> {
-        let count = CHUNK / self.channels * self.channels;
-        let spec = self.reader.spec();
-        if spec.sample_format == SampleFormat::Float {
-            return self.reader.samples::<f32>().take(count).collect();
+    /// Refuses a sample that is infinite or not a number. `before` samples precede these.
+    fn check_finite(&self, samples: &[f32], before: u32) -> Result<(), WavError> {
+        let Some(at) = samples.iter().position(|v| !v.is_finite()) else {
+            return Ok(());
+        };
+        let frame = (before as usize + at) / self.channels();
+        Err(WavError::NotFinite {
+            path: self.path.clone(),
+            value: samples[at],
+            seconds: frame as f64 / f64::from(self.rate()),
+        })
+    }
+
+    /// Turns `hound`'s end of file, which has no kind of its own, into a truncated file.
+    fn read_failure(&self, error: hound::Error) -> WavError {
+        match error {
+            hound::Error::IoError(e) if e.raw_os_error().is_none() => WavError::Truncated {
+                path: self.path.clone(),
+                wanted: self.reader.len(),
+                got: self.read,
+            },
+            error => failure(&self.path, error),
         }
-        // As FFmpeg scales integers: the most negative value is -1.
-        let scale = (1_u64 << (spec.bits_per_sample - 1)) as f32;
-        let samples = self.reader.samples::<i32>().take(count);
-        samples.map(|s| Ok(s? as f32 / scale)).collect()
     }
 }
 
-/// Returns the bits that one sample takes in the file, by the format chunk near its start.
-fn container_bits(path: &Path) -> std::io::Result<Option<u16>> {
-    let mut start = Vec::new();
-    File::open(path)?.take(4096).read_to_end(&mut start)?;
-    let at = start.windows(4).position(|w| w == b"fmt ");
-    let number = |at: usize| Some(u16::from_le_bytes([*start.get(at)?, *start.get(at + 1)?]));
-    // After the chunk's name and length: tag, channels, two rates, bytes of a frame.
-    let frame = at.and_then(|at| Some((number(at + 10)?, number(at + 20)?)));
-    Ok(frame.and_then(|(channels, bytes)| (8 * bytes).checked_div(channels)))
+/// Appends samples up to the first failure.
+fn fill(
+    samples: &mut Vec<f32>,
+    stored: impl Iterator<Item = hound::Result<f32>>,
+) -> hound::Result<()> {
+    for sample in stored {
+        samples.push(sample?);
+    }
+    Ok(())
+}
+
+/// Reads the header and the bits that the first sample takes in the file. Rewinds the file.
+///
+/// `hound` does not tell the width of a container, and it reads the low bits of a wide one. The
+/// format keeps the sample in the high bits, so such a file must be refused.
+fn layout(file: &mut BufReader<File>) -> hound::Result<(WavSpec, Option<u64>)> {
+    let spec = WavReader::new(&mut *file)?.spec();
+    let begin = file.stream_position()?;
+    file.rewind()?;
+    let mut reader = WavReader::new(&mut *file)?;
+    let first = match spec.sample_format {
+        SampleFormat::Float => reader.samples::<f32>().next().map(|v| v.is_ok()),
+        SampleFormat::Int => reader.samples::<i32>().next().map(|v| v.is_ok()),
+    };
+    let end = file.stream_position()?;
+    file.rewind()?;
+    Ok((spec, (first == Some(true)).then_some(8 * (end - begin))))
+}
+
+/// Returns FFmpeg's name of a codec that `hound` decodes as FFmpeg does.
+fn codec(spec: WavSpec) -> Option<&'static str> {
+    match (spec.sample_format, spec.bits_per_sample) {
+        (SampleFormat::Int, 8) => Some("pcm_u8"),
+        (SampleFormat::Int, 16) => Some("pcm_s16le"),
+        (SampleFormat::Int, 24) => Some("pcm_s24le"),
+        (SampleFormat::Int, 32) => Some("pcm_s32le"),
+        (SampleFormat::Float, 32) => Some("pcm_f32le"),
+        _ => None,
+    }
+}
+
+/// Turns `hound`'s error into one that names the file.
+fn failure(path: &Path, error: hound::Error) -> WavError {
+    let path = path.to_owned();
+    match error {
+        hound::Error::IoError(source) if source.raw_os_error().is_some() => {
+            WavError::Read { path, source }
+        }
+        hound::Error::IoError(_) => WavError::Format {
+            path,
+            reason: "the file ends in its header".to_owned(),
+        },
+        hound::Error::Unsupported | hound::Error::TooWide => WavError::Samples {
+            path,
+            got: "another codec or width".to_owned(),
+        },
+        error => WavError::Format {
+            path,
+            reason: error.to_string(),
+        },
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use hound::{WavSpec, WavWriter};
-
     use super::*;
+    use crate::fixtures::sound::{floats, integers, tone, wav};
 
-    /// Writes four frames of each kind that people have, and reads them back.
-    fn round_trip(channels: u16, bits: u16, format: SampleFormat) -> (WavFile, Vec<f32>) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.wav");
-        let spec = WavSpec {
-            channels,
-            sample_rate: 16_000,
-            bits_per_sample: bits,
-            sample_format: format,
-        };
-        let mut writer = WavWriter::create(&path, spec).unwrap();
-        for i in 0..4 * i32::from(channels) {
-            let value = f64::from(i - 4) / 8.0;
-            match format {
-                SampleFormat::Float => writer.write_sample(value as f32).unwrap(),
-                SampleFormat::Int => {
-                    let scale = f64::from(1_u32 << (bits - 2)) * 2.0;
-                    writer.write_sample((value * scale) as i32).unwrap();
-                }
-            }
+    fn read(path: &Path) -> Result<Vec<f32>, WavError> {
+        let mut file = WavFile::open(path)?;
+        let mut samples = Vec::new();
+        while let Some(chunk) = file.next_chunk()? {
+            samples.extend(chunk);
         }
-        writer.finalize().unwrap();
-        let mut file = WavFile::open(&path).unwrap();
-        let samples = file.next().unwrap();
-        assert!(file.next().unwrap().is_empty());
-        (file, samples)
+        Ok(samples)
+    }
+
+    /// Integers of `bits`, with both ends of the range, over more than one chunk.
+    fn stored(bits: u16, channels: u16) -> Vec<i32> {
+        let full = 1i64 << (bits - 1);
+        let ends = [-full, full - 1, 0, -1, 1, full / 3];
+        let count = i64::from(channels) * (CHUNK as i64 + 100);
+        let ramp = (0..count).map(|i| i * 7919 % (2 * full) - full);
+        ramp.enumerate()
+            .map(|(i, v)| *ends.get(i).unwrap_or(&v) as i32)
+            .collect()
     }
 
     #[test]
-    fn every_width_of_samples_is_read_between_minus_one_and_one() {
-        for channels in [1, 2] {
-            let count = 4 * i32::from(channels);
-            let wanted: Vec<f32> = (0..count).map(|i| (i - 4) as f32 / 8.0).collect();
-            for (bits, format) in [
-                (8, SampleFormat::Int),
-                (16, SampleFormat::Int),
-                (24, SampleFormat::Int),
-                (32, SampleFormat::Int),
-                (32, SampleFormat::Float),
-            ] {
-                let (file, samples) = round_trip(channels, bits, format);
-                assert_eq!((file.rate, file.channels), (16_000, channels.into()));
-                assert_eq!(samples, wanted, "{bits} bits, {format:?}");
+    fn integers_become_fractions_of_their_full_scale() {
+        for (bits, name) in [
+            (8, "pcm_u8"),
+            (16, "pcm_s16le"),
+            (24, "pcm_s24le"),
+            (32, "pcm_s32le"),
+        ] {
+            for channels in [1, 2, 6] {
+                let stored = stored(bits, channels);
+                let (_dir, path) = wav(integers(16_000, channels, bits), stored.iter().copied());
+                let file = WavFile::open(&path).unwrap();
+                assert_eq!(
+                    (file.codec(), file.rate(), file.channels()),
+                    (name, 16_000, usize::from(channels))
+                );
+                let scale = f64::from(bits - 1).exp2();
+                let want: Vec<f32> = stored
+                    .iter()
+                    .map(|&v| (f64::from(v) / scale) as f32)
+                    .collect();
+                assert_eq!(read(&path).unwrap(), want, "{bits} bits x {channels}");
             }
         }
+    }
+
+    #[test]
+    fn floats_stay_as_they_are() {
+        let (_dir, path) = wav(floats(48_000, 1), tone(48_000, 0.2).chain([1.5, -0.0]));
+        let want: Vec<f32> = tone(48_000, 0.2).chain([1.5, -0.0]).collect();
+        assert_eq!(read(&path).unwrap(), want);
+    }
+
+    #[test]
+    #[cfg(feature = "media")]
+    fn samples_are_ffmpegs_bit_for_bit() {
+        let check = |path: &Path| {
+            let mut file = crate::media::audio_file::AudioFile::open(path).unwrap();
+            let (mut want, mut shape) = (Vec::new(), None);
+            while let Some(chunk) = file.next_chunk().unwrap() {
+                shape = Some((file.codec(), chunk.rate, chunk.channels));
+                want.extend(chunk.samples.into_iter().map(f32::to_bits));
+            }
+            let ours = WavFile::open(path).unwrap();
+            assert_eq!(
+                Some((ours.codec(), ours.rate(), ours.channels())),
+                shape,
+                "{}",
+                path.display()
+            );
+            let got = read(path).unwrap();
+            assert!(!got.is_empty());
+            let got: Vec<u32> = got.into_iter().map(f32::to_bits).collect();
+            assert!(got == want, "{}: {shape:?}", path.display());
+        };
+        for channels in [1, 2, 3, 6] {
+            for bits in [8, 16, 24, 32] {
+                let samples = stored(bits, channels);
+                check(&wav(integers(16_000, channels, bits), samples).1);
+            }
+            let samples = tone(16_000, 0.5).flat_map(|v| vec![v; usize::from(channels)]);
+            check(&wav(floats(16_000, channels), samples).1);
+        }
+        for set in crate::fixtures::golden::sets() {
+            for name in ["speech_16k_mono.wav", "speech_44k1_stereo.wav"] {
+                check(&set.input(name));
+            }
+        }
+    }
+
+    #[test]
+    fn a_bad_file_is_an_error_that_names_the_file_wanted_and_got() {
+        let (dir, good) = wav(integers(16_000, 2, 16), stored(16, 2));
+        let good = std::fs::read(good).unwrap();
+        let says = |bytes: &[u8], kind: ErrorKind, want: &str| {
+            let path = dir.path().join("bad.wav");
+            std::fs::write(&path, bytes).unwrap();
+            let error = read(&path).expect_err(want);
+            let text = error.to_string();
+            assert!(
+                text.starts_with(path.to_str().unwrap()) && !text.contains('\n'),
+                "{text}"
+            );
+            assert!(text.contains(want), "{text}");
+            assert_eq!(error.kind(), kind, "{text}");
+        };
+        let with = |at: usize, value: &[u8]| {
+            let mut bytes = good.clone();
+            bytes[at..at + value.len()].copy_from_slice(value);
+            bytes
+        };
+        let input = ErrorKind::Input;
+        says(b"", input, "the file is empty");
+        says(b"hello, this is no sound", input, "wants a WAV file, ");
+        says(&good[..30], input, "the file ends in its header");
+        says(
+            &good[..good.len() - 1],
+            input,
+            "wants 8392 samples by its header, the file ends after 8391",
+        );
+        says(
+            &with(40, &[0; 4])[..44],
+            input,
+            "at least 1 sample, got none",
+        );
+        says(&with(22, &[0; 2]), input, "zero channels");
+        says(&with(24, &[0; 8]), input, "at least 1 Hz, got 0 Hz");
+        says(
+            &with(20, &[2]),
+            ErrorKind::Resources,
+            "32 bits of float, got another codec",
+        );
+        let (_dir, nan) = wav(floats(16_000, 1), tone(16_000, 0.5).chain([f32::NAN]));
+        says(
+            &std::fs::read(nan).unwrap(),
+            input,
+            "finite samples, got NaN at 0.500 s",
+        );
+        assert!(matches!(
+            WavFile::open(dir.path()),
+            Err(WavError::Open(InputFileError::Folder { .. }))
+        ));
     }
 
     #[test]
     fn samples_narrower_than_their_container_are_refused() {
-        let mut wav = b"RIFF\x40\0\0\0WAVEfmt \x28\0\0\0\xfe\xff\x01\0".to_vec();
-        wav.extend([16_000_u32, 64_000].map(u32::to_le_bytes).concat());
+        let mut by_hand = b"RIFF\x40\0\0\0WAVEfmt \x28\0\0\0\xfe\xff\x01\0".to_vec();
+        by_hand.extend([16_000_u32, 64_000].map(u32::to_le_bytes).concat());
         // Bytes of a frame, bits of the container, length of the extension, valid bits.
-        wav.extend([4_u16, 32, 22, 24].map(u16::to_le_bytes).concat());
-        wav.extend(b"\0\0\0\0\x01\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71");
-        wav.extend(b"data\x04\0\0\0\0\0\0\x40");
+        by_hand.extend([4_u16, 32, 22, 24].map(u16::to_le_bytes).concat());
+        by_hand.extend(b"\0\0\0\0\x01\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71");
+        by_hand.extend(b"data\x04\0\0\0\0\0\0\x40");
+        let spec = hound::WavSpecEx {
+            spec: integers(16_000, 1, 24),
+            bytes_per_sample: 4,
+        };
+        let mut by_hound = std::io::Cursor::new(Vec::new());
+        let mut writer = hound::WavWriter::new_with_spec_ex(&mut by_hound, spec).unwrap();
+        writer.write_sample(1 << 22).unwrap();
+        writer.finalize().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.wav");
-        std::fs::write(&path, wav).unwrap();
-        let refused = WavFile::open(&path).err();
-        assert!(
-            matches!(refused, Some(hound::Error::Unsupported)),
-            "{refused:?}"
-        );
-    }
-
-    /// Samples of the golden recordings by FFmpeg and by this file are the same bits.
-    #[cfg(feature = "media")]
-    #[test]
-    fn samples_are_those_of_ffmpeg() {
-        let set = &crate::fixtures::golden::sets()[0];
-        for name in ["speech_16k_mono.wav", "speech_44k1_stereo.wav"] {
-            let path = set.input(name);
-            let mut theirs = Vec::new();
-            let mut file = crate::media::audio_file::AudioFile::open(&path).unwrap();
-            while let Some(chunk) = file.next_chunk().unwrap() {
-                theirs.extend(chunk.samples);
-            }
-            let (mut ours, mut wav) = (Vec::new(), WavFile::open(&path).unwrap());
-            loop {
-                let more = wav.next().unwrap();
-                if more.is_empty() {
-                    break;
-                }
-                ours.extend(more);
-            }
-            assert!(ours == theirs && !ours.is_empty(), "{name}");
+        let path = dir.path().join("wide.wav");
+        for bytes in [by_hand, by_hound.into_inner()] {
+            std::fs::write(&path, bytes).unwrap();
+            let error = read(&path).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Resources);
+            let text = error.to_string();
+            assert!(
+                text.contains("got 24 bits of Int, stored in 32 bits;"),
+                "{text}"
+            );
         }
     }
 }

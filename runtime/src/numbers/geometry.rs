@@ -1,4 +1,4 @@
-//! Every size of one run, and the rows of the KV ring that a block writes and sees.
+//! Sizes of one run, and the rows of the KV ring that a block writes and reads.
 
 use engines::components::dit::DitConfig;
 use engines::components::symbols;
@@ -10,55 +10,64 @@ use engines::manifest::ModelConfig;
 use crate::numbers::size::Size;
 use crate::numbers::timing::FRAMES_PER_LATENT;
 
-/// Why a clip length cannot be used.
+/// A clip length that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "infer_frames wants a multiple of {unit}, the frames of a block, got {got}; the model is made for 48"
 )]
 pub struct ClipLengthError {
+    /// Video frames that were asked for.
     pub got: usize,
+    /// Video frames of a block.
     pub unit: usize,
 }
 
 impl ClipLengthError {
-    /// Always a usage error.
+    /// Returns `Usage`.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Usage
     }
 }
 
-/// Why a ring cannot be so long.
+/// A ring length that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "ring_blocks wants 1 to {most}, the blocks of a clip, got {got}; the model is made for {most}"
 )]
 pub struct RingLengthError {
+    /// Blocks that were asked for.
     pub got: usize,
+    /// Blocks of a clip.
     pub most: usize,
 }
 
 impl RingLengthError {
-    /// Always a usage error.
+    /// Returns `Usage`.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Usage
     }
 }
 
-/// Every size of a run's tensors.
+/// The sizes of a run's tensors.
 ///
 /// ```
 /// use engines::components::preset::Preset;
 /// use runtime::numbers::Geometry;
 ///
-/// let model = Preset::Full.config().dit;
-/// let geometry = Geometry::new(&model, "704*384".parse().unwrap(), 48).unwrap();
-/// assert_eq!((geometry.clip_blocks, geometry.block_tokens()), (4, 3 * 24 * 44));
-/// // The fifth block takes the place of the first in the ring.
+/// let config = Preset::Full.config().dit;
+/// let geometry = Geometry::new(&config, "704*384".parse()?, 48)?;
+/// assert_eq!(geometry.tokens, (24, 44));
+/// assert_eq!(geometry.clip_blocks, 4);
+/// assert_eq!(geometry.latents_shape(3), [1, 16, 3, 48, 88]);
+/// // The fifth block overwrites the first one in the ring, and attention reads the whole ring.
 /// assert_eq!(geometry.slot(4), geometry.slot(0));
+/// assert_eq!(geometry.filled(4), geometry.ring_tokens());
+/// assert!(Geometry::new(&config, geometry.size, 47).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Width and height of the video in pixels.
+    /// Size of the video, in pixels.
     pub size: Size,
     /// Rows and columns of tokens in a latent frame.
     pub tokens: (usize, usize),
@@ -70,7 +79,7 @@ pub struct Geometry {
     pub block_frames: usize,
     /// Blocks of a clip.
     pub clip_blocks: usize,
-    /// Number of blocks that the ring holds, by default those of a clip. It holds the newest ones.
+    /// Newest blocks that the ring holds. By default it holds as many as a clip has.
     pub ring_blocks: usize,
     /// Tokens of the sink, `C`.
     pub sink_tokens: usize,
@@ -81,10 +90,10 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Sizes of clips of `infer_frames` video frames at `size`, with a ring of as many blocks.
+    /// Computes the sizes of clips of `infer_frames` video frames. The ring holds one clip.
     ///
     /// # Errors
-    /// `infer_frames` that is not a whole number of blocks.
+    /// `infer_frames` is 0 or not a whole number of blocks.
     pub fn new(
         config: &DitConfig,
         size: Size,
@@ -112,11 +121,12 @@ impl Geometry {
         })
     }
 
-    /// The same with a ring of `blocks`: attention sees no older ones, so the video is another than
-    /// the model's own.
+    /// Returns the same sizes with a ring of `blocks`.
+    ///
+    /// Attention reads no older blocks, so a shorter ring changes the video.
     ///
     /// # Errors
-    /// No block, or more than a clip has.
+    /// `blocks` is 0 or more than a clip has.
     pub fn with_ring(self, blocks: usize) -> Result<Self, RingLengthError> {
         if blocks == 0 || blocks > self.clip_blocks {
             return Err(RingLengthError {
@@ -130,42 +140,44 @@ impl Geometry {
         })
     }
 
-    /// Video frames of a block after the first.
+    /// Counts the video frames of a block. (The first block of a video shows fewer.)
     pub fn block_video_frames(&self) -> usize {
         self.block_frames * FRAMES_PER_LATENT
     }
 
-    /// Video frames of a clip.
+    /// Counts the video frames of a clip.
     pub fn clip_video_frames(&self) -> usize {
         self.clip_blocks * self.block_video_frames()
     }
 
-    /// Tokens of a block, `3*h*w`.
+    /// Counts the tokens of a block, `3*h*w`.
     pub fn block_tokens(&self) -> usize {
         self.block_frames * self.tokens.0 * self.tokens.1
     }
 
-    /// Tokens of the ring, `S`.
+    /// Counts the tokens of the ring, `S`.
     pub fn ring_tokens(&self) -> usize {
         self.ring_blocks * self.block_tokens()
     }
 
-    /// First global latent frame of a block.
+    /// Returns the first global latent frame of a block.
     pub fn first_frame(&self, block: usize) -> usize {
         block * self.block_frames
     }
 
-    /// First ring token that `block` writes. Blocks divide the ring, so a write never wraps.
+    /// Returns the first ring token that `block` writes.
+    ///
+    /// The ring is a whole number of blocks, so a write never wraps.
     pub fn slot(&self, block: usize) -> usize {
         (block % self.ring_blocks) * self.block_tokens()
     }
 
-    /// Ring tokens that are filled once `block` is written: one contiguous prefix.
+    /// Counts the ring tokens in use after `block` is written. They are a prefix of the ring.
     pub fn filled(&self, block: usize) -> usize {
         (block + 1).min(self.ring_blocks) * self.block_tokens()
     }
 
-    /// `[1, Z, frames, H/8, W/8]`.
+    /// Returns the shape of latents, `[1, Z, frames, H/8, W/8]`.
     pub fn latents_shape(&self, frames: usize) -> [usize; 5] {
         [
             1,
@@ -201,7 +213,7 @@ impl Geometry {
         sizes
     }
 
-    /// Bytes of the keys and values of one layer and one step, over the whole ring.
+    /// Counts the bytes of keys and values of one layer and one step, over the whole ring.
     pub fn ring_lane_bytes(&self, dtype: DType) -> usize {
         2 * self.heads * self.ring_tokens() * self.head_dim * dtype.size()
     }
@@ -263,7 +275,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_ring_always_holds_the_newest_blocks_and_nothing_else(
-            clip in 1usize..6, blocks in 1usize..6, last in 0usize..40,
+            clip in 1usize..6,
+            blocks in 1usize..6,
+            last in 0usize..40,
         ) {
             let blocks = blocks.min(clip);
             let g = geometry(12 * clip).with_ring(blocks).unwrap();
@@ -274,11 +288,12 @@ mod tests {
                 prop_assert!(slot + g.block_tokens() <= g.filled(b));
                 ring[slot..slot + g.block_tokens()].fill(Some(b));
             }
-            let filled = ring[..g.filled(last)].iter();
-            let mut seen: Vec<usize> = filled.map(|t| t.expect("filled")).collect();
+            let seen = ring[..g.filled(last)].iter();
+            let mut seen: Vec<usize> = seen.map(|t| t.expect("filled")).collect();
             seen.sort_unstable();
             seen.dedup();
-            prop_assert_eq!(seen, ((last + 1).saturating_sub(blocks)..=last).collect::<Vec<_>>());
+            let newest = (last + 1).saturating_sub(blocks)..=last;
+            prop_assert_eq!(seen, newest.collect::<Vec<_>>());
             prop_assert!(ring[g.filled(last)..].iter().all(Option::is_none));
         }
     }

@@ -1,21 +1,23 @@
-//! Amounts of memory as flags spell them.
+//! Reads amounts of memory from flags.
 
 use std::str::FromStr;
 
-/// An amount of memory, as `--device-memory` spells it.
+/// An amount of memory in bytes. `--device-memory` takes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemorySize(pub u64);
 
-/// What is no amount of memory.
+/// A text that is not an amount of memory.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("device-memory wants a size such as 24GB, 900MB or 16GiB, got `{got}`")]
 pub struct MemorySizeError {
+    /// Text that was given.
     pub got: String,
 }
 
 impl FromStr for MemorySize {
     type Err = MemorySizeError;
 
+    /// Reads a number and a unit: `B`, `kB`, `MB`, `GB`, `KiB`, `MiB` or `GiB`, in any case.
     fn from_str(text: &str) -> Result<Self, MemorySizeError> {
         let plain = text.trim();
         let at = plain.find(|c: char| c.is_ascii_alphabetic());

@@ -1,20 +1,23 @@
-//! Random numbers: the stream of torch's CPU generator, so that a seed means the same noise as in
-//! the reference run on a CPU, and a small keyed generator of our own for `relative_dist`. CUDA's
-//! generator is another one and is not reproduced.
+//! Generates random numbers.
+//!
+//! Noise is the stream of torch's CPU generator. A seed thus gives the noise of the reference on a
+//! CPU. CUDA has another generator, which this file does not reproduce. `relative_dist` has a small
+//! keyed generator of our own.
 
 use std::f64::consts::PI;
 
 use half::bf16;
 
-/// Channels and latent frames of one clip's noise.
+/// Channels of the noise of a clip.
 pub(crate) const NOISE_CHANNELS: usize = 16;
+/// Words of the state, `n` of the Mersenne Twister.
 const STATE: usize = 624;
+/// Distance of the two words that a twist combines, `m` of the Mersenne Twister.
 const MIDDLE: usize = 397;
-/// Values made together: eight radii and eight angles.
+/// Values that torch makes together: eight radii and eight angles.
 const GROUP: usize = 16;
 
-/// torch's `Generator(device="cpu")`: Mersenne Twister 19937 and the transformations of
-/// `torch.randn`.
+/// torch's `Generator(device="cpu")`: the Mersenne Twister 19937, with `torch.randn`.
 #[derive(Clone)]
 pub(crate) struct TorchGenerator {
     state: [u32; STATE],
@@ -23,7 +26,7 @@ pub(crate) struct TorchGenerator {
 }
 
 impl TorchGenerator {
-    /// As `Generator().manual_seed(seed)`; the engine keeps the low 32 bits.
+    /// Seeds a generator as `Generator().manual_seed(seed)` does. Only the low 32 bits count.
     pub(crate) fn new(seed: u64) -> Self {
         let mut state = [0u32; STATE];
         state[0] = seed as u32;
@@ -40,7 +43,7 @@ impl TorchGenerator {
         }
     }
 
-    /// Next 32 random bits.
+    /// Draws 32 random bits.
     pub(crate) fn random(&mut self) -> u32 {
         if self.next == STATE {
             self.twist();
@@ -53,6 +56,7 @@ impl TorchGenerator {
         y ^ (y >> 18)
     }
 
+    /// Computes the next 624 words of the Mersenne Twister.
     fn twist(&mut self) {
         for i in 0..STATE {
             let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % STATE] & 0x7fff_ffff);
@@ -62,21 +66,22 @@ impl TorchGenerator {
         self.next = 0;
     }
 
-    /// `[0, 1)` in 24 bits, torch's `uniform_real_distribution<float>`.
+    /// Draws a value of `[0, 1)` in 24 bits, as torch's `uniform_real_distribution<float>`.
     fn uniform(&mut self) -> f32 {
         (self.random() & 0x00ff_ffff) as f32 / 16_777_216.0
     }
 
-    /// `[0, 1)` in 53 bits, torch's `uniform_real_distribution<double>`.
+    /// Draws a value of `[0, 1)` in 53 bits, as torch's `uniform_real_distribution<double>`.
     fn uniform_f64(&mut self) -> f64 {
         let high = u64::from(self.random());
         let bits = (high << 32 | u64::from(self.random())) & ((1 << 53) - 1);
         bits as f64 / (1u64 << 53) as f64
     }
 
-    /// `torch.randn(n, dtype=float32)`. Sixteen values and more take the vectorised path
-    /// (`normal_fill`: groups of 16, and a remainder that draws the last 16 anew), fewer the scalar
-    /// one.
+    /// Draws `torch.randn(n, dtype=float32)`.
+    ///
+    /// Sixteen values and more take torch's vectorised path, `normal_fill`. It fills groups of 16;
+    /// for a remainder it draws the last 16 values again. Fewer values take the scalar path.
     pub(crate) fn randn(&mut self, n: usize) -> Vec<f32> {
         if n < GROUP {
             return (0..n).map(|_| self.normal() as f32).collect();
@@ -93,12 +98,13 @@ impl TorchGenerator {
         out
     }
 
-    /// `torch.randn(n, dtype=bfloat16)`: the f32 stream, rounded.
+    /// Draws `torch.randn(n, dtype=bfloat16)`: the f32 stream, rounded.
     pub(crate) fn randn_bf16(&mut self, n: usize) -> Vec<bf16> {
         self.randn(n).into_iter().map(bf16::from_f32).collect()
     }
 
-    /// torch's `normal_distribution<double>`: pairs, the second kept for the next call.
+    /// Draws as torch's `normal_distribution<double>`: in pairs. It keeps the second value for the
+    /// next call.
     fn normal(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;
@@ -110,9 +116,10 @@ impl TorchGenerator {
     }
 }
 
-/// Sixteen uniforms to sixteen normals: the first eight give the radii, the last eight the angles.
-/// Every intermediate is rounded to f32 where torch's `normal_fill_16_AVX2` does; the angle's
-/// rounding alone moves a value by 1e-6.
+/// Turns sixteen uniform values into normal ones. The first eight give radii, the others angles.
+///
+/// It rounds to f32 where torch's `normal_fill_16_AVX2` does. The rounding of the angle alone moves
+/// a value by 1e-6.
 fn box_muller(group: &mut [f32]) {
     const TWO_PI: f32 = std::f32::consts::TAU;
     let (first, last) = group.split_at_mut(GROUP / 2);
@@ -125,9 +132,10 @@ fn box_muller(group: &mut [f32]) {
     }
 }
 
-/// Noise of clip `clip`: `torch.randn(16, frames, latent_h, latent_w)` from seed `base_seed +
-/// clip`. `frames` is the clip's latent frames (12 for 48 frames of video), `(latent_h, latent_w)`
-/// as [`crate::numbers::size::Size::latent`].
+/// Draws the noise of a clip, `torch.randn(16, frames, latent_h, latent_w)`.
+///
+/// The seed is `base_seed + clip`. `frames` counts latent frames (12 for 48 video frames).
+/// [`crate::numbers::size::Size::latent`] gives `(latent_h, latent_w)`.
 pub(crate) fn clip_noise(
     base_seed: u64,
     clip: usize,
@@ -138,13 +146,11 @@ pub(crate) fn clip_noise(
     generator.randn(NOISE_CHANNELS * frames * latent.0 * latent.1)
 }
 
-/// Distance of the reference token for one forward: an integer in `4..=30`, as the reference's
-/// `random.randint(4, 30)`, which is unseeded.
+/// Draws the distance of the reference token for one forward, an integer in `4..=30`.
 ///
-/// Ours is a function of `(seed, block, step)` alone, so that neither the order of execution nor a
-/// restart changes it: `z = mix(mix(mix(seed) + block) + step)` with `mix` the output function of
-/// SplitMix64 after adding its increment `0x9e3779b97f4a7c15`; the distance is `4 + floor(27 * z /
-/// 2^64)`.
+/// The reference draws `random.randint(4, 30)` without a seed. This function depends on
+/// `(seed, block, step)` alone, so neither the order of execution nor a restart changes its result.
+/// The result is `4 + floor(27 * z / 2^64)`, with `z = mix(mix(mix(seed) + block) + step)`.
 pub(crate) fn relative_dist(seed: u64, block: u64, step: u64) -> u32 {
     const LOW: u32 = 4;
     const COUNT: u128 = 27;
@@ -154,6 +160,7 @@ pub(crate) fn relative_dist(seed: u64, block: u64, step: u64) -> u32 {
     LOW + ((u128::from(z) * COUNT) >> 64) as u32
 }
 
+/// Adds the increment of SplitMix64 and applies its output function.
 fn mix(x: u64) -> u64 {
     let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,137 +1,146 @@
-//! Rotary position tables for the noisy tokens of a block and for the sink tokens, computed in f64
-//! and handed to the graphs as f32. Three axes (latent frame, token row, token column) share the
-//! head's frequencies; a table row is the concatenation of the axes' angles. The reference indexes
-//! a table of 45000 frames and stops there (two hours); angles here are computed, so there is no
-//! such end.
+//! Rotary position tables for the noisy tokens of a block and for the sink tokens.
+//!
+//! Tables are computed in f64 and given to the graphs as f32. Three axes (latent frame, token row,
+//! token column) share the frequencies of a head. A table row is the angles of the three axes, one
+//! after the other. The reference indexes a table of 45000 frames and ends there (two hours).
+//! This code computes the angles, so it has no such end.
 
-use std::ops::Range;
+use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
 /// Latent frames of one block.
 pub(crate) const BLOCK_FRAMES: usize = 3;
 /// Frame index of the reference tokens before any shift.
 pub(crate) const REF_FRAME: i64 = 30;
-/// Frame index of the newest motion frame (`post`), of the next two (`2x`), and of the sixteen
-/// oldest in groups of four (`4x`).
+/// Frame index of the newest motion frame (`post`).
 const POST_FRAME: i64 = -1;
+/// First frame index of the two motion frames before it (`2x`).
 const FRAME_2X: i64 = -3;
+/// First frame index of each group of four among the sixteen oldest motion frames (`4x`).
 const FRAMES_4X: [i64; 4] = [-19, -14, -9, -4];
+/// Base of the frequencies, as in the reference.
 const THETA: f64 = 10000.0;
 
-/// Cosines and sines, each `[tokens, head_dim/2]` row by row.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Cosines and sines of the positions of tokens.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Table {
-    pub cos: Vec<f32>,
-    pub sin: Vec<f32>,
+    /// Cosines, `[tokens, head_dim/2]`.
+    pub cos: Array2<f32>,
+    /// Sines, `[tokens, head_dim/2]`.
+    pub sin: Array2<f32>,
 }
 
-/// How far the reference token has moved: `max(0, f0 - (30 - relative_dist))` (reference
-/// `CausalWanModel_S2V`, relative position of the ref frame). `f0` is the block's first global
-/// latent frame.
+/// Returns how far the reference token has moved: `max(0, f0 - (30 - relative_dist))`.
+///
+/// `f0` is the block's first global latent frame. Reference: `CausalWanModel_S2V`, relative
+/// position of the ref frame.
 pub(crate) fn ref_shift(f0: usize, relative_dist: u32) -> usize {
     (f0 + relative_dist as usize).saturating_sub(REF_FRAME as usize)
 }
 
-/// The tables of one video size: rows and columns never change, so their angles are computed once.
+/// The tables of one video size. Rows and columns never change, so their angles are computed once.
 #[derive(Clone, Debug)]
 pub(crate) struct Rope {
-    rows: Axis,
-    columns: Axis,
+    rows: Table,
+    columns: Table,
     frame_width: usize,
 }
 
-/// Cosines and sines of one axis at positions `0..n`, `[n, width]`.
-#[derive(Clone, Debug)]
-struct Axis {
-    count: usize,
-    width: usize,
-    table: Table,
-}
-
-impl Axis {
-    fn new(width: usize, positions: impl Iterator<Item = i64>) -> Self {
-        let mut table = Table::default();
-        let mut count = 0;
-        for position in positions {
-            count += 1;
-            for j in 0..width {
-                let angle =
-                    position as f64 * (1.0 / THETA.powf(2.0 * j as f64 / (2 * width) as f64));
-                table.cos.push(angle.cos() as f32);
-                table.sin.push(angle.sin() as f32);
-            }
-        }
-        Self {
-            count,
-            width,
-            table,
-        }
-    }
-
-    fn at(&self, index: usize) -> Range<usize> {
-        index * self.width..(index + 1) * self.width
-    }
-}
-
 impl Rope {
-    /// Tables for `h x w` tokens a frame and heads of `head_dim`.
+    /// Computes the angles for `h x w` tokens a frame and heads of `head_dim`.
     pub(crate) fn new(h: usize, w: usize, head_dim: usize) -> Self {
         let [frame_width, row_width, column_width] = split(head_dim);
+        let positions = |n: usize| (0..n as i64).collect::<Vec<_>>();
         Self {
-            rows: Axis::new(row_width, 0..h as i64),
-            columns: Axis::new(column_width, 0..w as i64),
+            rows: Table::of_axis(row_width, &positions(h)),
+            columns: Table::of_axis(column_width, &positions(w)),
             frame_width,
         }
     }
 
-    /// Noisy tokens of the block that starts at global latent frame `f0`: `[3*h*w, head_dim/2]`,
-    /// frame-major, then row, then column.
+    /// Returns the table of the block that starts at global latent frame `f0`.
+    ///
+    /// Its `3*h*w` rows go by frame, then by row, then by column.
     pub(crate) fn noisy(&self, f0: usize) -> Table {
-        let first = f0 as i64;
-        let mut out = Table::default();
-        self.group(&mut out, first..first + BLOCK_FRAMES as i64, 1);
-        out
+        let frames: [i64; BLOCK_FRAMES] = std::array::from_fn(|i| (f0 + i) as i64);
+        self.group(&frames, 1)
     }
 
-    /// Sink tokens `[ref | post | 2x | 4x]`: `[cond_tokens, head_dim/2]`. Only the reference moves,
-    /// by `shift` (see [`ref_shift`]).
+    /// Returns the table of the sink tokens `[ref | post | 2x | 4x]`.
+    ///
+    /// Only the reference moves, by `shift` (see [`ref_shift`]).
     pub(crate) fn cond(&self, shift: usize) -> Table {
-        let ref_frame = REF_FRAME + shift as i64;
-        let mut out = Table::default();
-        self.group(&mut out, ref_frame..ref_frame + 1, 1);
-        self.group(&mut out, POST_FRAME..POST_FRAME + 1, 1);
-        self.group(&mut out, FRAME_2X..FRAME_2X + 1, 2);
-        self.group(&mut out, FRAMES_4X, 4);
-        out
+        let groups = [
+            self.group(&[REF_FRAME + shift as i64], 1),
+            self.group(&[POST_FRAME], 1),
+            self.group(&[FRAME_2X], 2),
+            self.group(&FRAMES_4X, 4),
+        ];
+        let join = |part: fn(&Table) -> ArrayView2<'_, f32>| {
+            concatenate(Axis(0), &groups.each_ref().map(part)).expect("tables of one head")
+        };
+        Table {
+            cos: join(|t| t.cos.view()),
+            sin: join(|t| t.sin.view()),
+        }
     }
 
-    /// Appends frames x rows x columns, each side thinned to `1/stride` of its tokens.
-    fn group(&self, out: &mut Table, frames: impl IntoIterator<Item = i64>, stride: usize) {
-        let rows = spread(self.rows.count, self.rows.count / stride);
-        let columns = spread(self.columns.count, self.columns.count / stride);
-        let frames = Axis::new(self.frame_width, frames.into_iter());
-        for frame in 0..frames.count {
-            for &row in &rows {
-                for &column in &columns {
-                    for (axis, index) in
-                        [(&frames, frame), (&self.rows, row), (&self.columns, column)]
-                    {
-                        out.cos.extend_from_slice(&axis.table.cos[axis.at(index)]);
-                        out.sin.extend_from_slice(&axis.table.sin[axis.at(index)]);
-                    }
-                }
-            }
+    /// Returns the table of frames x rows x columns. Each side keeps `1/stride` of its tokens.
+    fn group(&self, frames: &[i64], stride: usize) -> Table {
+        let kept = |side: &Table| spread(side.cos.nrows(), side.cos.nrows() / stride);
+        let (rows, columns) = (kept(&self.rows), kept(&self.columns));
+        let count = frames.len() * rows.len() * columns.len();
+        let column_of = |token| columns[token % columns.len()];
+        let row_of = |token| rows[token / columns.len() % rows.len()];
+        let frame_of = |token| token / columns.len() / rows.len();
+        let places = [
+            (0..count).map(frame_of).collect(),
+            (0..count).map(row_of).collect(),
+            (0..count).map(column_of).collect(),
+        ];
+        let frames = Table::of_axis(self.frame_width, frames);
+        let axes = [&frames, &self.rows, &self.columns];
+        Table {
+            cos: gather(&axes.map(|axis| axis.cos.view()), &places),
+            sin: gather(&axes.map(|axis| axis.sin.view()), &places),
         }
     }
 }
 
-/// Frequencies of the (frame, row, column) axes: thirds of `head_dim/2`, the rest to the frame. 128
-/// -> 22, 21, 21.
+/// Picks the rows `places` of each axis and puts them side by side, `[tokens, head_dim/2]`.
+fn gather(axes: &[ArrayView2<'_, f32>; 3], places: &[Vec<usize>; 3]) -> Array2<f32> {
+    let width = axes.iter().map(|axis| axis.ncols()).sum();
+    let mut out = Array2::zeros((places[0].len(), width));
+    let mut first = 0;
+    for (axis, at) in axes.iter().zip(places) {
+        let end = first + axis.ncols();
+        out.slice_mut(s![.., first..end])
+            .assign(&axis.select(Axis(0), at));
+        first = end;
+    }
+    out
+}
+
+impl Table {
+    /// Computes the angles of one axis with `width` frequencies, `[positions, width]`.
+    fn of_axis(width: usize, positions: &[i64]) -> Self {
+        let angles = Array2::from_shape_fn((positions.len(), width), |(i, j)| {
+            positions[i] as f64 * (1.0 / THETA.powf(2.0 * j as f64 / (2 * width) as f64))
+        });
+        Self {
+            cos: angles.mapv(|angle| angle.cos() as f32),
+            sin: angles.mapv(|angle| angle.sin() as f32),
+        }
+    }
+}
+
+/// Returns the frequencies of the (frame, row, column) axes. Row and column have a third of
+/// `head_dim/2` each, the frame has the rest: 128 gives 22, 21 and 21.
 fn split(head_dim: usize) -> [usize; 3] {
     let half = head_dim / 2;
     [half - 2 * (half / 3), half / 3, half / 3]
 }
 
-/// `numpy.linspace(0, n - 1, count).astype(int)`, float steps and truncation included.
+/// Returns `numpy.linspace(0, n - 1, count).astype(int)`, with its float steps and truncation.
 pub(crate) fn spread(n: usize, count: usize) -> Vec<usize> {
     let last = n.saturating_sub(1);
     let step = if count > 1 {
@@ -185,11 +194,11 @@ mod tests {
                 ["h", "w"].map(|side| set.number(&format!("/values/dit_sink/latent_{side}")) / 2);
             let rope = Rope::new(h, w, set.number("/config/head_dim"));
             let close = |name: &str, table: &Table| {
-                let worst =
-                    golden::worst(&table.cos, &set.f32s("rope", &format!("{name}.cos"))).max(
-                        golden::worst(&table.sin, &set.f32s("rope", &format!("{name}.sin"))),
-                    );
-                assert!(worst <= 1e-6, "{name}: {worst}");
+                for (part, side) in [("cos", &table.cos), ("sin", &table.sin)] {
+                    let want = set.f32s("rope", &format!("{name}.{part}"));
+                    let worst = golden::worst(side.as_slice().unwrap(), &want);
+                    assert!(worst <= 1e-6, "{name}.{part}: {worst}");
+                }
             };
             for f0 in [0, 12, 15, 300] {
                 close(&format!("noisy.f{f0}"), &rope.noisy(f0));
@@ -231,19 +240,19 @@ mod tests {
         let rope = Rope::new(4, 8, 128);
         let table = rope.noisy(12);
         let (row, half) = (32 + 2 * 8 + 5, 64); // frame 13, row 2, column 5
-        assert_eq!(table.cos.len(), 3 * 32 * half);
+        assert_eq!(table.cos.dim(), (3 * 32, half));
         for (index, position) in [(0, 13.0), (22, 2.0), (43, 5.0)] {
-            assert!((f64::from(table.cos[row * half + index]) - f64::cos(position)).abs() < 1e-7);
-            assert!((f64::from(table.sin[row * half + index]) - f64::sin(position)).abs() < 1e-7);
+            assert!((f64::from(table.cos[[row, index]]) - f64::cos(position)).abs() < 1e-7);
+            assert!((f64::from(table.sin[[row, index]]) - f64::sin(position)).abs() < 1e-7);
         }
         let tokens = crate::fixtures::sizes::config(1).sink_tokens(4, 8);
-        assert_eq!((rope.cond(0).cos.len(), tokens), (tokens * half, 80));
+        assert_eq!((rope.cond(0).cos.dim(), tokens), ((tokens, half), 80));
     }
 
     #[test]
     fn the_tables_go_on_after_the_references_45000_frames() {
         let frame: f64 = 1_000_000.0;
         let table = Rope::new(4, 4, 128).noisy(1_000_000);
-        assert!((f64::from(table.cos[0]) - frame.cos()).abs() < 1e-7);
+        assert!((f64::from(table.cos[[0, 0]]) - frame.cos()).abs() < 1e-7);
     }
 }

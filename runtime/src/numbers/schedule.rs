@@ -1,40 +1,53 @@
-//! The denoising schedule: sigmas, timesteps and the timestep's sinusoid, as functions of numbers.
-//! The Euler update itself lives in the graph; this only says which sigmas it goes between.
+//! Computes the denoising schedule: sigmas, timesteps and the sinusoid of a timestep.
+//!
+//! The graph does the Euler update. This file gives the sigmas before and after it.
 
 use engines::error_kind::ErrorKind;
 
-/// Flow-matching shift, fixed in the reference whatever `--sample_shift` says.
+/// Flow-matching shift. The reference fixes it and ignores its own `--sample_shift`.
 pub(crate) const SHIFT: f64 = 3.0;
-/// Training timesteps; `t = 1000 * sigma`.
+/// Number of training timesteps: `t = 1000 * sigma`.
 pub(crate) const TRAIN_STEPS: f64 = 1000.0;
 /// Width of [`sinusoid`].
 pub(crate) const FREQUENCIES: usize = 256;
 
-/// Why a schedule cannot be made.
+/// A number of steps that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
+    /// There is no step.
     #[error("sample_steps wants at least 1, got {got}; the model is distilled for 4")]
-    NoSteps { got: usize },
+    NoSteps {
+        /// Steps that were asked for.
+        got: usize,
+    },
+    /// There are more steps than training timesteps.
     #[error("sample_steps wants at most {most}, got {got}; the model is distilled for 4")]
-    TooManySteps { got: usize, most: usize },
+    TooManySteps {
+        /// Steps that were asked for.
+        got: usize,
+        /// Largest number of steps.
+        most: usize,
+    },
 }
 
 impl ScheduleError {
-    /// Always a usage error.
+    /// Returns `Usage`.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Usage
     }
 }
 
-/// More steps than the model was trained with mean nothing.
+/// Largest number of steps. The model was trained with as many, so more have no meaning.
 pub(crate) const MAX_STEPS: usize = 1000;
 
-/// `n + 1` sigmas, falling from 1 to 0 (diffusers
-/// `FlowMatchEulerDiscreteScheduler(shift=3).set_timesteps(n)`). `sigma = 3u / (1 + 2u)` over `n`
-/// even points from 1 to the smallest *already shifted* training sigma, then 0.
+/// Returns `n + 1` sigmas that fall from 1 to 0.
+///
+/// `sigma = 3u / (1 + 2u)` over `n` even points. They go from 1 to the smallest training sigma,
+/// which is *already shifted*. A last sigma of 0 follows. Source: diffusers
+/// `FlowMatchEulerDiscreteScheduler(shift=3).set_timesteps(n)`.
 ///
 /// # Errors
-/// `n` outside 1..=1000.
+/// `n` is outside `1..=1000`.
 pub(crate) fn sigmas(n: usize) -> Result<Vec<f32>, ScheduleError> {
     match n {
         0 => return Err(ScheduleError::NoSteps { got: n }),
@@ -56,10 +69,10 @@ pub(crate) fn sigmas(n: usize) -> Result<Vec<f32>, ScheduleError> {
     Ok(points.chain([0.0]).collect())
 }
 
-/// `n` timesteps `1000 * sigma`, one per step.
+/// Returns `n` timesteps `1000 * sigma`, one per step.
 ///
 /// # Errors
-/// As [`sigmas`].
+/// The same as [`sigmas`].
 pub(crate) fn timesteps(n: usize) -> Result<Vec<f32>, ScheduleError> {
     let mut t = sigmas(n)?;
     t.pop();
@@ -68,12 +81,14 @@ pub(crate) fn timesteps(n: usize) -> Result<Vec<f32>, ScheduleError> {
         .collect())
 }
 
+/// Returns the sigma of a time `u` with the model's shift.
 fn shifted(u: f64) -> f64 {
     SHIFT * u / (1.0 + (SHIFT - 1.0) * u)
 }
 
-/// `[cos | sin]` of `t * 10000^(-i/128)`, `[256]`, computed in f64 (reference
-/// `sinusoidal_embedding_1d`).
+/// Returns `[cos | sin]` of `t * 10000^(-i/128)`, `[256]`, computed in f64.
+///
+/// Reference: `sinusoidal_embedding_1d`.
 pub(crate) fn sinusoid(t: f32) -> [f32; FREQUENCIES] {
     const HALF: usize = FREQUENCIES / 2;
     let mut out = [0.0; FREQUENCIES];

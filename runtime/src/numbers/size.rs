@@ -1,5 +1,6 @@
-//! Video sizes: what `--size` may look like, and which size a picture really gets.
-//! Pure arithmetic: no picture is opened here, and nothing is rounded without saying so.
+//! Reads `--size` and computes the size of the video.
+//!
+//! This file opens no picture. It never rounds a size without an error or a mode that allows it.
 
 use std::fmt;
 
@@ -13,11 +14,10 @@ pub(crate) const TOKEN_STRIDE: usize = 16;
 pub(crate) const MIN_SIDE: usize = 64;
 /// Largest side of a video.
 pub(crate) const MAX_SIDE: usize = 8192;
-/// Sides of an area-mode video are multiples of this (reference `get_size_less_than_area`,
-/// `divisor`).
+/// Unit of the sides of a video in area mode (reference `get_size_less_than_area`, `divisor`).
 const AREA_STRIDE: usize = 64;
 
-/// Sizes people know from upstream's `SIZE_CONFIGS`; used for hints only.
+/// Sizes of upstream's `SIZE_CONFIGS`, for hints only.
 const KNOWN: [(usize, usize); 12] = [
     (384, 256),
     (480, 832),
@@ -33,27 +33,32 @@ const KNOWN: [(usize, usize); 12] = [
     (1280, 720),
 ];
 
-/// How `--size` is read.
+/// The meaning of `--size`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SizeMode {
     /// The video has exactly this size; the picture is cropped or padded to it.
     #[default]
     Exact,
-    /// Upstream's rule: the size is only an area, the picture gives the aspect ratio.
+    /// The size is an area, and the picture gives the aspect ratio, as upstream does.
     Area,
 }
 
-/// Width and height in pixels, written `W*H`.
+/// A width and a height in pixels, written `W*H`.
 ///
 /// ```
 /// use runtime::numbers::{Size, SizeMode};
 ///
-/// let size: Size = "704x384".parse().unwrap();
-/// assert_eq!(size.to_string(), "704*384");
-/// // In exact mode the video has this size, whatever the picture has.
-/// let picture = Size { width: 1000, height: 1000 };
-/// assert_eq!(size.effective(SizeMode::Exact, picture), Ok(size));
+/// let size: Size = "704*384".parse()?;
+/// assert_eq!("704x384".parse::<Size>()?, size);
+/// assert_eq!((size.latent(), size.tokens()), ((48, 88), (24, 44)));
+///
+/// let picture: Size = "1024*1024".parse()?;
+/// assert_eq!(size.effective(SizeMode::Exact, picture)?, size);
+/// assert_eq!(size.effective(SizeMode::Area, picture)?.to_string(), "512*512");
+/// let error = "704".parse::<Size>().unwrap_err().to_string();
+/// assert_eq!(error, "size wants W*H such as 704*384, got `704`; did you mean `704*384`?");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Size {
@@ -63,28 +68,56 @@ pub struct Size {
     pub height: usize,
 }
 
-/// Why a size cannot be used.
+/// A size that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
+    /// The text is not a size.
     #[error("size wants W*H such as 704*384, got `{got}`; did you mean `{hint}`?")]
-    Malformed { got: String, hint: Size },
+    Malformed {
+        /// Text that was given.
+        got: String,
+        /// Nearest known size.
+        hint: Size,
+    },
+    /// A side is too small or too large.
     #[error(
         "size wants both sides within {MIN_SIDE} and {MAX_SIDE}, got {got}; did you mean `{hint}`?"
     )]
-    Range { got: String, hint: Size },
+    Range {
+        /// Size that was given.
+        got: String,
+        /// Nearest known size.
+        hint: Size,
+    },
+    /// A side is not a whole number of tokens.
     #[error(
-        "size mode exact wants multiples of {TOKEN_STRIDE}, got {got}; nearest are {below} and {above}, or use size mode area"
+        "size mode exact wants multiples of {TOKEN_STRIDE}, got {got}; \
+         nearest are {below} and {above}, or use size mode area"
     )]
-    Multiple { got: Size, below: Size, above: Size },
+    Multiple {
+        /// Size that was given.
+        got: Size,
+        /// Nearest smaller size.
+        below: Size,
+        /// Nearest larger size.
+        above: Size,
+    },
+    /// No size of the picture's aspect ratio has so small an area.
     #[error(
-        "size mode area wants an area of at least {} for a picture of {picture}, got {got}: no multiple of {AREA_STRIDE} fits",
+        "size mode area wants an area of at least {} for a picture of {picture}, got {got}: \
+         no multiple of {AREA_STRIDE} fits",
         AREA_STRIDE * AREA_STRIDE
     )]
-    NoFit { got: Size, picture: Size },
+    NoFit {
+        /// Size that was given.
+        got: Size,
+        /// Size of the picture.
+        picture: Size,
+    },
 }
 
 impl SizeError {
-    /// Always a usage error, except where the picture is what does not fit.
+    /// Returns `Input` where the picture does not fit, and `Usage` otherwise.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NoFit { .. } => ErrorKind::Input,
@@ -102,7 +135,7 @@ impl fmt::Display for Size {
 impl std::str::FromStr for Size {
     type Err = SizeError;
 
-    /// Reads `W*H`. Also `x`, `X`, `×` between the sides, spaces, quotes and full-width forms.
+    /// Reads `W*H`. It also takes `x`, `X` or `×` for `*`, spaces, quotes and full-width forms.
     fn from_str(text: &str) -> Result<Self, SizeError> {
         let plain: String = text
             .chars()
@@ -137,10 +170,10 @@ impl std::str::FromStr for Size {
 }
 
 impl Size {
-    /// Returns the size of the video for `picture`, if the user asks for `self`.
+    /// Returns the size of the video for a picture, when `self` is the size asked for.
     ///
     /// # Errors
-    /// In exact mode, a side is no multiple of 16. In area mode, no size fits the picture's shape.
+    /// In exact mode a side is not a multiple of 16. In area mode no size fits the picture.
     pub fn effective(self, mode: SizeMode, picture: Size) -> Result<Size, SizeError> {
         match mode {
             SizeMode::Exact => self.exact(),
@@ -148,6 +181,7 @@ impl Size {
         }
     }
 
+    /// Returns this size, if both sides are multiples of 16.
     fn exact(self) -> Result<Size, SizeError> {
         if self.width.is_multiple_of(TOKEN_STRIDE) && self.height.is_multiple_of(TOKEN_STRIDE) {
             return Ok(self);
@@ -165,6 +199,7 @@ impl Size {
         })
     }
 
+    /// Returns the reference's size for a picture, with this size as the area.
     fn within_area(self, picture: Size) -> Result<Size, SizeError> {
         let none = SizeError::NoFit { got: self, picture };
         match less_than_area(picture, self.width * self.height) {
@@ -173,20 +208,22 @@ impl Size {
         }
     }
 
-    /// Latent rows and columns, `(H/8, W/8)`.
+    /// Returns the rows and columns of latents, `(H/8, W/8)`.
     pub fn latent(self) -> (usize, usize) {
         (self.height / LATENT_STRIDE, self.width / LATENT_STRIDE)
     }
 
-    /// Token rows and columns, `(h, w) = (H/16, W/16)`.
+    /// Returns the rows and columns of tokens, `(h, w) = (H/16, W/16)`.
     pub fn tokens(self) -> (usize, usize) {
         (self.height / TOKEN_STRIDE, self.width / TOKEN_STRIDE)
     }
 }
 
-/// Reference `WanS2V.get_size_less_than_area`: the largest of 100 scales whose sides, rounded up to
-/// multiples of 64, keep within `area`. The `2ac` under the root is the reference's. Sides may come
-/// out as 0; `None` where the reference's root is of a negative number.
+/// Returns the largest of 100 scaled sizes that keeps within `area`, in pixels.
+///
+/// The sides are rounded up to multiples of 64 before the comparison. A side may be 0. The result
+/// is `None` where the reference takes the root of a negative number. Source: reference
+/// `WanS2V.get_size_less_than_area`, with its `2ac` under the root.
 pub(crate) fn less_than_area(picture: Size, area: usize) -> Option<Size> {
     let (h, w) = (picture.height, picture.width);
     let (low, high) = if h * w <= area {
@@ -206,6 +243,7 @@ pub(crate) fn less_than_area(picture: Size, area: usize) -> Option<Size> {
         .or_else(|| Some(by_aspect(h, w, area)))
 }
 
+/// Returns the smallest and the largest scale that the reference tries for a large picture.
 fn scale_bounds(h: usize, w: usize, area: usize) -> Option<(f64, f64)> {
     let d = AREA_STRIDE as i128 - 1;
     let (a, b, c) = ((h * w) as i128, d * (h + w) as i128, d * d - area as i128);
@@ -214,6 +252,7 @@ fn scale_bounds(h: usize, w: usize, area: usize) -> Option<(f64, f64)> {
     Some((low, (area as f64 / a as f64).sqrt()))
 }
 
+/// Returns the reference's fallback: sides of the aspect ratio, rounded down to multiples of 64.
 fn by_aspect(h: usize, w: usize, area: usize) -> Size {
     let aspect = w as f64 / h as f64;
     let floor = |x: f64| (x / AREA_STRIDE as f64).floor() as usize * AREA_STRIDE;
@@ -230,7 +269,7 @@ fn by_aspect(h: usize, w: usize, area: usize) -> Size {
     size
 }
 
-/// Full-width forms to ASCII, every multiplication sign to `*`.
+/// Turns full-width forms into ASCII, and every multiplication sign into `*`.
 fn half_width(c: char) -> char {
     let ascii = match c {
         '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
@@ -244,7 +283,7 @@ fn half_width(c: char) -> char {
     }
 }
 
-/// The known size nearest to the numbers found in `text`.
+/// Returns the known size nearest to the numbers in `text`.
 fn hint(text: &str) -> Size {
     let mut numbers = text
         .split(|c: char| !c.is_ascii_digit())
@@ -260,6 +299,7 @@ fn hint(text: &str) -> Size {
     Size { width, height }
 }
 
+/// Returns the beginning of a long text, for an error.
 fn shorten(text: &str) -> String {
     const SHOWN: usize = 40;
     match text.char_indices().nth(SHOWN) {
@@ -326,7 +366,8 @@ mod tests {
             ),
             (
                 "99999999999999999999*64",
-                "size wants both sides within 64 and 8192, got 99999999999999999999*64; did you mean `384*256`?",
+                "size wants both sides within 64 and 8192, got 99999999999999999999*64; \
+                 did you mean `384*256`?",
             ),
         ] {
             let error = text.parse::<Size>().expect_err(text);

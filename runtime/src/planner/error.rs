@@ -58,6 +58,21 @@ pub enum PlannerError {
         /// Names of the profiles that suit the machine.
         instead: String,
     },
+    /// Flags ask for more devices than there are.
+    #[error(
+        "{flags} wants {wanted} device{}, there {} {found}; name fewer, or leave the flags out and \
+         let the profile choose",
+        if *wanted == 1 { "" } else { "s" },
+        if found.starts_with("1 ") { "is" } else { "are" }
+    )]
+    Flags {
+        /// The flags.
+        flags: String,
+        /// Devices that they need.
+        wanted: usize,
+        /// Devices that there are, in words.
+        found: String,
+    },
     /// Another process uses the memory that the plan needs.
     #[error(
         "{device} has {free_gib:.1} GiB free, profile {profile} plans {needed_gib:.1}; \
@@ -87,9 +102,10 @@ impl PlannerError {
             Self::ClipLength(e) => e.kind(),
             Self::Schedule(e) => e.kind(),
             Self::Profile { .. } => ErrorKind::Usage,
-            Self::DoesNotFit(_) | Self::Devices { .. } | Self::Occupied { .. } => {
-                ErrorKind::Resources
-            }
+            Self::DoesNotFit(_)
+            | Self::Devices { .. }
+            | Self::Flags { .. }
+            | Self::Occupied { .. } => ErrorKind::Resources,
         }
     }
 }

@@ -12,6 +12,7 @@ use super::draft::Planned;
 use super::error::PlannerError;
 use super::placement::device_name;
 use super::plan;
+use super::wishes::Wishes;
 
 /// Share of a profile's nominal memory that a card must have. A card of 24 GiB that corrects errors
 /// in its memory has 22.0 to 22.5 GiB, which is 92 %; the next smaller kind has 20 GiB, which is 83
@@ -113,21 +114,31 @@ impl Machine {
         p
     }
 
-    /// Plans with the fastest built-in profile for these devices that fits `ask`.
+    /// Plans with the fastest built-in profile for these devices that fits `ask` and honours
+    /// `wishes`.
     ///
     /// # Errors
-    /// No profile fits: the refusal of the last one.
-    pub(crate) fn plan(&self, config: &ModelConfig, ask: &Ask) -> Result<Planned, PlannerError> {
-        let mut best: Option<Planned> = None;
-        let mut refusal = None;
-        for profile in Profile::built_in()?.into_iter().filter(|p| self.suits(p)) {
-            match plan(&self.fitted(&profile), config, ask) {
-                Ok(p) if best.as_ref().is_none_or(|b| p.speed.fps > b.speed.fps) => best = Some(p),
-                Ok(_) => {}
-                Err(e) => refusal = Some(e),
-            }
+    /// No profile fits: the refusal of the last one. The wishes need more devices than there are.
+    pub(crate) fn plan(
+        &self,
+        config: &ModelConfig,
+        ask: &Ask,
+        wishes: &Wishes,
+    ) -> Result<Planned, PlannerError> {
+        let cards = self.cards.len();
+        if cards > 0 && wishes.devices() > cards {
+            return Err(PlannerError::Flags {
+                flags: wishes.to_string(),
+                wanted: wishes.devices(),
+                found: self.describe(),
+            });
         }
-        best.ok_or_else(|| refusal.unwrap_or_else(|| self.nothing_suits()))
+        let layouts = Profile::built_in()?
+            .into_iter()
+            .flat_map(|p| wishes.variants(&p, cards, ask.steps))
+            .filter(|p| self.suits(p))
+            .map(|p| self.fitted(&p));
+        fastest(layouts, config, ask)?.ok_or_else(|| self.nothing_suits())
     }
 
     fn nothing_suits(&self) -> PlannerError {
@@ -212,6 +223,30 @@ impl Machine {
             }
         }
         Ok(())
+    }
+}
+
+/// Plans with the fastest of `layouts` that fits. Returns `None` if there are no layouts.
+///
+/// # Errors
+/// No layout fits: the refusal of the last one.
+pub(crate) fn fastest(
+    layouts: impl IntoIterator<Item = Profile>,
+    config: &ModelConfig,
+    ask: &Ask,
+) -> Result<Option<Planned>, PlannerError> {
+    let mut best: Option<Planned> = None;
+    let mut refusal = None;
+    for profile in layouts {
+        match plan(&profile, config, ask) {
+            Ok(p) if best.as_ref().is_none_or(|b| p.speed.fps > b.speed.fps) => best = Some(p),
+            Ok(_) => {}
+            Err(e) => refusal = Some(e),
+        }
+    }
+    match (best, refusal) {
+        (None, Some(refusal)) => Err(refusal),
+        (best, _) => Ok(best),
     }
 }
 
@@ -361,7 +396,9 @@ mod tests {
             (&[H200], "1x141g"),
             (&[H200; 5], "5x80g"),
         ] {
-            let planned = machine(cards).plan(&config, &ask()).unwrap();
+            let planned = machine(cards)
+                .plan(&config, &ask(), &Wishes::default())
+                .unwrap();
             assert_eq!(planned.profile.name, want, "{cards:?}");
             assert_eq!(planned.profile.devices[0].sm, machine(cards).cards[0].sm);
         }
@@ -372,13 +409,64 @@ mod tests {
             },
             ..ask()
         };
-        let planned = machine(&[]).plan(&Preset::Small.config(), &small).unwrap();
+        let planned = machine(&[])
+            .plan(&Preset::Small.config(), &small, &Wishes::default())
+            .unwrap();
         assert_eq!(
             (
                 planned.profile.name.as_str(),
                 planned.profile.devices[0].cores
             ),
             ("cpu", 16)
+        );
+    }
+
+    #[test]
+    fn upstreams_flags_choose_among_the_cards() {
+        let config = Preset::Full.config();
+        let three_and_vae = Wishes {
+            dit_devices: Some(3),
+            own_vae: true,
+            ..Wishes::default()
+        };
+        let planned = machine(&[R4090; 4])
+            .plan(&config, &ask(), &three_and_vae)
+            .unwrap();
+        let devices = |p: &Planned| {
+            let stages = p.placement.stages.iter().map(|s| s.device);
+            (stages.collect::<Vec<_>>(), p.placement.vae)
+        };
+        assert_eq!(devices(&planned), (vec![0, 1, 2], 3));
+        let upstream = Wishes {
+            dit_devices: Some(4),
+            ..three_and_vae
+        };
+        let planned = machine(&[H200; 5])
+            .plan(&config, &ask(), &upstream)
+            .unwrap();
+        assert_eq!(devices(&planned), (vec![0, 1, 2, 3], 4));
+        let offloaded = Wishes {
+            dit_devices: Some(1),
+            offload: Some(true),
+            ..Wishes::default()
+        };
+        let planned = machine(&[R4090; 2])
+            .plan(&config, &ask(), &offloaded)
+            .unwrap();
+        assert_eq!(devices(&planned), (vec![0], 0));
+        assert_eq!(planned.placement.stages[0].residency.resident_layers, 0);
+        let error = machine(&[R4090; 4])
+            .plan(&config, &ask(), &upstream)
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Resources);
+        let cards = "NVIDIA GeForce RTX 4090 24 GiB";
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "--num_gpus_dit 4 --enable_vae_parallel wants 5 devices, there are 4 ({cards}, \
+                 {cards}, {cards}, {cards}); name fewer, or leave the flags out and let the \
+                 profile choose"
+            )
         );
     }
 

@@ -148,10 +148,7 @@ fn rotary(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
         return Ok(());
     };
     let (h, w) = tokens(checkup)?;
-    let (rope, half) = (
-        Rope::new(h, w, checkup.dit().head_dim()),
-        checkup.dit().head_dim() / 2,
-    );
+    let rope = Rope::new(h, w, checkup.dit().head_dim());
     let made = if let Some(first) = number_in(table, "noisy.f", "") {
         rope.noisy(first)
     } else if let Some((first, distance)) = table
@@ -170,12 +167,9 @@ fn rotary(checkup: &Checkup<'_>, name: &str) -> Result<(), Problem> {
         "sin" => made.sin,
         _ => return Ok(()),
     };
-    checkup.table.check(
-        "rotary tables",
-        "rope",
-        name,
-        &Tensor::from_slice(&[values.len() / half, half], &values),
-    );
+    checkup
+        .table
+        .check("rotary tables", "rope", name, &Tensor::from(values));
     Ok(())
 }
 

@@ -1,5 +1,4 @@
-//! Videos in a build without FFmpeg (feature `media`): the same nouns, and every file refused by a
-//! sentence.
+//! Refuses to write videos, in a build without FFmpeg (feature `media`).
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -9,27 +8,35 @@ use engines::error_kind::ErrorKind;
 use crate::media::audio_file::AudioTrack;
 use crate::numbers::size::Size;
 
-/// Why a video cannot be written.
+/// A reason why a video cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Mp4Error {
+    /// This build writes no video.
     #[error(
-        "{path}: this program was built without FFmpeg and writes no video; use one built with the feature `media`"
+        "{path}: this program was built without FFmpeg and writes no video; \
+         use one built with the feature `media`"
     )]
-    NoMedia { path: PathBuf },
+    NoMedia {
+        /// Path of the video.
+        path: PathBuf,
+    },
 }
 
 impl Mp4Error {
-    /// Always the program's fault.
+    /// Returns `Resources`: another build would write the file.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Resources
     }
 }
 
-/// How the picture would be compressed.
+/// The settings of the encoder. This build has none and ignores them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoding {
+    /// Constant rate factor of x264.
     pub crf: u8,
+    /// Preset of x264.
     pub preset: String,
+    /// Slices that are encoded at once.
     pub threads: u32,
 }
 
@@ -43,7 +50,7 @@ impl Default for Encoding {
     }
 }
 
-/// A finished video file: there is none.
+/// A stand-in for the facts of a finished video file. This build writes none.
 #[derive(Debug)]
 pub struct Finished {
     /// The final name.
@@ -52,12 +59,14 @@ pub struct Finished {
     pub fragmented: Option<Infallible>,
 }
 
-/// A video being written: there is none.
+/// A stand-in for the video file. This build cannot create one.
 pub struct Writer(Infallible);
 
 impl Writer {
+    /// Refuses to write a video.
+    ///
     /// # Errors
-    /// Always.
+    /// Always [`Mp4Error::NoMedia`].
     pub fn create(
         out: &Path,
         _: Size,
@@ -69,24 +78,31 @@ impl Writer {
         })
     }
 
+    /// Is never called, because no writer exists.
     pub fn frames(&self) -> usize {
         match self.0 {}
     }
 
+    /// Is never called, because no writer exists.
+    ///
     /// # Errors
-    /// Never called: there is no video.
+    /// None.
     pub fn write_frames(&mut self, _: &[u8]) -> Result<(), Mp4Error> {
         match self.0 {}
     }
 
+    /// Is never called, because no writer exists.
+    ///
     /// # Errors
-    /// Never called: there is no video.
+    /// None.
     pub fn finish(self) -> Result<Finished, Mp4Error> {
         match self.0 {}
     }
 
+    /// Is never called, because no writer exists.
+    ///
     /// # Errors
-    /// Never called: there is no video.
+    /// None.
     pub fn finish_partial(self) -> Result<Option<PathBuf>, Mp4Error> {
         match self.0 {}
     }

@@ -1,27 +1,32 @@
-//! Facts of a video in a build without FFmpeg (feature `media`): none.
+//! Refuses to examine videos, in a build without FFmpeg (feature `media`).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use engines::error_kind::ErrorKind;
 
-/// Why a file cannot be probed.
+/// A reason why a video file cannot be examined.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
+    /// This build reads no video.
     #[error(
-        "{path}: this program was built without FFmpeg and reads no video; use one built with the feature `media`"
+        "{path}: this program was built without FFmpeg and reads no video; \
+         use one built with the feature `media`"
     )]
-    NoMedia { path: PathBuf },
+    NoMedia {
+        /// Path of the file.
+        path: PathBuf,
+    },
 }
 
 impl ProbeError {
-    /// Always the program's fault.
+    /// Returns `Resources`: another build would read the file.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Resources
     }
 }
 
-/// The facts of a video: there are none.
+/// A stand-in for the facts of a video. This build cannot create any.
 #[derive(Clone, Debug, serde::Serialize)]
 pub enum Probe {}
 
@@ -31,8 +36,10 @@ impl fmt::Display for Probe {
     }
 }
 
+/// Refuses to read a file.
+///
 /// # Errors
-/// Always.
+/// Always [`ProbeError::NoMedia`].
 pub fn probe(path: &Path) -> Result<Probe, ProbeError> {
     Err(ProbeError::NoMedia {
         path: path.to_owned(),

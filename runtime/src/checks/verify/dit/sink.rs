@@ -6,6 +6,7 @@ use engines::backend::State;
 use engines::components::dit;
 use engines::contract::DType;
 use engines::tensor::Tensor;
+use ndarray::s;
 
 use super::inputs::{has_tap, newest, sink_inputs, text};
 use super::scene::Scene;
@@ -55,19 +56,13 @@ pub(super) fn text_head(checkup: &Checkup<'_>) -> Result<(), Problem> {
 /// Checks the rotary table of the packed motion tokens.
 pub(super) fn packer_rope(checkup: &Checkup<'_>) -> Result<(), Problem> {
     let (h, w) = tokens(checkup)?;
-    let (table, half) = (
-        Rope::new(h, w, checkup.dit().head_dim()).cond(0),
-        checkup.dit().head_dim() / 2,
-    );
+    let table = Rope::new(h, w, checkup.dit().head_dim()).cond(0);
     for (part, values) in [("cos", &table.cos), ("sin", &table.sin)] {
-        let motion = &values[h * w * half..];
+        let motion = Tensor::from(values.slice(s![h * w.., ..]));
         let name = format!("framepack.rope_{part}");
-        checkup.table.check(
-            "rotary tables",
-            "dit_sink",
-            &name,
-            &Tensor::from_slice(&[motion.len() / half, half], motion),
-        );
+        checkup
+            .table
+            .check("rotary tables", "dit_sink", &name, &motion);
     }
     Ok(())
 }
