@@ -96,7 +96,7 @@ impl<'a> Output<'a> {
         } = self.writer.finish()?;
         if let Some(reason) = fragmented {
             self.observer.event(&Event::Notice(format!(
-                "{}: the video is complete, but its index is not at its start: {reason}",
+                "{}: the complete video keeps its fragments, a copy without them cannot be written: {reason}",
                 out.display()
             )));
         }

@@ -394,6 +394,7 @@ mod tests {
     use ffmpeg_next::{Packet, format};
 
     use super::*;
+    use crate::fixtures::sound::{floats, tone, wav};
     use crate::media::audio_file::AudioTrack;
     use crate::media::ffmpeg;
     use crate::media::mp4::{Encoding, Finished, Writer};
@@ -407,7 +408,8 @@ mod tests {
 
     /// Begins a video whose frames all differ, with 9 frames and then 12 in every further block.
     fn begin(out: &Path, rate: Option<u32>, blocks: usize) -> Writer {
-        let audio = rate.map(|rate| AudioTrack::open(&tone(out, rate)).unwrap());
+        let open = |rate| AudioTrack::open(&wav(floats(rate, 1), tone(rate, 4.0)).1);
+        let audio = rate.map(|rate| open(rate).unwrap());
         let mut writer = Writer::create(out, SIZE, &Encoding::default(), audio).unwrap();
         for block in 0..blocks {
             let frames = if block == 0 { 9 } else { 12 };
@@ -416,23 +418,6 @@ mod tests {
             writer.write_frames(&bytes).unwrap();
         }
         writer
-    }
-
-    fn tone(out: &Path, rate: u32) -> PathBuf {
-        let path = out.with_extension("wav");
-        let spec = hound::WavSpec {
-            channels: 1,
-            sample_rate: rate,
-            bits_per_sample: 16,
-            sample_format: hound::SampleFormat::Int,
-        };
-        let mut writer = hound::WavWriter::create(&path, spec).unwrap();
-        for i in 0..rate * 4 {
-            let value = 9000.0 * (f64::from(i) * 0.07).sin();
-            writer.write_sample(value as i16).unwrap();
-        }
-        writer.finalize().unwrap();
-        path
     }
 
     fn finished(writer: Writer) -> PathBuf {
