@@ -55,6 +55,7 @@ pub mod graph_folder;
 pub mod manifest;
 pub mod memory;
 pub mod profile;
+pub mod progress_bar;
 pub mod recipe;
 pub mod tensor;
 pub mod tensor_file;

@@ -1,7 +1,7 @@
 //! Shows an export on standard error: as a bar on a terminal, as a plain line every few seconds
 //! elsewhere. A run that ends before the first line is due prints nothing.
 use crate::export::{Event, Progress};
-use indicatif::{ProgressBar, ProgressStyle};
+use engines::progress_bar::{ProgressBar, progress_bar};
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,9 @@ pub(crate) struct Screen {
 
 impl Screen {
     pub(crate) fn new() -> Self {
-        let style = ProgressStyle::with_template("[{bar:32}] {percent:>3}% {msg}");
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = || ProgressBar::new(0).with_style(style.progress_chars("=> "));
         let began = Instant::now();
         Self {
-            bar: std::io::stderr().is_terminal().then(bar),
+            bar: std::io::stderr().is_terminal().then(progress_bar),
             began,
             told: began,
         }

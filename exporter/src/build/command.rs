@@ -12,8 +12,8 @@ use engines::backend::tensorrt::engine_list::{EngineEntry, EngineList};
 use engines::backend::tensorrt::{Flavour, TensorRtError};
 use engines::manifest::Models;
 use engines::profile::{Extent, Kind, LanePolicy, Profile};
+use engines::progress_bar::{ProgressBar, progress_bar};
 use engines::recipe::Recipe;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 
 /// A library that builds engines.
@@ -416,17 +416,14 @@ struct Bars(ProgressBar);
 
 impl Bars {
     fn new() -> Self {
-        let style = ProgressStyle::with_template("{prefix:32} [{bar:24}] {msg}");
-        Self(
-            ProgressBar::new(0)
-                .with_style(style.expect("a constant template").progress_chars("=> ")),
-        )
+        Self(progress_bar())
     }
 }
 
 impl Watch for Bars {
     fn begin(&self, item: &Item, at: usize, all: usize) {
-        self.0.set_prefix(format!("{}/{all} {}", at + 1, item.name));
+        let place = format!("{}/{all} {}", at + 1, item.name);
+        self.0.set_prefix(format!("{place:<32} "));
     }
 
     fn done(&self, item: &Item, done: Done, entry: Option<&EngineEntry>) {

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use engines::progress_bar::{ProgressBar, ProgressDrawTarget, progress_bar};
 
 use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
 
@@ -41,11 +41,8 @@ struct Run {
 
 impl Screen {
     pub(crate) fn new(style: Style) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
-        let template = "{bar:30} {percent:>3}% {msg}, ETA {eta}";
-        bar.set_style(
-            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-        );
+        let bar = progress_bar();
+        bar.set_draw_target(ProgressDrawTarget::hidden());
         Self {
             style,
             bar,
@@ -87,8 +84,8 @@ impl Screen {
                 let Some(run) = self.with_run(|r| r.done += 1) else {
                     return;
                 };
-                self.bar
-                    .set_message(position(&run, item.block, Some(item.step)));
+                let at = position(&run, item.block, Some(item.step));
+                self.bar.set_message(format!("{at}, {}", eta(&run)));
                 self.bar.set_position(run.done as u64);
             }
             Event::Written { block, frames } => {
@@ -106,12 +103,11 @@ impl Screen {
         }
     }
 
-    /// There is nothing to show a bar for before the first step.
+    /// Shows the bar. It says that it waits, until the first step is done.
     fn start_bar(&self) {
         if self.style == Style::Bar {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
             self.bar.set_message("waiting for the first step");
-            self.bar.reset_eta();
             self.bar.enable_steady_tick(Duration::from_millis(500));
         }
     }
