@@ -12,6 +12,10 @@ pub(crate) mod ffmpeg;
 pub(crate) mod input_file;
 #[cfg_attr(not(feature = "media"), path = "media/absent/mp4.rs")]
 pub(crate) mod mp4;
+#[cfg(feature = "media")]
+mod mp4_boxes;
+#[cfg(feature = "media")]
+mod mp4_index;
 pub(crate) mod picture;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
@@ -25,6 +29,6 @@ pub(crate) mod video_facts;
 )]
 pub(crate) mod wav;
 
-pub use mp4::{Encoding, Writer};
+pub use mp4::{Encoding, Finished, Writer};
 pub use picture::Fit;
 pub use video_facts::{Probe, probe};

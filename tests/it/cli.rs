@@ -534,6 +534,37 @@ fn a_full_disk_ends_a_run_with_its_name_and_a_playable_part() {
 }
 
 #[test]
+fn a_disk_without_room_for_a_second_copy_keeps_the_fragments() {
+    let bench = Bench::new();
+    let more = [("--infer_frames", "48"), ("--crf", "0")];
+    bench.run(&more).ok();
+    let whole = fs::metadata(bench.path("out/video.mp4")).unwrap().len();
+    let out = bench.path("disk/video.mp4");
+    let command = bench.generate(&[&more[..], &[("--out", out.to_str().unwrap())]].concat());
+    let script =
+        "\"$@\"; code=$?; ls -A \"$0\" >&2; cp \"$0\"/video.mp4 \"$0\"/../kept.mp4; exit $code;";
+    let kib = whole as usize * 3 / 2 / 1024;
+    let Some(finished) = on_a_small_disk(bench.dir.path(), kib, script, &command) else {
+        return;
+    };
+    let finished = finished.ok();
+    assert!(
+        finished.stderr.contains("No space left on device")
+            && finished.stderr.ends_with("\nvideo.mp4\n"),
+        "{}",
+        finished.stderr
+    );
+    let fragments = |name| {
+        let file = fs::read(bench.path(name)).unwrap();
+        file.windows(4).filter(|kind| kind == b"moof").count()
+    };
+    // Four blocks, and the last sound.
+    assert_eq!((fragments("out/video.mp4"), fragments("kept.mp4")), (0, 5));
+    let [kept, whole] = ["kept.mp4", "out/video.mp4"].map(|name| probe(&bench.path(name)).unwrap());
+    assert_eq!((kept.frames, whole.frames), (45, 45));
+}
+
+#[test]
 fn an_export_that_does_not_fit_is_refused_before_its_first_byte() {
     let bench = Bench::new();
     let golden = &bench.golden;

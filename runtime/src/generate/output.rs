@@ -16,7 +16,7 @@ use crate::generate::trace::Trace;
 use crate::inputs::replay::{Distances, noise_key};
 use crate::media::audio_file::AudioTrack;
 use crate::media::contact_sheet::ContactSheet;
-use crate::media::mp4::Writer;
+use crate::media::mp4::{Finished, Writer};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
 use crate::numbers::timing::{DROPPED_FRAMES, FPS};
@@ -101,7 +101,16 @@ impl<'a> Output<'a> {
         let frames = self.writer.frames();
         let begun = self.begun;
         let denoising = self.denoising.unwrap_or(begun).elapsed().as_secs_f64();
-        let out = self.writer.finish()?;
+        let Finished {
+            path: out,
+            fragmented,
+        } = self.writer.finish()?;
+        if let Some(reason) = fragmented {
+            self.observer.event(&Event::Notice(format!(
+                "{}: the complete video keeps its fragments, a copy without them cannot be written: {reason}",
+                out.display()
+            )));
+        }
         if let (Some(sheet), Some(path)) = (&self.sheet, &self.files.contact_sheet) {
             sheet.write(path)?;
         }

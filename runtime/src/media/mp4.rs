@@ -14,6 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use engines::error_kind::ErrorKind;
+use engines::files::WholeFile;
 use ffmpeg_next::codec::{self, Id};
 use ffmpeg_next::format::context::{Output, StreamIo};
 use ffmpeg_next::format::{self, Pixel, Sample, sample};
@@ -23,6 +24,8 @@ use ffmpeg_next::{ChannelLayout, Dictionary, Error, Packet, Rational, encoder, f
 
 use crate::media::audio_file::{AudioError, AudioTrack};
 use crate::media::ffmpeg;
+use crate::media::mp4_boxes::BoxError;
+use crate::media::mp4_index;
 use crate::numbers::size::Size;
 use crate::numbers::timing::FPS;
 
@@ -126,6 +129,15 @@ impl Default for Encoding {
             threads: 4,
         }
     }
+}
+
+/// A finished video file.
+#[derive(Debug)]
+pub struct Finished {
+    /// The final name.
+    pub path: PathBuf,
+    /// Why the file keeps its fragments, if it has no index first. It plays in both forms.
+    pub fragmented: Option<BoxError>,
 }
 
 /// A video file that is being written.
@@ -301,19 +313,44 @@ impl Writer {
         Ok(())
     }
 
-    /// Completes the file and gives it its final name.
+    /// Completes the video, writes it again with its index first under the final name, and removes
+    /// the partial file. Where the index cannot be written, for example on a disk without room for
+    /// a second copy, the partial file gets the final name.
     ///
     /// # Errors
     /// A full disk. The partial file then stays, and the final name does not appear.
-    pub fn finish(mut self) -> Result<PathBuf, Mp4Error> {
+    pub fn finish(mut self) -> Result<Finished, Mp4Error> {
         self.complete()?;
-        let finish = |source| Mp4Error::Finish {
-            path: self.out.clone(),
-            source,
-        };
-        self.file.sync_all().map_err(finish)?;
-        std::fs::rename(&self.partial, &self.out).map_err(finish)?;
-        Ok(self.out)
+        let fragmented = self.index().err();
+        if fragmented.is_some() {
+            self.keep_fragments().map_err(|source| Mp4Error::Finish {
+                path: self.out.clone(),
+                source,
+            })?;
+        }
+        Ok(Finished {
+            path: self.out,
+            fragmented,
+        })
+    }
+
+    /// Writes the indexed video. The partial file is removed only when the new one is on the disk
+    /// under its name.
+    fn index(&self) -> Result<(), BoxError> {
+        let whole = WholeFile::create(&self.out)?;
+        mp4_index::index_first(&File::open(&self.partial)?, whole.file())?;
+        whole.file().sync_all()?;
+        whole.finish()?;
+        sync_folder(&self.out);
+        remove(&self.partial);
+        Ok(())
+    }
+
+    /// Gives the partial file the final name.
+    fn keep_fragments(&self) -> io::Result<()> {
+        set_durations(&self.partial);
+        self.file.sync_all()?;
+        std::fs::rename(&self.partial, &self.out)
     }
 
     /// Completes the written part and returns its name, the partial one.
@@ -328,6 +365,7 @@ impl Writer {
             return Ok(None);
         }
         self.complete()?;
+        set_durations(&self.partial);
         Ok(Some(self.partial))
     }
 
@@ -350,6 +388,22 @@ impl Writer {
             source,
         }
     }
+}
+
+/// Puts the names of a folder on the disk. Some file systems have no such request, and a failure is
+/// no reason to lose the video.
+fn sync_folder(file: &Path) {
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    drop(File::open(folder).and_then(|folder| folder.sync_all()));
+}
+
+/// Puts the length into the header of a fragmented file. A failure is no reason to lose the video:
+/// players then count its fragments.
+fn set_durations(path: &Path) {
+    drop(mp4_index::set_durations(path));
 }
 
 /// Turns `video.mp4` into `video.partial.mp4`.
@@ -693,7 +747,9 @@ mod tests {
                 .write_frames(&frames(12 * block - 3..12 * block + 9))
                 .unwrap();
         }
-        writer.finish().unwrap()
+        let Finished { path, fragmented } = writer.finish().unwrap();
+        assert!(fragmented.is_none(), "{fragmented:?}");
+        path
     }
 
     #[test]
@@ -784,7 +840,7 @@ mod tests {
         for frame in 0..5 {
             writer.write_frames(&frames(frame..frame + 1)).unwrap();
         }
-        let p = probe(&writer.finish().unwrap()).unwrap();
+        let p = probe(&writer.finish().unwrap().path).unwrap();
         let sound = p.audio.as_ref().unwrap();
         assert!(p.frames == 5 && (sound.seconds - 0.2).abs() < 0.04, "{p}");
         assert!(p.av_offset_ms.abs() < 1.0, "{p}");

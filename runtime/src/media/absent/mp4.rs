@@ -50,6 +50,15 @@ impl Default for Encoding {
     }
 }
 
+/// A stand-in for the facts of a finished video file. This build writes none.
+#[derive(Debug)]
+pub struct Finished {
+    /// The final name.
+    pub path: PathBuf,
+    /// Why the file keeps its fragments.
+    pub fragmented: Option<Infallible>,
+}
+
 /// A stand-in for the video file. This build cannot create one.
 pub struct Writer(Infallible);
 
@@ -86,7 +95,7 @@ impl Writer {
     ///
     /// # Errors
     /// None.
-    pub fn finish(self) -> Result<PathBuf, Mp4Error> {
+    pub fn finish(self) -> Result<Finished, Mp4Error> {
         match self.0 {}
     }
 
