@@ -549,11 +549,11 @@ fn clips(text: &str) -> Result<Clips, String> {
         _ => match text.parse() {
             Ok(n) if n > 0 => Ok(Clips::AtMost(n)),
             _ => Err(format!(
-                "num_clip wants auto or a number of 1 or more, got `{text}`; {}",
-                if text.starts_with('-') {
-                    "auto makes the whole recording"
-                } else {
-                    "1 is the least"
+                "num_clip wants auto or a number of 1 or more, got `{text}`{}",
+                match text {
+                    "0" => "; 1 is the least",
+                    _ if text.starts_with('-') => "; auto makes the whole recording",
+                    _ => "",
                 }
             )),
         },
