@@ -142,7 +142,7 @@ fn run_synthetic(args: &Bench, graphs: &Path) -> Result<(), Error> {
     let request = synthetic::Request {
         geometry: &|model| args.run.geometry(model, args.size),
         graphs: graphs.to_owned(),
-        device: args.on.device,
+        device: args.on.device(),
         size: args.size.effective(SizeMode::Exact, args.size)?,
         lanes: args.lanes.iter().map(|&l| l.into()).collect(),
         layers: args.layers.map(NonZeroUsize::get),
