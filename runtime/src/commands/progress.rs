@@ -37,6 +37,57 @@ struct Run {
     done: usize,
     frames: usize,
     since: Instant,
+    pace: Pace,
+}
+
+/// Times since the first anchor, which tell how long the rest takes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    /// When the first block left the denoiser, and the steps that were done by then.
+    denoised: Option<(Duration, usize)>,
+    /// When the first and the newest block were written, and the blocks between them.
+    written: Option<(Duration, Duration, usize)>,
+}
+
+impl Pace {
+    /// Returns the time that `blocks` blocks and their `steps` steps still take, once a block is
+    /// written.
+    ///
+    /// The interval between blocks tells it. With one block there is none yet: the rest is counted
+    /// as steps and decoding one after the other, which is the longest that it can take.
+    fn left(&self, done: usize, steps: usize, blocks: usize) -> Option<Duration> {
+        let (first, newest, between) = self.written?;
+        if between > 0 {
+            return Some((newest - first).mul_f64(blocks as f64 / between as f64));
+        }
+        let (denoised, so_far) = self.denoised?;
+        let step = denoised.div_f64(so_far.max(1) as f64);
+        let decoding = first.saturating_sub(step.mul_f64(done as f64));
+        Some(step.mul_f64(steps as f64) + decoding.mul_f64(blocks as f64))
+    }
+}
+
+impl Run {
+    fn written(&mut self, frames: usize) {
+        self.frames = frames;
+        let now = self.since.elapsed();
+        self.pace.written = Some(match self.pace.written {
+            None => (now, now, 0),
+            Some((first, _, between)) => (first, now, between + 1),
+        });
+    }
+
+    /// Returns the time until the last block is written, once the first is.
+    fn left(&self) -> Option<Duration> {
+        let steps = (self.blocks * self.steps).saturating_sub(self.done);
+        let written = self.pace.written.map_or(0, |(_, _, between)| between + 1);
+        let left = self
+            .pace
+            .left(self.done, steps, self.blocks.saturating_sub(written))?;
+        // The time since the newest block was waited for already.
+        let (_, newest, _) = self.pace.written?;
+        Some(left.saturating_sub(self.since.elapsed() - newest))
+    }
 }
 
 impl Screen {
@@ -79,7 +130,17 @@ impl Screen {
                 }
             }
             Event::Notice(text) => self.line(&format!("note: {text}")),
-            Event::Anchored { .. } | Event::Denoised { .. } | Event::Decoded { .. } => {}
+            // Loading is over: it happens once, and says nothing of the rest.
+            Event::Anchored { index: 0 } => {
+                self.with_run(|r| r.since = Instant::now());
+            }
+            Event::Anchored { .. } | Event::Decoded { .. } => {}
+            Event::Denoised { .. } => {
+                self.with_run(|r| {
+                    let now = (r.since.elapsed(), r.done);
+                    r.pace.denoised.get_or_insert(now);
+                });
+            }
             Event::Stepped { item, .. } => {
                 let Some(run) = self.with_run(|r| r.done += 1) else {
                     return;
@@ -89,7 +150,7 @@ impl Screen {
                 self.bar.set_position(run.done as u64);
             }
             Event::Written { block, frames } => {
-                let Some(run) = self.with_run(|r| r.frames = *frames) else {
+                let Some(run) = self.with_run(|r| r.written(*frames)) else {
                     return;
                 };
                 if self.style == Style::Lines {
@@ -121,6 +182,7 @@ impl Screen {
             done: 0,
             frames: 0,
             since: Instant::now(),
+            pace: Pace::default(),
         };
         *self
             .run
@@ -180,9 +242,10 @@ fn position(run: &Run, block: usize, step: Option<usize>) -> String {
 }
 
 fn eta(run: &Run) -> String {
-    let left = (run.blocks * run.steps).saturating_sub(run.done);
-    let each = run.since.elapsed().as_secs_f64() / run.done.max(1) as f64;
-    format!("ETA {:.0} s", left as f64 * each)
+    run.left().map_or_else(
+        || "ETA after the first block".to_owned(),
+        |left| format!("ETA {:.0} s", left.as_secs_f64()),
+    )
 }
 
 fn settings_text(s: &Settings) -> String {
@@ -290,6 +353,27 @@ mod tests {
     }
 
     #[test]
+    fn the_rest_is_told_from_the_first_block_on() {
+        let seconds = Duration::from_secs;
+        // Four steps of 2 s; then another step beside 3 s of decoding.
+        let first = Pace {
+            denoised: Some((seconds(8), 4)),
+            written: None,
+        };
+        assert_eq!(first.left(5, 27, 8), None);
+        let first = Pace {
+            written: Some((seconds(13), seconds(13), 0)),
+            ..first
+        };
+        assert_eq!(first.left(5, 27, 7), Some(seconds(2 * 27 + 3 * 7)));
+        let third = Pace {
+            written: Some((seconds(13), seconds(35), 2)),
+            ..first
+        };
+        assert_eq!(third.left(14, 18, 5), Some(seconds(55)));
+    }
+
+    #[test]
     fn a_position_counts_from_one() {
         let run = Run {
             blocks: 8,
@@ -299,6 +383,7 @@ mod tests {
             done: 0,
             frames: 0,
             since: Instant::now(),
+            pace: Pace::default(),
         };
         assert!(position(&run, 4, Some(0)).starts_with("clip 2/2 block 5/8 step 1/4"));
         assert!(position(&run, 3, None).starts_with("clip 1/2 block 4/8,"));
