@@ -11,9 +11,10 @@ use crate::generate::request::{Clips, Request};
 use crate::inputs::framing::Framing;
 use crate::inputs::prompt::{Prompt, Prompter};
 use crate::inputs::speech::Speech;
-use crate::media::picture::Picture;
+use crate::media::picture::{Coverage, Fit, Picture};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::schedule;
+use crate::numbers::size::SizeMode;
 
 /// The inputs of one video.
 #[derive(Debug)]
@@ -45,7 +46,10 @@ impl Prepared {
     ) -> Result<Self, GenerateError> {
         observer.event(&Event::Phase(Phase::ReadingInputs));
         make_folders(&request)?;
-        let picture = Picture::open(&request.image)?;
+        let (picture, facts) = Picture::open(&request.image, request.reading)?;
+        for fact in facts {
+            observer.event(&Event::Notice(fact.to_string()));
+        }
         let framing = Framing::new(request.size, request.size_mode, request.fit, &picture)?;
         Geometry::new(&models.config().dit, framing.size, request.infer_frames)?;
         schedule::sigmas(request.steps)?;
@@ -79,6 +83,9 @@ impl Prepared {
                 self.speech.seconds()
             ));
         }
+        if let Some(text) = self.poor_fit() {
+            tell(text);
+        }
         if self.prompt.truncated {
             let tokens = self.prompt.ids.len();
             tell(format!("prompt is cut to its first {tokens} tokens"));
@@ -92,6 +99,37 @@ impl Prepared {
                 "sample_steps {steps}: the model is distilled for 4"
             ));
         }
+    }
+
+    /// Tells of a picture that loses more than half of its area, or fills less than half of the
+    /// video.
+    fn poor_fit(&self) -> Option<String> {
+        let (picture, video) = (self.framing.picture, self.framing.size);
+        let fit = self.request.fit;
+        let coverage = Coverage::new(picture, video, self.framing.mode, fit);
+        let (left, top) = coverage.bars;
+        if coverage.cut > 0.5 {
+            return Some(format!(
+                "the video of {video} shows {:.0} % of the picture of {picture}; {}",
+                100.0 * (1.0 - coverage.cut),
+                if fit == Fit::Crop && self.framing.mode == SizeMode::Exact {
+                    "--fit pad shows all of it"
+                } else {
+                    "cut the picture to the face"
+                }
+            ));
+        }
+        let black = 1.0
+            - ((video.width - 2 * left) * (video.height - 2 * top)) as f64
+                / (video.width * video.height) as f64;
+        (black > 0.5).then(|| {
+            let (bars, side) = if left > 0 {
+                (left, "left and right")
+            } else {
+                (top, "above and below")
+            };
+            format!("the picture of {picture} leaves black bars of {bars} pixels {side}")
+        })
     }
 }
 
