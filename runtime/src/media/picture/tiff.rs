@@ -168,3 +168,57 @@ impl<'a> Directory<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Makes a grey picture of 16 x 16 in two strips of 8 rows, without most of its tags.
+    fn two_strips(order: Order, next: u32) -> Vec<u8> {
+        let long = |v: u32| match order {
+            Order::Little => v.to_le_bytes(),
+            Order::Big => v.to_be_bytes(),
+        };
+        let short = |v: u16| match order {
+            Order::Little => v.to_le_bytes(),
+            Order::Big => v.to_be_bytes(),
+        };
+        let mut file = match order {
+            Order::Little => b"II*\0".to_vec(),
+            Order::Big => b"MM\0*".to_vec(),
+        };
+        file.extend(long(8));
+        let entries = [
+            (HEIGHT, 1, 16),
+            (STRIP_OFFSETS, 2, 62),
+            (ROWS_PER_STRIP, 1, 8),
+            { (STRIP_BYTES, 2, 70) },
+        ];
+        file.extend(short(entries.len() as u16));
+        for (tag, count, value) in entries {
+            file.extend([short(tag), short(4)].concat());
+            file.extend([long(count), long(value)].concat());
+        }
+        file.extend(long(next));
+        assert_eq!(file.len(), 62);
+        file.extend([78, 78 + 128, 128, 128].map(long).concat());
+        file.resize(78 + 256, 7);
+        file
+    }
+
+    #[test]
+    fn strips_tell_the_rows_and_directories_the_pages() {
+        for order in [Order::Little, Order::Big] {
+            let file = two_strips(order, 0);
+            assert_eq!(pages(&file), Ok(1));
+            assert_eq!(pages(&two_strips(order, 8)), Ok(2));
+            let missing = Missing::Rows { has: 8, whole: 16 };
+            assert_eq!(pages(&file[..file.len() - 1]), Err(missing));
+            let lacks = 50;
+            let name = "strip 1".to_owned();
+            assert_eq!(pages(&file[..78 + 78]), Err(Missing::Part { name, lacks }));
+            let name = "directory".to_owned();
+            assert_eq!(pages(&file[..8]), Err(Missing::Part { name, lacks: 1 }));
+        }
+    }
+}
