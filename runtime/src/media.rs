@@ -1,5 +1,5 @@
-//! Reads sound files and pictures, and writes videos. Only this room knows FFmpeg, `hound` and the
-//! `image` crate.
+//! Reads sound files and pictures, and writes videos. Only this room knows FFmpeg, `hound`, the
+//! `image` crate, `zune-jpeg` and `moxcms`.
 //!
 //! A build without the feature `media` has no FFmpeg. The files of `absent/` then take the place of
 //! its users. They read WAV files, and refuse all other sound and every video.
@@ -30,5 +30,5 @@ pub(crate) mod video_facts;
 pub(crate) mod wav;
 
 pub use mp4::{Encoding, Finished, Writer};
-pub use picture::Fit;
+pub use picture::{Background, Fit, Icc, Reading};
 pub use video_facts::{Probe, probe};

@@ -274,6 +274,8 @@ fn bad_pictures() {
         ("20000_wide.ppm", ppm(20_000, 20, 400_000)),
         ("a_lie.ppm", ppm(16_000, 16_000, 4)),
         ("words.jpg", b"this is no picture\n".to_vec()),
+        ("cut.ppm", ppm(32, 32, 32 * 20)),
+        ("phone.jpg", b"\0\0\0\x18ftypheic\0\0\0\0".to_vec()),
     ] {
         let path = bench.file(name, &bytes);
         bench.refused(

@@ -13,7 +13,7 @@ use engines::tensor::Tensor;
 use engines::tensor_file;
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
 use runtime::generate::{Clips, Engine, OutputFiles, Request, generate};
-use runtime::media::{Encoding, Fit, Probe, probe};
+use runtime::media::{Encoding, Fit, Probe, Reading, probe};
 use runtime::numbers::SizeMode;
 use runtime::placement::{Devices, Lanes, Told};
 use tempfile::TempDir;
@@ -56,6 +56,7 @@ impl Run {
         let golden = Golden::carried();
         Request {
             image: golden.input("ref.png"),
+            reading: Reading::default(),
             audio: golden.input("speech_16k_mono.wav"),
             prompt: PROMPT.to_owned(),
             size: SIZE.parse().unwrap(),

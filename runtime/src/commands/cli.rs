@@ -15,7 +15,7 @@ use crate::commands::error::Error;
 use crate::generate::error::GenerateError;
 use crate::generate::{Clips, OutputFiles, Request};
 use crate::media::mp4::Encoding;
-use crate::media::picture::Fit;
+use crate::media::picture::{Background, Fit, Icc, Reading};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::memory_size::MemorySize;
 use crate::numbers::size::{Size, SizeMode};
@@ -96,6 +96,14 @@ pub struct Generate {
     /// How a picture of another shape fills an exact size: cut its edges off, or add black bars.
     #[arg(long, default_value = "crop")]
     fit: FitArg,
+    /// Use of the picture's colour profile: convert its colours to sRGB, or ignore it as upstream
+    /// does.
+    #[arg(long, default_value = "convert")]
+    icc: IccArg,
+    /// Ground under transparent pixels: white, black, a colour such as #20ff80, or drop, which
+    /// shows their hidden colours as upstream does.
+    #[arg(long, value_name = "COLOUR|drop", default_value_t = Background::WHITE)]
+    background: Background,
     /// Number of clips to make; auto makes as many as the recording fills.
     #[arg(
         long = "num-clip",
@@ -467,6 +475,12 @@ enum FitArg {
     Pad,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum IccArg {
+    Convert,
+    Ignore,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ModeArg {
     Tpp,
@@ -578,6 +592,13 @@ impl Generate {
         }
         let request = Request {
             image: self.image.clone(),
+            reading: Reading {
+                icc: match self.icc {
+                    IccArg::Convert => Icc::Convert,
+                    IccArg::Ignore => Icc::Ignore,
+                },
+                background: self.background,
+            },
             audio: self.audio.clone(),
             prompt: self.prompt.clone(),
             size: self.size,
@@ -1024,6 +1045,22 @@ mod tests {
             let error = request(&[&more[..], &["--out", "o.mp4"]].concat()).unwrap_err();
             assert!(error.contains(want), "{error}");
         }
+    }
+
+    #[test]
+    fn the_pictures_profile_and_transparency_have_flags() {
+        let reading =
+            |more: &[&str]| request(&[&["--out", "o.mp4"], more].concat()).map(|r| r.0.reading);
+        assert_eq!(reading(&[]).unwrap(), Reading::default());
+        let upstreams = reading(&["--icc", "ignore", "--background", "drop"]);
+        assert_eq!(upstreams.unwrap(), Reading::REFERENCE);
+        let green = reading(&["--background=#00ff00"]).unwrap().background;
+        assert_eq!(green, Background::Colour([0, 255, 0]));
+        let error = reading(&["--background", "green"]).unwrap_err();
+        assert!(
+            error.contains("a colour such as #20ff80, got `green`"),
+            "{error}"
+        );
     }
 
     #[test]

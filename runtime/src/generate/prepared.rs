@@ -11,9 +11,10 @@ use crate::generate::request::{Clips, Request};
 use crate::inputs::framing::Framing;
 use crate::inputs::prompt::{Prompt, Prompter};
 use crate::inputs::speech::Speech;
-use crate::media::picture::Picture;
+use crate::media::picture::{Coverage, Fit, Picture};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::schedule;
+use crate::numbers::size::{Size, SizeMode};
 
 /// The inputs of one video.
 #[derive(Debug)]
@@ -45,7 +46,10 @@ impl Prepared {
     ) -> Result<Self, GenerateError> {
         observer.event(&Event::Phase(Phase::ReadingInputs));
         make_folders(&request)?;
-        let picture = Picture::open(&request.image)?;
+        let (picture, facts) = Picture::open(&request.image, request.reading)?;
+        for fact in facts {
+            observer.event(&Event::Notice(fact.to_string()));
+        }
         let framing = Framing::new(request.size, request.size_mode, request.fit, &picture)?;
         Geometry::new(&models.config().dit, framing.size, request.infer_frames)?;
         schedule::sigmas(request.steps)?;
@@ -79,6 +83,11 @@ impl Prepared {
                 self.speech.seconds()
             ));
         }
+        let framing = &self.framing;
+        let fit = self.request.fit;
+        if let Some(text) = poor_fit(framing.picture, framing.size, framing.mode, fit) {
+            tell(text);
+        }
         if self.prompt.truncated {
             let tokens = self.prompt.ids.len();
             tell(format!("prompt is cut to its first {tokens} tokens"));
@@ -93,6 +102,31 @@ impl Prepared {
             ));
         }
     }
+}
+
+/// Tells of a picture that loses more than half of its area, or fills less than half of the video.
+fn poor_fit(picture: Size, video: Size, mode: SizeMode, fit: Fit) -> Option<String> {
+    let coverage = Coverage::new(picture, video, mode, fit);
+    if coverage.cut > 0.5 {
+        let advice = match (mode, fit) {
+            (SizeMode::Exact, Fit::Crop) => "--fit pad shows all of it",
+            _ => "cut the picture to the face",
+        };
+        return Some(format!(
+            "the video of {video} shows {:.0} % of the picture of {picture}; {advice}",
+            100.0 * (1.0 - coverage.cut),
+        ));
+    }
+    let (left, top) = coverage.bars;
+    let seen = (video.width - 2 * left) * (video.height - 2 * top);
+    (2 * seen < video.width * video.height).then(|| {
+        let (bars, sides) = if left > 0 {
+            (left, "left and right")
+        } else {
+            (top, "above and below")
+        };
+        format!("the picture of {picture} leaves black bars of {bars} pixels {sides}")
+    })
 }
 
 /// Makes the folders of side files. The files are written at the end of a long run, so an error
@@ -110,4 +144,31 @@ fn make_folders(request: &Request) -> Result<(), GenerateError> {
         })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_of_a_far_shape_is_told_with_what_is_lost() {
+        let size = |width, height| Size { width, height };
+        let told = |picture, fit| poor_fit(picture, size(704, 384), SizeMode::Exact, fit);
+        assert_eq!(
+            told(size(2000, 100), Fit::Crop).unwrap(),
+            "the video of 704*384 shows 9 % of the picture of 2000*100; --fit pad shows all of it"
+        );
+        assert_eq!(
+            told(size(2000, 100), Fit::Pad).unwrap(),
+            "the picture of 2000*100 leaves black bars of 174 pixels above and below"
+        );
+        assert_eq!(
+            told(size(100, 2000), Fit::Pad).unwrap(),
+            "the picture of 100*2000 leaves black bars of 342 pixels left and right"
+        );
+        assert_eq!(told(size(1000, 1000), Fit::Crop), None);
+        assert_eq!(told(size(1000, 1000), Fit::Pad), None);
+        let area = poor_fit(size(2000, 100), size(704, 384), SizeMode::Area, Fit::Crop);
+        assert!(area.unwrap().ends_with("cut the picture to the face"));
+    }
 }

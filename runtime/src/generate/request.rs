@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::chain::decoders::Mode;
 use crate::media::mp4::Encoding;
-use crate::media::picture::Fit;
+use crate::media::picture::{Fit, Reading};
 use crate::numbers::size::{Size, SizeMode};
 
 /// How many clips to make.
@@ -22,6 +22,8 @@ pub enum Clips {
 pub struct Request {
     /// Picture of the person.
     pub image: PathBuf,
+    /// Use of the picture's profile and transparency.
+    pub reading: Reading,
     /// Speech.
     pub audio: PathBuf,
     /// Text that describes the video.

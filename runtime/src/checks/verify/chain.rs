@@ -17,7 +17,7 @@ use crate::chain::events::{Event, Observer};
 use crate::checks::error::CheckError;
 use crate::generate::{Clips, Engine, OutputFiles, Request, generate};
 use crate::media::mp4::Encoding;
-use crate::media::picture::Fit;
+use crate::media::picture::{Fit, Reading};
 use crate::numbers::latents;
 use crate::numbers::size::SizeMode;
 use crate::placement::devices::Devices;
@@ -162,6 +162,7 @@ fn request(
     recorded(checkup, clips)?;
     Ok(Request {
         image: checkup.golden.input(PICTURE),
+        reading: Reading::REFERENCE,
         audio: checkup.golden.input(&first("/audio", "file")?),
         prompt: first("/prompts", "text")?,
         size: area_of(checkup.config("max_area")?),
