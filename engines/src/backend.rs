@@ -13,8 +13,9 @@ mod tiny;
 pub use named::{NamedCall, run_named};
 pub use recorder::Recorder;
 
+use crate::cancel::Cancel;
 use crate::contract::{Contract, DType, Port};
-use crate::error_kind::ErrorKind;
+use crate::error_kind::{ErrorKind, Shortage};
 use crate::manifest::ManifestError;
 use crate::memory::{Memory, MemoryError};
 use crate::recipe::Recipe;
@@ -132,6 +133,23 @@ pub trait Session: Send {
         inputs: &[(&Port, View<'_>)],
         state: State<'_>,
     ) -> Result<Outputs, EngineError>;
+
+    /// Runs the graph once, unless `cancel` asks to stop. A session that can be stopped in the
+    /// middle of a graph does so. State that is written in place is of no use after that.
+    ///
+    /// # Errors
+    /// [`EngineError::Cancelled`]; the errors of [`Self::run`].
+    fn run_until(
+        &mut self,
+        inputs: &[(&Port, View<'_>)],
+        state: State<'_>,
+        cancel: &Cancel,
+    ) -> Result<Outputs, EngineError> {
+        match cancel.is_cancelled() {
+            true => Err(EngineError::Cancelled),
+            false => self.run(inputs, state),
+        }
+    }
 }
 
 /// Nodes of a graph that run elsewhere than on its device.
@@ -198,6 +216,8 @@ pub struct LoadOptions {
     /// Whether the component gets a session of its own even where one could serve several. Then its
     /// outputs can be told from those of others.
     pub alone: bool,
+    /// Stops the load.
+    pub cancel: Cancel,
 }
 
 impl LoadOptions {
@@ -287,6 +307,14 @@ pub enum EngineError {
     },
     #[error("component {component}: out of memory: {reason}")]
     Memory { component: String, reason: String },
+    #[error("{}: component {component}: {shortage}", path.display())]
+    Short {
+        path: PathBuf,
+        component: String,
+        shortage: Shortage,
+    },
+    #[error("cancelled")]
+    Cancelled,
     #[error("component {component}: {message}")]
     Aliasing { component: String, message: String },
     #[error("{wanted}: this program was built without {missing}; build it with {build}")]
@@ -320,7 +348,10 @@ impl EngineError {
             Self::Library { .. }
             | Self::CudaLibrary { .. }
             | Self::Memory { .. }
+            | Self::Short { .. }
             | Self::DeviceMemory(_) => ErrorKind::Resources,
+            Self::Manifest(e) => e.kind(),
+            Self::Cancelled => ErrorKind::Interrupted,
             Self::Bind { .. } => ErrorKind::Input,
             Self::Tap { .. } | Self::NotBuilt { .. } => ErrorKind::Usage,
             _ => ErrorKind::Model,

@@ -20,10 +20,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use engines::cancel::Cancel;
 use engines::backend::ort::Runtime;
 use engines::manifest::Models;
 
-use crate::chain::events::{Cancel, Event, Observer, Phase};
+use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
 use crate::checks::{bench, exec, parity, synthetic, verify};
 use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe, Verify};

@@ -16,13 +16,15 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Instant;
 
+use engines::cancel::Cancel;
 use engines::tensor::Tensor;
 
 use crate::chain::call::Tables;
+use crate::chain::cancellable::Cancellable;
 use crate::chain::decoders::{Decoding, PictureLatents, VideoDecoder, VideoLength};
 use crate::chain::encoders;
 use crate::chain::error::ChainError;
-use crate::chain::events::{Cancel, Event, Observer, Phase, Settings, Summary};
+use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
 use crate::chain::executor;
 use crate::chain::job::Job;
 use crate::chain::source::{ClipSource, Noise};
@@ -185,7 +187,7 @@ impl<'a> Video<'a> {
         };
         let conditions = self.conditions(&distances, output)?;
         self.begin(Phase::Denoising)?;
-        let loaded = self.engine.load(self.observer)?;
+        let loaded = self.engine.load(self.observer, self.cancel)?;
         let job = Job {
             tables: Arc::clone(&self.tables),
             steps: request.steps,
@@ -212,6 +214,7 @@ impl<'a> Video<'a> {
             &self.prepared.request,
             self.engine.encoders(self.workload())?,
         );
+        let backend = &Cancellable::new(backend, self.cancel);
         self.begin(Phase::EncodingPrompt)?;
         let context = encoders::encode_text(backend, loading, &self.prepared.prompt.ids)?;
         let text = encoders::embed_text(backend, loading, &config.dit, &context)?;
@@ -248,7 +251,7 @@ impl<'a> Video<'a> {
         output.denoising = Some(Instant::now());
         let seed = Noise::Seed(self.prepared.request.seed);
         let noise = self.replay.as_ref().map_or(seed, Noise::Replay);
-        let mut source = ClipSource::new(&self.geometry, noise, features, loaded.adapter());
+        let mut source = ClipSource::new(&self.geometry, noise, features, loaded.adapter(self.cancel));
         let decoder = self.decoder(loaded, latents)?;
         let (feedback, inbox) = executor::inbox(self.engine.plan(), job.steps);
         let (sender, finished) = sync_channel(FINISHED_WAITING);
@@ -281,7 +284,7 @@ impl<'a> Video<'a> {
     ) -> Result<VideoDecoder, ChainError> {
         let mode = self.prepared.request.mode;
         let encoder = mode.encodes_motion();
-        let encoder = encoder.then(|| self.engine.motion_encoder(loaded));
+        let encoder = encoder.then(|| self.engine.motion_encoder(loaded, self.cancel));
         let length = VideoLength {
             clip_blocks: self.geometry.clip_blocks,
             clips: self.prepared.clips,
@@ -290,7 +293,7 @@ impl<'a> Video<'a> {
         let encoder = encoder.transpose()?;
         Ok(VideoDecoder::new(
             mode,
-            loaded.decoder(),
+            loaded.decoder(self.cancel),
             encoder,
             picture,
             latents,

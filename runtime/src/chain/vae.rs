@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engines::backend::{Backend, EngineError, FeatureCache, Loading, Outputs, Session, State};
+use engines::cancel::Cancel;
 use engines::components::symbols;
 use engines::components::vae::{self, VaeConfig};
 use engines::contract::{Contract, Port, Sizes};
@@ -29,6 +30,8 @@ struct VaeSession {
     started: bool,
     /// Memory of the caches.
     memory: Arc<dyn Memory>,
+    /// Stops the video's calls.
+    cancel: Cancel,
 }
 
 impl VaeSession {
@@ -49,17 +52,19 @@ impl VaeSession {
             cache: FeatureCache::new(),
             started: false,
             memory: Arc::clone(backend.memory()),
+            cancel: Cancel::default(),
         })
     }
 
-    /// Returns a session of another video on the same graphs.
-    fn another(&self) -> Self {
+    /// Returns a session of another video on the same graphs, until `cancel` asks to stop.
+    fn another(&self, cancel: &Cancel) -> Self {
         Self {
             graphs: Arc::clone(&self.graphs),
             config: self.config.clone(),
             cache: FeatureCache::new(),
             started: false,
             memory: Arc::clone(&self.memory),
+            cancel: cancel.clone(),
         }
     }
 
@@ -82,7 +87,8 @@ impl VaeSession {
             &mut graphs.first
         };
         let state = State::Replace(&mut self.cache);
-        run_on_host(session.as_mut(), &*self.memory, &[(port, input)], state)
+        let inputs = [(port, input)];
+        run_on_host(session.as_mut(), &*self.memory, &inputs, state, &self.cancel)
     }
 
     /// Adds the caches that are not there yet.
@@ -127,11 +133,12 @@ impl Encoder {
         Ok(Self { session })
     }
 
-    /// Returns one for another video, on the same graphs. The two take turns.
+    /// Returns one for another video, on the same graphs, until `cancel` asks to stop. The two take
+    /// turns.
     #[must_use]
-    pub(crate) fn another(&self) -> Self {
+    pub(crate) fn another(&self, cancel: &Cancel) -> Self {
         Self {
-            session: self.session.another(),
+            session: self.session.another(cancel),
         }
     }
 
@@ -211,11 +218,12 @@ impl Decoder {
         Ok(Self { session })
     }
 
-    /// Returns one for another video, on the same graphs. The two take turns.
+    /// Returns one for another video, on the same graphs, until `cancel` asks to stop. The two take
+    /// turns.
     #[must_use]
-    pub(crate) fn another(&self) -> Self {
+    pub(crate) fn another(&self, cancel: &Cancel) -> Self {
         Self {
-            session: self.session.another(),
+            session: self.session.another(cancel),
         }
     }
 

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use engines::cancel::Cancel;
 use engines::backend::ort::{Runtime, WeightPort};
 use engines::backend::{Backend, EngineError, LoadOptions, Session, State, plain};
 use engines::components::dit::{self, DitConfig};
@@ -190,7 +191,7 @@ impl<'a> OnDevice<'a> {
         let mut site = Site::alone(backend, self.model, steps, plain());
         site.host = Arc::clone(&self.host);
         let mut stage = Stage::load(site, &spec)?;
-        let state = stage.begin(self.geometry)?;
+        let state = stage.begin(self.geometry, &Cancel::default())?;
         Ok((stage, state))
     }
 

@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
+use engines::cancel::Cancel;
 use engines::tensor::Tensor;
 
 use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
 use crate::chain::error::ChainError;
-use crate::chain::events::{Cancel, Event, Observer, Settings, Summary};
+use crate::chain::events::{Event, Observer, Settings, Summary};
 use crate::chain::job::AnchorInput;
 use crate::generate::error::GenerateError;
 use crate::generate::request::{OutputFiles, Request};

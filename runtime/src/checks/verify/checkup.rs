@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use engines::cancel::Cancel;
 use engines::backend::{Backend, Loading};
 use engines::components::dit::DitConfig;
 use engines::contract::DType;
@@ -13,7 +14,6 @@ use half::bf16;
 use super::golden::Golden;
 use super::subject::Subject;
 use super::table::Table;
-use crate::chain::events::Cancel;
 use crate::checks::error::CheckError;
 
 /// Why a check ended early.
