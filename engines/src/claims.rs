@@ -11,6 +11,7 @@ use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -58,7 +59,7 @@ pub enum ClaimError {
     },
     #[error("{} already; --overwrite replaces, another name keeps", exist(paths))]
     Exists { paths: Vec<PathBuf> },
-    #[error("{}: {holder} writes this file; wait for it, or choose another name", path.display())]
+    #[error("{}: {holder} is writing here; wait for it, or choose another name", path.display())]
     Busy { path: PathBuf, holder: Holder },
     #[error("{}: {flag} wants a file name, got a folder", path.display())]
     Folder { path: PathBuf, flag: &'static str },
@@ -78,10 +79,9 @@ impl ClaimError {
         match self {
             Self::Busy { .. } => ErrorKind::Resources,
             Self::Write { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
-            Self::Input { .. }
-            | Self::Twice { .. }
-            | Self::Exists { .. }
-            | Self::Folder { .. } => ErrorKind::Input,
+            Self::Input { .. } | Self::Twice { .. } | Self::Exists { .. } | Self::Folder { .. } => {
+                ErrorKind::Input
+            }
         }
     }
 }
@@ -219,18 +219,18 @@ impl FilePlan {
         if !paths.is_empty() {
             return Err(ClaimError::Exists { paths });
         }
-        let mut claims = Claims::default();
+        let mut held = Held::default();
         for (write, real) in files {
-            claims.lock(write, &real)?;
+            held.lock(write, &real)?;
         }
-        Ok(claims)
+        Ok(Claims(Mutex::new(held)))
     }
 
     /// Refuses a file to write that the command reads, itself or in a folder.
     fn is_no_input(&self, write: &Planned, real: &Path) -> Result<(), ClaimError> {
         let identity = Identity::of(real);
         let same = self.reads.iter().find(|(_, read)| match write.kind {
-            Kind::Folder => Identity::of(read) == identity || lies_in(read, real),
+            Kind::Folder => read.exists() && lies_in(read, real),
             Kind::File | Kind::Scratch => holds(read, &identity, MOST_FOLDERS),
         });
         match same {
@@ -248,7 +248,9 @@ impl FilePlan {
 fn apart(files: &[(&Planned, PathBuf)]) -> Result<(), ClaimError> {
     for (at, (second, real)) in files.iter().enumerate() {
         let identity = Identity::of(real);
-        let same = files[..at].iter().find(|(_, r)| Identity::of(r) == identity);
+        let same = files[..at]
+            .iter()
+            .find(|(_, r)| Identity::of(r) == identity);
         if let Some((first, _)) = same {
             return Err(twice(first, second));
         }
@@ -350,7 +352,10 @@ pub fn real(path: &Path) -> io::Result<Option<PathBuf>> {
 
 /// Files that this process alone may write, until it is dropped.
 #[derive(Debug, Default)]
-pub struct Claims {
+pub struct Claims(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
     locks: Vec<Lock>,
     /// Folders that were made for the files, outer folders first.
     folders: Vec<PathBuf>,
@@ -366,6 +371,17 @@ struct Lock {
 }
 
 impl Claims {
+    /// Gives the files up before this is dropped. Removes folders that were made for them and that
+    /// hold nothing.
+    pub fn release(&self) {
+        let held = self.0.lock();
+        drop(std::mem::take(
+            &mut *held.unwrap_or_else(PoisonError::into_inner),
+        ));
+    }
+}
+
+impl Held {
     fn lock(&mut self, write: &Planned, real: &Path) -> Result<(), ClaimError> {
         let cannot = |source| cannot_write(&write.path, source);
         let folder = real.parent().filter(|f| !f.as_os_str().is_empty());
@@ -398,7 +414,7 @@ impl Claims {
     }
 }
 
-impl Drop for Claims {
+impl Drop for Held {
     fn drop(&mut self) {
         for lock in &self.locks {
             // A lock file that stays does no harm: the next run takes it over.
@@ -519,7 +535,11 @@ mod tests {
             plan.writes_folder("--out", &dir.path().join(out));
             let claimed = plan.claim(Existing::Keep);
             let input = matches!(claimed, Err(ClaimError::Input { .. }));
-            assert_eq!((input, claimed.is_ok()), (refused, !refused), "{read} {out}");
+            assert_eq!(
+                (input, claimed.is_ok()),
+                (refused, !refused),
+                "{read} {out}"
+            );
         }
     }
 
@@ -565,12 +585,15 @@ mod tests {
         let held = plan.claim(Existing::Keep).unwrap();
         let error = plan.claim(Existing::Keep).unwrap_err();
         let holder = Holder(Some(std::process::id()));
-        assert!(matches!(&error, ClaimError::Busy { holder: h, .. } if *h == holder), "{error}");
+        assert!(
+            matches!(&error, ClaimError::Busy { holder: h, .. } if *h == holder),
+            "{error}"
+        );
         assert_eq!(error.kind(), ErrorKind::Resources);
         let lock = dir.path().join("new/.v.mp4.lock");
         let own = File::open(&lock).unwrap();
         assert_eq!(Holder::of(&own), holder);
-        drop(held);
+        held.release();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         fs::create_dir(dir.path().join("new")).unwrap();
         fs::write(&lock, "1\n").unwrap();
@@ -583,7 +606,7 @@ mod tests {
         let null = Path::new("/dev/null");
         let writes = [("--out", null), ("--trace", null)];
         let claims = plan(&[], &writes).claim(Existing::Keep).unwrap();
-        assert!(claims.locks.is_empty());
+        assert!(claims.0.lock().unwrap().locks.is_empty());
         assert_eq!(real(Path::new("/dev/stdin")).unwrap(), None);
     }
 }

@@ -134,7 +134,10 @@ mod tests {
             assert_eq!(Shortage::of(&error), want, "{error}");
             let kind = want.map_or(ErrorKind::Input, |_| ErrorKind::Resources);
             assert_eq!(ErrorKind::of_io(&error, ErrorKind::Input), kind);
-            assert_eq!(reason(&error).contains("ulimit -n"), number == 24 || number == 23);
+            assert_eq!(
+                reason(&error).contains("ulimit -n"),
+                number == 24 || number == 23
+            );
         }
     }
 

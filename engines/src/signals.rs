@@ -14,7 +14,10 @@ const LINE: usize = 4600;
 
 /// Prepares the process: SIGBUS is told, and SIGXFSZ is an error of the write. Only a `main` calls
 /// this, once.
-#[expect(unsafe_code, reason = "only the C library installs handlers of signals")]
+#[expect(
+    unsafe_code,
+    reason = "only the C library installs handlers of signals"
+)]
 pub fn prepare() {
     static PREPARED: Once = Once::new();
     PREPARED.call_once(|| {

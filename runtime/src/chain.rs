@@ -18,7 +18,7 @@ pub(crate) mod stage;
 pub(crate) mod vae;
 
 pub use decoders::Mode;
-pub use engines::cancel::Cancel;
 pub use encoders::encode_speech;
+pub use engines::cancel::Cancel;
 pub use error::ChainError;
 pub use events::{Event, Observer, Phase, Silent, Summary};

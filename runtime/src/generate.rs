@@ -42,7 +42,7 @@ use output::Output;
 pub use engine::Engine;
 pub use error::GenerateError;
 pub use prepared::Prepared;
-pub use request::{Clips, OutputFiles, Request};
+pub use request::{ClaimedRequest, Clips, OutputFiles, Request};
 
 /// Makes one video from a request.
 ///
@@ -85,13 +85,21 @@ impl Engine {
         cancel: &Cancel,
         begun: Instant,
     ) -> Result<Summary, GenerateError> {
+        let changed = |source| GenerateError::Suspect {
+            source,
+            partial: None,
+        };
+        self.models().unchanged().map_err(changed)?;
         let video = Video::new(self, prepared, observer, cancel)?;
         video.fits()?;
         observer.event(&Event::Started(&video.settings));
         let request = &prepared.request;
         let mut output = Output::create(request, &video.settings, observer, begun)?;
         match video.produce(&mut output) {
-            Ok(()) => output.finish(&video.geometry),
+            Ok(()) => match self.models().unchanged() {
+                Ok(()) => output.finish(&video.geometry),
+                Err(changed) => Err(output.suspect(changed)),
+            },
             Err(error) => Err(output.abandon(error, cancel)),
         }
     }
@@ -251,7 +259,8 @@ impl<'a> Video<'a> {
         output.denoising = Some(Instant::now());
         let seed = Noise::Seed(self.prepared.request.seed);
         let noise = self.replay.as_ref().map_or(seed, Noise::Replay);
-        let mut source = ClipSource::new(&self.geometry, noise, features, loaded.adapter(self.cancel));
+        let mut source =
+            ClipSource::new(&self.geometry, noise, features, loaded.adapter(self.cancel));
         let decoder = self.decoder(loaded, latents)?;
         let (feedback, inbox) = executor::inbox(self.engine.plan(), job.steps);
         let (sender, finished) = sync_channel(FINISHED_WAITING);

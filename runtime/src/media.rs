@@ -9,6 +9,7 @@ pub(crate) mod contact_sheet;
 pub(crate) mod ffmpeg;
 #[cfg_attr(not(feature = "media"), path = "media/absent/mp4.rs")]
 pub(crate) mod mp4;
+pub(crate) mod partial;
 pub(crate) mod picture;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
@@ -16,5 +17,6 @@ pub(crate) mod video_facts;
 pub(crate) mod wav;
 
 pub use mp4::{Encoding, Writer};
+pub use partial::{NameError, Partial};
 pub use picture::Fit;
 pub use video_facts::{Probe, probe};

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use engines::cancel::Cancel;
 use engines::backend::EngineError;
+use engines::cancel::Cancel;
 use engines::components::dit::MOTION_FRAMES;
 use engines::tensor::Tensor;
 

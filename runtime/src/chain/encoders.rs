@@ -210,9 +210,11 @@ impl AudioAdapter {
     ) -> Result<BlockAudio, EngineError> {
         let session = self.session.lock();
         let inputs = [(&speech::AUDIO, features.view())];
-        let mut out = session
-            .unwrap_or_else(PoisonError::into_inner)
-            .run_until(&inputs, State::None, &self.cancel)?;
+        let mut out = session.unwrap_or_else(PoisonError::into_inner).run_until(
+            &inputs,
+            State::None,
+            &self.cancel,
+        )?;
         let lane = |t: Tensor| {
             let shape = [&[1], t.shape()].concat();
             t.reshaped(&shape)

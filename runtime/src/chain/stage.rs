@@ -692,11 +692,7 @@ fn run_head(
     keep_taps(memory, &mut call.taps, &head.name, out)
 }
 
-fn embed_sink(
-    site: &Site,
-    prefill: &mut Prefill,
-    cancel: &Cancel,
-) -> Result<(), EngineError> {
+fn embed_sink(site: &Site, prefill: &mut Prefill, cancel: &Cancel) -> Result<(), EngineError> {
     let memory = site.memory();
     let mut embed = site.load_for(dit::SINK_EMBED.name, cancel)?;
     let reference = here(memory, &prefill.ref_latents)?;

@@ -88,7 +88,13 @@ impl VaeSession {
         };
         let state = State::Replace(&mut self.cache);
         let inputs = [(port, input)];
-        run_on_host(session.as_mut(), &*self.memory, &inputs, state, &self.cancel)
+        run_on_host(
+            session.as_mut(),
+            &*self.memory,
+            &inputs,
+            state,
+            &self.cancel,
+        )
     }
 
     /// Adds the caches that are not there yet.

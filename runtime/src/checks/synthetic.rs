@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use engines::cancel::Cancel;
 use engines::backend::ort::{Runtime, WeightPort};
 use engines::backend::{Backend, EngineError, LoadOptions, Session, State, plain};
+use engines::cancel::Cancel;
 use engines::components::dit::{self, DitConfig};
 use engines::components::matmul;
 use engines::contract::{Contract, DType};

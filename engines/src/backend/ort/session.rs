@@ -4,8 +4,8 @@
 use super::library::COPIED_STATE;
 use super::provider::Provider;
 use crate::backend::rim::{Facts, Mismatch, Rim};
-use crate::cancel::Cancel;
 use crate::backend::{Elsewhere, EngineError, Outputs, Session, State};
+use crate::cancel::Cancel;
 use crate::contract::{Contract, DType, NEXT, Port, StateKind};
 use crate::memory::{Charge, Class, Memory, Place, Span};
 use crate::recipe::Recipe;

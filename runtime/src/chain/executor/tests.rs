@@ -2,8 +2,8 @@
 //! tries every early end of a run.
 use std::sync::Mutex;
 
-use engines::cancel::Cancel;
 use engines::backend::{Backend, EngineError, plain};
+use engines::cancel::Cancel;
 use engines::memory::{HostMemory, Memory, MemoryError};
 use proptest::prelude::*;
 

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use engines::cancel::Cancel;
 use engines::backend::EngineError;
+use engines::cancel::Cancel;
 
 use crate::chain::call::{Anchor, Call, Prefill};
 use crate::chain::error::ChainError;

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use engines::cancel::Cancel;
 use engines::backend::{Backend, Loading};
+use engines::cancel::Cancel;
 use engines::components::dit::DitConfig;
 use engines::contract::DType;
 use engines::manifest::Models;

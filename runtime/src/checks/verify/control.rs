@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use engines::cancel::Cancel;
 use engines::backend::{Loading, Perturb};
+use engines::cancel::Cancel;
 use engines::components::{dit, speech, text, vae};
 use engines::contract::DType;
 use engines::manifest::{ComponentEntry, Models, WeightEntry};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use engines::error_kind::ErrorKind;
 
 use crate::media::audio_file::AudioTrack;
+use crate::media::partial::Partial;
 use crate::numbers::size::Size;
 
 /// Why a video cannot be written.
@@ -78,7 +79,7 @@ impl Writer {
 
     /// # Errors
     /// Never called: there is no video.
-    pub fn finish_partial(self) -> Result<Option<PathBuf>, Mp4Error> {
+    pub fn finish_partial(self) -> Result<Option<Partial>, Mp4Error> {
         match self.0 {}
     }
 }

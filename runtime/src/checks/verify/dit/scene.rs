@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use engines::cancel::Cancel;
 use engines::backend::{Backend, Loading};
+use engines::cancel::Cancel;
 use engines::components::dit::DitConfig;
 use engines::tensor::Tensor;
 use serde_json::Value;
