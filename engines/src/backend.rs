@@ -251,6 +251,8 @@ pub enum EngineError {
          libonnxruntime.so of version 1.{minor} or later"
     )]
     Library { reason: String, minor: u32 },
+    #[error("libonnxruntime: {shortage}")]
+    LibraryShort { shortage: Shortage },
     #[error("{reason}; {library} comes with {package}")]
     CudaLibrary {
         library: &'static str,
@@ -330,7 +332,7 @@ const BRIEF: usize = 300;
 
 /// Returns the first line of a library's message, cut at [`BRIEF`]. Some libraries print a page:
 /// cuDNN prints a graph in JSON.
-fn brief(source: &impl fmt::Display) -> String {
+pub(crate) fn brief(source: &impl fmt::Display) -> String {
     let text = source.to_string();
     let mut lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
     let line = lines.next().unwrap_or_default();
@@ -346,6 +348,7 @@ impl EngineError {
         match self {
             Self::TensorRt(e) => e.kind(),
             Self::Library { .. }
+            | Self::LibraryShort { .. }
             | Self::CudaLibrary { .. }
             | Self::Memory { .. }
             | Self::Short { .. }

@@ -40,6 +40,8 @@ pub enum Shortage {
     Files,
     /// Memory.
     Memory,
+    /// No more threads can be started.
+    Threads,
     /// Room on the disk.
     Disk,
     /// The length that a file may have.
@@ -75,6 +77,8 @@ impl Shortage {
             "errno = 12",
         ]) {
             Some(Self::Memory)
+        } else if names(&["pthread_create failed"]) {
+            Some(Self::Threads)
         } else {
             None
         }
@@ -87,6 +91,9 @@ impl fmt::Display for Shortage {
             Self::Files => "no more files can be opened; raise the limit (`ulimit -n`)",
             Self::Memory => {
                 "memory is short; free some, or raise the limit of the process (`ulimit -v`)"
+            }
+            Self::Threads => {
+                "no more threads can be started; raise the limits (`ulimit -v`, `ulimit -u`)"
             }
             Self::Disk => "the disk is full; free some room, or choose another place",
             Self::FileLength => "the file may grow no further; raise the limit (`ulimit -f`)",
@@ -147,6 +154,10 @@ mod tests {
             ("open failed: Too many open files", Some(Shortage::Files)),
             ("std::bad_alloc", Some(Shortage::Memory)),
             ("mmap: Cannot allocate memory", Some(Shortage::Memory)),
+            (
+                "pthread_create failed, error code: 11",
+                Some(Shortage::Threads),
+            ),
             ("Protobuf parsing failed.", None),
         ] {
             assert_eq!(Shortage::named_in(text), want, "{text}");

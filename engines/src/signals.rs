@@ -3,7 +3,8 @@
 //! A file that is cut short while it is mapped sends SIGBUS to the thread that reads the missing
 //! pages. There is no way back to the reader, so the handler says which file it was and ends the
 //! process. A limit on the length of files sends SIGXFSZ; without that signal the write fails with
-//! an error like that of a full disk.
+//! an error like that of a full disk. Memory that runs out aborts a program of Rust or C++; the
+//! handler of SIGABRT tells that from other causes.
 
 use std::sync::Once;
 
@@ -12,8 +13,20 @@ use crate::error_kind::ErrorKind;
 /// Longest line of the system's list of mapped files that is read whole.
 const LINE: usize = 4600;
 
-/// Prepares the process: SIGBUS is told, and SIGXFSZ is an error of the write. Only a `main` calls
-/// this, once.
+/// Memory that must be there for an abort to have another cause: 64 MiB, more than any single
+/// allocation of a program that has enough.
+const ROOM: usize = 64 << 20;
+
+/// Ends the process at once. Unlike [`std::process::exit`] it runs nothing: libraries whose threads
+/// still work must not be taken down under them. For handlers of signals.
+#[expect(unsafe_code, reason = "std has no exit that runs nothing")]
+pub fn end(kind: ErrorKind) -> ! {
+    // SAFETY: the call takes a number and does not return.
+    unsafe { libc::_exit(i32::from(kind.code())) }
+}
+
+/// Prepares the process: SIGBUS and a lack of memory are told, and SIGXFSZ is an error of the
+/// write. Only a `main` calls this, once.
 #[expect(
     unsafe_code,
     reason = "only the C library installs handlers of signals"
@@ -21,15 +34,18 @@ const LINE: usize = 4600;
 pub fn prepare() {
     static PREPARED: Once = Once::new();
     PREPARED.call_once(|| {
-        // SAFETY: the action is zeroed, which is a valid value, and then filled. Both calls take
-        // valid pointers and numbers of signals. The handler calls functions only that POSIX allows
-        // in one, and does not return.
+        // SAFETY: the action is zeroed, which is a valid value, and then filled. All calls take
+        // valid pointers and numbers of signals. The handlers call functions only that POSIX or
+        // Linux allow in one.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = lost_page;
             action.sa_sigaction = handler as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_RESETHAND;
             libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
+            let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = aborted;
+            action.sa_sigaction = handler as usize;
+            libc::sigaction(libc::SIGABRT, &action, std::ptr::null_mut());
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         }
     });
@@ -45,8 +61,25 @@ extern "C" fn lost_page(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void
     say(b"\nerror: ");
     say(found.name().unwrap_or(b"a mapped file"));
     say(b": was cut short or cannot be read while it is in use; write it again\n");
-    // SAFETY: ends the process without running anything else.
-    unsafe { libc::_exit(i32::from(ErrorKind::Model as u8)) }
+    end(ErrorKind::Model)
+}
+
+/// Ends the process with the word for a lack of memory, if there is one. Any other abort goes on
+/// when this returns: the handler is gone by then.
+#[expect(unsafe_code, reason = "a handler may call the C library only")]
+extern "C" fn aborted(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: a private mapping without a file at an address of the system's choice. Nothing reads
+    // or writes it, and the process ends.
+    let room = unsafe {
+        let (access, kind) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        libc::mmap(std::ptr::null_mut(), ROOM, access, kind, -1, 0)
+    };
+    if room == libc::MAP_FAILED {
+        say(
+            b"\nerror: out of memory; free some, or raise the limit of the process (`ulimit -v`)\n",
+        );
+        end(ErrorKind::Resources);
+    }
 }
 
 /// Writes bytes to standard error.

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use engines::claims::{ClaimError, Claims, Existing, FilePlan};
 use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
+use engines::signals;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -381,9 +382,7 @@ const GRACE: Duration = Duration::from_millis(700);
 /// Returns a flag that the first Ctrl-C or SIGTERM sets.
 fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
     static STOP: AtomicBool = AtomicBool::new(false);
-    fn end() -> ! {
-        std::process::exit(i32::from(ErrorKind::Interrupted.code()))
-    }
+    let end = || signals::end(ErrorKind::Interrupted);
     let handler = move || {
         if STOP.swap(true, Ordering::Relaxed) {
             end();

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use engines::error_kind::ErrorKind;
+use engines::signals;
 use runtime::chain::Cancel;
 use runtime::commands;
 use runtime::commands::Error;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
             None => error.exit(),
         },
     };
-    engines::signals::prepare();
+    signals::prepare();
     let style = commands::style(&cli);
     let cancel = Cancel::default();
     let result = listen(&cancel, style, commands::grace(&cli))
@@ -42,7 +43,7 @@ fn listen(cancel: &Cancel, style: Style, grace: Option<Duration>) -> Result<(), 
     let code = ErrorKind::Interrupted.code();
     ctrlc::set_handler(move || {
         if cancel.is_cancelled() {
-            std::process::exit(i32::from(code));
+            signals::end(ErrorKind::Interrupted);
         }
         eprintln!("stopping; press Ctrl-C again to stop at once");
         cancel.cancel();
@@ -50,7 +51,7 @@ fn listen(cancel: &Cancel, style: Style, grace: Option<Duration>) -> Result<(), 
         std::thread::spawn(move || {
             std::thread::sleep(grace);
             commands::failed(style, &Error::Interrupted, code);
-            std::process::exit(i32::from(code));
+            signals::end(ErrorKind::Interrupted);
         });
     })
     .map_err(|e| Error::Signal {

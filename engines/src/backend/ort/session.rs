@@ -4,9 +4,10 @@
 use super::library::COPIED_STATE;
 use super::provider::Provider;
 use crate::backend::rim::{Facts, Mismatch, Rim};
-use crate::backend::{Elsewhere, EngineError, Outputs, Session, State};
+use crate::backend::{Elsewhere, EngineError, Outputs, Session, State, brief};
 use crate::cancel::Cancel;
 use crate::contract::{Contract, DType, NEXT, Port, StateKind};
+use crate::error_kind::Shortage;
 use crate::memory::{Charge, Class, Memory, Place, Span};
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View, ViewMut};
@@ -415,10 +416,14 @@ impl Session for OrtSession {
 
 fn run_error(component: &str, source: ort::Error) -> EngineError {
     let text = source.to_string();
-    if text.contains("Failed to allocate") || text.contains("bad_alloc") {
+    if Shortage::named_in(&text) == Some(Shortage::Memory) {
+        // The library's place in its source comes before the reason.
+        let reason = text
+            .find("Failed to allocate")
+            .map_or(&*text, |at| &text[at..]);
         EngineError::Memory {
             component: component.to_owned(),
-            reason: text,
+            reason: brief(&reason),
         }
     } else {
         EngineError::Run {
