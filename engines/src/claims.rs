@@ -159,9 +159,26 @@ struct Planned {
 pub struct FilePlan {
     reads: Vec<(String, PathBuf)>,
     writes: Vec<Planned>,
+    folders: Folders,
+}
+
+/// What to do about folders that are missing around a file to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Folders {
+    #[default]
+    Refuse,
+    Make,
 }
 
 impl FilePlan {
+    /// Returns a plan whose claim makes missing folders around the files to write.
+    pub fn with_folders() -> Self {
+        Self {
+            folders: Folders::Make,
+            ..Self::default()
+        }
+    }
+
     /// Adds a file or a folder that the command reads. `name` is the flag that names it.
     pub fn reads(&mut self, name: impl Into<String>, path: &Path) {
         self.reads.push((name.into(), path.to_owned()));
@@ -188,7 +205,7 @@ impl FilePlan {
         self.writes.push(Planned { flag, path, kind });
     }
 
-    /// Checks and locks every file to write. Makes the folders that they lie in.
+    /// Checks and locks every file to write.
     ///
     /// # Errors
     /// A file is read and written, is written twice, exists and `existing` keeps it, is claimed by
@@ -221,7 +238,7 @@ impl FilePlan {
         }
         let mut held = Held::default();
         for (write, real) in files {
-            held.lock(write, &real)?;
+            held.lock(write, &real, self.folders)?;
         }
         Ok(Claims(Mutex::new(held)))
     }
@@ -382,11 +399,13 @@ impl Claims {
 }
 
 impl Held {
-    fn lock(&mut self, write: &Planned, real: &Path) -> Result<(), ClaimError> {
+    fn lock(&mut self, write: &Planned, real: &Path, folders: Folders) -> Result<(), ClaimError> {
         let cannot = |source| cannot_write(&write.path, source);
         let folder = real.parent().filter(|f| !f.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
-        self.make(folder).map_err(cannot)?;
+        if folders == Folders::Make {
+            self.make(folder).map_err(cannot)?;
+        }
         let path = folder.join(lock_name(real).map_err(cannot)?);
         // The names of two files that do not exist may differ only where the file system does not.
         let identity = Identity::of(&path);
@@ -484,7 +503,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     fn plan(reads: &[&Path], writes: &[(&'static str, &Path)]) -> FilePlan {
-        let mut plan = FilePlan::default();
+        let mut plan = FilePlan::with_folders();
         reads.iter().for_each(|p| plan.reads("--audio", p));
         writes.iter().for_each(|(flag, p)| plan.writes(flag, p));
         plan
@@ -599,6 +618,16 @@ mod tests {
         fs::write(&lock, "1\n").unwrap();
         drop(plan.claim(Existing::Keep).unwrap());
         assert!(!lock.exists());
+    }
+
+    #[test]
+    fn a_folder_is_made_only_where_the_plan_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut plan = FilePlan::default();
+        plan.writes("--svg", &dir.path().join("none/t.svg"));
+        let error = plan.claim(Existing::Keep).unwrap_err();
+        assert!(matches!(error, ClaimError::Write { .. }), "{error}");
+        assert!(!dir.path().join("none").exists());
     }
 
     #[test]

@@ -275,7 +275,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
 
 /// Claims the folder that a command writes.
 fn claim(out: &Path, reads: &[(&str, &Path)]) -> Result<Claims, CliError> {
-    let mut plan = FilePlan::default();
+    let mut plan = FilePlan::with_folders();
     reads
         .iter()
         .for_each(|(flag, path)| plan.reads(*flag, path));

@@ -101,7 +101,7 @@ impl Request {
             request.files.video = video;
         }
         let files = &request.files;
-        let mut plan = FilePlan::default();
+        let mut plan = FilePlan::with_folders();
         plan.reads("--image", &request.image);
         plan.reads("--audio", &request.audio);
         for (flag, path) in also_read {
