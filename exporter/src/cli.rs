@@ -462,8 +462,8 @@ fn build(a: &BuildArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Becomes `avatar-run verify`, which then gets the signals and returns the exit code. Verification needs the runtime's chain, and the two libraries must not
-/// depend on each other.
+/// Becomes `avatar-run verify`, which then gets the signals and returns the exit code. Verification
+/// needs the runtime's chain, and the two libraries must not depend on each other.
 fn verify(a: &VerifyArgs) -> Result<ExitCode, CliError> {
     let beside = std::env::current_exe()
         .ok()

@@ -140,7 +140,7 @@ fn run_exec(args: &Exec, cancel: &Cancel) -> Result<(), Error> {
     for (name, fact) in exec::exec(&backend, &request)? {
         print(&format!("{name}: {fact}"))?;
     }
-    Ok(())
+    Ok(backend.models().unchanged()?)
 }
 
 /// Checks an export against a golden folder, prints the table and writes the JSON file. A control
@@ -160,13 +160,14 @@ fn run_verify(args: &Verify, style: Style, cancel: &Cancel) -> Result<(), Error>
     let models = backend.models().clone();
     let backend: Arc<dyn Backend> = Arc::new(backend);
     let backend = Cancellable::new(backend, cancel);
-    let subject = verify::Subject::new(models, Arc::new(backend));
+    let subject = verify::Subject::new(models.clone(), Arc::new(backend));
     let request = verify::Request {
         only: args.only.clone(),
         control: args.control,
         skip_e2e: args.skip_e2e,
     };
     let report = verify::run(&subject, &golden, &request, &screen, cancel)?;
+    models.unchanged()?;
     print(report.to_string().trim_end())?;
     if let Some(path) = &args.json {
         verify::write_report(path, &report).map_err(|source| Error::Write {

@@ -1,5 +1,5 @@
-//! The file in which a video grows, `NAME.partial.mp4`: its name, and the one of an earlier run that
-//! still lies there.
+//! The file in which a video grows, `NAME.partial.mp4`: its name, and the file of an earlier run
+//! that still lies there.
 
 use std::io;
 use std::path::{Path, PathBuf};
