@@ -44,6 +44,8 @@
 #![warn(missing_docs)]
 
 pub mod backend;
+pub mod cancel;
+pub mod claims;
 pub mod components;
 pub mod contract;
 pub mod device;
@@ -57,6 +59,7 @@ pub mod memory;
 pub mod profile;
 pub mod progress_bar;
 pub mod recipe;
+pub mod signals;
 pub mod tensor;
 pub mod tensor_file;
 pub mod weights;

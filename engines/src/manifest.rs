@@ -3,15 +3,20 @@
 
 pub use crate::components::ModelConfig;
 
+use crate::cancel::Cancel;
+use crate::claims::Holder;
 use crate::components;
 use crate::contract::{Contract, DType};
-use crate::error_kind::ErrorKind;
+use crate::error_kind::{ErrorKind, reason};
 use crate::recipe::Recipe;
 use memmap2::Mmap;
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Metadata, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Layout of the folder; a reader refuses any other.
 pub const FORMAT: &str = "liveavatar-models/2";
@@ -127,11 +132,21 @@ pub struct Manifest {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "a variant's message says what its fields are")]
 pub enum ManifestError {
-    #[error("{}: cannot read: {source}; `avatar-export onnx` makes this folder", path.display())]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    #[error(
+        "{}: cannot read: {}; `avatar-export onnx` makes this folder",
+        path.display(),
+        reason(source)
+    )]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: {holder} replaces this export; try again when it is done", path.display())]
+    Busy { path: PathBuf, holder: Holder },
+    #[error(
+        "{}: changed while it was in use, so what was made with it is suspect; export again",
+        path.display()
+    )]
+    Changed { path: PathBuf },
+    #[error("cancelled")]
+    Cancelled,
     #[error("{}: not a manifest: {source}", path.display())]
     Parse {
         path: PathBuf,
@@ -195,9 +210,14 @@ pub enum ManifestError {
 }
 
 impl ManifestError {
-    /// Returns the kind of failure: always the model.
+    /// Returns the kind of failure: the model, unless the system lacks something.
     pub fn kind(&self) -> ErrorKind {
-        ErrorKind::Model
+        match self {
+            Self::Read { source, .. } => ErrorKind::of_io(source, ErrorKind::Model),
+            Self::Busy { .. } => ErrorKind::Resources,
+            Self::Cancelled => ErrorKind::Interrupted,
+            _ => ErrorKind::Model,
+        }
     }
 }
 
@@ -218,7 +238,43 @@ pub struct Models {
     pub(crate) manifest: Manifest,
     /// One map for each data file, in the manifest's order.
     pub(crate) maps: Vec<Arc<Mmap>>,
+    /// Every file of the export as it was when it was opened.
+    files: Arc<Vec<Opened>>,
 }
+
+/// A file of the export, open under a lock that others may share. An export that would replace the
+/// file sees the lock.
+#[derive(Debug)]
+struct Opened {
+    entry: FileEntry,
+    path: PathBuf,
+    stamp: Stamp,
+    _file: File,
+}
+
+/// The facts that change when a file does.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    bytes: u64,
+    /// Seconds and nanoseconds of the last write.
+    written: (i64, i64),
+}
+
+impl Stamp {
+    fn of(facts: &Metadata) -> Self {
+        Self {
+            file: (facts.dev(), facts.ino()),
+            bytes: facts.len(),
+            written: (facts.mtime(), facts.mtime_nsec()),
+        }
+    }
+}
+
+/// Longest wait for an export that is being given its name.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes that are hashed between two looks at a request to stop: some milliseconds of work.
+const HASHED_AT_ONCE: usize = 1 << 20;
 
 impl Models {
     /// Opens a folder. Checks size, hash and contract of everything that the manifest names.
@@ -227,11 +283,22 @@ impl Models {
     /// The folder has no manifest or one of another format; a file is missing, of another size or
     /// damaged; a contract is not this program's.
     pub fn open(dir: &Path) -> Result<Self, ManifestError> {
+        Self::open_until(dir, &Cancel::default())
+    }
+
+    /// Opens a folder as [`Self::open`] does, until `cancel` asks to stop: hashing takes a while.
+    ///
+    /// # Errors
+    /// [`ManifestError::Cancelled`]; the errors of [`Self::open`].
+    pub fn open_until(dir: &Path, cancel: &Cancel) -> Result<Self, ManifestError> {
         let path = dir.join(FILE);
-        let text = std::fs::read_to_string(&path).map_err(|source| ManifestError::Read {
+        let read = |source| ManifestError::Read {
             path: path.clone(),
             source,
-        })?;
+        };
+        let mut described = open_shared(&path)?;
+        let mut text = String::new();
+        described.read_to_string(&mut text).map_err(read)?;
         // The format is looked at first: a folder of another version deserves that answer, not
         // "unknown field".
         let probe: serde_json::Value =
@@ -257,6 +324,7 @@ impl Models {
             dir: dir.to_owned(),
             manifest,
             maps: Vec::new(),
+            files: Arc::default(),
         };
         models.check_contracts()?;
         let graphs = models.manifest.components.iter();
@@ -267,15 +335,51 @@ impl Models {
             .chain([&models.manifest.tokenizer])
             .map(|f| (f.file.as_str(), f))
             .collect();
-        for entry in files.into_values() {
-            models.check_file(entry)?;
-        }
+        let opened = files.into_values().map(|f| models.check_file(f, cancel));
+        let mut opened: Vec<Opened> = opened.collect::<Result<_, _>>()?;
+        opened.push(Opened {
+            entry: FileEntry {
+                file: FILE.to_owned(),
+                bytes: text.len() as u64,
+                blake3: blake3::hash(text.as_bytes()).to_hex().to_string(),
+            },
+            stamp: Stamp::of(&described.metadata().map_err(read)?),
+            path: path.clone(),
+            _file: described,
+        });
+        models.files = Arc::new(opened);
         let data = models.manifest.data.iter();
         models.maps = data
             .map(|d| map_file(&dir.join(&d.file.file)))
             .collect::<Result<_, _>>()?;
         models.check_placement()?;
         Ok(models)
+    }
+
+    /// Checks that no file has changed since it was opened: the bytes in use are those that were
+    /// checked. A file that was written again with the same bytes counts as unchanged.
+    ///
+    /// # Errors
+    /// [`ManifestError::Changed`] with the first file that differs.
+    pub fn unchanged(&self) -> Result<(), ManifestError> {
+        let never = Cancel::default();
+        let differs = |opened: &&Opened| {
+            let facts = std::fs::metadata(&opened.path);
+            let same = facts.as_ref().is_ok_and(|f| Stamp::of(f) == opened.stamp);
+            let equal = |facts: Metadata| {
+                facts.len() == opened.entry.bytes
+                    && File::open(&opened.path)
+                        .and_then(|mut file| hash(&mut file, &never))
+                        .is_ok_and(|h| h.as_ref() == Some(&opened.entry.blake3))
+            };
+            !same && !facts.is_ok_and(equal)
+        };
+        match self.files.iter().find(differs) {
+            None => Ok(()),
+            Some(opened) => Err(ManifestError::Changed {
+                path: opened.path.clone(),
+            }),
+        }
     }
 
     /// Returns the precision of the export.
@@ -431,7 +535,7 @@ impl Models {
         Ok(())
     }
 
-    fn check_file(&self, entry: &FileEntry) -> Result<(), ManifestError> {
+    fn check_file(&self, entry: &FileEntry, cancel: &Cancel) -> Result<Opened, ManifestError> {
         let mut parts = Path::new(&entry.file).components();
         if !matches!(
             (parts.next(), parts.next()),
@@ -447,10 +551,9 @@ impl Models {
             path: path.clone(),
             source,
         };
-        let found = File::open(&path)
-            .and_then(|f| f.metadata())
-            .map_err(read)?
-            .len();
+        let mut file = open_shared(&path)?;
+        let facts = file.metadata().map_err(read)?;
+        let found = facts.len();
         if found != entry.bytes {
             return Err(ManifestError::Size {
                 path,
@@ -458,7 +561,8 @@ impl Models {
                 found,
             });
         }
-        let found = hash_file(&path).map_err(read)?;
+        let found = hash(&mut file, cancel).map_err(read)?;
+        let found = found.ok_or(ManifestError::Cancelled)?;
         if found != entry.blake3 {
             return Err(ManifestError::Hash {
                 path,
@@ -466,7 +570,38 @@ impl Models {
                 found,
             });
         }
-        Ok(())
+        Ok(Opened {
+            entry: entry.clone(),
+            path,
+            stamp: Stamp::of(&facts),
+            _file: file,
+        })
+    }
+}
+
+/// Opens a file for reading and locks it together with other readers.
+fn open_shared(path: &Path) -> Result<File, ManifestError> {
+    let read = |source| ManifestError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let since = Instant::now();
+    loop {
+        let file = File::open(path).map_err(read)?;
+        match file.try_lock_shared() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if since.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(ManifestError::Busy {
+                    path: path.to_owned(),
+                    holder: Holder::of(&file),
+                });
+            }
+            // A file system without locks; the checks at the end of a run must do.
+            Err(TryLockError::Error(_)) => return Ok(file),
+        }
     }
 }
 
@@ -478,8 +613,8 @@ fn map_file(path: &Path) -> Result<Arc<Mmap>, ManifestError> {
         source,
     };
     let file = File::open(path).map_err(read)?;
-    // SAFETY: an export is written once and renamed into place; a file cut short under a running
-    // process is the operator's fault.
+    // SAFETY: an export is written once and renamed into place. `Models::unchanged` finds a file
+    // that was written nevertheless, and `signals` tells of one that was cut short.
     let map = unsafe { Mmap::map(&file) }.map_err(read)?;
     Ok(Arc::new(map))
 }
@@ -489,4 +624,19 @@ pub fn hash_file(path: &Path) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_mmap(path)?;
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Hashes an open file from where it stands to its end. Returns `None` if `cancel` asked to stop.
+fn hash(file: &mut File, cancel: &Cancel) -> io::Result<Option<String>> {
+    let mut hasher = blake3::Hasher::new();
+    let mut bytes = vec![0; HASHED_AT_ONCE];
+    loop {
+        if cancel.is_cancelled() {
+            return Ok(None);
+        }
+        match file.read(&mut bytes)? {
+            0 => return Ok(Some(hasher.finalize().to_hex().to_string())),
+            n => drop(hasher.update(&bytes[..n])),
+        };
+    }
 }

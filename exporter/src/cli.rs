@@ -9,11 +9,16 @@ use crate::inspect::{self, InspectError};
 use crate::progress::Screen;
 use crate::synth::{self, Preset, SynthError, SynthOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use engines::claims::{ClaimError, Claims, Existing, FilePlan};
 use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
-use std::path::PathBuf;
+use engines::signals;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 /// Converts the published Live Avatar checkpoints to one ONNX graph per component
 #[derive(Debug, Parser)]
@@ -207,6 +212,9 @@ pub enum CliError {
     /// `build` failed.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The folder to write is read too, or belongs to another run.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The system refuses a handler for Ctrl-C.
     #[error("cannot listen for Ctrl-C: {reason}")]
     Signal {
@@ -235,6 +243,7 @@ impl CliError {
             Self::Export(e) => e.kind(),
             Self::Graphs(e) => e.kind(),
             Self::Build(e) => e.kind(),
+            Self::Claim(e) => e.kind(),
             Self::Runtime { .. } | Self::Signal { .. } => ErrorKind::Resources,
         }
     }
@@ -246,13 +255,32 @@ impl CliError {
 /// The failure of the command.
 pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
     match cli.command {
-        Task::Inspect(a) => inspect(&a),
-        Task::Synth(a) => synth(&a),
-        Task::Onnx(a) => onnx(a),
-        Task::Graphs(a) => graphs(&a),
-        Task::Build(a) => Ok(command::build(&a).map(|()| ExitCode::SUCCESS)?),
+        Task::Inspect(a) => {
+            listen(OnSignal::End)?;
+            inspect(&a)
+        }
+        Task::Synth(a) => synth(&a, listen(OnSignal::Stop)?),
+        Task::Onnx(a) => onnx(a, listen(OnSignal::StopFor(GRACE))?),
+        Task::Graphs(a) => {
+            listen(OnSignal::End)?;
+            graphs(&a)
+        }
+        Task::Build(a) => {
+            listen(OnSignal::End)?;
+            build(&a)
+        }
         Task::Verify(a) => verify(&a),
     }
+}
+
+/// Claims the folder that a command writes.
+fn claim(out: &Path, reads: &[(&str, &Path)]) -> Result<Claims, CliError> {
+    let mut plan = FilePlan::with_folders();
+    reads
+        .iter()
+        .for_each(|(flag, path)| plan.reads(*flag, path));
+    plan.writes_folder("--out", out);
+    Ok(plan.claim(Existing::Keep)?)
 }
 
 fn inspect(a: &InspectArgs) -> Result<ExitCode, CliError> {
@@ -272,14 +300,16 @@ fn inspect(a: &InspectArgs) -> Result<ExitCode, CliError> {
     })
 }
 
-fn synth(a: &SynthArgs) -> Result<ExitCode, CliError> {
-    let report = synth::synth(
+fn synth(a: &SynthArgs, stop: &AtomicBool) -> Result<ExitCode, CliError> {
+    let _claims = claim(&a.out, &[])?;
+    let report = synth::synth_until(
         a.preset.into(),
         &SynthOptions {
             layers: a.layers,
             seed: a.seed,
         },
         &a.out,
+        stop,
     )?;
     for c in &report.components {
         println!(
@@ -296,7 +326,10 @@ fn synth(a: &SynthArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
+fn onnx(a: OnnxArgs, stop: &AtomicBool) -> Result<ExitCode, CliError> {
+    let mut reads = vec![("--ckpt_dir", a.ckpt_dir.as_path())];
+    reads.extend(a.lora.as_deref().map(|lora| ("--lora", lora)));
+    let _claims = claim(&a.out, &reads)?;
     let scale = match a.lora_scale {
         Some(s) => LoraScale::Scale(s),
         None => LoraScale::AlphaRank {
@@ -322,7 +355,7 @@ fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
         } else {
             MeasureLimits::LongExports
         },
-        stop: Some(stop_on_signal()?),
+        stop: Some(stop),
     };
     let mut screen = Screen::new();
     let report = export::export_with(&request, &options, &mut |event| screen.show(event));
@@ -331,15 +364,44 @@ fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns a flag that the first Ctrl-C sets. The second Ctrl-C ends the process. Both keep the
-/// blocks that are written.
-fn stop_on_signal() -> Result<&'static AtomicBool, CliError> {
+/// What the first signal does to a command. The second one ends every command at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnSignal {
+    /// Ends the command, which leaves whole files only.
+    End,
+    /// Asks the command to stop.
+    Stop,
+    /// Asks the command to stop, and ends it after a time. What it has written is kept.
+    StopFor(Duration),
+}
+
+/// Time that an export gets to finish the blocks at hand. A block takes far less, but a disk that
+/// is asked to make files durable may take minutes.
+const GRACE: Duration = Duration::from_millis(700);
+
+/// Returns a flag that the first Ctrl-C or SIGTERM sets.
+fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
     static STOP: AtomicBool = AtomicBool::new(false);
-    let handler = || {
+    let end = || signals::end(ErrorKind::Interrupted);
+    let handler = move || {
         if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(ErrorKind::Interrupted.code()));
+            end();
         }
-        eprintln!("stopping after the current blocks; press Ctrl-C again to stop at once");
+        match act {
+            OnSignal::End => {
+                eprintln!("error: interrupted");
+                end();
+            }
+            OnSignal::Stop => eprintln!("stopping; press Ctrl-C again to stop at once"),
+            OnSignal::StopFor(grace) => {
+                eprintln!("stopping after the current blocks; press Ctrl-C again to stop at once");
+                thread::spawn(move || {
+                    thread::sleep(grace);
+                    eprintln!("error: interrupted; the same command continues");
+                    end();
+                });
+            }
+        }
     };
     match ctrlc::set_handler(handler) {
         Ok(()) => Ok(&STOP),
@@ -384,6 +446,7 @@ fn print_report(report: &export::Report) {
 }
 
 fn graphs(a: &GraphsArgs) -> Result<ExitCode, CliError> {
+    let _claims = claim(&a.out, &[])?;
     let count = graphs::write(a.preset.into(), a.layers, a.recipe, a.size, &a.out)?;
     println!(
         "wrote {count} graphs without weights to {}",
@@ -392,22 +455,24 @@ fn graphs(a: &GraphsArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs `avatar-run verify`. Verification needs the runtime's chain, and the two libraries must not
-/// depend on each other.
+fn build(a: &BuildArgs) -> Result<ExitCode, CliError> {
+    // Engines lie beside other files, so nothing that is read is in danger.
+    let _claims = claim(&a.out, &[])?;
+    command::build(a)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Becomes `avatar-run verify`, which then gets the signals and returns the exit code. Verification
+/// needs the runtime's chain, and the two libraries must not depend on each other.
 fn verify(a: &VerifyArgs) -> Result<ExitCode, CliError> {
     let beside = std::env::current_exe()
         .ok()
         .and_then(|exe| Some(exe.parent()?.join("avatar-run")))
         .filter(|p| p.is_file());
     let program = beside.unwrap_or_else(|| PathBuf::from("avatar-run"));
-    let status = Command::new(&program).arg("verify").args(&a.flags).status();
-    let status = status.map_err(|source| CliError::Runtime { program, source })?;
-    // A process that a signal ended has no exit code; it counts as interrupted.
-    Ok(status
-        .code()
-        .map_or(ExitCode::from(ErrorKind::Interrupted.code()), |c| {
-            ExitCode::from(u8::try_from(c).unwrap_or(1))
-        }))
+    let mut command = Command::new(&program);
+    let source = command.arg("verify").args(&a.flags).exec();
+    Err(CliError::Runtime { program, source })
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ use staging::Staging;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// The checkpoint to export, and the settings of the export.
@@ -161,11 +161,14 @@ pub fn export_with(
         return Err(ExportError::Recipe { got });
     }
     staging::check_target(&request.out)?;
+    drop(staging::unused(&request.out)?);
     let mut checkpoints = Checkpoints::open(&request.ckpt_dir, request.lora.as_ref())?;
     if let Some(layers) = request.layers {
         checkpoints = checkpoints.cut(layers)?;
     }
+    unless_stopped(options)?;
     let families = checkpoints.graphs(request.recipe)?;
+    unless_stopped(options)?;
     checkpoints.check_types(&families)?;
     let plans = families
         .iter()
@@ -195,6 +198,10 @@ pub fn export_with(
         Ok(manifest) => manifest,
         Err(source) => return Err(unfinished(staging, done, total, source)),
     };
+    let _replaced = match staging::unused(&request.out) {
+        Ok(file) => file,
+        Err(source) => return Err(unfinished(staging, total, total, source)),
+    };
     staging.publish(&request.out, names(&manifest))?;
     let mut report = Report {
         out: request.out.clone(),
@@ -219,6 +226,13 @@ pub fn export_with(
     drop(checkpoints);
     report.limits = measure_limits(options.measure_limits, task, &files, &request.out);
     Ok(report)
+}
+
+fn unless_stopped(options: &Options<'_>) -> Result<(), ExportError> {
+    match options.stop {
+        Some(stop) if stop.load(Ordering::Relaxed) => Err(ExportError::Stopped),
+        _ => Ok(()),
+    }
 }
 
 /// Measures the machine's limits, when `wanted` covers this export, and returns them.

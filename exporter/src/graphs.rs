@@ -37,7 +37,7 @@ impl GraphsError {
         match self {
             Self::Build(e) => e.kind(),
             Self::Write(e) => e.kind(),
-            Self::Io { .. } => ErrorKind::Input,
+            Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
         }
     }
 }

@@ -4,6 +4,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    engines::signals::prepare();
     match exporter::cli::run(exporter::cli::Cli::parse()) {
         Ok(code) => code,
         Err(error) => {

@@ -16,6 +16,7 @@ pub(crate) mod mp4;
 mod mp4_boxes;
 #[cfg(feature = "media")]
 mod mp4_index;
+pub(crate) mod partial;
 pub(crate) mod picture;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
@@ -30,5 +31,6 @@ pub(crate) mod video_facts;
 pub(crate) mod wav;
 
 pub use mp4::{Encoding, Finished, Writer};
+pub use partial::{NameError, Partial};
 pub use picture::{Background, Fit, Icc, Reading};
 pub use video_facts::{Probe, probe};

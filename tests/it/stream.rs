@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use engines::claims::Existing;
 use engines::error_kind::ErrorKind;
 use engines::tensor::Tensor;
 use engines::tensor_file;
@@ -69,6 +70,7 @@ impl Run {
             mode: Mode::Tpp,
             replay: None,
             files: OutputFiles {
+                existing: Existing::Keep,
                 video: self.out(),
                 encoding: Encoding::default(),
                 contact_sheet: None,
@@ -558,8 +560,9 @@ fn an_interrupted_video_plays_and_has_no_final_name() {
     assert_eq!(
         message,
         format!(
-            "interrupted after {} frames; what is there plays: {}",
+            "interrupted after {} frames ({:.2} s); what is there plays: {}",
             found.frames,
+            found.frames as f64 / 25.0,
             partial.display()
         )
     );

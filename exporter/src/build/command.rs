@@ -49,7 +49,7 @@ pub struct BuildArgs {
     backend: BackendName,
     /// Folder to write the engines to
     #[arg(long)]
-    out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Build nothing: write the prepared graphs, and print the size and the build time of each
     /// engine
     #[arg(long = "dry-run", visible_alias = "dry_run")]

@@ -110,10 +110,7 @@ impl BuildError {
             Self::Write(e) => e.kind(),
             Self::TensorRt(e) => e.kind(),
             Self::Memory { .. } => ErrorKind::Resources,
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                ErrorKind::Resources
-            }
-            Self::Io { .. } => ErrorKind::Input,
+            Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Prepare { .. } => ErrorKind::Model,
             Self::Profile(e) => e.kind(),
             Self::Recipe { .. } | Self::Skip { .. } | Self::Unfit(_) => ErrorKind::Usage,

@@ -3,7 +3,8 @@ use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::families::FamilyErrors;
 use crate::graph::error::WriteError;
-use engines::error_kind::ErrorKind;
+use engines::claims::Holder;
+use engines::error_kind::{ErrorKind, reason};
 use engines::recipe::Recipe;
 use std::path::PathBuf;
 
@@ -21,6 +22,8 @@ pub enum ExportError {
         path.display()
     )]
     Busy { path: PathBuf },
+    #[error("{}: {holder} uses this export; wait for it, or choose another --out", path.display())]
+    InUse { path: PathBuf, holder: Holder },
     #[error("{}: {want} bytes are needed, {free} are free", path.display())]
     NoSpace { path: PathBuf, want: u64, free: u64 },
     #[error("layers is {got}, wanted 1 to {have}, which the checkpoint has")]
@@ -52,7 +55,7 @@ pub enum ExportError {
     Write(#[from] WriteError),
     #[error("{file}: wanted the same graph for every layer, the layers of this checkpoint differ")]
     Unequal { file: String },
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), reason(source))]
     Io {
         path: PathBuf,
         source: std::io::Error,
@@ -66,15 +69,12 @@ impl ExportError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Occupied { .. } | Self::Layers { .. } | Self::Recipe { .. } => ErrorKind::Usage,
-            Self::Busy { .. } | Self::NoSpace { .. } => ErrorKind::Resources,
+            Self::Busy { .. } | Self::InUse { .. } | Self::NoSpace { .. } => ErrorKind::Resources,
             Self::Stopped => ErrorKind::Interrupted,
             Self::Unfinished { source, .. } => source.kind(),
             Self::Checkpoint(e) => e.kind(),
             Self::Write(e) => e.kind(),
-            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                ErrorKind::Resources
-            }
-            Self::Io { .. } => ErrorKind::Input,
+            Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             _ => ErrorKind::Model,
         }
     }

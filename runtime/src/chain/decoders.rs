@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use engines::backend::EngineError;
+use engines::cancel::Cancel;
 use engines::components::dit::MOTION_FRAMES;
 use engines::tensor::Tensor;
 
 use crate::chain::error::ChainError;
-use crate::chain::events::Cancel;
 use crate::chain::executor::Feedback;
 use crate::chain::job::{AnchorInput, Finished, Swap};
 use crate::chain::vae::{Decoder, Encoder, Frames};

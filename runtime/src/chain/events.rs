@@ -1,9 +1,7 @@
-//! The events that a run reports while it works, and the request to stop it.
+//! The events that a run reports while it works.
 //! [`crate::commands::progress`] shows the events.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use engines::tensor::{Tensor, View};
 
@@ -168,20 +166,4 @@ pub struct Summary {
     pub requested_size: Size,
     /// Size of the video.
     pub effective_size: Size,
-}
-
-/// A request to stop, shared by a signal handler and every stage.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    /// Asks to stop. Returns true if a stop was asked for before.
-    pub fn cancel(&self) -> bool {
-        self.0.swap(true, Ordering::SeqCst)
-    }
-
-    /// Returns whether a stop was asked for.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
 }

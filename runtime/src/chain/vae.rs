@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engines::backend::{Backend, EngineError, FeatureCache, Loading, Outputs, Session, State};
+use engines::cancel::Cancel;
 use engines::components::symbols;
 use engines::components::vae::{self, VaeConfig};
 use engines::contract::{Contract, Port, Sizes};
@@ -25,6 +26,8 @@ pub(crate) struct Vae<D> {
     /// Memory of the caches.
     memory: Arc<dyn Memory>,
     direction: PhantomData<D>,
+    /// Stops the video's calls.
+    cancel: Cancel,
 }
 
 /// The encoder from pixels to latents: first one frame, then four at a time.
@@ -85,12 +88,14 @@ impl<D: Direction> Vae<D> {
             started: false,
             memory: Arc::clone(backend.memory()),
             direction: PhantomData,
+            cancel: Cancel::default(),
         })
     }
 
-    /// Returns one for another video, on the same graphs. The two take turns.
+    /// Returns one for another video, on the same graphs, until `cancel` asks to stop. The two take
+    /// turns.
     #[must_use]
-    pub(crate) fn another(&self) -> Self {
+    pub(crate) fn another(&self, cancel: &Cancel) -> Self {
         Self {
             graphs: Arc::clone(&self.graphs),
             config: self.config.clone(),
@@ -98,6 +103,7 @@ impl<D: Direction> Vae<D> {
             started: false,
             memory: Arc::clone(&self.memory),
             direction: PhantomData,
+            cancel: cancel.clone(),
         }
     }
 
@@ -120,7 +126,14 @@ impl<D: Direction> Vae<D> {
             &mut graphs.first
         };
         let state = State::Replace(&mut self.cache);
-        run_on_host(session.as_mut(), &*self.memory, &[(port, input)], state)
+        let inputs = [(port, input)];
+        run_on_host(
+            session.as_mut(),
+            &*self.memory,
+            &inputs,
+            state,
+            &self.cancel,
+        )
     }
 
     /// Adds the caches that are not there yet.

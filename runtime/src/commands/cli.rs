@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use engines::claims::Existing;
 use engines::components::dit::DitConfig;
 
 use crate::chain::decoders::Mode;
@@ -69,6 +70,15 @@ const TOLD: [&str; 7] = [
     "vae_device",
     "ring_blocks",
 ];
+
+/// What happens to a file that exists where another one is to be written.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ExistingArgs {
+    /// Replace files that exist under the names of the files to write. Without it, a terminal is
+    /// asked, and a script is refused.
+    #[arg(long)]
+    pub overwrite: bool,
+}
 
 /// Flags of `generate`.
 #[derive(Debug, Args)]
@@ -140,7 +150,8 @@ pub struct Generate {
         required_unless_present = "save_dir"
     )]
     out: Option<PathBuf>,
-    /// Folder to write the video to. The file gets its name from the picture and the speech.
+    /// Folder to write the video to. The file gets its name from the picture and the speech, with a
+    /// number where that name is taken.
     #[arg(long = "save-dir", value_name = "DIR", conflicts_with = "out")]
     save_dir: Option<PathBuf>,
     /// Pipeline of the reference to follow: the multi-GPU one (tpp) or a single-GPU one.
@@ -221,9 +232,12 @@ pub struct Generate {
     /// File to write every tensor of the run to. The run keeps every frame in memory.
     #[arg(long, value_name = "F.safetensors")]
     trace: Option<PathBuf>,
-    /// File to write a sheet of frames to, spread over the video.
+    /// File to write a sheet of frames to, spread over the video. The ending of its name says the
+    /// format: png, jpg, webp, bmp or tiff.
     #[arg(long = "contact-sheet", value_name = "F.png")]
     contact_sheet: Option<PathBuf>,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
     /// Quality of the video: 0 is lossless, 51 is worst.
     #[arg(long, value_name = "N", default_value_t = 17, value_parser = crf())]
     crf: u8,
@@ -252,6 +266,8 @@ pub struct Exec {
     #[arg(long = "tap", value_name = "PATH", num_args = 1..)]
     pub taps: Vec<String>,
     #[command(flatten)]
+    pub existing: ExistingArgs,
+    #[command(flatten)]
     pub on: DeviceArgs,
 }
 
@@ -267,6 +283,8 @@ pub struct Verify {
     /// File to write every row to, with the tensors that were not checked and the planted faults.
     #[arg(long, value_name = "F.json")]
     pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
     /// Check only these files of the golden folder, such as dit_blocks.
     #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
     pub only: Vec<String>,
@@ -447,6 +465,8 @@ pub struct SimulateArgs {
     /// File to draw the timeline into.
     #[arg(long, value_name = "F.svg")]
     pub svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
     /// Print the timeline as one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -617,6 +637,7 @@ impl Generate {
             mode,
             replay: self.replay.clone(),
             files: OutputFiles {
+                existing: Existing::default(),
                 video: self.path(),
                 encoding: Encoding {
                     crf: self.crf,
@@ -710,6 +731,11 @@ impl Generate {
             },
             slots: self.slots,
         }
+    }
+
+    /// Returns whether the video gets its name from its inputs.
+    pub fn names_video(&self) -> bool {
+        self.out.is_none()
     }
 
     fn path(&self) -> PathBuf {

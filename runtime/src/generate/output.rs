@@ -1,22 +1,26 @@
 //! The files of one run, written as the run goes on: the video, and on request the contact sheet
 //! and the trace. This file also decides which files stay after a failure or an interruption.
 
+use std::path::Path;
 use std::time::Instant;
 
+use engines::cancel::Cancel;
+use engines::manifest::ManifestError;
 use engines::tensor::Tensor;
 
 use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
 use crate::chain::error::ChainError;
-use crate::chain::events::{Cancel, Event, Observer, Settings, Summary};
+use crate::chain::events::{Event, Observer, Settings, Summary};
 use crate::chain::job::AnchorInput;
 use crate::chain::source::Noise;
-use crate::generate::error::GenerateError;
+use crate::generate::error::{GenerateError, length};
 use crate::generate::request::{OutputFiles, Request};
 use crate::generate::trace::Trace;
 use crate::inputs::replay::{Distances, noise_key};
 use crate::media::audio_file::AudioTrack;
 use crate::media::contact_sheet::ContactSheet;
 use crate::media::mp4::{Finished, Writer};
+use crate::media::partial::{self, Partial, partial_path};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
 use crate::numbers::timing::{DROPPED_FRAMES, FPS};
@@ -52,6 +56,7 @@ impl<'a> Output<'a> {
         let mut track = AudioTrack::open(&request.audio)?;
         track.skip(DROPPED_FRAMES)?;
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
+        move_aside(&files.video, observer)?;
         Ok(Self {
             files,
             mode: request.mode,
@@ -137,7 +142,6 @@ impl<'a> Output<'a> {
     /// error to report: the cause of a failure, or, after an interruption, the path of the partial
     /// file.
     pub(crate) fn abandon(self, error: GenerateError, cancel: &Cancel) -> GenerateError {
-        let frames = self.writer.frames();
         let partial = self.writer.finish_partial();
         let interrupted = match &error {
             GenerateError::Chain(ChainError::Cancelled) => true,
@@ -145,11 +149,12 @@ impl<'a> Output<'a> {
             _ => false,
         };
         match (interrupted, partial) {
-            (true, Ok(partial)) => GenerateError::Interrupted { frames, partial },
+            (true, Ok(partial)) => GenerateError::Interrupted { partial },
             (true, Err(error)) => error.into(),
-            (false, Ok(Some(path))) => {
+            (false, Ok(Some(Partial { path, frames }))) => {
                 self.observer.event(&Event::Notice(format!(
-                    "the first {frames} frames are kept: {}",
+                    "the first {} are kept and play: {}",
+                    length(frames),
                     path.display()
                 )));
                 error
@@ -157,6 +162,28 @@ impl<'a> Output<'a> {
             (false, _) => error,
         }
     }
+
+    /// Keeps a video that was made with a model that changed, under its partial name.
+    pub(crate) fn suspect(self, source: ManifestError) -> GenerateError {
+        match self.writer.finish_partial() {
+            Ok(partial) => GenerateError::Suspect { source, partial },
+            Err(error) => error.into(),
+        }
+    }
+}
+
+/// Moves what an earlier run left at the partial name aside, and tells where.
+fn move_aside(video: &Path, observer: &dyn Observer) -> Result<(), GenerateError> {
+    let partial = partial_path(video)?;
+    let moved = partial::move_aside(&partial).map_err(|source| GenerateError::Aside {
+        path: partial.clone(),
+        source,
+    })?;
+    if let Some(moved) = moved {
+        let text = format!("an earlier unfinished video is kept: {}", moved.display());
+        observer.event(&Event::Notice(text));
+    }
+    Ok(())
 }
 
 impl BlockSink for Output<'_> {

@@ -1,13 +1,14 @@
 //! The inputs of one video, read and decided before anything is placed or loaded. The planner and
 //! the run both take them from here, so that size and length are decided once.
 
-use std::path::Path;
+use std::sync::Arc;
 
+use engines::claims::Claims;
 use engines::manifest::Models;
 
 use crate::chain::events::{Event, Observer, Phase};
 use crate::generate::error::GenerateError;
-use crate::generate::request::{Clips, Request};
+use crate::generate::request::{ClaimedRequest, Clips, Request};
 use crate::inputs::framing::Framing;
 use crate::inputs::prompt::{Prompt, Prompter};
 use crate::inputs::speech::Speech;
@@ -31,21 +32,36 @@ pub struct Prepared {
     pub clips: usize,
     /// Clips that the recording fills.
     pub clips_in_audio: usize,
+    /// Keeps other runs from the files to write.
+    _claims: Arc<Claims>,
 }
 
 impl Prepared {
-    /// Reads the inputs of `request` for a model.
+    /// Claims the files to write, and reads the inputs of `request` for a model.
     ///
     /// # Errors
-    /// An input, a size, a length or a number of steps cannot be used, or the folder of an output
-    /// cannot be made.
+    /// An input, a size, a length or a number of steps cannot be used, or an output cannot be
+    /// claimed.
     pub fn open(
         request: Request,
         models: &Models,
         observer: &dyn Observer,
     ) -> Result<Self, GenerateError> {
+        let claimed = request.claim(&[("--models", models.dir())])?;
+        Self::open_claimed(claimed, models, observer)
+    }
+
+    /// Reads the inputs of a claimed request for a model.
+    ///
+    /// # Errors
+    /// An input, a size, a length or a number of steps cannot be used.
+    pub fn open_claimed(
+        claimed: ClaimedRequest,
+        models: &Models,
+        observer: &dyn Observer,
+    ) -> Result<Self, GenerateError> {
+        let ClaimedRequest { request, claims } = claimed;
         observer.event(&Event::Phase(Phase::ReadingInputs));
-        make_folders(&request)?;
         let (picture, facts) = Picture::open(&request.image, request.reading)?;
         for fact in facts {
             observer.event(&Event::Notice(fact.to_string()));
@@ -67,6 +83,7 @@ impl Prepared {
             speech,
             clips,
             clips_in_audio,
+            _claims: claims,
         };
         prepared.notices(observer);
         Ok(prepared)
@@ -127,23 +144,6 @@ fn poor_fit(picture: Size, video: Size, mode: SizeMode, fit: Fit) -> Option<Stri
         };
         format!("the picture of {picture} leaves black bars of {bars} pixels {sides}")
     })
-}
-
-/// Makes the folders of side files. The files are written at the end of a long run, so an error
-/// must come before it.
-fn make_folders(request: &Request) -> Result<(), GenerateError> {
-    let files = &request.files;
-    for path in [&files.trace, &files.contact_sheet].into_iter().flatten() {
-        let folder = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(|source| GenerateError::Write {
-            path: path.clone(),
-            source,
-        })?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

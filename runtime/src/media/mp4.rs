@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use engines::error_kind::ErrorKind;
+use engines::error_kind::{ErrorKind, Shortage};
 use engines::files::WholeFile;
 use ffmpeg_next::codec::{self, Id};
 use ffmpeg_next::format::context::{Output, StreamIo};
@@ -26,24 +26,16 @@ use crate::media::audio_file::{AudioError, AudioTrack};
 use crate::media::ffmpeg;
 use crate::media::mp4_boxes::BoxError;
 use crate::media::mp4_index;
+use crate::media::partial::{NameError, Partial, partial_path};
 use crate::numbers::size::Size;
 use crate::numbers::timing::FPS;
 
 /// A reason why a video cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Mp4Error {
-    /// The name does not end in `.mp4`.
-    #[error("{path}: output wants a name that ends in .mp4")]
-    Name {
-        /// Path of the video.
-        path: PathBuf,
-    },
-    /// The path names a folder.
-    #[error("{path}: output wants a file name, got a folder")]
-    Folder {
-        /// Path of the folder.
-        path: PathBuf,
-    },
+    /// The name is none of a video.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// The system refuses to create the file.
     #[error("{path}: cannot write the output: {source}")]
     Create {
@@ -61,7 +53,10 @@ pub enum Mp4Error {
         source: Error,
     },
     /// The next part of the video cannot be written.
-    #[error("{path}: cannot continue to write the video: {source}")]
+    #[error(
+        "{path}: cannot continue to write the video: {source}{}",
+        remedy(source)
+    )]
     Write {
         /// Path of the partial video.
         path: PathBuf,
@@ -97,8 +92,7 @@ impl Mp4Error {
     /// A full disk and a missing encoder are `Resources`. Sound has its own kinds.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Name { .. } => ErrorKind::Usage,
-            Self::Folder { .. } => ErrorKind::Input,
+            Self::Name(error) => error.kind(),
             Self::Create { source, .. } if source.kind() != io::ErrorKind::StorageFull => {
                 ErrorKind::Input
             }
@@ -106,6 +100,15 @@ impl Mp4Error {
             _ => ErrorKind::Resources,
         }
     }
+}
+
+/// Returns words on an exhausted resource, after a colon.
+fn remedy(error: &Error) -> String {
+    let Error::Other { errno } = error else {
+        return String::new();
+    };
+    let shortage = Shortage::of(&io::Error::from_raw_os_error(*errno));
+    shortage.map_or_else(String::new, |shortage| format!(": {shortage}"))
 }
 
 /// The settings of the H.264 encoder.
@@ -151,6 +154,17 @@ pub struct Writer {
     audio: Option<Sound>,
     frames: usize,
     header_written: bool,
+    /// What is on the disk in whole fragments.
+    whole: Whole,
+    /// A write failed, so the file may end within a fragment.
+    torn: bool,
+}
+
+/// The beginning of a file that plays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Whole {
+    frames: usize,
+    bytes: u64,
 }
 
 /// An encoder, and the stream that takes its packets.
@@ -252,6 +266,8 @@ impl Writer {
             audio,
             frames: 0,
             header_written: false,
+            whole: Whole::default(),
+            torn: false,
         })
     }
 
@@ -271,6 +287,12 @@ impl Writer {
     /// A block that is no whole number of frames, a full disk, or sound that cannot be read. The
     /// earlier blocks stay playable.
     pub fn write_frames(&mut self, frames: &[u8]) -> Result<(), Mp4Error> {
+        let written = self.write_block(frames);
+        self.torn |= written.is_err();
+        written
+    }
+
+    fn write_block(&mut self, frames: &[u8]) -> Result<(), Mp4Error> {
         let wanted = 3 * self.size.width * self.size.height;
         if frames.is_empty() || !frames.len().is_multiple_of(wanted) {
             return Err(Mp4Error::Frames {
@@ -310,6 +332,11 @@ impl Writer {
         }
         flush_fragment(&mut self.muxer).map_err(|e| self.write_error(e))?;
         self.header_written = true;
+        let facts = self.file.metadata();
+        self.whole = Whole {
+            frames: self.frames,
+            bytes: facts.map_or(0, |facts| facts.len()),
+        };
         Ok(())
     }
 
@@ -353,20 +380,39 @@ impl Writer {
         std::fs::rename(&self.partial, &self.out)
     }
 
-    /// Completes the written part and returns its name, the partial one.
-    ///
-    /// Without a frame it removes the file and returns `None`.
+    /// Completes the unfinished video and leaves it under the partial name. After a failed write it
+    /// cuts the file to its last whole fragment. Without a whole fragment it removes the file and
+    /// returns `None`.
     ///
     /// # Errors
-    /// A full disk.
-    pub fn finish_partial(mut self) -> Result<Option<PathBuf>, Mp4Error> {
-        if self.frames == 0 {
-            remove(&self.partial);
+    /// The file cannot be cut.
+    pub fn finish_partial(mut self) -> Result<Option<Partial>, Mp4Error> {
+        let torn = self.torn || self.whole.frames == 0 || self.complete().is_err();
+        let Self {
+            muxer,
+            file,
+            whole,
+            partial,
+            ..
+        } = self;
+        // The muxer writes what it still holds, so it goes before the cut.
+        drop(muxer);
+        if whole.frames == 0 {
+            remove(&partial);
             return Ok(None);
         }
-        self.complete()?;
-        set_durations(&self.partial);
-        Ok(Some(self.partial))
+        if torn {
+            file.set_len(whole.bytes)
+                .map_err(|source| Mp4Error::Finish {
+                    path: partial.clone(),
+                    source,
+                })?;
+        }
+        set_durations(&partial);
+        Ok(Some(Partial {
+            path: partial,
+            frames: whole.frames,
+        }))
     }
 
     /// Empties both encoders and writes the end of the file.
@@ -404,28 +450,6 @@ fn sync_folder(file: &Path) {
 /// players then count its fragments.
 fn set_durations(path: &Path) {
     drop(mp4_index::set_durations(path));
-}
-
-/// Turns `video.mp4` into `video.partial.mp4`.
-fn partial_path(out: &Path) -> Result<PathBuf, Mp4Error> {
-    let mp4 = out
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("mp4"));
-    if out.is_dir() {
-        return Err(Mp4Error::Folder {
-            path: out.to_owned(),
-        });
-    }
-    match out.file_stem() {
-        Some(stem) if mp4 => {
-            let mut name = stem.to_owned();
-            name.push(".partial.mp4");
-            Ok(out.with_file_name(name))
-        }
-        _ => Err(Mp4Error::Name {
-            path: out.to_owned(),
-        }),
-    }
 }
 
 /// Removes a file without frames.
@@ -853,7 +877,9 @@ mod tests {
         let mut writer = Writer::create(&out, SIZE, &Encoding::default(), None).unwrap();
         writer.write_frames(&frames(0..9)).unwrap();
         let partial = writer.finish_partial().unwrap().unwrap();
-        assert_eq!((probe(&partial).unwrap().frames, out.exists()), (9, false));
+        assert_eq!(partial.frames, 9);
+        let found = probe(&partial.path).unwrap().frames;
+        assert_eq!((found, out.exists()), (9, false));
         let writer = Writer::create(&out, SIZE, &Encoding::default(), None).unwrap();
         assert_eq!(writer.finish_partial().unwrap(), None);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -510,7 +510,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         let part = begin(&path("a.mp4"), Some(44_100), 4).finish_partial();
-        let mut part = packets(&part.unwrap().unwrap());
+        let mut part = packets(&part.unwrap().unwrap().path);
         let mut whole = packets(&finished(begin(&path("b.mp4"), Some(44_100), 4)));
         let count = |stream| whole.iter().filter(|p| p.0 == stream).count();
         assert_eq!((count(0), count(1)), (45, 79));
@@ -527,7 +527,7 @@ mod tests {
         let writer = begin(&dir.path().join("v.mp4"), Some(16_000), 3);
         let before = std::fs::read(writer.partial()).unwrap();
         assert_eq!(lengths(&before).0, 0);
-        let after = std::fs::read(writer.finish_partial().unwrap().unwrap()).unwrap();
+        let after = std::fs::read(writer.finish_partial().unwrap().unwrap().path).unwrap();
         let (movie, tracks) = lengths(&after);
         assert_eq!(movie, 1320);
         assert_eq!(tracks[0], [1320, 33 * 512, 12_800]);
@@ -578,7 +578,7 @@ mod tests {
     fn a_full_disk_and_a_torn_file_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         let path = begin(&dir.path().join("v.mp4"), Some(16_000), 3).finish_partial();
-        let path = path.unwrap().unwrap();
+        let path = path.unwrap().unwrap().path;
         let part = File::options().read(true).write(true).open(&path).unwrap();
         let full = File::options().write(true).open("/dev/full").unwrap();
         let error = index_first(&part, &full).unwrap_err();
@@ -601,7 +601,8 @@ mod tests {
         );
         let dir = tempfile::tempdir().unwrap();
         let part = begin(&dir.path().join("v.mp4"), None, 3).finish_partial();
-        let mut fragments = Fragments::read(&File::open(part.unwrap().unwrap()).unwrap()).unwrap();
+        let mut fragments =
+            Fragments::read(&File::open(part.unwrap().unwrap().path).unwrap()).unwrap();
         // The first block was larger than 2 GiB.
         fragments.chunks[0].place.start = 0;
         fragments.chunks[0].place.end = 0x1_0000_0000;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use engines::claims::Existing;
 use engines::tensor::Tensor;
 use serde_json::Value;
 
@@ -175,6 +176,7 @@ fn request(
         mode,
         replay: Some(checkup.golden.file(REPLAY)),
         files: OutputFiles {
+            existing: Existing::Keep,
             video: folder.join("video.mp4"),
             encoding: Encoding::default(),
             contact_sheet: None,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use engines::error_kind::ErrorKind;
 
 use crate::media::audio_file::AudioTrack;
+use crate::media::partial::Partial;
 use crate::numbers::size::Size;
 
 /// A reason why a video cannot be written.
@@ -103,7 +104,7 @@ impl Writer {
     ///
     /// # Errors
     /// None.
-    pub fn finish_partial(self) -> Result<Option<PathBuf>, Mp4Error> {
+    pub fn finish_partial(self) -> Result<Option<Partial>, Mp4Error> {
         match self.0 {}
     }
 }
