@@ -238,7 +238,8 @@ impl<'a> Video<'a> {
         self.begin(Phase::EncodingPicture)?;
         let mut encoder = Encoder::load(backend, loading, &config.vae)?;
         let picture = &self.prepared.framing.pixels;
-        let latents = PictureLatents::encode(&mut encoder, picture, request.mode)?;
+        let progress = |done, of| self.observer.event(&Event::Encoding { done, of });
+        let latents = PictureLatents::encode(&mut encoder, picture, request.mode, progress)?;
         output.keep_conditions(&context, &latents, distances, &self.settings);
         Ok(Conditions {
             text: Arc::new(text),

@@ -17,6 +17,13 @@ pub enum Event<'a> {
     Phase(Phase),
     /// A fact that the user should know and that needs no action.
     Notice(String),
+    /// Copies of the picture are encoded, each as a frame of a still video.
+    Encoding {
+        /// Copies so far.
+        done: usize,
+        /// All copies.
+        of: usize,
+    },
     /// An anchor's conditions are computed.
     Anchored {
         /// Number of the anchor: 0 for the picture's, 1 for the one after the swap.

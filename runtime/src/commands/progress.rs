@@ -2,7 +2,7 @@
 //! output.
 
 use std::io::Write as _;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use engines::progress_bar::{ProgressBar, ProgressDrawTarget, progress_bar};
@@ -25,7 +25,12 @@ pub(crate) struct Screen {
     style: Style,
     bar: ProgressBar,
     run: Mutex<Option<Run>>,
+    /// When a line on the encoding of the picture was due last.
+    told: Mutex<Option<Instant>>,
 }
+
+/// Time between lines on the encoding of the picture.
+const EVERY: Duration = Duration::from_secs(5);
 
 /// What is needed to say how far a run is.
 #[derive(Clone, Copy)]
@@ -98,6 +103,7 @@ impl Screen {
             style,
             bar,
             run: Mutex::new(None),
+            told: Mutex::new(None),
         }
     }
 
@@ -110,10 +116,7 @@ impl Screen {
     }
 
     fn with_run(&self, change: impl FnOnce(&mut Run)) -> Option<Run> {
-        let mut run = self
-            .run
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
         let run = run.as_mut()?;
         change(run);
         Some(*run)
@@ -130,6 +133,7 @@ impl Screen {
                 }
             }
             Event::Notice(text) => self.line(&format!("note: {text}")),
+            Event::Encoding { done, of } => self.encoding(*done, *of),
             // Loading is over: it happens once, and says nothing of the rest.
             Event::Anchored { index: 0 } => {
                 self.with_run(|r| r.since = Instant::now());
@@ -164,10 +168,36 @@ impl Screen {
         }
     }
 
-    /// Shows the bar. It says that it waits, until the first step is done.
+    /// Shows how far the picture is: in the bar, or as a line from time to time.
+    fn encoding(&self, done: usize, of: usize) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.style == Style::Bar {
+            if done == 0 {
+                self.bar.set_draw_target(ProgressDrawTarget::stderr());
+                self.bar.set_length(of as u64);
+            }
+            self.bar.set_position(done as u64);
+            self.bar.set_message("encoding the picture");
+        }
+        if done == 0 {
+            *told = Some(Instant::now());
+        } else if told.is_some_and(|at| at.elapsed() >= EVERY) {
+            *told = Some(Instant::now());
+            if self.style == Style::Lines {
+                let share = 100 * done / of.max(1);
+                self.line(&format!("encoding the picture: {share} %"));
+            }
+        }
+    }
+
+    /// Shows the bar of the steps, from its beginning.
     fn start_bar(&self) {
         if self.style == Style::Bar {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.bar.set_position(0);
+            if let Some(run) = self.with_run(|_| ()) {
+                self.bar.set_length((run.blocks * run.steps) as u64);
+            }
             self.bar.set_message("waiting for the first step");
             self.bar.enable_steady_tick(Duration::from_millis(500));
         }
@@ -184,11 +214,7 @@ impl Screen {
             since: Instant::now(),
             pace: Pace::default(),
         };
-        *self
-            .run
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(run);
-        self.bar.set_length((s.blocks * s.steps) as u64);
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run);
         self.line(&settings_text(s));
     }
 }
@@ -307,6 +333,9 @@ fn json(event: &Event<'_>) -> Option<serde_json::Value> {
         Event::Started(s) => tagged("started", serde_json::to_value(s)),
         Event::Phase(phase) => serde_json::json!({"event": "phase", "name": phase.name()}),
         Event::Notice(text) => serde_json::json!({"event": "notice", "text": text}),
+        Event::Encoding { done, of } => {
+            serde_json::json!({"event": "encoding", "done": done, "of": of})
+        }
         Event::Anchored { index } => serde_json::json!({"event": "anchor", "index": index}),
         Event::Stepped { item, .. } => {
             serde_json::json!({"event": "step", "block": item.block, "step": item.step})
@@ -331,6 +360,10 @@ mod tests {
             (
                 Event::Phase(Phase::Denoising),
                 r#"{"event":"phase","name":"denoising"}"#,
+            ),
+            (
+                Event::Encoding { done: 5, of: 73 },
+                r#"{"event":"encoding","done":5,"of":73}"#,
             ),
             (
                 Event::Written {
