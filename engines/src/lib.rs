@@ -45,6 +45,7 @@
 
 pub mod backend;
 pub mod components;
+pub mod console;
 pub mod contract;
 pub mod device;
 pub mod dim;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use engines::console;
 use engines::error_kind::ErrorKind;
 use runtime::chain::Cancel;
 use runtime::commands;
@@ -13,7 +14,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => match complaint(&error) {
             Some(text) => {
-                eprintln!("error: {text}");
+                console::tell(format_args!("error: {text}"));
                 return ExitCode::from(ErrorKind::Usage.code());
             }
             None => error.exit(),
@@ -39,7 +40,7 @@ fn listen(cancel: &Cancel) -> Result<(), Error> {
         if cancel.cancel() {
             std::process::exit(i32::from(ErrorKind::Interrupted.code()));
         }
-        eprintln!("stopping after the block at hand; press Ctrl-C again to stop at once");
+        console::tell("stopping after the block at hand; press Ctrl-C again to stop at once");
     })
     .map_err(|e| Error::Signal {
         reason: e.to_string(),

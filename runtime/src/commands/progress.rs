@@ -1,10 +1,10 @@
 //! Shows a run: a bar on a terminal, plain lines elsewhere, or one JSON object per line on standard
 //! output.
 
-use std::io::Write as _;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use engines::console;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
@@ -55,8 +55,8 @@ impl Screen {
 
     fn line(&self, text: &str) {
         match self.style {
-            Style::Bar => self.bar.suspend(|| to_stderr(text)),
-            Style::Lines => to_stderr(text),
+            Style::Bar => self.bar.suspend(|| console::tell(text)),
+            Style::Lines => console::tell(text),
             Style::Json => {}
         }
     }
@@ -158,16 +158,13 @@ pub fn failed(style: Style, error: &crate::commands::error::Error, code: u8) {
         });
         to_stdout(&object.to_string());
     }
-    to_stderr(&format!("error: {error}"));
+    console::tell(format_args!("error: {error}"));
 }
 
-// A reader that went away is no reason to stop a run: the file is what counts.
-fn to_stderr(text: &str) {
-    drop(writeln!(std::io::stderr(), "{text}"));
-}
-
+/// Writes a line to standard output. A line that cannot be written is no reason to stop a run: the
+/// file is what counts.
 fn to_stdout(text: &str) {
-    drop(writeln!(std::io::stdout(), "{text}"));
+    drop(console::print_line(text));
 }
 
 fn position(run: &Run, block: usize, step: Option<usize>) -> String {
