@@ -10,3 +10,4 @@ mod placement;
 mod plans;
 mod rooms;
 mod stream;
+mod umt5;
