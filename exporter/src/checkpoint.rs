@@ -53,7 +53,6 @@ pub use error::{
 pub use lora::{Lora, LoraReport, LoraScale};
 pub(crate) use names_hash::names_hash;
 pub use repack::Repack;
-pub(crate) use repack::recognise;
 pub use stored::TensorInfo;
 pub(crate) use text::{read_json, read_text};
 
@@ -138,6 +137,12 @@ impl Checkpoint {
             .chain(self.normed.keys().map(String::as_str))
             .collect();
         all.into_iter().filter(|name| !self.hidden.contains(*name))
+    }
+
+    /// Returns the form of a repack, or `None` for names and types of no known repack.
+    pub(crate) fn repack(&self) -> Option<Repack> {
+        let types = self.names().filter_map(|n| Some((n, self.info(n)?.dtype)));
+        repack::recognise(types)
     }
 
     /// Returns the type, the shape and the file of a tensor.

@@ -23,7 +23,7 @@ use crate::checkpoint::layout::{
 };
 use crate::checkpoint::{
     Checkpoint, CheckpointError, LayoutFaults, Lora, LoraReport, LoraScale, Repack, names_hash,
-    read_json, recognise,
+    read_json,
 };
 use crate::config::{self, ConfigError};
 use crate::families::{FamilyError, FamilyErrors, ModelShapes};
@@ -204,7 +204,7 @@ impl Part {
             return part;
         };
         part.facts = TensorFacts::of(&checkpoint);
-        if let Some(form) = recognise(&checkpoint) {
+        if let Some(form) = checkpoint.repack() {
             let repack = repack(component, only_file(&checkpoint), form);
             refusals.note::<()>(component, Err(repack));
             return part;
@@ -482,7 +482,7 @@ fn repack_beside(dir: &Path, component: Component) -> Option<CheckpointError> {
         }
         let checkpoint = Checkpoint::open(path).ok()?;
         marks.iter().find(|mark| checkpoint.info(mark).is_some())?;
-        let form = recognise(&checkpoint).unwrap_or(Repack::OtherName);
+        let form = checkpoint.repack().unwrap_or(Repack::OtherName);
         Some(repack(component, path, form))
     })
 }

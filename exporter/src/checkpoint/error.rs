@@ -180,7 +180,7 @@ pub(crate) fn first<T: fmt::Display>(items: &[T], comma: &str) -> String {
 pub enum LayoutFault {
     #[error("{key} {shape:?}")]
     MissingTensor { key: String, shape: Vec<usize> },
-    #[error("{key} is {got:?}, wanted {want:?}")]
+    #[error("{key} is {got:?} (wanted {want:?})")]
     Shape {
         key: String,
         want: Vec<usize>,
@@ -188,7 +188,7 @@ pub enum LayoutFault {
     },
     #[error("{key} {shape:?}")]
     Unexpected { key: String, shape: Vec<usize> },
-    #[error("{key} is {got}, wanted F32, BF16, F16 or F64")]
+    #[error("{key} is {got} (wanted F32, BF16, F16 or F64)")]
     NotFloat { key: String, got: &'static str },
 }
 
