@@ -726,6 +726,28 @@ mod tests {
         }
     }
 
+    /// The synthetic configuration states the published values.
+    #[test]
+    fn absent_fields_have_the_published_values() {
+        let dir = tiny();
+        let path = wan(&dir).join("config.json");
+        let config = || Opened::open(&wan(&dir), None).finish().unwrap().config.dit;
+        let stated = config();
+        let mut fields: Value = read_json(&path).unwrap();
+        for field in ["text_len", "eps", "num_audio_token"] {
+            without(field)(&mut fields);
+        }
+        fs::write(&path, fields.to_string()).unwrap();
+        assert_eq!(config(), stated);
+    }
+
+    /// Every tensor and field is sound alone, but they do not fit each other.
+    #[test]
+    fn a_folder_whose_graphs_cannot_be_built_is_refused_by_both() {
+        let got = with_config("config.json", |c| c["num_audio_token"] = json!(2));
+        assert!(got.starts_with("WAN: audio_adapter: "), "{got}");
+    }
+
     #[test]
     fn the_config_of_another_model_is_named() {
         let other = with_config("config.json", |c| c["model_type"] = json!("t2v"));
