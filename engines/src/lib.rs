@@ -47,6 +47,7 @@ pub mod backend;
 pub mod cancel;
 pub mod claims;
 pub mod components;
+pub mod console;
 pub mod contract;
 pub mod device;
 pub mod dim;

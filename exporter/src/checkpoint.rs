@@ -33,26 +33,34 @@ mod dtype;
 mod error;
 pub(crate) mod layout;
 mod lora;
+mod names_hash;
 mod pickle;
 pub(crate) mod product;
+mod repack;
 mod safetensors;
 mod stored;
+mod text;
 mod torch;
 mod weight_norm;
 mod zip;
 
 pub use dtype::StoredDType;
+pub(crate) use error::first;
 pub use error::{
-    CheckpointError, Faults, IndexFault, LoraFault, SafetensorsFault, TorchFault, WeightNormFault,
+    CheckpointError, Faults, IndexFault, LayoutFault, LayoutFaults, LoraFault, SafetensorsFault,
+    TorchFault, WeightNormFault,
 };
 pub use lora::{Lora, LoraReport, LoraScale};
+pub(crate) use names_hash::names_hash;
+pub use repack::Repack;
 pub use stored::TensorInfo;
+pub(crate) use text::{read_json, read_text};
 
 use lora::Merge;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
-use stored::{StoredTensors, not_float};
+use stored::StoredTensors;
 use weight_norm::WeightNorm;
 
 /// The tensors of one component, by name.
@@ -131,6 +139,12 @@ impl Checkpoint {
         all.into_iter().filter(|name| !self.hidden.contains(*name))
     }
 
+    /// Returns the form of a repack, or `None` for names and types of no known repack.
+    pub(crate) fn repack(&self) -> Option<Repack> {
+        let types = self.names().filter_map(|n| Some((n, self.info(n)?.dtype)));
+        repack::recognise(types)
+    }
+
     /// Returns the type, the shape and the file of a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         let normed = self.normed.get(name).map(|n| &n.info);
@@ -143,13 +157,19 @@ impl Checkpoint {
         if self.normed.contains_key(name) {
             return Some("weight norm");
         }
-        self.target(name).map(|_| "LoRA merge")
+        let merged = self.target(name).map(|_| "LoRA merge");
+        merged.or_else(|| {
+            self.stored
+                .is_strided(name)
+                .then_some("gathered by strides")
+        })
     }
 
     /// Returns the stored bytes (little-endian, row-major) without a copy.
     ///
     /// # Errors
-    /// An unknown name, or a tensor that is computed when it is read.
+    /// An unknown name, or a tensor that is computed when it is read. A strided tensor counts as
+    /// computed.
     pub fn bytes(&self, name: &str) -> Result<&[u8], CheckpointError> {
         match self.computed(name) {
             Some(how) => Err(CheckpointError::Computed {
@@ -205,7 +225,7 @@ impl Checkpoint {
             tile.drain(..range.start - from);
             return Ok(tile);
         }
-        if self.computed(name).is_some() {
+        if self.normed.contains_key(name) || self.target(name).is_some() {
             return Ok(self.read_f32(name)?[range].to_vec());
         }
         self.stored.read_f32_range(name, range)
@@ -262,6 +282,11 @@ impl Checkpoint {
         self.stored.prefetch(name);
     }
 
+    /// Returns every file that holds one of its own tensors, sorted.
+    pub(crate) fn own_files(&self) -> BTreeSet<&Path> {
+        self.stored.files()
+    }
+
     /// Returns every file that holds one of its tensors or one of its LoRA's tensors, sorted.
     pub fn files(&self) -> BTreeSet<&Path> {
         let lora = self.lora.iter().flat_map(|l| l.files());
@@ -300,17 +325,6 @@ impl Checkpoint {
         let merge = lora.onto(|key| self.info(key).map(|i| i.shape.as_slice()))?;
         self.lora = Some(Box::new(merge));
         Ok(self)
-    }
-
-    /// Checks that a tensor is floating point. An unknown name passes; reading it is an error.
-    ///
-    /// # Errors
-    /// [`CheckpointError::NotFloat`].
-    pub fn check_float(&self, name: &str) -> Result<(), CheckpointError> {
-        match self.info(name) {
-            Some(info) if info.dtype.to_f32(&[]).is_none() => Err(not_float(name, info)),
-            _ => Ok(()),
-        }
     }
 
     /// Returns the facts of the LoRA that lies over this checkpoint.
@@ -361,12 +375,29 @@ mod tests {
     use tempfile::tempdir;
 
     use super::*;
+    use crate::synth::torch_file::{Archive, Record};
 
     fn write(path: &Path, tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) {
         let views = tensors
             .iter()
             .map(|(n, d, s, b)| (n, TensorView::new(*d, s.clone(), b).unwrap()));
         fs::write(path, ::safetensors::serialize(views, None).unwrap()).unwrap();
+    }
+
+    /// A torch archive of one f32 tensor, with the numbers 0, 1, 2 and so on.
+    fn torch_file(key: &str, shape: &[usize]) -> Vec<u8> {
+        let record = Record {
+            key: key.to_owned(),
+            dtype: StoredDType::F32,
+            shape: shape.to_vec(),
+        };
+        let count = shape.iter().product::<usize>();
+        let mut out = std::io::Cursor::new(Vec::new());
+        let mut archive = Archive::start(&mut out, "w", &[record]).unwrap();
+        let numbers: Vec<f32> = (0..count).map(|n| n as f32).collect();
+        archive.record(|w| w.write_all(&f32s(&numbers))).unwrap();
+        archive.finish().unwrap();
+        out.into_inner()
     }
 
     fn f32s(xs: &[f32]) -> Vec<u8> {
@@ -471,6 +502,76 @@ mod tests {
         assert!(torch::is_legacy(&bytes));
         fs::write(&file, bytes).unwrap();
         assert_eq!(Checkpoint::open(&file).unwrap().bytes("a").unwrap(), [7]);
+    }
+
+    #[test]
+    fn a_file_is_read_for_its_content_and_not_for_its_name() {
+        let dir = tempdir().unwrap();
+        let weights = dir.path().join("weights.pth");
+        write(&weights, &[("a", Dtype::F32, vec![1], f32s(&[2.5]))]);
+        assert_eq!(
+            Checkpoint::open_torch(&weights)
+                .unwrap()
+                .read_f32("a")
+                .unwrap(),
+            [2.5]
+        );
+        let archive = dir.path().join("archive.safetensors");
+        fs::write(&archive, torch_file("w", &[2, 3])).unwrap();
+        let c = Checkpoint::open_safetensors(&archive).unwrap();
+        assert_eq!(c.info("w").unwrap().shape, [2, 3]);
+    }
+
+    #[test]
+    fn strided_tensors_are_gathered() {
+        // Six f32 numbers 0 to 5 in column order, as torch saves `x.t()`.
+        let bytes = torch_file("w", &[2, 3]);
+        let strides = b"K\x03K\x01\x86";
+        let at = bytes.windows(5).position(|w| w == strides).unwrap();
+        let (mut turned, dir) = (bytes.clone(), tempdir().unwrap());
+        turned[at..at + 5].copy_from_slice(b"K\x01K\x02\x86");
+        let open = |bytes: &[u8]| {
+            let path = dir.path().join("w.pth");
+            fs::write(&path, bytes).unwrap();
+            Checkpoint::open_torch(&path).unwrap()
+        };
+        let plain = open(&bytes);
+        assert_eq!(plain.read_f32("w").unwrap(), [0., 1., 2., 3., 4., 5.]);
+        assert!(plain.raw("w").is_some());
+        let c = open(&turned);
+        assert_eq!(c.read_f32("w").unwrap(), [0., 2., 4., 1., 3., 5.]);
+        assert_eq!(c.read_f32_range("w", 2..5).unwrap(), [4., 1., 3.]);
+        let mut tile = Vec::new();
+        c.read_f32_tile("w", 0..2, 1..3, &mut tile).unwrap();
+        assert_eq!(tile, [2., 4., 3., 5.]);
+        assert!(c.raw("w").is_none());
+        let error = c.bytes("w").unwrap_err().to_string();
+        assert!(
+            error.contains("is computed (gathered by strides)"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_pointer_of_git_lfs_is_named_in_every_place() {
+        let dir = tempdir().unwrap();
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n";
+        let path = dir.path().join("s-1.safetensors");
+        fs::write(&path, pointer).unwrap();
+        let index = dir.path().join("s.safetensors.index.json");
+        fs::write(&index, r#"{"weight_map":{"a":"s-1.safetensors"}}"#).unwrap();
+        let want = "s-1.safetensors: a git-lfs pointer to 12 bytes, not the file itself; \
+                    run `git lfs pull` in its folder";
+        for error in [
+            Checkpoint::open(dir.path()).unwrap_err(),
+            Checkpoint::open(&path).unwrap_err(),
+            Checkpoint::open_torch(&path).unwrap_err(),
+        ] {
+            assert!(error.to_string().ends_with(want), "{error}");
+        }
+        fs::write(&index, pointer).unwrap();
+        let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("index.json: a git-lfs pointer"), "{error}");
     }
 
     #[test]

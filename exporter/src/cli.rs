@@ -10,6 +10,7 @@ use crate::progress::Screen;
 use crate::synth::{self, Preset, SynthError, SynthOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engines::claims::{ClaimError, Claims, Existing, FilePlan};
+use engines::console::{self, OutputError, print_line};
 use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
 use engines::signals;
@@ -52,6 +53,10 @@ enum Task {
 struct InspectArgs {
     /// Folder that holds Wan2.2-S2V-14B and LiveAvatar, or the folder Wan2.2-S2V-14B itself
     dir: PathBuf,
+    /// File of the LoRA to check with the checkpoint [default:
+    /// LiveAvatar/liveavatar.safetensors beside it, where it exists]
+    #[arg(long)]
+    lora: Option<PathBuf>,
     /// Print the report as one JSON object
     #[arg(long)]
     json: bool,
@@ -215,6 +220,9 @@ pub enum CliError {
     /// The folder to write is read too, or belongs to another run.
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    /// Standard output cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// The system refuses a handler for Ctrl-C.
     #[error("cannot listen for Ctrl-C: {reason}")]
     Signal {
@@ -244,6 +252,7 @@ impl CliError {
             Self::Graphs(e) => e.kind(),
             Self::Build(e) => e.kind(),
             Self::Claim(e) => e.kind(),
+            Self::Output(e) => e.kind(),
             Self::Runtime { .. } | Self::Signal { .. } => ErrorKind::Resources,
         }
     }
@@ -284,20 +293,16 @@ fn claim(out: &Path, reads: &[(&str, &Path)]) -> Result<Claims, CliError> {
 }
 
 fn inspect(a: &InspectArgs) -> Result<ExitCode, CliError> {
-    let found = inspect::inspect(&a.dir)?;
-    if a.json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&found).expect("an inspection is plain data")
-        );
-    } else {
-        print!("{found}");
+    let found = inspect::inspect(&a.dir, a.lora.as_deref())?;
+    let text = match a.json {
+        true => serde_json::to_string_pretty(&found).expect("an inspection is plain data"),
+        false => found.to_string(),
+    };
+    print_line(text)?;
+    match found.sound {
+        true => Ok(ExitCode::SUCCESS),
+        false => Err(InspectError::from(found.refusals).into()),
     }
-    Ok(if found.is_sound() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(ErrorKind::Model.code())
-    })
 }
 
 fn synth(a: &SynthArgs, stop: &AtomicBool) -> Result<ExitCode, CliError> {
@@ -312,17 +317,17 @@ fn synth(a: &SynthArgs, stop: &AtomicBool) -> Result<ExitCode, CliError> {
         stop,
     )?;
     for c in &report.components {
-        println!(
+        print_line(format_args!(
             "{:<16} {:>6} tensors {:>14} parameters {:>14} bytes",
             c.name, c.tensors, c.parameters, c.bytes
-        );
+        ))?;
     }
-    println!(
+    print_line(format_args!(
         "wrote {} ({} parameters, {} bytes)",
         a.out.display(),
         report.parameters(),
         report.bytes()
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -360,7 +365,7 @@ fn onnx(a: OnnxArgs, stop: &AtomicBool) -> Result<ExitCode, CliError> {
     let mut screen = Screen::new();
     let report = export::export_with(&request, &options, &mut |event| screen.show(event));
     screen.finish();
-    print_report(&report?);
+    print_report(&report?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -389,15 +394,17 @@ fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
         }
         match act {
             OnSignal::End => {
-                eprintln!("error: interrupted");
+                console::tell("error: interrupted");
                 end();
             }
-            OnSignal::Stop => eprintln!("stopping; press Ctrl-C again to stop at once"),
+            OnSignal::Stop => console::tell("stopping; press Ctrl-C again to stop at once"),
             OnSignal::StopFor(grace) => {
-                eprintln!("stopping after the current blocks; press Ctrl-C again to stop at once");
+                console::tell(
+                    "stopping after the current blocks; press Ctrl-C again to stop at once",
+                );
                 thread::spawn(move || {
                     thread::sleep(grace);
-                    eprintln!("error: interrupted; the same command continues");
+                    console::tell("error: interrupted; the same command continues");
                     end();
                 });
             }
@@ -411,23 +418,26 @@ fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
     }
 }
 
-fn print_report(report: &export::Report) {
-    println!(
+fn print_report(report: &export::Report) -> Result<(), OutputError> {
+    print_line(format_args!(
         "wrote {}: {} graphs, {} weights, {} bytes, LoRA merged into {} tensors",
         report.out.display(),
         report.components,
         report.weights,
         report.bytes,
         report.lora_targets
-    );
+    ))?;
     if report.kept > 0 {
-        println!("{} bytes were kept from an unfinished run", report.kept);
+        let kept = report.kept;
+        print_line(format_args!(
+            "{kept} bytes were kept from an unfinished run"
+        ))?;
     }
     let written = (report.bytes - report.kept) as f64 / 1e6;
     let mb = |bytes: Option<u64>| {
         bytes.map_or_else(|| "unknown".to_owned(), |b| format!("{} MB", b / 1_000_000))
     };
-    println!(
+    print_line(format_args!(
         "{:.1} s, {} s of processor time, {:.0} MB/s written, \
          peak memory {} (with pages of files {})",
         report.seconds,
@@ -437,21 +447,24 @@ fn print_report(report: &export::Report) {
         written / report.seconds,
         mb(report.peak_anonymous),
         mb(report.peak_resident)
-    );
+    ))?;
     match &report.limits {
         LimitsOutcome::NotRequested => {}
-        LimitsOutcome::Measured(limits) => println!("{limits}"),
-        LimitsOutcome::Failed { reason } => eprintln!("note: limits not measured: {reason}"),
+        LimitsOutcome::Measured(limits) => print_line(limits)?,
+        LimitsOutcome::Failed { reason } => {
+            console::tell(format_args!("note: limits not measured: {reason}"));
+        }
     }
+    Ok(())
 }
 
 fn graphs(a: &GraphsArgs) -> Result<ExitCode, CliError> {
     let _claims = claim(&a.out, &[])?;
     let count = graphs::write(a.preset.into(), a.layers, a.recipe, a.size, &a.out)?;
-    println!(
+    print_line(format_args!(
         "wrote {count} graphs without weights to {}",
         a.out.display()
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -16,7 +16,7 @@ pub use limits::{Limits, Rates};
 pub use staging::Start;
 pub use writer::Progress;
 
-use crate::checkpoint::{LoraScale, layout};
+use crate::checkpoint::{LoraScale, layout, read_text};
 use crate::families::{Family, generic};
 use crate::graph::data::{BLOCK, DataLayout, DataPlan};
 use crate::graph::write::{WeightPlacement, to_model, write_model};
@@ -169,7 +169,6 @@ pub fn export_with(
     unless_stopped(options)?;
     let families = checkpoints.graphs(request.recipe)?;
     unless_stopped(options)?;
-    checkpoints.check_types(&families)?;
     let plans = families
         .iter()
         .map(|f| {
@@ -508,7 +507,7 @@ fn copy_tokenizer(ckpt_dir: &Path, dir: &Path) -> Result<FileEntry, ExportError>
         source,
     };
     let to = dir.join(layout::TOKENIZER_FILE);
-    let text = fs::read(&from).map_err(|e| io(&from, e))?;
+    let text = read_text(&from)?;
     fs::write(&to, &text).map_err(|e| io(&to, e))?;
     let blake3 = manifest::hash_file(&to).map_err(|e| io(&to, e))?;
     Ok(FileEntry {

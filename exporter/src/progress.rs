@@ -1,6 +1,7 @@
 //! Shows an export on standard error: as a bar on a terminal, as a plain line every few seconds
 //! elsewhere. A run that ends before the first line is due prints nothing.
 use crate::export::{Event, Progress};
+use engines::console;
 use engines::progress_bar::{ProgressBar, progress_bar};
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -29,8 +30,10 @@ impl Screen {
 
     pub(crate) fn show(&mut self, event: Event<'_>) {
         match (event, &self.bar) {
-            (Event::Notice(text), Some(bar)) => bar.suspend(|| eprintln!("note: {text}")),
-            (Event::Notice(text), None) => eprintln!("note: {text}"),
+            (Event::Notice(text), Some(bar)) => {
+                bar.suspend(|| console::tell(format_args!("note: {text}")));
+            }
+            (Event::Notice(text), None) => console::tell(format_args!("note: {text}")),
             (Event::Progress(p), Some(bar)) => {
                 bar.set_length(p.total);
                 bar.set_message(line(p, self.began.elapsed()));
@@ -38,7 +41,7 @@ impl Screen {
             }
             (Event::Progress(p), None) if self.told.elapsed() >= EVERY => {
                 self.told = Instant::now();
-                eprintln!("{}", line(p, self.began.elapsed()));
+                console::tell(line(p, self.began.elapsed()));
             }
             (Event::Progress(_), None) => {}
         }

@@ -492,8 +492,8 @@ mod tests {
             seed: 3,
         };
         let report = synth(Preset::Tiny, &options, &dir.path().join("a")).unwrap();
-        let inspection = inspect(&dir.path().join("a")).unwrap();
-        assert!(inspection.is_sound(), "{inspection}");
+        let inspection = inspect(&dir.path().join("a"), None).unwrap();
+        assert!(inspection.sound, "{inspection}");
         assert_eq!(inspection.parameters(), report.parameters());
         fs::create_dir(dir.path().join("b")).unwrap();
         synth(Preset::Tiny, &options, &dir.path().join("b")).unwrap();

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use engines::console;
 use engines::error_kind::ErrorKind;
 use engines::signals;
 use runtime::chain::Cancel;
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => match complaint(&error) {
             Some(text) => {
-                eprintln!("error: {}", as_typed(&text, &args));
+                console::tell(format_args!("error: {}", as_typed(&text, &args)));
                 return ExitCode::from(ErrorKind::Usage.code());
             }
             None => error.exit(),
@@ -47,7 +48,7 @@ fn listen(cancel: &Cancel, style: Style, grace: Option<Duration>) -> Result<(), 
         if cancel.is_cancelled() {
             signals::end(ErrorKind::Interrupted);
         }
-        eprintln!("stopping; press Ctrl-C again to stop at once");
+        console::tell("stopping; press Ctrl-C again to stop at once");
         cancel.cancel();
         let Some(grace) = grace else { return };
         std::thread::spawn(move || {

@@ -1030,8 +1030,12 @@ fn inspect_tells_a_sound_checkpoint_from_a_broken_one() {
     rename_a_tensor(&ckpt);
     fs::remove_file(ckpt.join(VAE)).unwrap();
     let found = inspect(&ckpt, &[]);
-    assert_eq!(found.code, Some(4));
-    insta::assert_snapshot!("inspect_broken", t.named(&found.stdout));
+    let refusal = found.error(ErrorKind::Model);
+    assert_eq!(refusal, bench.export(&ckpt).error(ErrorKind::Model));
+    insta::assert_snapshot!(
+        "inspect_broken",
+        t.named(&format!("{}\nerror: {refusal}\n", found.stdout))
+    );
     let json = inspect(&ckpt, &["--json"]);
     assert_eq!(json.code, Some(4));
     let object: Value = serde_json::from_str(&json.stdout).unwrap();
@@ -1042,6 +1046,78 @@ fn inspect_tells_a_sound_checkpoint_from_a_broken_one() {
     ] {
         inspect(&dir, &[]).error(exit);
     }
+}
+
+#[test]
+fn inspect_checks_the_lora_that_the_flag_names() {
+    let bench = Bench::new();
+    let ckpt = checkpoint(&bench);
+    let other = bench.path("other.safetensors");
+    fs::rename(ckpt.join(LORA), &other).unwrap();
+    let inspect = |more: &[&str]| {
+        let dir = ckpt.join("Wan2.2-S2V-14B");
+        Program::Export.run([&["inspect", dir.to_str().unwrap()], more].concat())
+    };
+    assert!(inspect(&[]).ok().stdout.contains("none there"));
+    let given = inspect(&["--lora", other.to_str().unwrap()]).ok();
+    assert!(given.stdout.contains("adapts 38 of 38 modules"));
+    let message = inspect(&["--lora", "nothing"]).error(ErrorKind::Model);
+    assert_eq!(message, "nothing: no checkpoint file there");
+}
+
+/// `avatar-export inspect ... | head` and its like: the reader goes before the text comes.
+#[test]
+fn a_closed_pipe_is_a_quiet_end() {
+    let bench = Bench::new();
+    let ckpt = bench.golden.ckpt();
+    let ckpt = ckpt.to_str().unwrap();
+    let wan = format!("{ckpt}/Wan2.2-S2V-14B");
+    let (models, graphs) = (bench.path("out/models"), bench.path("out/graphs"));
+    let (models, graphs) = (models.to_str().unwrap(), graphs.to_str().unwrap());
+    let plan = ["plan", "--profile", "4x24g", "--size", "704*384"];
+    for (program, arguments) in [
+        (Program::Export, &["inspect", ckpt][..]),
+        (Program::Export, &["inspect", ckpt, "--json"]),
+        (
+            Program::Export,
+            &["graphs", "--preset", "tiny", "--out", graphs],
+        ),
+        (
+            Program::Export,
+            &["onnx", "--no-lora", "--ckpt_dir", &wan, "--out", models],
+        ),
+        (Program::Export, &["--help"]),
+        (Program::Run, &plan),
+        (Program::Run, &["plan", "--help"]),
+    ] {
+        let closed = || {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            writer
+        };
+        let mut command = program.command();
+        let finished: Finished = command
+            .args(arguments)
+            .stdout(closed())
+            .output()
+            .unwrap()
+            .into();
+        assert_eq!(finished.stderr, "", "{arguments:?}");
+        assert_eq!(finished.code, Some(0), "{arguments:?}");
+        // Errors and progress go to standard error, which may be closed too.
+        let mut command = program.command();
+        let status = command
+            .args(arguments)
+            .stderr(closed())
+            .stdout(closed())
+            .status();
+        assert_eq!(status.unwrap().code(), Some(0), "{arguments:?}");
+    }
+    let mut broken = Program::Export.command();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = broken.args(["inspect", "nothing"]).stderr(writer).status();
+    assert_eq!(status.unwrap().code(), Some(4));
 }
 
 #[test]

@@ -12,3 +12,4 @@ mod plans;
 mod rooms;
 mod signals;
 mod stream;
+mod umt5;

@@ -1,11 +1,11 @@
 //! The four opened checkpoints of an export: their sizes, their identity and the graphs they give.
 use super::error::ExportError;
 use super::journal::{Identity, Stamp};
-use crate::checkpoint::{Checkpoint, CheckpointError, Lora, LoraScale, StoredDType, layout};
-use crate::config;
+use crate::checkpoint::{Checkpoint, CheckpointError, LoraScale, StoredDType};
 use crate::families::{CheckpointKind, Family, FamilyErrors, ModelShapes};
 use crate::graph::WeightSource;
 use crate::graph::data::{DataPlan, WeightBytes};
+use crate::verdict;
 use engines::contract::DType;
 use engines::manifest::ModelConfig;
 use engines::recipe::Recipe;
@@ -25,19 +25,6 @@ pub(super) struct Checkpoints {
     pub(super) layers_of: Option<usize>,
 }
 
-/// Returns the value, or adds the error to `errors` and returns `None`.
-fn all<T>(found: Result<T, impl Into<ExportError>>, errors: &mut Vec<ExportError>) -> Option<T> {
-    found.map_err(|e| errors.push(e.into())).ok()
-}
-
-fn joined(mut errors: Vec<ExportError>) -> ExportError {
-    if errors.len() == 1 {
-        errors.remove(0)
-    } else {
-        ExportError::Many { many: errors }
-    }
-}
-
 impl Checkpoints {
     /// Opens the folder's checkpoints and reads their sizes.
     ///
@@ -47,72 +34,14 @@ impl Checkpoints {
         dir: &Path,
         lora: Option<&(PathBuf, LoraScale)>,
     ) -> Result<Self, ExportError> {
-        if !dir.is_dir() {
-            let found = if dir.exists() { "a file" } else { "nothing" };
-            return Err(ExportError::NoFolder {
-                path: dir.to_owned(),
-                found,
-            });
-        }
-        let mut errors = Vec::new();
-        let tokenizer = dir.join(layout::TOKENIZER_DIR).join(layout::TOKENIZER_FILE);
-        if !tokenizer.is_file() {
-            let want = "tokenizer of the prompt";
-            errors.push(
-                CheckpointError::Missing {
-                    path: tokenizer,
-                    want,
-                }
-                .into(),
-            );
-        }
-        let speech_dir = dir.join(layout::WAV2VEC2_DIR);
-        let mut dit = all(Checkpoint::open_safetensors(dir), &mut errors);
-        if let (Some((path, scale)), true) = (lora, dit.is_some()) {
-            let merged = Lora::open(path, *scale)
-                .and_then(|lora| Checkpoint::open_safetensors(dir)?.with_lora(lora));
-            // After a fault of the LoRA, the base is still checked.
-            dit = all(merged, &mut errors).or(dit);
-        }
-        let text = all(
-            Checkpoint::open_torch(&dir.join(layout::T5_FILE)),
-            &mut errors,
-        );
-        let vae = all(
-            Checkpoint::open_torch(&dir.join(layout::VAE_FILE)),
-            &mut errors,
-        );
-        let speech = all(
-            Checkpoint::open(&speech_dir).and_then(Checkpoint::with_weight_norm),
-            &mut errors,
-        );
-        let (Some(dit), Some(text), Some(vae), Some(speech)) = (dit, text, vae, speech) else {
-            return Err(joined(errors));
-        };
-        let sizes = (
-            all(config::dit(&dit, dir), &mut errors),
-            all(config::vae(&vae), &mut errors),
-            all(config::text(&text), &mut errors),
-            all(config::speech(&speech, &speech_dir), &mut errors),
-        );
-        let (Some(d), Some(v), Some(t), Some(s)) = sizes else {
-            return Err(joined(errors));
-        };
-        if !errors.is_empty() {
-            return Err(joined(errors));
-        }
-        let config = ModelConfig {
-            dit: d,
-            vae: v,
-            text: t,
-            speech: s,
-        };
+        verdict::check_folder(dir)?;
+        let sound = verdict::Opened::open(dir, lora).finish()?;
         Ok(Self {
-            dit,
-            text,
-            vae,
-            speech,
-            config,
+            dit: sound.dit,
+            text: sound.text,
+            vae: sound.vae,
+            speech: sound.speech,
+            config: sound.config,
             layers_of: None,
         })
     }
@@ -204,30 +133,6 @@ impl Checkpoints {
             config: &self.config,
         }
         .graphs()
-    }
-
-    /// Checks that every weight is floating point, before anything is written. A quantised
-    /// checkpoint holds whole numbers.
-    pub(super) fn check_types(&self, families: &[Family]) -> Result<(), ExportError> {
-        let mut errors = Vec::new();
-        for family in families {
-            let source = self.of(family);
-            let used: BTreeSet<String> = family
-                .graphs
-                .iter()
-                .flat_map(|(_, g)| g.used_keys())
-                .collect();
-            errors.extend(
-                used.iter()
-                    .filter_map(|key| source.check_float(key).err())
-                    .map(ExportError::from),
-            );
-        }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(joined(errors))
-        }
     }
 
     pub(super) fn of(&self, family: &Family) -> &Checkpoint {

@@ -1,8 +1,8 @@
 //! Reasons why an export fails.
 use crate::checkpoint::CheckpointError;
-use crate::config::ConfigError;
 use crate::families::FamilyErrors;
 use crate::graph::error::WriteError;
+use crate::verdict::{NoFolder, Refusals};
 use engines::claims::Holder;
 use engines::error_kind::{ErrorKind, reason};
 use engines::recipe::Recipe;
@@ -43,12 +43,12 @@ pub enum ExportError {
         total: u64,
         source: Box<ExportError>,
     },
-    #[error("{}: wanted a checkpoint folder, found {found}", path.display())]
-    NoFolder { path: PathBuf, found: &'static str },
+    #[error(transparent)]
+    NoFolder(#[from] NoFolder),
+    #[error(transparent)]
+    Refused(#[from] Refusals),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     #[error(transparent)]
     Families(#[from] FamilyErrors),
     #[error(transparent)]
@@ -60,8 +60,6 @@ pub enum ExportError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{}", many.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Many { many: Vec<ExportError> },
 }
 
 impl ExportError {
@@ -73,6 +71,7 @@ impl ExportError {
             Self::Stopped => ErrorKind::Interrupted,
             Self::Unfinished { source, .. } => source.kind(),
             Self::Checkpoint(e) => e.kind(),
+            Self::Refused(e) => e.kind(),
             Self::Write(e) => e.kind(),
             Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             _ => ErrorKind::Model,

@@ -54,7 +54,7 @@ impl DeviceArgs {
     /// A driver, device or library that is missing; less memory free than asked for.
     pub fn runtime(&self) -> Result<Runtime, Error> {
         if let Some(notice) = self.unused(&engines::device::gpus().unwrap_or_default()) {
-            eprintln!("{notice}");
+            engines::console::tell(notice);
         }
         match self.device() {
             Device::Cpu if self.device_memory.is_some() => Err(Error::Usage(

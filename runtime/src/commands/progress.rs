@@ -1,10 +1,10 @@
 //! Shows a run: a bar on a terminal, plain lines elsewhere, or one JSON object per line on standard
 //! output.
 
-use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use engines::console;
 use engines::progress_bar::{ProgressBar, ProgressDrawTarget, progress_bar};
 
 use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
@@ -109,8 +109,8 @@ impl Screen {
 
     fn line(&self, text: &str) {
         match self.style {
-            Style::Bar => self.bar.suspend(|| to_stderr(text)),
-            Style::Lines => to_stderr(text),
+            Style::Bar => self.bar.suspend(|| console::tell(text)),
+            Style::Lines => console::tell(text),
             Style::Json => {}
         }
     }
@@ -242,16 +242,13 @@ pub fn failed(style: Style, message: &str, code: u8) {
         });
         to_stdout(&object.to_string());
     }
-    to_stderr(&format!("error: {message}"));
+    console::tell(format_args!("error: {message}"));
 }
 
-// A reader that went away is no reason to stop a run: the file is what counts.
-fn to_stderr(text: &str) {
-    drop(writeln!(std::io::stderr(), "{text}"));
-}
-
+/// Writes a line to standard output. A line that cannot be written is no reason to stop a run: the
+/// file is what counts.
 fn to_stdout(text: &str) {
-    drop(writeln!(std::io::stdout(), "{text}"));
+    drop(console::print_line(text));
 }
 
 fn position(run: &Run, block: usize, step: Option<usize>) -> String {
