@@ -566,11 +566,7 @@ impl fmt::Display for Inspection {
         }
         write!(f, "\nlora: {}\n", self.lora.path.display())?;
         if let Some(r) = &self.lora.report {
-            writeln!(
-                f,
-                "  rank {}, scale {} (alpha / rank as published; not in the file)",
-                r.rank, r.scale
-            )?;
+            writeln!(f, "  {}, {}", r.form(), r.strength_text())?;
             writeln!(
                 f,
                 "  adapts {} of {} modules",
@@ -652,7 +648,10 @@ mod tests {
             );
             assert_eq!((i.lora.matched, i.lora.adaptable), (14, 14));
             assert_eq!(i.lora.report.as_ref().unwrap().targets["blocks.ffn.0"], 1);
-            assert!(i.to_string().contains("rank 4, scale 0.5"));
+            assert!(
+                i.to_string()
+                    .contains("rank 4, factor 0.5 (no alpha in the file")
+            );
             let json = serde_json::to_value(&i).unwrap();
             assert_eq!(json["components"][0]["sizes"]["dim"], 256);
         }
