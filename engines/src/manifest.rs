@@ -95,12 +95,38 @@ pub struct DataEntry {
 pub struct LoraEntry {
     /// Name of the LoRA's file.
     pub file: String,
-    /// Factor of the merged product.
+    /// BLAKE3 hash of the file, in hexadecimal. An export of an older version has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
+    /// Factor of the product of its matrices, without the strength: the lowest of all modules.
     pub scale: f32,
+    /// The highest factor, where modules differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub highest_scale: Option<f32>,
+    /// A further factor of the whole LoRA.
+    #[serde(default = "full")]
+    pub strength: f32,
     /// Ranks that occur in the LoRA.
     pub ranks: Vec<usize>,
     /// Number of weights that it changed.
     pub targets: usize,
+}
+
+/// Returns the strength of a LoRA that an older version merged.
+fn full() -> f32 {
+    1.0
+}
+
+/// Reads a list of LoRAs. An older version wrote one LoRA, or null, in its place.
+fn loras<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<LoraEntry>, D::Error> {
+    use serde::Deserialize as _;
+    let value = serde_json::Value::deserialize(from)?;
+    let list = match value {
+        serde_json::Value::Null => serde_json::Value::Array(Vec::new()),
+        one @ serde_json::Value::Object(_) => serde_json::Value::Array(vec![one]),
+        other => other,
+    };
+    serde_json::from_value(list).map_err(serde::de::Error::custom)
 }
 
 /// The whole folder.
@@ -118,8 +144,9 @@ pub struct Manifest {
     /// Layers of the checkpoint's transformer, if the export holds the first few of them only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers_of: Option<usize>,
-    /// The LoRA that was merged, if any.
-    pub lora: Option<LoraEntry>,
+    /// The LoRAs that were merged, in their order.
+    #[serde(default, deserialize_with = "loras")]
+    pub lora: Vec<LoraEntry>,
     /// File of the tokenizer.
     pub tokenizer: FileEntry,
     /// Graphs.
@@ -638,5 +665,40 @@ fn hash(file: &mut File, cancel: &Cancel) -> io::Result<Option<String>> {
             0 => return Ok(Some(hasher.finalize().to_hex().to_string())),
             n => drop(hasher.update(&bytes[..n])),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct List {
+        #[serde(default, deserialize_with = "loras")]
+        lora: Vec<LoraEntry>,
+    }
+
+    #[test]
+    fn loras_of_an_older_manifest_are_read_as_a_list() {
+        let old = r#"{"file":"a","scale":0.5,"ranks":[4],"targets":2}"#;
+        let entry = LoraEntry {
+            file: "a".to_owned(),
+            blake3: None,
+            scale: 0.5,
+            highest_scale: None,
+            strength: 1.0,
+            ranks: vec![4],
+            targets: 2,
+        };
+        for (lora, want) in [
+            ("null".to_owned(), vec![]),
+            (old.to_owned(), vec![entry.clone()]),
+            (format!("[{old},{old}]"), vec![entry.clone(), entry]),
+        ] {
+            let list: List = serde_json::from_str(&format!(r#"{{"lora":{lora}}}"#)).unwrap();
+            assert_eq!(list.lora, want, "{lora}");
+        }
+        let unknown = r#"{"lora":[{"file":"a","rank":4}]}"#;
+        assert!(serde_json::from_str::<List>(unknown).is_err());
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A [`Checkpoint`] reads safetensors (one file, or shards under an index) and torch archives. It
 //! reads no byte of a tensor before a caller asks for the tensor. It can carry two overlays that
-//! are computed tensor by tensor: weight normalisation ([`Checkpoint::with_weight_norm`]) and a
-//! LoRA ([`Checkpoint::with_lora`]). It does not know which tensors a model needs: `layout.rs`
+//! are computed tensor by tensor: weight normalisation ([`Checkpoint::with_weight_norm`]) and
+//! LoRAs ([`Checkpoint::with_lora`]). It does not know which tensors a model needs: `layout.rs`
 //! lists the tensors of the published files, and the graph builder reports the tensors that no
 //! graph read.
 //!
@@ -50,7 +50,7 @@ pub use error::{
     CheckpointError, Faults, IndexFault, LayoutFault, LayoutFaults, LoraFault, SafetensorsFault,
     TorchFault, WeightNormFault,
 };
-pub use lora::{Lora, LoraReport, LoraScale};
+pub use lora::{Lora, LoraFile, LoraForm, LoraReport, LoraScale};
 pub(crate) use names_hash::names_hash;
 pub use repack::Repack;
 pub use stored::TensorInfo;
@@ -72,7 +72,8 @@ pub struct Checkpoint {
     /// Names that `names` leaves out: tensors that only serve to compute another tensor, and
     /// tensors that were cut off.
     hidden: BTreeSet<String>,
-    lora: Option<Box<Merge>>,
+    /// LoRAs in the order of their merge.
+    loras: Vec<Merge>,
 }
 
 #[derive(Debug)]
@@ -87,7 +88,7 @@ impl From<StoredTensors> for Checkpoint {
             stored,
             normed: BTreeMap::new(),
             hidden: BTreeSet::new(),
-            lora: None,
+            loras: Vec::new(),
         }
     }
 }
@@ -157,7 +158,7 @@ impl Checkpoint {
         if self.normed.contains_key(name) {
             return Some("weight norm");
         }
-        let merged = self.target(name).map(|_| "LoRA merge");
+        let merged = self.is_target(name).then_some("LoRA merge");
         merged.or_else(|| {
             self.stored
                 .is_strided(name)
@@ -184,7 +185,7 @@ impl Checkpoint {
     }
 
     /// Reads a tensor as f32, with its overlays. A LoRA target is rounded to the stored type of its
-    /// base, as in the reference.
+    /// base after each LoRA, as in the reference.
     ///
     /// # Errors
     /// An unknown name, or a tensor that is not floating point.
@@ -198,7 +199,7 @@ impl Checkpoint {
         }
         let dtype = self.known(name)?.dtype;
         let mut weight = self.stored.read_f32(name)?;
-        if let Some(merge) = self.target(name) {
+        for merge in &self.loras {
             merge.apply(name, &mut weight, dtype)?;
         }
         Ok(weight)
@@ -217,7 +218,7 @@ impl Checkpoint {
     ) -> Result<Vec<f32>, CheckpointError> {
         let info = self.known(name)?;
         info.check_range(name, &range)?;
-        if let (Some(_), &[_, columns]) = (self.target(name), &info.shape[..]) {
+        if let (true, &[_, columns]) = (self.is_target(name), &info.shape[..]) {
             let rows = range.start / columns.max(1)..range.end.div_ceil(columns.max(1));
             let (from, mut tile) = (rows.start * columns, Vec::new());
             self.read_f32_tile(name, rows, 0..columns, &mut tile)?;
@@ -225,7 +226,7 @@ impl Checkpoint {
             tile.drain(..range.start - from);
             return Ok(tile);
         }
-        if self.normed.contains_key(name) || self.target(name).is_some() {
+        if self.normed.contains_key(name) || self.is_target(name) {
             return Ok(self.read_f32(name)?[range].to_vec());
         }
         self.stored.read_f32_range(name, range)
@@ -255,15 +256,16 @@ impl Checkpoint {
         }
         self.stored
             .read_f32_tile(name, rows.clone(), &columns, out)?;
-        match self.target(name) {
-            Some(merge) => merge.apply_tile(name, (rows, columns), out, info.dtype),
-            None => Ok(()),
+        for merge in &self.loras {
+            let part = (rows.clone(), columns.clone());
+            merge.apply_tile(name, part, out, info.dtype)?;
         }
+        Ok(())
     }
 
-    /// Returns the LoRA when it changes this tensor.
-    fn target(&self, name: &str) -> Option<&Merge> {
-        self.lora.as_deref().filter(|l| l.targets(name))
+    /// Tells whether a LoRA changes this tensor.
+    fn is_target(&self, name: &str) -> bool {
+        self.loras.iter().any(|l| l.targets(name))
     }
 
     /// Returns the stored type and bytes of a tensor, or `None` for a tensor that is computed.
@@ -287,26 +289,31 @@ impl Checkpoint {
         self.stored.files()
     }
 
-    /// Returns every file that holds one of its tensors or one of its LoRA's tensors, sorted.
+    /// Returns every file that holds one of its tensors or one of its LoRAs' tensors, sorted.
     pub fn files(&self) -> BTreeSet<&Path> {
-        let lora = self.lora.iter().flat_map(|l| l.files());
-        self.stored.files().into_iter().chain(lora).collect()
+        let loras = self.loras.iter().flat_map(Merge::files);
+        self.stored.files().into_iter().chain(loras).collect()
     }
 
-    /// Returns the number of tensors that the LoRA changes, and the multiply-adds of these changes.
+    /// Returns the number of tensors that LoRAs change, and the multiply-adds of these changes.
     /// Tensors that were cut off do not count.
     pub fn lora_work(&self) -> (usize, u64) {
-        let Some(lora) = &self.lora else {
-            return (0, 0);
-        };
-        let listed = |key: &&str| !self.hidden.contains(*key);
-        let elements = |key: &str| {
-            self.info(key)
-                .map_or(0, |i| i.shape.iter().product::<usize>() as u64)
-        };
-        lora.keys().filter(listed).fold((0, 0), |(n, work), key| {
-            (n + 1, work + elements(key) * lora.report().rank as u64)
-        })
+        let (mut changed, mut work) = (BTreeSet::new(), 0);
+        for (key, rank) in self.loras.iter().flat_map(Merge::ranks) {
+            if self.is_listed(key) {
+                let elements = self
+                    .info(key)
+                    .map_or(0, |i| i.shape.iter().product::<usize>());
+                changed.insert(key);
+                work += elements as u64 * rank as u64;
+            }
+        }
+        (changed.len(), work)
+    }
+
+    /// Tells whether [`Checkpoint::names`] has this tensor.
+    pub(crate) fn is_listed(&self, name: &str) -> bool {
+        !self.hidden.contains(name) && self.info(name).is_some()
     }
 
     /// Leaves out the tensors for which `cut` is true, as if no file had them.
@@ -317,19 +324,20 @@ impl Checkpoint {
         self
     }
 
-    /// Lays a LoRA over the checkpoint.
+    /// Lays a LoRA over the checkpoint, and over the LoRAs that lie there.
     ///
     /// # Errors
     /// A module of the LoRA that has no tensor here, or a tensor of another shape.
     pub fn with_lora(mut self, lora: Lora) -> Result<Self, CheckpointError> {
-        let merge = lora.onto(|key| self.info(key).map(|i| i.shape.as_slice()))?;
-        self.lora = Some(Box::new(merge));
+        let shape_of = |key: &str| self.info(key).map(|i| i.shape.as_slice());
+        let merge = lora.onto(self.names(), shape_of)?;
+        self.loras.push(merge);
         Ok(self)
     }
 
-    /// Returns the facts of the LoRA that lies over this checkpoint.
-    pub fn lora(&self) -> Option<&LoraReport> {
-        self.lora.as_deref().map(Merge::report)
+    /// Returns the facts of the LoRAs that lie over this checkpoint, in the order of their merge.
+    pub fn loras(&self) -> impl Iterator<Item = &LoraReport> {
+        self.loras.iter().map(Merge::report)
     }
 
     /// Replaces each pair of weight-norm tensors by the weight that it describes, named `*.weight`.

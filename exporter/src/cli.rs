@@ -2,18 +2,20 @@
 //! be written with underscores or with dashes.
 use crate::build::BuildError;
 use crate::build::command::{self, BuildArgs};
-use crate::checkpoint::LoraScale;
+use crate::checkpoint::{LoraFile, LoraScale};
 use crate::export::{self, ExportError, LimitsOutcome, MeasureLimits};
 use crate::graphs::{self, GraphsError};
 use crate::inspect::{self, InspectError};
 use crate::progress::Screen;
 use crate::synth::{self, Preset, SynthError, SynthOptions};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engines::claims::{ClaimError, Claims, Existing, FilePlan};
 use engines::console::{self, OutputError, print_line};
 use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
 use engines::signals;
+use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -114,10 +116,16 @@ struct OnnxArgs {
     /// Folder of the base checkpoint, for example ckpt/Wan2.2-S2V-14B
     #[arg(long = "ckpt_dir", visible_alias = "ckpt-dir")]
     ckpt_dir: PathBuf,
-    /// File of the LoRA to merge into the transformer, for example
-    /// ckpt/LiveAvatar/liveavatar.safetensors
-    #[arg(long, required_unless_present = "no_lora")]
-    lora: Option<PathBuf>,
+    /// File or PEFT folder of a LoRA to merge into the transformer, for example
+    /// ckpt/LiveAvatar/liveavatar.safetensors. FILE:0.7 merges it at strength 0.7. Several LoRAs
+    /// are merged in the order of their flags
+    #[arg(
+        long,
+        value_name = "FILE[:STRENGTH]",
+        required_unless_present = "no_lora",
+        value_parser = OsStringValueParser::new().try_map(|t| parse_lora(&t))
+    )]
+    lora: Vec<LoraArgument>,
     /// Export the base weights without a LoRA
     #[arg(
         long = "no-lora",
@@ -125,23 +133,19 @@ struct OnnxArgs {
         conflicts_with_all = ["lora", "lora_alpha", "lora_rank", "lora_scale"]
     )]
     no_lora: bool,
-    /// Numerator of the LoRA strength, which is alpha / rank
-    #[arg(
-        long = "lora-alpha",
-        visible_alias = "lora_alpha",
-        default_value_t = 64.0
-    )]
-    lora_alpha: f64,
-    /// Denominator of the LoRA strength. It belongs to the published configuration, and may differ
-    /// from the rank of the file
+    /// Alpha of every LoRA, in place of the alpha in its file. The factor of a module is alpha /
+    /// rank. A file without alpha gets 64 / 128, as the published LoRA
+    #[arg(long = "lora-alpha", visible_alias = "lora_alpha")]
+    lora_alpha: Option<f64>,
+    /// Rank for the factor alpha / rank, in place of the rank of each module. Without --lora-alpha,
+    /// alpha is 64
     #[arg(
         long = "lora-rank",
         visible_alias = "lora_rank",
-        default_value_t = 128,
         value_parser = clap::value_parser!(u32).range(1..)
     )]
-    lora_rank: u32,
-    /// LoRA strength as one number, instead of alpha / rank
+    lora_rank: Option<u32>,
+    /// Factor of every LoRA as one number, in place of alpha / rank
     #[arg(
         long = "lora-scale",
         visible_alias = "lora_scale",
@@ -166,6 +170,54 @@ struct OnnxArgs {
     /// time with it. Without the flag, an export of 20 s or more measures for two seconds
     #[arg(long = "measure-limits", visible_alias = "measure_limits")]
     measure_limits: bool,
+}
+
+/// Alpha of the published LoRA's training configuration.
+const PUBLISHED_ALPHA: f64 = 64.0;
+
+impl OnnxArgs {
+    fn lora_scale(&self) -> LoraScale {
+        match (self.lora_scale, self.lora_alpha, self.lora_rank) {
+            (Some(factor), ..) => LoraScale::Scale(factor),
+            (None, alpha, Some(rank)) => LoraScale::AlphaRank {
+                alpha: alpha.unwrap_or(PUBLISHED_ALPHA),
+                rank,
+            },
+            (None, Some(alpha), None) => LoraScale::Alpha(alpha),
+            (None, None, None) => LoraScale::Stored,
+        }
+    }
+}
+
+/// A LoRA as the command line names it.
+#[derive(Clone, Debug, PartialEq)]
+struct LoraArgument {
+    path: PathBuf,
+    strength: f64,
+}
+
+/// Parses `FILE` or `FILE:STRENGTH`. A file whose whole name exists has no strength, so a name may
+/// hold a colon.
+fn parse_lora(text: &OsStr) -> Result<LoraArgument, String> {
+    let whole = LoraArgument {
+        path: PathBuf::from(text),
+        strength: 1.0,
+    };
+    let split = text.to_str().and_then(|t| t.rsplit_once(':'));
+    let Some((path, strength)) = split.filter(|_| !whole.path.exists()) else {
+        return Ok(whole);
+    };
+    match strength.parse::<f64>() {
+        Ok(strength) if strength.is_finite() && !path.is_empty() => Ok(LoraArgument {
+            path: Path::new(path).to_owned(),
+            strength,
+        }),
+        _ => Err(
+            "no file has this name, and the text after the last colon is no strength; \
+                  wanted FILE or FILE:NUMBER, such as lora.safetensors:0.7"
+                .to_owned(),
+        ),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -333,18 +385,17 @@ fn synth(a: &SynthArgs, stop: &AtomicBool) -> Result<ExitCode, CliError> {
 
 fn onnx(a: OnnxArgs, stop: &AtomicBool) -> Result<ExitCode, CliError> {
     let mut reads = vec![("--ckpt_dir", a.ckpt_dir.as_path())];
-    reads.extend(a.lora.as_deref().map(|lora| ("--lora", lora)));
+    reads.extend(a.lora.iter().map(|lora| ("--lora", lora.path.as_path())));
     let _claims = claim(&a.out, &reads)?;
-    let scale = match a.lora_scale {
-        Some(s) => LoraScale::Scale(s),
-        None => LoraScale::AlphaRank {
-            alpha: a.lora_alpha,
-            rank: a.lora_rank,
-        },
+    let scale = a.lora_scale();
+    let lora = |l: LoraArgument| LoraFile {
+        path: l.path,
+        scale,
+        strength: l.strength,
     };
     let request = export::Request {
         ckpt_dir: a.ckpt_dir,
-        lora: a.lora.map(|l| (l, scale)),
+        loras: a.lora.into_iter().map(lora).collect(),
         recipe: a.recipe,
         layers: a.layers,
         out: a.out,
@@ -521,6 +572,82 @@ mod tests {
                 panic!("not onnx")
             };
             assert_eq!((a.ckpt_dir.to_str(), a.lora_scale), (Some("c"), Some(0.5)));
+        }
+    }
+
+    fn onnx_args(flags: &[&str]) -> Result<OnnxArgs, clap::Error> {
+        let rest = ["avatar-export", "onnx", "--ckpt_dir", "c", "--out", "o"];
+        let cli = Cli::try_parse_from(rest.iter().chain(flags))?;
+        let Task::Onnx(a) = cli.command else {
+            panic!("not onnx")
+        };
+        Ok(a)
+    }
+
+    #[test]
+    fn loras_have_an_order_and_a_strength_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("a:0.5");
+        std::fs::write(&odd, "").unwrap();
+        let odd = odd.to_str().unwrap();
+        let a = onnx_args(&[
+            "--lora", odd, "--lora", "b:0.7", "--lora", "c", "--lora", "d:-1",
+        ]);
+        let lora = |path: &str, strength| LoraArgument {
+            path: path.into(),
+            strength,
+        };
+        let want = [
+            lora(odd, 1.0),
+            lora("b", 0.7),
+            lora("c", 1.0),
+            lora("d", -1.0),
+        ];
+        assert_eq!(a.unwrap().lora, want);
+        let again = format!("{odd}:2");
+        assert_eq!(
+            onnx_args(&["--lora", &again]).unwrap().lora,
+            [lora(odd, 2.0)]
+        );
+        for text in [
+            "C:\\loras\\b.safetensors",
+            "b:",
+            ":0.7",
+            "b:nan",
+            "b:inf",
+            "b:0,7",
+        ] {
+            let error = onnx_args(&["--lora", text]).unwrap_err().to_string();
+            assert!(
+                error.contains("wanted FILE or FILE:NUMBER"),
+                "{text}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn flags_choose_the_factor_and_else_the_file_does() {
+        for (flags, want) in [
+            (&[][..], LoraScale::Stored),
+            (&["--lora-alpha", "8"], LoraScale::Alpha(8.0)),
+            (&["--lora-scale", "0.5"], LoraScale::Scale(0.5)),
+            (
+                &["--lora-rank", "32"],
+                LoraScale::AlphaRank {
+                    alpha: 64.0,
+                    rank: 32,
+                },
+            ),
+            (
+                &["--lora_alpha", "8", "--lora_rank", "4"],
+                LoraScale::AlphaRank {
+                    alpha: 8.0,
+                    rank: 4,
+                },
+            ),
+        ] {
+            let flags = [&["--lora", "l"], flags].concat();
+            assert_eq!(onnx_args(&flags).unwrap().lora_scale(), want, "{flags:?}");
         }
     }
 

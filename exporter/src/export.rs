@@ -1,6 +1,6 @@
 //! The whole export on one page.
 //!
-//! It opens the checkpoints, lays the LoRA over the transformer, builds every graph, writes the
+//! It opens the checkpoints, lays the LoRAs over the transformer, builds every graph, writes the
 //! graphs, writes every weight once, and writes the manifest last. All files go to a folder beside
 //! the target, which is renamed at the end: no unfinished export has the target's name. An export
 //! that was stopped or killed continues from that folder.
@@ -16,7 +16,7 @@ pub use limits::{Limits, Rates};
 pub use staging::Start;
 pub use writer::Progress;
 
-use crate::checkpoint::{LoraScale, layout, read_text};
+use crate::checkpoint::{LoraFile, layout, read_text};
 use crate::families::{Family, generic};
 use crate::graph::data::{BLOCK, DataLayout, DataPlan};
 use crate::graph::write::{WeightPlacement, to_model, write_model};
@@ -25,9 +25,10 @@ use crate::usage::{self, PeakMemory};
 use checkpoints::Checkpoints;
 use engines::contract::{Contract, Weights};
 use engines::manifest::{
-    self, ComponentEntry, DataEntry, FORMAT, FileEntry, LoraEntry, Manifest, WeightEntry,
+    self, ComponentEntry, DataEntry, FORMAT, FileEntry, Manifest, WeightEntry,
 };
 use engines::recipe::Recipe;
+use journal::Identity;
 use staging::Staging;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -40,8 +41,8 @@ use std::time::Instant;
 pub struct Request {
     /// Folder of the base checkpoint.
     pub ckpt_dir: PathBuf,
-    /// LoRA file and its strength; `None` exports the base weights.
-    pub lora: Option<(PathBuf, LoraScale)>,
+    /// LoRAs to merge into the transformer, in this order; none exports the base weights.
+    pub loras: Vec<LoraFile>,
     /// Precision of the graphs.
     pub recipe: Recipe,
     /// Number of the transformer's first layers to export; `None` exports all layers.
@@ -99,7 +100,7 @@ pub struct Report {
     pub bytes: u64,
     /// Of these bytes, those that an earlier, unfinished run wrote and that were found sound.
     pub kept: u64,
-    /// Number of tensors that the LoRA changes.
+    /// Number of tensors that the LoRAs change.
     pub lora_targets: usize,
     /// Wall time, in seconds.
     pub seconds: f64,
@@ -162,7 +163,10 @@ pub fn export_with(
     }
     staging::check_target(&request.out)?;
     drop(staging::unused(&request.out)?);
-    let mut checkpoints = Checkpoints::open(&request.ckpt_dir, request.lora.as_ref())?;
+    let mut checkpoints = Checkpoints::open(&request.ckpt_dir, &request.loras)?;
+    for notice in checkpoints.lora_notices() {
+        observe(Event::Notice(&notice));
+    }
     if let Some(layers) = request.layers {
         checkpoints = checkpoints.cut(layers)?;
     }
@@ -186,6 +190,7 @@ pub fn export_with(
         checkpoints: &checkpoints,
         families: &families,
         plans: &plans,
+        identity: &identity,
     };
     let (mut done, mut kept) = (0, 0);
     let written = job.write(&mut staging, options, &mut |p| {
@@ -208,7 +213,7 @@ pub fn export_with(
         weights: manifest.data.iter().map(|d| d.weights.len()).sum(),
         bytes: total,
         kept,
-        lora_targets: manifest.lora.as_ref().map_or(0, |l| l.targets),
+        lora_targets: checkpoints.dit.lora_work().0,
         seconds: began.elapsed().as_secs_f64(),
         processor_seconds: usage::processor_seconds()
             .zip(processor)
@@ -294,6 +299,7 @@ struct Job<'a> {
     checkpoints: &'a Checkpoints,
     families: &'a [Family],
     plans: &'a [DataPlan<'a>],
+    identity: &'a Identity,
 }
 
 impl Job<'_> {
@@ -329,7 +335,9 @@ impl Job<'_> {
             recipe: self.request.recipe,
             config: self.checkpoints.config.clone(),
             layers_of: self.checkpoints.layers_of,
-            lora: self.lora(),
+            lora: self
+                .checkpoints
+                .lora_entries(self.identity.loras.iter().map(|l| l.blake3.as_str())),
             tokenizer,
             components,
             data: self
@@ -344,19 +352,6 @@ impl Job<'_> {
         fs::write(&path, text).map_err(|source| ExportError::Io { path, source })?;
         staging.synchronise(&names(&manifest))?;
         Ok(manifest)
-    }
-
-    fn lora(&self) -> Option<LoraEntry> {
-        self.checkpoints.dit.lora().map(|r| LoraEntry {
-            file: r
-                .file
-                .file_name()
-                .map(|n| n.to_string_lossy().into_owned())
-                .unwrap_or_default(),
-            scale: r.scale,
-            ranks: vec![r.rank],
-            targets: self.checkpoints.dit.lora_work().0,
-        })
     }
 
     /// Returns the amount of work that a finished run did; the limits are computed for it.

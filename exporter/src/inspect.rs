@@ -17,7 +17,7 @@ use crate::checkpoint::layout::{
     WAV2VEC2_DIR, published,
 };
 use crate::checkpoint::{
-    Checkpoint, CheckpointError, LayoutFault, LoraReport, LoraScale, read_json,
+    Checkpoint, CheckpointError, LayoutFault, LoraFile, LoraReport, LoraScale, read_json,
 };
 use crate::verdict::{self, NoFolder, Opened, Part, Reason, Refusals};
 
@@ -141,8 +141,12 @@ pub(crate) fn inspect(dir: &Path, lora: Option<&Path>) -> Result<Inspection, Ins
     };
     let place = lora.map_or_else(|| parent.join(LORA_FILE), Path::to_owned);
     let wanted = lora.is_some() || place.is_file();
-    let merged = wanted.then(|| (place.clone(), LoraScale::default()));
-    let mut opened = Opened::open(&wan, merged.as_ref());
+    let laid = wanted.then(|| LoraFile {
+        path: place.clone(),
+        scale: LoraScale::default(),
+        strength: 1.0,
+    });
+    let mut opened = Opened::open(&wan, laid.as_slice());
     // The precision of the graphs does not change whether they can be built.
     opened.build_graphs(Recipe::Bf16);
     let components = vec![
@@ -326,8 +330,8 @@ fn lora_facts(path: PathBuf, opened: &Opened) -> LoraFacts {
     };
     LoraFacts {
         path,
-        parameters: opened.lora.as_ref().map_or(0, |l| l.parameters),
-        report: opened.lora.as_ref().map(|l| l.report.clone()),
+        parameters: opened.loras.first().map_or(0, |l| l.parameters),
+        report: opened.loras.first().map(|l| l.report.clone()),
         matched: targets.iter().filter(adapted).count(),
         adaptable: targets.len(),
         problems: opened
@@ -415,11 +419,7 @@ impl fmt::Display for LoraFacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "lora: {}", self.path.display())?;
         if let Some(r) = &self.report {
-            writeln!(
-                f,
-                "  rank {}, scale {} (alpha / rank as published; not in the file)",
-                r.rank, r.scale
-            )?;
+            writeln!(f, "  {}, {}", r.form(), r.strength_text())?;
             writeln!(f, "  adapts {} of {} modules", self.matched, self.adaptable)?;
             pairs(f, "targets", &r.targets)?;
         } else if self.problems.is_empty() {
@@ -493,7 +493,7 @@ mod tests {
         let out = tempdir().unwrap();
         let request = Request {
             ckpt_dir: wan.to_owned(),
-            lora: None,
+            loras: Vec::new(),
             recipe: Recipe::Bf16,
             layers: None,
             out: out.path().join("models"),
@@ -534,7 +534,10 @@ mod tests {
             );
             assert_eq!((i.lora.matched, i.lora.adaptable), (14, 14));
             assert_eq!(i.lora.report.as_ref().unwrap().targets["blocks.ffn.0"], 1);
-            assert!(i.to_string().contains("rank 4, scale 0.5"));
+            assert!(
+                i.to_string()
+                    .contains("rank 4, factor 0.5 (no alpha in the file")
+            );
             let json = serde_json::to_value(&i).unwrap();
             assert_eq!(json["sound"], true);
             assert_eq!(json["components"][0]["sizes"]["dim"], 256);
@@ -731,7 +734,7 @@ mod tests {
     fn absent_fields_have_the_published_values() {
         let dir = tiny();
         let path = wan(&dir).join("config.json");
-        let config = || Opened::open(&wan(&dir), None).finish().unwrap().config.dit;
+        let config = || Opened::open(&wan(&dir), &[]).finish().unwrap().config.dit;
         let stated = config();
         let mut fields: Value = read_json(&path).unwrap();
         for field in ["text_len", "eps", "num_audio_token"] {

@@ -22,7 +22,7 @@ use crate::checkpoint::layout::{
     TensorSpec, VAE_FILE, VaeSizes, WAV2VEC2_DIR, WavSizes,
 };
 use crate::checkpoint::{
-    Checkpoint, CheckpointError, LayoutFaults, Lora, LoraReport, LoraScale, Repack, names_hash,
+    Checkpoint, CheckpointError, LayoutFaults, Lora, LoraFile, LoraReport, Repack, names_hash,
     read_json,
 };
 use crate::config::{self, ConfigError};
@@ -261,7 +261,8 @@ pub(crate) struct Opened {
     pub(crate) text: Part,
     pub(crate) vae: Part,
     pub(crate) speech: Part,
-    pub(crate) lora: Option<OpenedLora>,
+    /// LoRAs that could be opened, in the order of their merge.
+    pub(crate) loras: Vec<OpenedLora>,
     config: Option<ModelConfig>,
     pub(crate) refusals: Refusals,
 }
@@ -277,7 +278,7 @@ pub(crate) struct Sound {
 
 impl Opened {
     /// Opens the components of the base folder `dir` and compares them with the published layout.
-    pub(crate) fn open(dir: &Path, lora: Option<&(PathBuf, LoraScale)>) -> Self {
+    pub(crate) fn open(dir: &Path, loras: &[LoraFile]) -> Self {
         let mut refusals = Refusals::default();
         let speech_dir = dir.join(WAV2VEC2_DIR);
         refusals.note(Component::Tokenizer, tokenizer(dir));
@@ -296,30 +297,29 @@ impl Opened {
                 &mut refusals,
             ),
             speech: speech(&speech_dir, &mut refusals),
-            lora: None,
+            loras: Vec::new(),
             config: None,
             refusals,
         };
-        if let Some((path, scale)) = lora {
-            opened.lay(dir, path, *scale);
-        }
+        opened.lay(dir, loras);
         opened.config = opened.sizes(dir, &speech_dir);
         opened
     }
 
-    /// Lays the LoRA over the transformer. After a fault, the base is kept.
-    fn lay(&mut self, dir: &Path, path: &Path, scale: LoraScale) {
-        let Some(lora) = self.refusals.note(Component::Lora, Lora::open(path, scale)) else {
-            return;
-        };
-        self.lora = Some(OpenedLora {
+    /// Lays the LoRAs over the transformer, in their order. After a fault, the base is kept.
+    fn lay(&mut self, dir: &Path, files: &[LoraFile]) {
+        let open = |file: &LoraFile| self.refusals.note(Component::Lora, file.open());
+        let loras: Vec<Lora> = files.iter().filter_map(open).collect();
+        let facts = |lora: &Lora| OpenedLora {
             report: lora.report(),
             parameters: lora.parameters(),
-        });
+        };
+        self.loras = loras.iter().map(facts).collect();
         // A transformer that differs from the layout would be reported a second time.
-        if self.dit.fits {
+        if !loras.is_empty() && self.dit.fits {
             let base = Checkpoint::open_safetensors(dir);
-            let merged = base.and_then(|base| base.with_lora(lora));
+            let merged =
+                base.and_then(|base| loras.into_iter().try_fold(base, Checkpoint::with_lora));
             if let Some(merged) = self.refusals.note(Component::Lora, merged) {
                 self.dit.checkpoint = Some(merged);
             }

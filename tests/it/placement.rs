@@ -14,7 +14,7 @@ use engines::profile::Profile;
 use engines::recipe::Recipe;
 use engines::tensor::Tensor;
 use engines::tensor_file;
-use exporter::checkpoint::LoraScale;
+use exporter::checkpoint::{LoraFile, LoraScale};
 use exporter::export::{Request, export};
 use exporter::synth::{Preset, SynthOptions, synth};
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent};
@@ -89,7 +89,11 @@ impl Model {
         let made = synth(preset, &options, &dir.path().join("ckpt")).unwrap();
         let request = Request {
             ckpt_dir: made.ckpt_dir,
-            lora: Some((made.lora, LoraScale::Scale(LORA_SCALE))),
+            loras: vec![LoraFile {
+                path: made.lora,
+                scale: LoraScale::Scale(LORA_SCALE),
+                strength: 1.0,
+            }],
             layers: None,
             recipe: engines::recipe::Recipe::Fp32,
             out: dir.path().join("models"),

@@ -382,10 +382,22 @@ pub enum LoraFault {
         found: Vec<String>,
     },
     #[error(
-        "key {key} is not a LoRA weight: \
-         the base model would be overwritten or the key ignored; wanted {want}"
+        "no LoRA weight ({}), so the base model would be overwritten or the key ignored; \
+         wanted {want}",
+        counted(keys)
     )]
-    NotLora { key: String, want: &'static str },
+    NotLora {
+        keys: Vec<String>,
+        want: &'static str,
+    },
+    #[error(
+        "{form} is not merged ({}); take a plain LoRA, or merge it with the program that made it",
+        counted(keys)
+    )]
+    Form {
+        form: &'static str,
+        keys: Vec<String>,
+    },
     #[error("module {module} is listed twice, by {first} and {second}")]
     Twice {
         module: String,
@@ -400,18 +412,25 @@ pub enum LoraFault {
     },
     #[error("key {key} has shape {got:?}, wanted two dimensions")]
     Rank2 { key: String, got: Vec<usize> },
-    #[error("key {key} is {got}, wanted F32, BF16, F16 or F64")]
-    DType { key: String, got: StoredDType },
+    #[error(
+        "{got} is not merged ({}), wanted F32, BF16, F16 or F64; convert the LoRA to bf16",
+        counted(keys)
+    )]
+    DType { got: StoredDType, keys: Vec<String> },
     #[error("module {module}: lora_A has rank {a}, lora_B has rank {b}")]
     RankOfPair { module: String, a: usize, b: usize },
-    #[error("module {module} has rank {got}, the first has {want}")]
-    RankDiffers {
+    #[error(
+        "the checkpoint lacks {} of its {of} modules ({}), so it belongs to another model",
+        if modules.len() == *of { "all".to_owned() } else { modules.len().to_string() },
+        few(modules)
+    )]
+    Unmatched { modules: Vec<String>, of: usize },
+    #[error("module {module} may be {first} or {second} of the checkpoint")]
+    Ambiguous {
         module: String,
-        want: usize,
-        got: usize,
+        first: String,
+        second: String,
     },
-    #[error("module {module} has no tensor {key} in the checkpoint")]
-    Unmatched { module: String, key: String },
     #[error("module {module}: B @ A is {got:?}, {key} is {want:?}")]
     Shape {
         module: String,
@@ -421,6 +440,51 @@ pub enum LoraFault {
     },
     #[error("scale {got} is not a finite number")]
     Scale { got: f64 },
+    #[error("key {key} has shape {got:?}, wanted one number")]
+    NotNumber { key: String, got: Vec<usize> },
+    #[error(
+        "{} of {of} modules have no alpha ({}); give --lora-alpha or --lora-scale",
+        modules.len(),
+        few(modules)
+    )]
+    NoAlpha { modules: Vec<String>, of: usize },
+    #[error("two factors are stated, {first} and {second}; give --lora-scale to decide")]
+    Disagree { first: String, second: String },
+    #[error(
+        "module {module} has rank {got} in the file, {statement} says {stated}; \
+         give --lora-scale to decide"
+    )]
+    RankStated {
+        module: String,
+        statement: String,
+        stated: usize,
+        got: usize,
+    },
+    #[error("{statement}: {field} is {got}, wanted {want}")]
+    Config {
+        statement: String,
+        field: String,
+        got: String,
+        want: &'static str,
+    },
+}
+
+/// Names in a message about several keys or modules.
+const NAMED: usize = 3;
+
+/// Returns the first names, and the number of the others.
+fn few(names: &[String]) -> String {
+    let first = names[..names.len().min(NAMED)].join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
+/// Returns the number of keys and the first of them.
+fn counted(keys: &[String]) -> String {
+    let unit = if keys.len() == 1 { "key" } else { "keys" };
+    format!("{} {unit}: {}", keys.len(), few(keys))
 }
 
 /// A fault of a weight-normalised tensor.

@@ -1,13 +1,13 @@
 //! The four opened checkpoints of an export: their sizes, their identity and the graphs they give.
 use super::error::ExportError;
-use super::journal::{Identity, Stamp};
-use crate::checkpoint::{Checkpoint, CheckpointError, LoraScale, StoredDType};
+use super::journal::{Identity, MergedLora, Stamp};
+use crate::checkpoint::{Checkpoint, CheckpointError, LoraFile, LoraReport, StoredDType, layout};
 use crate::families::{CheckpointKind, Family, FamilyErrors, ModelShapes};
 use crate::graph::WeightSource;
 use crate::graph::data::{DataPlan, WeightBytes};
 use crate::verdict;
 use engines::contract::DType;
-use engines::manifest::ModelConfig;
+use engines::manifest::{self, LoraEntry, ModelConfig};
 use engines::recipe::Recipe;
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,12 +30,9 @@ impl Checkpoints {
     ///
     /// # Errors
     /// Every fault of every checkpoint, together.
-    pub(super) fn open(
-        dir: &Path,
-        lora: Option<&(PathBuf, LoraScale)>,
-    ) -> Result<Self, ExportError> {
+    pub(super) fn open(dir: &Path, loras: &[LoraFile]) -> Result<Self, ExportError> {
         verdict::check_folder(dir)?;
-        let sound = verdict::Opened::open(dir, lora).finish()?;
+        let sound = verdict::Opened::open(dir, loras).finish()?;
         Ok(Self {
             dit: sound.dit,
             text: sound.text,
@@ -110,13 +107,44 @@ impl Checkpoints {
             self.layers_of.map(|_| self.config.dit.layers),
             graphs,
         );
-        identity.lora_scale = self.dit.lora().map(|l| l.scale.to_bits());
+        identity.loras = self.dit.loras().map(merged).collect::<Result<_, _>>()?;
         identity.checkpoint = self
             .files()
             .iter()
             .map(|f| stamp(f))
             .collect::<Result<_, _>>()?;
         Ok(identity)
+    }
+
+    /// Returns one line about each LoRA, for the user.
+    pub(super) fn lora_notices(&self) -> Vec<String> {
+        let sizes = layout::DitSizes::derive(&self.dit);
+        let adaptable: BTreeSet<String> = sizes
+            .map(|s| s.lora_targets())
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(module, ..)| format!("{module}.weight"))
+            .collect();
+        let notice = |lora| lora_notice(lora, &adaptable);
+        self.dit.loras().map(notice).collect()
+    }
+
+    /// Returns the LoRAs as the manifest lists them. `hashes` are the hashes of their files.
+    pub(super) fn lora_entries<'h>(&self, hashes: impl Iterator<Item = &'h str>) -> Vec<LoraEntry> {
+        let entry = |(lora, blake3): (&LoraReport, &str)| {
+            let [low, high] = lora.factors;
+            let listed = |key: &&String| self.dit.is_listed(key);
+            LoraEntry {
+                file: file_name(&lora.file),
+                blake3: Some(blake3.to_owned()),
+                scale: low,
+                highest_scale: (low != high).then_some(high),
+                strength: lora.strength,
+                ranks: lora.ranks.iter().copied().collect(),
+                targets: lora.weights.keys().filter(listed).count(),
+            }
+        };
+        self.dit.loras().zip(hashes).map(entry).collect()
     }
 
     /// Builds every graph of the export.
@@ -145,6 +173,57 @@ impl Checkpoints {
     }
 }
 
+/// Returns the line about a LoRA. `adaptable` are the weights that the published LoRA changes.
+fn lora_notice(lora: &LoraReport, adaptable: &BTreeSet<String>) -> String {
+    let within = lora.weights.keys().filter(|k| adaptable.contains(*k));
+    let (within, of) = (within.count(), adaptable.len());
+    let others = match lora.weights.len() - within {
+        0 => String::new(),
+        n => format!(" and {n} others"),
+    };
+    let rest = match of - within {
+        0 => String::new(),
+        n => format!("; the other {n} modules keep the weights of the checkpoint"),
+    };
+    format!(
+        "LoRA {}: {}, {within} of {of} modules{others}, {}{rest}",
+        file_name(&lora.file),
+        lora.form(),
+        lora.strength_text()
+    )
+}
+
+/// Returns the hashes of a LoRA. Of several files, it hashes their hashes in the order of names.
+fn merged(lora: &LoraReport) -> Result<MergedLora, ExportError> {
+    let hashes = lora.files.iter().map(|path| {
+        manifest::hash_file(path).map_err(|source| ExportError::Io {
+            path: path.clone(),
+            source,
+        })
+    });
+    let hashes = hashes.collect::<Result<Vec<_>, _>>()?;
+    let blake3 = match &hashes[..] {
+        [one] => one.clone(),
+        several => blake3::hash(several.concat().as_bytes())
+            .to_hex()
+            .to_string(),
+    };
+    let mut factors = blake3::Hasher::new();
+    for (key, factor) in &lora.weights {
+        factors.update(format!("{key} {:08x}\n", factor.to_bits()).as_bytes());
+    }
+    Ok(MergedLora {
+        blake3,
+        factors: factors.finalize().to_hex().to_string(),
+    })
+}
+
+fn file_name(path: &Path) -> String {
+    let name = path.file_name();
+    name.map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
 fn stamp(path: &Path) -> Result<Stamp, ExportError> {
     let meta = fs::metadata(path).map_err(|source| ExportError::Io {
         path: path.to_owned(),
@@ -152,10 +231,7 @@ fn stamp(path: &Path) -> Result<Stamp, ExportError> {
     })?;
     let changed = meta.modified().ok();
     Ok(Stamp {
-        file: path
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default(),
+        file: file_name(path),
         bytes: meta.len(),
         nanoseconds: changed
             .and_then(|t| t.duration_since(UNIX_EPOCH).ok())
