@@ -397,7 +397,10 @@ fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
                 eprintln!("stopping after the current blocks; press Ctrl-C again to stop at once");
                 thread::spawn(move || {
                     thread::sleep(grace);
-                    eprintln!("error: interrupted; the same command continues");
+                    eprintln!(
+                        "error: stopped by a signal; finished blocks are kept: the same command \
+                         continues, --restart begins anew"
+                    );
                     end();
                 });
             }
