@@ -455,7 +455,10 @@ fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
                 );
                 thread::spawn(move || {
                     thread::sleep(grace);
-                    console::tell("error: interrupted; the same command continues");
+                    console::tell(
+                        "error: stopped by a signal; finished blocks are kept: the same command \
+                         continues, --restart begins anew",
+                    );
                     end();
                 });
             }

@@ -11,6 +11,8 @@ use engines::cancel::Cancel;
 use engines::claims::Existing;
 use engines::error_kind::ErrorKind;
 use engines::manifest::Models;
+use engines::recipe::Recipe;
+use exporter::export::{self, Options, Request, export_with};
 use runtime::chain::{Event, Observer, Silent};
 use runtime::generate::{Engine, generate};
 use runtime::media::probe;
@@ -362,8 +364,24 @@ fn an_export_does_not_replace_a_model_in_use() {
     let message = export().error(ErrorKind::Resources);
     let wanted = format!("{}: process {} uses", out.display(), std::process::id());
     assert!(message.starts_with(&wanted), "{message}");
-    assert!(opened.unchanged().is_ok());
+    // Refused at the start: nothing was written.
+    assert!(opened.unchanged().is_ok() && !run.path(".models.partial").exists());
     drop(opened);
+    // A run that opened the export since then keeps it as well.
+    let request = Request {
+        ckpt_dir: golden.base(),
+        lora: None,
+        recipe: Recipe::Fp32,
+        layers: None,
+        out: out.clone(),
+    };
+    let mut opened = None;
+    let mut open = |_: export::Event<'_>| {
+        opened.get_or_insert_with(|| Models::open(&out).unwrap());
+    };
+    let error = export_with(&request, &Options::default(), &mut open).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Resources, "{error}");
+    assert!(opened.unwrap().unchanged().is_ok());
     export().ok();
     // A checkpoint inside the folder that is replaced would go with it.
     copy_folder(&golden.base(), &out.join("ckpt"));

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use engines::cancel::Cancel;
 use engines::error_kind::ErrorKind;
+use engines::manifest::Models;
 use serde_json::Value;
 use tests::files::listing;
 use tests::golden::{Golden, models};
@@ -105,6 +107,15 @@ fn a_signal_is_heard_in_every_phase_within_a_second() {
             "{phase}"
         );
     }
+}
+
+#[test]
+fn an_export_is_opened_until_a_stop_is_asked_for() {
+    let cancel = Cancel::default();
+    assert!(Models::open_until(models(), &cancel).is_ok());
+    cancel.cancel();
+    let error = Models::open_until(models(), &cancel).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}");
 }
 
 #[test]
