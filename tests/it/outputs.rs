@@ -370,7 +370,7 @@ fn an_export_does_not_replace_a_model_in_use() {
     // A run that opened the export since then keeps it as well.
     let request = Request {
         ckpt_dir: golden.base(),
-        lora: None,
+        loras: Vec::new(),
         recipe: Recipe::Fp32,
         layers: None,
         out: out.clone(),
