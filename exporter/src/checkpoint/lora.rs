@@ -9,15 +9,17 @@
 mod factor;
 mod forms;
 mod merge;
+mod module;
 mod names;
+mod report;
 mod scale;
 
 pub use forms::LoraForm;
-pub(in crate::checkpoint) use merge::Merge;
+pub(crate) use merge::Merge;
+pub use report::LoraReport;
 pub use scale::LoraScale;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use super::dtype::StoredDType;
@@ -26,6 +28,7 @@ use super::stored::StoredTensors;
 use factor::set_factors;
 use forms::Part;
 use merge::Pair;
+use module::{Keys, Module, pair, shape};
 use names::{Found, Names};
 
 const WANT: &str = "MODULE.lora_A.weight, MODULE.lora_down.weight or another spelling of a LoRA";
@@ -65,87 +68,6 @@ pub struct Lora {
     modules: BTreeMap<String, Module>,
     origin: String,
     strength: f64,
-}
-
-/// The facts of a LoRA.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct LoraReport {
-    /// The LoRA file.
-    pub file: PathBuf,
-    /// Spellings of its keys.
-    pub forms: BTreeSet<LoraForm>,
-    /// Ranks that occur.
-    pub ranks: BTreeSet<usize>,
-    /// Lowest and highest factor `alpha / rank`, without the strength.
-    pub factors: [f32; 2],
-    /// The place that the factors come from, for messages.
-    pub origin: String,
-    /// Strength of the whole LoRA.
-    pub strength: f32,
-    /// Element types of the LoRA's tensors.
-    pub dtypes: BTreeSet<String>,
-    /// Number of adapted modules.
-    pub modules: usize,
-    /// Adapted modules by kind: `self_attn.q` -> 40.
-    pub targets: BTreeMap<String, usize>,
-    /// Factors with the strength, by base tensor. The table is empty before the LoRA meets a
-    /// checkpoint.
-    #[serde(skip)]
-    pub weights: BTreeMap<String, f32>,
-    /// Files that hold its tensors, sorted.
-    #[serde(skip)]
-    pub files: Vec<PathBuf>,
-}
-
-impl LoraReport {
-    /// Returns the form as text, for example `PEFT`.
-    pub fn form(&self) -> String {
-        let forms: Vec<String> = self.forms.iter().map(LoraForm::to_string).collect();
-        forms.join(" and ")
-    }
-
-    /// Returns ranks, factors and strength as text, for example `rank 4, factor 2 (alpha of
-    /// adapter_config.json), strength 1`.
-    pub fn strength_text(&self) -> String {
-        let [low, high] = self.factors;
-        let ranks = (self.ranks.first(), self.ranks.last());
-        format!(
-            "{}, {} ({}), strength {}",
-            span("rank", ranks.0.unwrap_or(&0), ranks.1.unwrap_or(&0)),
-            span("factor", &low, &high),
-            self.origin,
-            self.strength
-        )
-    }
-}
-
-/// Returns one value, or the lowest and the highest of several.
-fn span<T: Display + PartialEq>(name: &str, low: &T, high: &T) -> String {
-    if low == high {
-        format!("{name} {low}")
-    } else {
-        format!("{name}s {low} to {high}")
-    }
-}
-
-/// Keys of one module.
-#[derive(Clone, Debug, Default)]
-struct Keys {
-    a: Option<String>,
-    b: Option<String>,
-    alpha: Option<String>,
-}
-
-/// The two matrices of one module.
-#[derive(Clone, Debug)]
-struct Module {
-    /// Key of A, `[rank, in]`.
-    a: String,
-    /// Key of B, `[out, rank]`.
-    b: String,
-    rank: usize,
-    /// Factor of `B @ A`, without the strength of the file.
-    factor: f64,
 }
 
 impl Lora {
@@ -380,46 +302,6 @@ fn other_types(tensors: &StoredTensors, modules: &BTreeMap<String, Keys>) -> Vec
     }
     let fault = |(got, keys)| Fault::DType { got, keys };
     others.into_iter().map(fault).collect()
-}
-
-/// Returns the pair of a module, without its factor, or its fault.
-fn pair(tensors: &StoredTensors, module: &str, keys: &Keys) -> Result<Module, Fault> {
-    let half = |has, lacks| Fault::Half {
-        module: module.to_owned(),
-        has,
-        lacks,
-    };
-    let (a, b) = match (&keys.a, &keys.b) {
-        (Some(a), Some(b)) => (a, b),
-        (Some(_), None) => return Err(half("lora_A (lora_down)", "lora_B (lora_up)")),
-        (None, Some(_)) => return Err(half("lora_B (lora_up)", "lora_A (lora_down)")),
-        (None, None) => return Err(half("alpha", "lora_A and lora_B")),
-    };
-    for key in [a, b] {
-        if shape(tensors, key).len() != 2 {
-            return Err(Fault::Rank2 {
-                key: key.clone(),
-                got: shape(tensors, key).to_vec(),
-            });
-        }
-    }
-    match (shape(tensors, a)[0], shape(tensors, b)[1]) {
-        (a, b) if a != b || a == 0 => Err(Fault::RankOfPair {
-            module: module.to_owned(),
-            a,
-            b,
-        }),
-        (rank, _) => Ok(Module {
-            a: a.clone(),
-            b: b.clone(),
-            rank,
-            factor: 0.0,
-        }),
-    }
-}
-
-fn shape<'c>(tensors: &'c StoredTensors, key: &str) -> &'c [usize] {
-    tensors.info(key).map_or(&[], |i| &i.shape)
 }
 
 /// Returns a module's name without its layer number: `blocks.3.self_attn.q` ->

@@ -17,6 +17,7 @@ mod fixtures;
 mod flatten;
 mod jpeg;
 mod kind;
+mod limits;
 mod open;
 mod profile;
 mod resample;
@@ -35,15 +36,6 @@ pub use fitting::Fit;
 pub use flatten::Background;
 pub(crate) use open::PictureNotice;
 pub use open::{Icc, Reading};
-
-/// Smallest side of a picture, in pixels. A smaller one cannot show a face.
-pub(crate) const MIN_SIDE: usize = 16;
-/// Largest side of a picture, in pixels. The header is checked before memory is allocated.
-pub(crate) const MAX_SIDE: usize = 16_384;
-/// Largest number of pixels of a picture, also checked by the header.
-pub(crate) const MAX_PIXELS: usize = 1 << 27;
-/// Bytes that a file may have and that a decoder may allocate: 16 per pixel.
-const MAX_BYTES: u64 = 16 * MAX_PIXELS as u64;
 
 /// A picture in 8-bit RGB.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +59,8 @@ impl Picture {
         path: &Path,
         reading: Reading,
     ) -> Result<(Self, Vec<PictureNotice>), PictureError> {
-        open::open(path, reading)
+        let (picture, notices) = open::open(path, reading)?;
+        Ok((picture.into(), notices))
     }
 
     /// Returns the width and the height.
@@ -86,6 +79,16 @@ impl Picture {
         (0..3)
             .flat_map(|c| self.rgb[c..].iter().step_by(3).map(value))
             .collect()
+    }
+}
+
+impl From<RgbImage> for Picture {
+    fn from(picture: RgbImage) -> Self {
+        Self {
+            width: picture.width() as usize,
+            height: picture.height() as usize,
+            rgb: picture.into_raw(),
+        }
     }
 }
 

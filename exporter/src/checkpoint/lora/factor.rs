@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::module::{Keys, Module, shape};
 use super::scale::{LoraScale, Statement};
-use super::{Fault, Keys, Module, shape};
 use crate::checkpoint::dtype::StoredDType;
+use crate::checkpoint::error::LoraFault as Fault;
 use crate::checkpoint::stored::StoredTensors;
 
 /// Gives each module its factor. Returns the place that the factors come from.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::thread;
 
-use super::LoraReport;
+use super::report::LoraReport;
 use crate::checkpoint::dtype::StoredDType;
 use crate::checkpoint::error::CheckpointError;
 use crate::checkpoint::product::product;
@@ -19,7 +19,7 @@ const PARALLEL_FROM: usize = 1 << 24;
 
 /// A LoRA that is bound to a checkpoint: the keys of A and B for each base key.
 #[derive(Debug)]
-pub(in crate::checkpoint) struct Merge {
+pub(crate) struct Merge {
     pub(super) tensors: StoredTensors,
     pub(super) pairs: BTreeMap<String, Pair>,
     pub(super) report: LoraReport,
@@ -38,26 +38,26 @@ pub(super) struct Pair {
 }
 
 impl Merge {
-    pub(in crate::checkpoint) fn report(&self) -> &LoraReport {
+    pub(crate) fn report(&self) -> &LoraReport {
         &self.report
     }
 
-    pub(in crate::checkpoint) fn targets(&self, key: &str) -> bool {
+    pub(crate) fn targets(&self, key: &str) -> bool {
         self.pairs.contains_key(key)
     }
 
     /// Returns the keys of the base tensors that the LoRA changes, with the rank of each change.
-    pub(in crate::checkpoint) fn ranks(&self) -> impl Iterator<Item = (&str, usize)> {
+    pub(crate) fn ranks(&self) -> impl Iterator<Item = (&str, usize)> {
         self.pairs.iter().map(|(key, p)| (key.as_str(), p.rank))
     }
 
     /// Returns every file that holds one of the LoRA's tensors.
-    pub(in crate::checkpoint) fn files(&self) -> BTreeSet<&Path> {
+    pub(crate) fn files(&self) -> BTreeSet<&Path> {
         self.tensors.files()
     }
 
     /// Adds `factor * (B @ A)` to `w` `[out, in]` on all cores and rounds to `dtype`.
-    pub(in crate::checkpoint) fn apply(
+    pub(crate) fn apply(
         &self,
         key: &str,
         w: &mut [f32],
@@ -77,7 +77,7 @@ impl Merge {
 
     /// Adds `factor * (B @ A)` to some rows and columns, `w` `[rows, columns]`, on the caller's
     /// thread. Each value has the same bits as in [`Merge::apply`].
-    pub(in crate::checkpoint) fn apply_tile(
+    pub(crate) fn apply_tile(
         &self,
         key: &str,
         (rows, columns): (Range<usize>, Range<usize>),

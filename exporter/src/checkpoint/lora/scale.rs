@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{CheckpointError, Fault};
+use crate::checkpoint::error::{CheckpointError, LoraFault as Fault};
 
 /// Name of PEFT's configuration beside `adapter_model.safetensors`.
 const CONFIG: &str = "adapter_config.json";

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use engines::error_kind::ErrorKind;
 
-use super::{MAX_BYTES, MAX_PIXELS, MAX_SIDE, MIN_SIDE};
+use super::limits::{MAX_BYTES, MAX_PIXELS, MAX_SIDE, MIN_SIDE};
 
 /// A reason why a picture cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -7,13 +7,16 @@ use std::path::Path;
 
 use image::error::ImageError;
 use image::metadata::Orientation;
-use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{
+    DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
+};
 use zune_jpeg::errors::DecodeErrors;
 
 use super::error::PictureError;
 use super::flatten::{Background, split};
+use super::limits::{MAX_BYTES, MAX_PIXELS, MAX_SIDE, MIN_SIDE};
 use super::profile::{self, Colours, Converted};
-use super::{MAX_BYTES, MAX_PIXELS, MAX_SIDE, MIN_SIDE, Picture, jpeg, kind, whole};
+use super::{jpeg, kind, whole};
 
 /// The use of a picture's ICC profile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,7 +116,7 @@ fn up(share: f64) -> f64 {
 pub(super) fn open(
     path: &Path,
     reading: Reading,
-) -> Result<(Picture, Vec<PictureNotice>), PictureError> {
+) -> Result<(RgbImage, Vec<PictureNotice>), PictureError> {
     let file = Source::read(path)?;
     let Decoded {
         mut image,
@@ -150,7 +153,8 @@ pub(super) fn open(
         let share = alpha.share();
         notices.push(PictureNotice::Transparent { share, background });
     }
-    Ok((Picture { width, height, rgb }, notices))
+    let picture = RgbImage::from_raw(width as u32, height as u32, rgb);
+    Ok((picture.expect("three bytes a pixel"), notices))
 }
 
 /// Returns RGB levels in sRGB.
@@ -351,6 +355,7 @@ mod tests {
     };
     use moxcms::ColorProfile;
 
+    use super::super::Picture;
     use super::super::fixtures::{flat_jpeg, ink_profile, written};
     use super::*;
 
@@ -359,7 +364,10 @@ mod tests {
     fn read(bytes: &[u8], reading: Reading) -> Result<(Picture, Vec<String>), String> {
         let (_dir, path) = written(bytes);
         let (picture, notices) = open(&path, reading).map_err(|e| e.to_string())?;
-        Ok((picture, notices.iter().map(ToString::to_string).collect()))
+        Ok((
+            picture.into(),
+            notices.iter().map(ToString::to_string).collect(),
+        ))
     }
 
     fn on(background: Background) -> Reading {
