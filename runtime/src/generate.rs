@@ -29,10 +29,11 @@ use crate::chain::executor;
 use crate::chain::job::Job;
 use crate::chain::source::{ClipSource, Noise};
 use crate::chain::vae::Encoder;
+use crate::inputs::heard::Heard;
 use crate::inputs::replay::{Distances, Replay};
 use crate::inputs::speech::AudioFeatures;
 use crate::numbers::geometry::Geometry;
-use crate::numbers::timing::{DROPPED_FRAMES, FPS};
+use crate::numbers::timing::{FPS, Length};
 use crate::placement::footprints::Workload;
 use crate::placement::queues::FINISHED_WAITING;
 use crate::placement::speech_chunk::SpeechChunk;
@@ -145,7 +146,7 @@ impl<'a> Video<'a> {
         if let Some(blocks) = plan.ring_blocks {
             geometry = geometry.with_ring(blocks)?;
         }
-        let open = |path| Replay::open(path, &geometry, prepared.clips, request.steps);
+        let open = |path| Replay::open(path, &geometry, prepared.length.clips, request.steps);
         let replay = request.replay.as_deref().map(open).transpose()?;
         let tables = Arc::new(Tables::new(geometry.clone(), request.steps)?);
         shorter_ring(&geometry, observer);
@@ -163,14 +164,18 @@ impl<'a> Video<'a> {
 
     fn workload(&self) -> Workload<'_> {
         let (config, request) = (self.engine.models().config(), &self.prepared.request);
-        let samples = self.prepared.speech.samples.len();
         Workload {
             config,
             geometry: &self.geometry,
-            swaps: request.mode.swaps() && self.prepared.clips > 1,
+            swaps: request.mode.swaps() && self.prepared.length.clips > 1,
             encodes_motion: request.mode.encodes_motion(),
-            speech_frames: config.speech.frames(samples).unwrap_or(0),
+            speech_frames: self.heard().frames(),
         }
+    }
+
+    /// Returns the sound that the speech encoder hears.
+    fn heard(&self) -> Heard<'_> {
+        self.prepared.heard(self.geometry.block_video_frames())
     }
 
     /// Refuses a placement whose devices are too small, before anything is loaded.
@@ -231,7 +236,7 @@ impl<'a> Video<'a> {
             backend,
             loading,
             &config.speech,
-            &self.prepared.speech.input_values(),
+            &self.heard().all(),
             SpeechChunk::default(),
         )?;
         let features = encoders::audio_features(&states)?;
@@ -260,7 +265,7 @@ impl<'a> Video<'a> {
         output.denoising = Some(Instant::now());
         let seed = Noise::Seed(self.prepared.request.seed);
         let noise = self.replay.as_ref().map_or(seed, Noise::Replay);
-        output.keep_noise(&noise, &self.geometry, self.prepared.clips);
+        output.keep_noise(&noise, &self.geometry, self.prepared.length.clips);
         let mut source =
             ClipSource::new(&self.geometry, noise, features, loaded.adapter(self.cancel));
         let decoder = self.decoder(loaded, latents)?;
@@ -298,7 +303,8 @@ impl<'a> Video<'a> {
         let encoder = encoder.then(|| self.engine.motion_encoder(loaded, self.cancel));
         let length = VideoLength {
             clip_blocks: self.geometry.clip_blocks,
-            clips: self.prepared.clips,
+            clips: self.prepared.length.clips,
+            frames: self.prepared.length.frames,
         };
         let picture = &self.prepared.framing.pixels;
         let encoder = encoder.transpose()?;
@@ -324,16 +330,20 @@ fn shorter_ring(geometry: &Geometry, observer: &dyn Observer) {
 
 fn settings(prepared: &Prepared, geometry: &Geometry, placement: String) -> Settings {
     let (request, framing) = (&prepared.request, &prepared.framing);
-    let frames = prepared.clips * geometry.clip_video_frames() - DROPPED_FRAMES;
+    let Length {
+        clips,
+        blocks,
+        frames,
+    } = prepared.length;
     Settings {
         requested_size: framing.requested,
         effective_size: framing.size,
         size_mode: framing.mode,
         picture_size: framing.picture,
         mode: request.mode.name(),
-        clips: prepared.clips,
+        clips,
         clips_in_audio: prepared.clips_in_audio,
-        blocks: prepared.clips * geometry.clip_blocks,
+        blocks,
         clip_blocks: geometry.clip_blocks,
         frames,
         video_seconds: frames as f64 / f64::from(FPS),

@@ -11,3 +11,4 @@ pub(crate) mod timing;
 
 pub use geometry::Geometry;
 pub use size::{Size, SizeMode};
+pub use timing::Timing;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -16,10 +16,11 @@ use engines::memory::{HostMemory, Memory};
 use engines::recipe::Recipe;
 use engines::tensor::{Tensor, View};
 use engines::weights::{BoundWeights, HostWeights};
-use runtime::chain::{Cancel, Event, Observer, Phase, Silent};
+use runtime::chain::{Cancel, Event, Mode, Observer, Phase, Silent};
 use runtime::generate::{Clips, Engine, Request, generate};
 use runtime::inputs::Speech;
 use runtime::media::probe;
+use runtime::numbers::Timing;
 use runtime::placement::{Devices, Plan, Told};
 use tests::files::{RATE, Samples, wav};
 use tests::golden::{models, open};
@@ -202,7 +203,8 @@ fn two_videos_in_one_process_load_the_weights_once_and_are_the_bits_of_two_proce
     let alone = [Run::new(), Run::new()];
     for (run, request) in alone.iter().zip(requests(&alone)) {
         let more = ["--seed", &request.seed.to_string()].map(str::to_owned);
-        let mut command = line(&run.out(), &request.audio, 2, &[]);
+        let timing = ["--timing", "reference"];
+        let mut command = line(&run.out(), &request.audio, 2, &timing);
         command.args(more).arg("--prompt").arg(&request.prompt);
         command.arg("--trace").arg(run.trace());
         Finished::from(command.output().unwrap()).ok();
@@ -350,6 +352,62 @@ fn the_sound_of_a_video_starts_with_the_frame_that_it_drove() {
         (heard - wanted).abs() < 0.004,
         "heard at {heard} s, wanted {wanted} s"
     );
+}
+
+/// Makes a video with the default timing of `samples` samples at 16 kHz with a click at 0.05 s.
+fn clicked(run: &Run, samples: usize, change: impl FnOnce(&mut Request)) -> PathBuf {
+    let mut sound = vec![0_f32; samples];
+    let click = RATE as usize / 20;
+    sound[click.min(samples - 32)..][..32].fill(0.9);
+    let audio = run.path("click.wav");
+    fs::write(&audio, wav(&sound, Samples::Integer)).unwrap();
+    let mut request = run.request();
+    (request.audio, request.files.trace) = (audio, None);
+    request.timing = Timing::Recording;
+    change(&mut request);
+    let (_, engine) = engine(&Told::default(), |_| {});
+    generate(&engine, &request, &Silent, &Cancel::default()).unwrap();
+    run.out()
+}
+
+#[test]
+fn a_video_is_its_recording_to_the_frame() {
+    // 28800 samples and the dropped frames are exactly a clip.
+    for (samples, frames, change) in [
+        (800, 2, None),
+        (16_000, 25, None),
+        (28_800, 45, None),
+        (28_801, 46, None),
+        (28_801, 46, Some(Mode::Single)),
+        (28_801, 46, Some(Mode::SingleOnline)),
+        (60_001, 94, None),
+    ] {
+        let run = Run::new();
+        let video = clicked(&run, samples, |r| r.mode = change.unwrap_or(r.mode));
+        let found = probe(&video).unwrap();
+        assert_eq!(found.frames, frames, "{samples} samples");
+        let seconds = frames as f64 / 25.0;
+        let sound = found.audio.unwrap();
+        assert!(
+            (sound.seconds - seconds).abs() < 0.025,
+            "{} s",
+            sound.seconds
+        );
+        let heard = heard_at(&video);
+        let wanted = if samples < 832 { 0.048 } else { 0.05 };
+        assert!(
+            (heard - wanted).abs() < 0.004,
+            "{samples}: heard at {heard} s"
+        );
+    }
+}
+
+#[test]
+fn fewer_clips_than_the_recording_fills_are_whole_but_for_the_dropped_frames() {
+    let run = Run::new();
+    let video = clicked(&run, 60_000, |r| r.clips = Clips::AtMost(1));
+    assert_eq!(probe(&video).unwrap().frames, 45);
+    assert!((heard_at(&video) - 0.05).abs() < 0.004);
 }
 
 /// Returns the seconds from the start of a video file to its loudest sample.

@@ -15,7 +15,7 @@ use engines::tensor_file;
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
 use runtime::generate::{Clips, Engine, OutputFiles, Request, generate};
 use runtime::media::{Encoding, Fit, Probe, Reading, probe};
-use runtime::numbers::SizeMode;
+use runtime::numbers::{SizeMode, Timing};
 use runtime::placement::{Devices, Lanes, Told};
 use tempfile::TempDir;
 use tests::close::Close;
@@ -52,7 +52,7 @@ impl Run {
     }
 
     /// Returns the golden picture and two seconds of speech at the smallest size, as tpp on one
-    /// stage.
+    /// stage, in the reference's timing.
     pub(crate) fn request(&self) -> Request {
         let golden = Golden::carried();
         Request {
@@ -64,6 +64,7 @@ impl Run {
             size_mode: SizeMode::Exact,
             fit: Fit::Crop,
             clips: Clips::Auto,
+            timing: Timing::Reference,
             steps: 4,
             infer_frames: 48,
             seed: 420,
@@ -372,7 +373,8 @@ fn a_random_checkpoint_speaks() {
         .arg(at("sheet.png"));
     command.arg("--image").arg(image).arg("--audio").arg(audio);
     Finished::from(command.output().unwrap()).ok();
-    assert_is_the_video(&probe(&run.out()).unwrap(), 45);
+    // 1.7 seconds, to the frame.
+    assert_is_the_video(&probe(&run.out()).unwrap(), 43);
     assert!(fs::read(at("sheet.png")).unwrap().starts_with(b"\x89PNG"));
 }
 
@@ -428,8 +430,8 @@ fn every_line_of_json_is_an_event() {
             ("started", 1),
             ("phase", 6),
             ("anchor", 2),
-            ("step", 32),
-            ("block", 8),
+            ("step", 20),
+            ("block", 5),
             ("finished", 1),
             ("error", 0)
         ]
@@ -439,7 +441,7 @@ fn every_line_of_json_is_an_event() {
         .filter(|e| e["event"] == "block")
         .map(|e| e["frames"].as_u64().unwrap())
         .collect();
-    assert_eq!(frames, [9, 21, 33, 45, 57, 69, 81, 93]);
+    assert_eq!(frames, [9, 21, 33, 45, 50]);
     let keys = |name: &str| {
         let object = events
             .iter()
@@ -487,7 +489,7 @@ fn lines_without_a_terminal() {
         .lines()
         .filter(|l| l.starts_with("clip "))
         .count();
-    assert_eq!(blocks, 8, "{}", finished.stderr);
+    assert_eq!(blocks, 5, "{}", finished.stderr);
 }
 
 #[test]

@@ -100,7 +100,8 @@ pub(crate) struct VideoBlock<'a> {
     pub index: usize,
     /// Clean latents, `[1, Z, F, H/8, W/8]`.
     pub latents: &'a Tensor,
-    /// The block's frames. The first block has [`DROPPED_FRAMES`] frames fewer.
+    /// The block's frames. The first block has [`DROPPED_FRAMES`] frames fewer, and the last one
+    /// ends with the video.
     pub frames: Frames,
 }
 
@@ -202,6 +203,17 @@ pub(crate) struct VideoLength {
     pub clip_blocks: usize,
     /// Clips of the video.
     pub clips: usize,
+    /// Frames of the video. The last block may give more, which are cut off.
+    pub frames: usize,
+}
+
+impl VideoLength {
+    /// Cuts the frames of a block to those of the video. `before` frames precede them.
+    fn cut(self, frames: Frames, before: &mut usize) -> Frames {
+        let frames = frames.take(self.frames - *before);
+        *before += frames.count();
+        frames
+    }
 }
 
 impl VideoDecoder {
@@ -278,6 +290,7 @@ impl ContinuousDecoder {
             self.decoder
                 .decode_one(latents::frames(&self.motion_latents, i..i + 1).view())?;
         }
+        let mut before = 0;
         for Finished { block, latents } in finished {
             unless_cancelled(cancel)?;
             let dropped = if block == 0 { DROPPED_FRAMES } else { 0 };
@@ -295,7 +308,7 @@ impl ContinuousDecoder {
             sink.block(VideoBlock {
                 index: block,
                 latents: &latents,
-                frames,
+                frames: self.length.cut(frames, &mut before),
             })
             .map_err(Decoding::Sink)?;
         }
@@ -328,8 +341,9 @@ impl ClipDecoder {
         let picture = Arc::new(self.picture.clone());
         let mut window: VecDeque<Arc<Tensor>> =
             std::iter::repeat_n(picture, SINGLE_REPEATS * MOTION_PIXEL_FRAMES).collect();
+        let mut before = 0;
         for clip in 0..self.length.clips {
-            let Some(first) = self.clip(&mut window, finished, sink, cancel)? else {
+            let Some(first) = self.clip(&mut window, finished, sink, cancel, &mut before)? else {
                 break;
             };
             if clip + 1 == self.length.clips {
@@ -349,12 +363,15 @@ impl ClipDecoder {
     }
 
     /// Decodes one clip. Returns its first latent frame, or `None` when the denoiser has ended.
+    ///
+    /// `before` counts the frames of the video before this clip, and then those with it.
     fn clip<S: BlockSink>(
         &mut self,
         window: &mut VecDeque<Arc<Tensor>>,
         finished: &Receiver<Finished>,
         sink: &mut S,
         cancel: &Cancel,
+        before: &mut usize,
     ) -> Result<Option<Tensor>, Decoding<S::Error>> {
         self.decoder.reset();
         for i in 0..self.motion_latents.shape()[2] {
@@ -375,7 +392,7 @@ impl ClipDecoder {
             sink.block(VideoBlock {
                 index: block,
                 latents: &latents,
-                frames,
+                frames: self.length.cut(frames, before),
             })
             .map_err(Decoding::Sink)?;
         }
@@ -446,7 +463,21 @@ mod tests {
 
     /// Decodes `clips` clips of 4 blocks whose latents are `block / 10`. Returns the result, the
     /// events and the components that ran.
-    fn decode(mode: Mode, clips: usize, mut seen: Seen) -> (Outcome, Seen, Vec<String>) {
+    fn decode(mode: Mode, clips: usize, seen: Seen) -> (Outcome, Seen, Vec<String>) {
+        let length = VideoLength {
+            clip_blocks: 4,
+            clips,
+            frames: 48 * clips - 3,
+        };
+        decode_blocks(mode, 4 * clips, length, seen)
+    }
+
+    fn decode_blocks(
+        mode: Mode,
+        blocks: usize,
+        length: VideoLength,
+        mut seen: Seen,
+    ) -> (Outcome, Seen, Vec<String>) {
         let g = small_geometry(48);
         let backend = Fake::new(config(1), g.clone());
         let vae = VaeConfig {
@@ -456,7 +487,7 @@ mod tests {
         let plan = Plan::new(&Stages::default(), Lanes::Auto, 1, 4).unwrap();
         let (feedback, _inbox) = executor::inbox(&plan, 4);
         let (sender, finished) = sync_channel(100);
-        for block in 0..4 * clips {
+        for block in 0..blocks {
             let shape = g.latents_shape(3);
             let latents =
                 Tensor::from_slice(&shape, &vec![block as f32 / 10.0; shape.iter().product()]);
@@ -474,10 +505,6 @@ mod tests {
         let decoder = Decoder::load(&backend, &plain(), &vae).unwrap();
         backend.log.lock().unwrap().clear();
         let encoder = mode.encodes_motion().then_some(encoder);
-        let length = VideoLength {
-            clip_blocks: 4,
-            clips,
-        };
         let decoder = VideoDecoder::new(mode, decoder, encoder, &picture, latents, length);
         let result = decoder.run(&finished, &feedback, &mut seen, &cancel);
         let log = backend.log.lock().unwrap().clone();
@@ -501,6 +528,24 @@ mod tests {
                 seen.blocks.iter().map(|b| b.0).eq(0..12) && levels.is_sorted() && levels[0] == 127,
                 "{levels:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_last_block_is_cut_where_the_video_ends() {
+        for mode in [Mode::Tpp, Mode::Single, Mode::SingleOnline] {
+            for (blocks, frames, last) in [(1_usize, 2, 2), (4, 45, 12), (5, 46, 1), (6, 64, 7)] {
+                let length = VideoLength {
+                    clip_blocks: 4,
+                    clips: blocks.div_ceil(4),
+                    frames,
+                };
+                let (result, seen, _) = decode_blocks(mode, blocks, length, Seen::default());
+                result.unwrap();
+                let counts: Vec<usize> = seen.blocks.iter().map(|b| b.1).collect();
+                assert_eq!(counts.iter().sum::<usize>(), frames, "{mode:?}: {counts:?}");
+                assert_eq!(counts.last(), Some(&last), "{mode:?}: {counts:?}");
+            }
         }
     }
 

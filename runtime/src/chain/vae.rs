@@ -271,13 +271,23 @@ impl Frames {
 
     /// Drops the first `n` frames.
     pub fn skip(self, n: usize) -> Self {
-        if n == 0 {
+        let count = self.count();
+        self.range(n..count)
+    }
+
+    /// Keeps the first `n` frames, or all if there are fewer.
+    pub fn take(self, n: usize) -> Self {
+        let count = self.count();
+        self.range(0..n.min(count))
+    }
+
+    fn range(self, kept: std::ops::Range<usize>) -> Self {
+        if kept == (0..self.count()) {
             return self;
         }
-        let count = self.count();
         Self {
-            pixels: latents::frames(&self.pixels, n..count),
-            rgb: self.rgb.lanes(n..count).to_tensor(),
+            pixels: latents::frames(&self.pixels, kept.clone()),
+            rgb: self.rgb.lanes(kept).to_tensor(),
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::media::picture::{Background, Fit, Icc, Reading};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::memory_size::MemorySize;
 use crate::numbers::size::{Size, SizeMode};
+use crate::numbers::timing::Timing;
 use crate::placement::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
 use crate::placement::told::Told;
 use crate::planner::wishes::Wishes;
@@ -123,6 +124,10 @@ pub struct Generate {
         value_parser = clips
     )]
     num_clip: Clips,
+    /// How the video follows the recording in time: begin and end with it, or lose its first
+    /// 0.12 s and fill the last clip with silence (the reference's way).
+    #[arg(long, default_value = "recording")]
+    timing: TimingArg,
     /// Number of denoising steps; the model is distilled for 4.
     #[arg(long = "sample-steps", value_name = "N", default_value_t = 4)]
     sample_steps: usize,
@@ -490,6 +495,12 @@ enum SizeModeArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum TimingArg {
+    Recording,
+    Reference,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum FitArg {
     Crop,
     Pad,
@@ -631,6 +642,10 @@ impl Generate {
                 FitArg::Pad => Fit::Pad,
             },
             clips: self.num_clip,
+            timing: match self.timing {
+                TimingArg::Recording => Timing::Recording,
+                TimingArg::Reference => Timing::Reference,
+            },
             steps: self.sample_steps,
             infer_frames: self.infer_frames,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),

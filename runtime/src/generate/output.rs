@@ -23,7 +23,7 @@ use crate::media::mp4::{Finished, Writer};
 use crate::media::partial::{self, Partial, partial_path};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
-use crate::numbers::timing::{DROPPED_FRAMES, FPS};
+use crate::numbers::timing::FPS;
 
 /// Tiles of a contact sheet.
 const SHEET_TILES: usize = 16;
@@ -51,10 +51,10 @@ impl<'a> Output<'a> {
         observer: &'a dyn Observer,
         begun: Instant,
     ) -> Result<Self, GenerateError> {
-        // The first frames are dropped, so the first frame in the video was driven by sound that
-        // much later. Upstream starts the sound at 0, and its lips are 120 ms early.
+        // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips are
+        // 120 ms early.
         let mut track = AudioTrack::open(&request.audio)?;
-        track.skip(DROPPED_FRAMES)?;
+        track.skip(request.timing.skipped_frames())?;
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
         move_aside(&files.video, observer)?;
         Ok(Self {

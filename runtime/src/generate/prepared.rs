@@ -10,12 +10,14 @@ use crate::chain::events::{Event, Observer, Phase};
 use crate::generate::error::GenerateError;
 use crate::generate::request::{ClaimedRequest, Clips, Request};
 use crate::inputs::framing::Framing;
+use crate::inputs::heard::Heard;
 use crate::inputs::prompt::{Prompt, Prompter};
 use crate::inputs::speech::Speech;
 use crate::media::picture::{Coverage, Fit, Picture};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::schedule;
 use crate::numbers::size::{Size, SizeMode};
+use crate::numbers::timing::{Length, Timing, Units};
 
 /// The inputs of one video.
 #[derive(Debug)]
@@ -28,10 +30,10 @@ pub struct Prepared {
     pub prompt: Prompt,
     /// Samples of the recording.
     pub speech: Speech,
-    /// Clips to make.
-    pub clips: usize,
     /// Clips that the recording fills.
     pub clips_in_audio: usize,
+    /// Length of the video.
+    pub(crate) length: Length,
     /// Keeps other runs from the files to write.
     _claims: Arc<Claims>,
 }
@@ -67,36 +69,38 @@ impl Prepared {
             observer.event(&Event::Notice(fact.to_string()));
         }
         let framing = Framing::new(request.size, request.size_mode, request.fit, &picture)?;
-        Geometry::new(&models.config().dit, framing.size, request.infer_frames)?;
+        let geometry = Geometry::new(&models.config().dit, framing.size, request.infer_frames)?;
         schedule::sigmas(request.steps)?;
         let prompt = Prompter::open(&models.tokenizer())?.encode(&request.prompt)?;
         let speech = Speech::open(&request.audio)?;
-        let clips_in_audio = speech.clips(request.infer_frames);
-        let clips = match request.clips {
-            Clips::Auto => clips_in_audio,
-            Clips::AtMost(n) => n.min(clips_in_audio),
-        };
+        let (clips_in_audio, length) = length(&request, &speech, &geometry);
         let prepared = Self {
             request,
             framing,
             prompt,
             speech,
-            clips,
             clips_in_audio,
+            length,
             _claims: claims,
         };
         prepared.notices(observer);
         Ok(prepared)
     }
 
+    /// Returns the sound that the speech encoder hears.
+    pub(crate) fn heard(&self, block_frames: usize) -> Heard<'_> {
+        let frames = self.length.blocks * block_frames;
+        Heard::new(&self.speech, self.request.timing, frames)
+    }
+
     fn notices(&self, observer: &dyn Observer) {
         let tell = |text: String| observer.event(&Event::Notice(text));
         if let Clips::AtMost(wanted) = self.request.clips
-            && wanted > self.clips
+            && wanted > self.length.clips
         {
             tell(format!(
                 "num_clip {wanted} is cut to {}: the recording of {:.2} s fills no more",
-                self.clips,
+                self.length.clips,
                 self.speech.seconds()
             ));
         }
@@ -144,6 +148,30 @@ fn poor_fit(picture: Size, video: Size, mode: SizeMode, fit: Fit) -> Option<Stri
         };
         format!("the picture of {picture} leaves black bars of {bars} pixels {sides}")
     })
+}
+
+/// Returns the clips that a recording fills, and the length of its video.
+fn length(request: &Request, speech: &Speech, geometry: &Geometry) -> (usize, Length) {
+    let units = Units {
+        clip: geometry.clip_video_frames(),
+        block: geometry.block_video_frames(),
+    };
+    let at_most = match request.clips {
+        Clips::Auto => None,
+        Clips::AtMost(n) => Some(n),
+    };
+    match request.timing {
+        Timing::Recording => {
+            let frames = speech.video_frames();
+            let length = Length::of_recording(frames, at_most, units);
+            (Length::clips_of(frames, units), length)
+        }
+        Timing::Reference => {
+            let fills = speech.clips(request.infer_frames);
+            let clips = fills.min(at_most.unwrap_or(fills));
+            (fills, Length::of_clips(clips, units))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,11 +12,12 @@ use crate::media::mp4::Encoding;
 use crate::media::partial::partial_path;
 use crate::media::picture::{Fit, Reading};
 use crate::numbers::size::{Size, SizeMode};
+use crate::numbers::timing::Timing;
 
 /// How many clips to make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Clips {
-    /// As many as the recording fills. Silence pads the last one.
+    /// As many as the recording fills.
     #[default]
     Auto,
     /// At most this many, and never more than the recording fills.
@@ -42,6 +43,8 @@ pub struct Request {
     pub fit: Fit,
     /// Clips to make.
     pub clips: Clips,
+    /// How the time of the video follows the recording's.
+    pub timing: Timing,
     /// Denoising steps.
     pub steps: usize,
     /// Video frames of a clip.

@@ -10,6 +10,7 @@ use std::path::Path;
 use ndarray::{Array2, Array3, ArrayViewMut2, Axis, Zip};
 
 use crate::media::audio_file::{AudioError, AudioFile, Pcm, Resampler};
+use crate::numbers::timing::FPS;
 
 /// Samples per second that wav2vec2 takes.
 pub(crate) const RATE: u32 = 16_000;
@@ -35,6 +36,7 @@ pub struct Speech {
     pub codec: &'static str,
     /// True if every sample is below -80 dB. The lips will hardly move.
     pub silent: bool,
+    video_frames: usize,
 }
 
 impl Speech {
@@ -86,6 +88,7 @@ impl Speech {
             source_channels,
             codec: file.codec(),
             silent,
+            video_frames: video_frames(read, source_rate),
         })
     }
 
@@ -94,10 +97,21 @@ impl Speech {
         self.samples.len() as f64 / f64::from(RATE)
     }
 
+    /// Counts the video frames, at 25 a second, of the recording. The last one may be short.
+    pub fn video_frames(&self) -> usize {
+        self.video_frames
+    }
+
     /// Returns `(x - mean) / sqrt(var + 1e-7)` over the whole file, `[samples]`, summed in f64.
     ///
     /// Source: transformers `Wav2Vec2FeatureExtractor`.
     pub fn input_values(&self) -> Vec<f32> {
+        let normalise = self.normalisation();
+        self.samples.iter().map(|&x| normalise.value(x)).collect()
+    }
+
+    /// Returns the normalisation of the whole file.
+    pub(crate) fn normalisation(&self) -> Normalisation {
         let n = self.samples.len().max(1) as f64;
         let mean = self.samples.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
         let variance = self
@@ -106,11 +120,10 @@ impl Speech {
             .map(|&x| (f64::from(x) - mean).powi(2))
             .sum::<f64>()
             / n;
-        let scale = (variance + 1e-7).sqrt();
-        self.samples
-            .iter()
-            .map(|&x| ((f64::from(x) - mean) / scale) as f32)
-            .collect()
+        Normalisation {
+            mean,
+            scale: (variance + 1e-7).sqrt(),
+        }
     }
 
     /// Counts the clips of `infer_frames` video frames that this recording fills.
@@ -118,6 +131,19 @@ impl Speech {
     /// The last clip may end in padding.
     pub fn clips(&self, infer_frames: usize) -> usize {
         clips(features_30(hidden_frames(self.samples.len())), infer_frames)
+    }
+}
+
+/// The normalisation of a recording: zero mean and unit variance.
+pub(crate) struct Normalisation {
+    mean: f64,
+    scale: f64,
+}
+
+impl Normalisation {
+    /// Returns the normalised value of a sample.
+    pub(crate) fn value(&self, sample: f32) -> f32 {
+        ((f64::from(sample) - self.mean) / self.scale) as f32
     }
 }
 
@@ -135,6 +161,11 @@ fn resampled_length(n: usize, rate: u32) -> usize {
     }
 }
 
+/// Counts the video frames that `n` samples of `rate` last; the last one may be short.
+fn video_frames(n: usize, rate: u32) -> usize {
+    (n * FPS as usize).div_ceil(rate as usize)
+}
+
 /// Counts the hidden frames (50 a second) of `samples` at 16 kHz.
 pub(crate) fn hidden_frames(samples: usize) -> usize {
     CONVOLUTIONS
@@ -146,6 +177,15 @@ pub(crate) fn hidden_frames(samples: usize) -> usize {
                 (n - kernel) / stride + 1
             }
         })
+}
+
+/// Returns the fewest samples at 16 kHz whose rows at 30 fps include `row`.
+pub(crate) fn samples_of_row(row: usize) -> usize {
+    let enough = |hidden: &usize| features_30(*hidden) > row;
+    let hidden = (row * 50 / 30..).find(enough).unwrap_or(row);
+    // The convolutions undone: each input is just long enough for its outputs.
+    let undo = |n: usize, (kernel, stride): (usize, usize)| (n - 1) * stride + kernel;
+    CONVOLUTIONS.into_iter().rev().fold(hidden, undo)
 }
 
 /// Counts the rows at 30 fps of `hidden` rows at 50: `int(hidden / 50 * 30)`.
@@ -328,6 +368,24 @@ mod tests {
             );
         }
         assert_eq!(resampled_length(74_970, 44_100), 27_200);
+        for row in 0..3000 {
+            let rows = |samples| features_30(hidden_frames(samples));
+            let least = samples_of_row(row);
+            assert!(
+                rows(least) > row && rows(least - 1) <= row,
+                "{row}: {least}"
+            );
+        }
+        for (samples, rate, frames) in [
+            (1, 16_000, 1),
+            (640, 16_000, 1),
+            (641, 16_000, 2),
+            (44_100, 44_100, 25),
+            (44_101, 44_100, 26),
+            (800, 16_000, 2),
+        ] {
+            assert_eq!(video_frames(samples, rate), frames, "{samples} at {rate}");
+        }
         for set in golden::sets() {
             let table = set.i64s("audio", "length_table");
             for row in table

@@ -21,6 +21,7 @@ use crate::media::mp4::Encoding;
 use crate::media::picture::{Fit, Reading};
 use crate::numbers::latents;
 use crate::numbers::size::SizeMode;
+use crate::numbers::timing::Timing;
 use crate::placement::devices::Devices;
 use crate::placement::plan::{Lanes, Plan, Stages};
 use crate::placement::wavefront::Item;
@@ -170,6 +171,7 @@ fn request(
         size_mode: SizeMode::Area,
         fit: Fit::default(),
         clips: Clips::AtMost(clips),
+        timing: Timing::Reference,
         steps: checkup.config("steps")?,
         infer_frames: checkup.config("infer_frames")?,
         seed: 0,
