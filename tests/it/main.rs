@@ -9,6 +9,7 @@ mod outputs;
 mod parity;
 mod placement;
 mod plans;
+mod readme;
 mod rooms;
 mod signals;
 mod stream;
