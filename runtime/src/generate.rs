@@ -95,7 +95,8 @@ impl Engine {
         video.fits()?;
         observer.event(&Event::Started(&video.settings));
         let request = &prepared.request;
-        let mut output = Output::create(request, &video.settings, observer, begun)?;
+        let mut output =
+            Output::create(request, &prepared.speech, &video.settings, observer, begun)?;
         match video.produce(&mut output) {
             Ok(()) => match self.models().unchanged() {
                 Ok(()) => output.finish(&video.geometry),

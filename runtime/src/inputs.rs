@@ -7,4 +7,4 @@ pub(crate) mod replay;
 pub(crate) mod speech;
 
 pub use prompt::Prompter;
-pub use speech::Speech;
+pub use speech::{Channels, Speech};

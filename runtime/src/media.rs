@@ -18,6 +18,8 @@ mod mp4_boxes;
 mod mp4_index;
 pub(crate) mod partial;
 pub(crate) mod picture;
+pub(crate) mod playlist;
+pub(crate) mod sound_file;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
 #[cfg(any(test, not(feature = "media")))]
@@ -29,6 +31,7 @@ pub(crate) mod video_facts;
     )
 )]
 pub(crate) mod wav;
+pub(crate) mod wav_header;
 
 pub use mp4::{Encoding, Finished, Writer};
 pub use partial::{NameError, Partial};

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use engines::tensor::Tensor;
 use engines::tensor_file;
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
 use runtime::generate::{Clips, Engine, OutputFiles, Request, generate};
+use runtime::inputs::Channels;
 use runtime::media::{Encoding, Fit, Probe, Reading, probe};
 use runtime::numbers::{SizeMode, Timing};
 use runtime::placement::{Devices, Lanes, Told};
@@ -59,6 +60,7 @@ impl Run {
             image: golden.input("ref.png"),
             reading: Reading::default(),
             audio: golden.input("speech_16k_mono.wav"),
+            channels: Channels::Mix,
             prompt: PROMPT.to_owned(),
             size: SIZE.parse().unwrap(),
             size_mode: SizeMode::Exact,
@@ -459,6 +461,22 @@ fn every_line_of_json_is_an_event() {
             .map(keys)
             .join("\n")
     );
+}
+
+#[test]
+fn a_pipe_is_a_recording() {
+    let run = Run::new();
+    let sound = wav(&voice(0.3), Samples::Integer);
+    let mut command = line(&run.out(), Path::new("/dev/stdin"), 2, &[]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&sound).unwrap();
+    Finished::from(child.wait_with_output().unwrap()).ok();
+    assert_is_the_video(&probe(&run.out()).unwrap(), 8);
+    assert_eq!(listing(run.dir.path()), [PathBuf::from("video.mp4")]);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::commands::device_args::DeviceArgs;
 use crate::commands::error::Error;
 use crate::generate::error::GenerateError;
 use crate::generate::{Clips, OutputFiles, Request};
+use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
 use crate::media::picture::{Background, Fit, Icc, Reading};
 use crate::numbers::geometry::Geometry;
@@ -94,6 +95,10 @@ pub struct Generate {
     /// Speech, in any file that FFmpeg decodes.
     #[arg(long)]
     pub audio: PathBuf,
+    /// Channels of the speech that are heard: the mix of all, or one of a stereo recording. If all
+    /// cancel each other, the mix is the loudest one.
+    #[arg(long = "audio-channel", value_name = "NAME", default_value = "mix")]
+    audio_channel: ChannelArg,
     /// Text that describes the video, for example "A woman speaks to the camera".
     #[arg(long)]
     pub prompt: String,
@@ -495,6 +500,13 @@ enum SizeModeArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum ChannelArg {
+    Mix,
+    Left,
+    Right,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum TimingArg {
     Recording,
     Reference,
@@ -631,6 +643,11 @@ impl Generate {
                 background: self.background,
             },
             audio: self.audio.clone(),
+            channels: match self.audio_channel {
+                ChannelArg::Mix => Channels::Mix,
+                ChannelArg::Left => Channels::Left,
+                ChannelArg::Right => Channels::Right,
+            },
             prompt: self.prompt.clone(),
             size: self.size,
             size_mode: match self.size_mode {

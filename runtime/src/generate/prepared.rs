@@ -72,7 +72,7 @@ impl Prepared {
         let geometry = Geometry::new(&models.config().dit, framing.size, request.infer_frames)?;
         schedule::sigmas(request.steps)?;
         let prompt = Prompter::open(&models.tokenizer())?.encode(&request.prompt)?;
-        let speech = Speech::open(&request.audio)?;
+        let speech = Speech::listen(&request.audio, request.channels)?;
         let (clips_in_audio, length) = length(&request, &speech, &geometry);
         let prepared = Self {
             request,
@@ -113,9 +113,7 @@ impl Prepared {
             let tokens = self.prompt.ids.len();
             tell(format!("prompt is cut to its first {tokens} tokens"));
         }
-        if self.speech.silent {
-            tell("recording is silent; the lips will hardly move".to_owned());
-        }
+        self.speech.notices().into_iter().for_each(tell);
         if self.request.steps != 4 {
             let steps = self.request.steps;
             tell(format!(

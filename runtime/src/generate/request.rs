@@ -7,6 +7,7 @@ use engines::claims::{Claims, Existing, FilePlan, real};
 
 use crate::chain::decoders::Mode;
 use crate::generate::error::GenerateError;
+use crate::inputs::speech::Channels;
 use crate::media::contact_sheet;
 use crate::media::mp4::Encoding;
 use crate::media::partial::partial_path;
@@ -33,6 +34,8 @@ pub struct Request {
     pub reading: Reading,
     /// Speech.
     pub audio: PathBuf,
+    /// Channels of the speech that are heard.
+    pub channels: Channels,
     /// Text that describes the video.
     pub prompt: String,
     /// Size that the user asks for.

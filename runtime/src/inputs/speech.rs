@@ -9,7 +9,11 @@ use std::path::Path;
 
 use ndarray::{Array2, Array3, ArrayViewMut2, Axis, Zip};
 
-use crate::media::audio_file::{AudioError, AudioFile, Pcm, Resampler};
+use crate::media::audio_file::{
+    AudioError, AudioFile, AudioTrack, Chunk, Pcm, Resampler, TrackSound,
+};
+use crate::media::sound_file::SoundFile;
+use crate::media::wav_header::WavHeader;
 use crate::numbers::timing::FPS;
 
 /// Samples per second that wav2vec2 takes.
@@ -20,6 +24,12 @@ pub(crate) const HIDDEN_LAYERS: usize = 25;
 pub(crate) const LEAST_SAMPLES: usize = 720;
 /// Kernel and stride of each convolution of wav2vec2.
 const CONVOLUTIONS: [(usize, usize); 7] = [(10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)];
+/// Part of a lone channel's energy in the mean, -14 dB, below which channels cancel each other.
+///
+/// For two channels this is 20 dB below the louder one. Two voices, or a room, stay above -10 dB.
+const CANCELLED: f64 = 0.04;
+/// Seconds that a file may lack before this is told. Lead-ins and padding of codecs are shorter.
+const SHORTFALL: f64 = 0.15;
 /// Peak (-80 dB) below which a recording counts as silent.
 const SILENT_PEAK: f32 = 1e-4;
 
@@ -28,15 +38,41 @@ const SILENT_PEAK: f32 = 1e-4;
 pub struct Speech {
     /// Mono samples at 16 kHz.
     pub samples: Vec<f32>,
-    /// Samples per second of the file.
+    /// Samples per second of the file, at its beginning.
     pub source_rate: u32,
-    /// Channels of the file.
+    /// Channels of the file, at its beginning.
     pub source_channels: usize,
     /// FFmpeg's name of the file's codec.
     pub codec: &'static str,
     /// True if every sample is below -80 dB. The lips will hardly move.
     pub silent: bool,
     video_frames: usize,
+    file: SoundFile,
+    facts: Facts,
+    /// The only channel that is heard, or all.
+    only: Option<usize>,
+}
+
+/// The channels of a recording that are heard, by the model and in the video.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Channels {
+    /// All of them, mixed: the reference's way. If they cancel each other, the loudest one.
+    #[default]
+    Mix,
+    /// The first one.
+    Left,
+    /// The second one, or the only one.
+    Right,
+}
+
+impl Channels {
+    fn only(self) -> Option<usize> {
+        match self {
+            Self::Mix => None,
+            Self::Left => Some(0),
+            Self::Right => Some(1),
+        }
+    }
 }
 
 impl Speech {
@@ -48,48 +84,124 @@ impl Speech {
     /// # Errors
     /// A file without usable audio, or one shorter than 45 ms.
     pub fn open(path: &Path) -> Result<Self, AudioError> {
-        let mut file = AudioFile::open(path)?;
-        let (mut samples, mut read, mut source) = (Vec::new(), 0, None);
-        let mut resampler = None;
+        Self::listen(path, Channels::Mix)
+    }
+
+    /// Reads the channels of a whole file that are asked for.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn listen(path: &Path, channels: Channels) -> Result<Self, AudioError> {
+        let file = SoundFile::open(path)?;
+        let heard = Self::read(&file, channels.only())?;
+        match (channels, heard.facts.cancelled()) {
+            (Channels::Mix, Some(loudest)) => Self::read(&file, Some(loudest)),
+            _ => Ok(heard),
+        }
+    }
+
+    /// Reads one channel, or the mean of all.
+    fn read(source: &SoundFile, only: Option<usize>) -> Result<Self, AudioError> {
+        let mut file = AudioFile::of(source)?;
+        let (mut mono, mut facts) = (Mono::new(source.path()), Facts::default());
+        let mut first = None;
         while let Some(chunk) = file.next_chunk()? {
-            let mono: Vec<f32> = chunk
-                .samples
-                .chunks_exact(chunk.channels)
-                .map(mean)
-                .collect();
-            read += mono.len();
-            if source.is_none() && chunk.rate != RATE {
-                let [from, to] = [chunk.rate, RATE].map(Pcm::mono);
-                resampler = Some(Resampler::new(path, from, to)?);
-            }
-            source = Some((chunk.rate, chunk.channels));
-            match &mut resampler {
-                Some(resampler) => resampler.push(&mono, &mut samples)?,
-                None => samples.extend(mono),
-            }
+            first.get_or_insert((chunk.rate, chunk.channels));
+            facts.take(&chunk);
+            mono.take(&chunk, only)?;
         }
-        if let Some(mut resampler) = resampler {
-            resampler.finish(&mut samples)?;
-        }
-        let (source_rate, source_channels) = source.unwrap_or((RATE, 1));
-        samples.resize(resampled_length(read, source_rate), 0.0);
-        if samples.len() < LEAST_SAMPLES {
-            let ms = |n: usize, rate: u32| n * 1000 / rate as usize;
+        mono.finish()?;
+        let (source_rate, source_channels) = first.unwrap_or((RATE, 1));
+        if mono.samples.len() < LEAST_SAMPLES {
             return Err(AudioError::TooShort {
-                path: path.to_owned(),
-                least_ms: ms(LEAST_SAMPLES, RATE),
-                got_ms: ms(read, source_rate),
+                path: source.path().to_owned(),
+                least_ms: LEAST_SAMPLES * 1000 / RATE as usize,
+                got_ms: (facts.seconds * 1000.0) as usize,
             });
         }
-        let silent = samples.iter().all(|v| v.abs() < SILENT_PEAK);
+        facts.announced = match source.wav() {
+            Some(header) => header.announced_part().map(|part| part * facts.seconds),
+            None => file.announced_seconds(),
+        };
         Ok(Self {
-            samples,
             source_rate,
             source_channels,
             codec: file.codec(),
-            silent,
-            video_frames: video_frames(read, source_rate),
+            silent: mono.samples.iter().all(|v| v.abs() < SILENT_PEAK),
+            video_frames: mono.video_frames(),
+            samples: mono.samples,
+            file: source.clone(),
+            facts,
+            only,
         })
+    }
+
+    /// Opens the sound of the video.
+    ///
+    /// # Errors
+    /// The recording cannot be decoded or resampled.
+    pub(crate) fn track(&self) -> Result<AudioTrack, AudioError> {
+        let channels = match self.only {
+            Some(_) => 1,
+            None => self.facts.channels.min(2),
+        };
+        let sound = TrackSound {
+            channels,
+            only: self.only,
+            gain: 1.0 / self.facts.peak.max(1.0),
+        };
+        AudioTrack::of(&self.file, sound)
+    }
+
+    /// Says how the recording was used where it is not as its header or a listener expects.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        let (facts, seconds) = (&self.facts, self.facts.seconds);
+        let mut notices = Vec::new();
+        if self.silent {
+            notices.push("recording is silent; the lips will hardly move".to_owned());
+        }
+        if let Some(announced) = facts.announced.filter(|&s| s > seconds + SHORTFALL) {
+            notices.push(format!(
+                "recording is cut off: its header announces {announced:.2} s, the file has \
+                 {seconds:.2} s, which are used"
+            ));
+        }
+        let surplus = seconds * self.file.wav().map_or(0.0, WavHeader::surplus_part);
+        if surplus > SHORTFALL {
+            notices.push(format!(
+                "recording is longer than its header says: the header announces {seconds:.2} s, \
+                 which are used; {surplus:.2} s follow"
+            ));
+        }
+        if facts.cancelled().is_some() && self.only.is_some() {
+            let [mix, loudest] = [facts.mix, facts.loudest().1].map(|e| 10.0 * e.log10());
+            let lost = loudest - mix;
+            let lost = if lost.is_finite() {
+                format!("by {lost:.0} dB")
+            } else {
+                "wholly".to_owned()
+            };
+            notices.push(format!(
+                "channels of the recording cancel each other {lost}: only channel {} is used; \
+                 --audio_channel left or right chooses one",
+                self.only.unwrap_or(0) + 1
+            ));
+        }
+        if facts.peak > 1.0 {
+            let (over, above) = (facts.over, 20.0 * facts.peak.log10());
+            notices.push(format!(
+                "recording has {over} sample{} above full scale, by {above:.1} dB at most: the \
+                 video's sound is {above:.1} dB lower, and nothing is clipped",
+                if over == 1 { "" } else { "s" }
+            ));
+        }
+        if facts.formats > 1 {
+            notices.push(format!(
+                "recording changes its rate or channels: {} pieces are converted one by one",
+                facts.formats
+            ));
+        }
+        notices
     }
 
     /// Returns the length in seconds.
@@ -97,7 +209,7 @@ impl Speech {
         self.samples.len() as f64 / f64::from(RATE)
     }
 
-    /// Counts the video frames, at 25 a second, of the recording. The last one may be short.
+    /// Counts the video frames, at 25 a second, that the recording lasts. The last may be short.
     pub fn video_frames(&self) -> usize {
         self.video_frames
     }
@@ -144,6 +256,157 @@ impl Normalisation {
     /// Returns the normalised value of a sample.
     pub(crate) fn value(&self, sample: f32) -> f32 {
         ((f64::from(sample) - self.mean) / self.scale) as f32
+    }
+}
+
+/// The samples of a recording on their way to mono at 16 kHz.
+///
+/// A recording that changes its rate or channels is converted piece by piece.
+struct Mono<'a> {
+    path: &'a Path,
+    samples: Vec<f32>,
+    piece: Option<Piece>,
+    /// Lengths of the finished pieces: samples and rate.
+    lengths: Vec<(usize, u32)>,
+}
+
+/// Consecutive samples of one rate.
+struct Piece {
+    rate: u32,
+    /// Samples of the file.
+    read: usize,
+    /// Place of its first sample at 16 kHz.
+    begin: usize,
+    resampler: Option<Resampler>,
+}
+
+impl<'a> Mono<'a> {
+    fn new(path: &'a Path) -> Self {
+        Self {
+            path,
+            samples: Vec::new(),
+            piece: None,
+            lengths: Vec::new(),
+        }
+    }
+
+    /// Appends a chunk: one channel, or the mean of all.
+    fn take(&mut self, chunk: &Chunk, only: Option<usize>) -> Result<(), AudioError> {
+        let samples = chunk.samples.chunks_exact(chunk.channels);
+        let mono: Vec<f32> = match only.map(|at| at.min(chunk.channels - 1)) {
+            None => samples.map(mean).collect(),
+            Some(at) => samples.map(|channels| channels[at]).collect(),
+        };
+        if self.piece.as_ref().is_none_or(|p| p.rate != chunk.rate) {
+            self.finish()?;
+            self.piece = Some(self.begin(chunk.rate)?);
+        }
+        let Some(piece) = &mut self.piece else {
+            return Ok(());
+        };
+        piece.read += mono.len();
+        match &mut piece.resampler {
+            Some(resampler) => resampler.push(&mono, &mut self.samples)?,
+            None => self.samples.extend(mono),
+        }
+        Ok(())
+    }
+
+    fn begin(&self, rate: u32) -> Result<Piece, AudioError> {
+        let new = || Resampler::new(self.path, Pcm::mono(rate), Pcm::mono(RATE));
+        Ok(Piece {
+            rate,
+            read: 0,
+            begin: self.samples.len(),
+            resampler: (rate != RATE).then(new).transpose()?,
+        })
+    }
+
+    /// Ends the piece at hand.
+    fn finish(&mut self) -> Result<(), AudioError> {
+        let Some(mut piece) = self.piece.take() else {
+            return Ok(());
+        };
+        if let Some(resampler) = &mut piece.resampler {
+            resampler.finish(&mut self.samples)?;
+        }
+        let length = resampled_length(piece.read, piece.rate);
+        self.samples.resize(piece.begin + length, 0.0);
+        self.lengths.push((piece.read, piece.rate));
+        Ok(())
+    }
+
+    /// Counts the video frames of all pieces.
+    fn video_frames(&self) -> usize {
+        match self.lengths[..] {
+            // The resampled length of a single piece may be rounded up.
+            [(read, rate)] => video_frames(read, rate),
+            _ => video_frames(self.samples.len(), RATE),
+        }
+    }
+}
+
+/// Facts of a recording that decide how it is used.
+#[derive(Clone, Debug, Default)]
+struct Facts {
+    /// Seconds of sound.
+    seconds: f64,
+    /// Seconds of sound that the file announces.
+    announced: Option<f64>,
+    /// Most channels.
+    channels: usize,
+    /// Pieces of one rate and one number of channels.
+    formats: usize,
+    format: Option<(u32, usize)>,
+    /// Largest absolute value.
+    peak: f32,
+    /// Samples above full scale.
+    over: usize,
+    /// Energy of each channel, where there are several.
+    energies: Vec<f64>,
+    /// Energy of their mean.
+    mix: f64,
+}
+
+impl Facts {
+    fn take(&mut self, chunk: &Chunk) {
+        let frames = chunk.samples.chunks_exact(chunk.channels);
+        self.seconds += frames.len() as f64 / f64::from(chunk.rate);
+        self.channels = self.channels.max(chunk.channels);
+        let like = |&(rate, channels): &(u32, usize)| chunk.is_like(rate, channels);
+        if !self.format.as_ref().is_some_and(like) {
+            self.formats += 1;
+            self.format = Some((chunk.rate, chunk.channels));
+        }
+        for value in &chunk.samples {
+            self.peak = self.peak.max(value.abs());
+            self.over += usize::from(value.abs() > 1.0);
+        }
+        if chunk.channels < 2 {
+            return;
+        }
+        self.energies.resize(self.channels, 0.0);
+        for frame in frames {
+            self.mix += f64::from(mean(frame)).powi(2);
+            for (energy, &value) in self.energies.iter_mut().zip(frame) {
+                *energy += f64::from(value).powi(2);
+            }
+        }
+    }
+
+    /// Returns the loudest channel and its energy.
+    fn loudest(&self) -> (usize, f64) {
+        let each = self.energies.iter().copied().enumerate();
+        each.fold((0, 0.0), |a, b| if b.1 > a.1 { b } else { a })
+    }
+
+    /// Returns the loudest channel, if the mean of all has lost nearly all of it.
+    ///
+    /// A channel alone among silent ones keeps `1 / channels` of its level in the mean.
+    fn cancelled(&self) -> Option<usize> {
+        let (channel, energy) = self.loudest();
+        let alone = energy / (self.energies.len().max(1) as f64).powi(2);
+        (alone > 0.0 && self.mix < CANCELLED * alone).then_some(channel)
     }
 }
 
@@ -500,11 +763,12 @@ mod tests {
         says(&file("empty.wav", b""), "the file is empty");
         says(
             &file("text.wav", b"hello, this is no sound"),
-            "that FFmpeg reads",
+            "got a text file",
         );
+        says(&file("noise", &[0xf1; 999]), "that FFmpeg reads");
         says(
             &file("list.m3u8", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"),
-            "media",
+            "got a playlist (M3U or HLS); name the sound file itself",
         );
         let (_d, path) = wav(floats(16_000, 1), tone(16_000, 0.005));
         says(&path, "at least 45 ms of audio, got 5 ms");
@@ -526,5 +790,175 @@ mod tests {
         assert!(speech.silent && speech.input_values().iter().all(|&v| v == 0.0));
         let (_dir, path) = wav(floats(16_000, 1), tone(16_000, 1.0));
         assert!(!Speech::open(&path).unwrap().silent);
+    }
+
+    /// Returns the level of samples at 16 kHz, as the root of their mean square.
+    fn level(samples: &[f32]) -> f32 {
+        (samples.iter().map(|v| v * v).sum::<f32>() / samples.len() as f32).sqrt()
+    }
+
+    #[test]
+    fn channels_that_cancel_are_replaced_by_the_loudest() {
+        for (factor, cancels) in [(-1.0, true), (-0.98, true), (-0.5, false), (0.0, false)] {
+            let stereo = tone(16_000, 1.0).flat_map(|v| [v, factor * v]);
+            let (_dir, path) = wav(floats(16_000, 2), stereo);
+            let speech = Speech::open(&path).unwrap();
+            let want = if cancels { 1.0 } else { (1.0 + factor) / 2.0 };
+            let want: Vec<f32> = tone(16_000, 1.0).map(|v| v * want).collect();
+            assert!(golden::worst(&speech.samples, &want) < 1e-6, "{factor}");
+            let told = speech
+                .notices()
+                .iter()
+                .any(|n| n.contains("cancel each other"));
+            assert_eq!((told, speech.silent), (cancels, false), "{factor}");
+        }
+        // A voice in the centre of six channels, and no sound at all, cancel nothing.
+        for centre in [0.5, 0.0] {
+            let six = tone(16_000, 1.0).flat_map(|v| [0.0, 0.0, centre * v, 0.0, 0.0, 0.0]);
+            let (_dir, path) = wav(floats(16_000, 6), six);
+            let speech = Speech::open(&path).unwrap();
+            assert!(!speech.notices().iter().any(|n| n.contains("cancel")));
+        }
+    }
+
+    #[test]
+    fn one_channel_is_heard_where_it_is_asked_for() {
+        let (_dir, path) = wav(
+            floats(16_000, 2),
+            tone(16_000, 0.5).flat_map(|v| [v, v / 4.0]),
+        );
+        let level = |channels| level(&Speech::listen(&path, channels).unwrap().samples);
+        let [mix, left, right] = [Channels::Mix, Channels::Left, Channels::Right].map(level);
+        assert!((mix / left - 0.625).abs() < 1e-4 && (right / left - 0.25).abs() < 1e-4);
+        #[cfg(feature = "media")]
+        for (channels, wanted, value) in [
+            (Channels::Mix, 2, 1.0),
+            (Channels::Left, 1, 1.0),
+            (Channels::Right, 1, 0.25),
+        ] {
+            let mut track = Speech::listen(&path, channels).unwrap().track().unwrap();
+            assert_eq!(track.channels(), wanted);
+            let loudest = track.read(20_000).unwrap().into_iter().fold(0.0, f32::max);
+            assert!(
+                (loudest - value / 2.0).abs() < 1e-3,
+                "{channels:?}: {loudest}"
+            );
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "media")]
+    fn sound_above_full_scale_is_lowered_and_told() {
+        let (_dir, path) = wav(floats(48_000, 1), tone(48_000, 1.0).map(|v| 4.0 * v));
+        let speech = Speech::open(&path).unwrap();
+        let told = speech.notices().join("; ");
+        assert!(told.contains("by 6.0 dB at most"), "{told}");
+        let track = speech.track().unwrap().read(48_000).unwrap();
+        let want: Vec<f32> = tone(48_000, 1.0).map(|v| 2.0 * v).collect();
+        assert!(golden::worst(&track, &want) < 1e-5);
+        // Full scale itself is no fault.
+        let (_dir, path) = wav(floats(48_000, 1), tone(48_000, 1.0).map(|v| 2.0 * v));
+        let speech = Speech::open(&path).unwrap();
+        assert!(speech.notices().is_empty() && speech.facts.peak <= 1.0);
+    }
+
+    #[test]
+    #[cfg(feature = "media")]
+    fn a_recording_may_change_its_rate_and_channels() {
+        use crate::fixtures::encoded::Encoded;
+        let dir = tempfile::tempdir().unwrap();
+        let joined = dir.path().join("joined");
+        for (codec, ending, rates) in [
+            ("aac", "aac", [(48_000, 1), (24_000, 1)]),
+            ("libmp3lame", "mp3", [(48_000, 1), (48_000, 2)]),
+        ] {
+            let parts = rates.map(|(rate, channels)| {
+                let path = dir.path().join(format!("{rate}.{channels}.{ending}"));
+                let samples: Vec<f32> = tone(rate, 1.0).collect();
+                let sound = Encoded {
+                    codec,
+                    rate,
+                    samples: &samples,
+                    channels,
+                    begins: None,
+                };
+                sound.write(&path);
+                std::fs::read(path).unwrap()
+            });
+            std::fs::write(&joined, parts.concat()).unwrap();
+            let speech = Speech::open(&joined).unwrap();
+            assert!(
+                (speech.seconds() - 2.0).abs() < 0.2,
+                "{} s",
+                speech.seconds()
+            );
+            for at in [4_000, 20_000, 28_000] {
+                let level = level(&speech.samples[at..at + 3000]);
+                assert!((level - 0.3535).abs() < 0.03, "{ending} at {at}: {level}");
+            }
+            let told = speech.notices().join("; ");
+            assert!(told.contains("2 pieces"), "{told}");
+            let mut track = speech.track().unwrap();
+            let track_seconds = track.rate() as usize * track.channels();
+            let sound = track.read(2 * track.rate() as usize).unwrap();
+            for at in [track_seconds / 4, 7 * track_seconds / 4] {
+                let level = level(&sound[at..at + 9000]);
+                assert!((level - 0.3535).abs() < 0.03, "{ending}, track: {level}");
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "media")]
+    fn a_truncated_recording_is_used_and_told() {
+        use crate::fixtures::encoded::Encoded;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.mp3");
+        let samples: Vec<f32> = tone(48_000, 3.0).collect();
+        let sound = Encoded {
+            codec: "libmp3lame",
+            rate: 48_000,
+            samples: &samples,
+            channels: 1,
+            begins: None,
+        };
+        sound.write(&path);
+        assert_eq!(Speech::open(&path).unwrap().notices(), Vec::<String>::new());
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() * 2 / 3]).unwrap();
+        let speech = Speech::open(&path).unwrap();
+        assert!(
+            (speech.seconds() - 2.0).abs() < 0.1,
+            "{} s",
+            speech.seconds()
+        );
+        let told = speech.notices().join("; ");
+        assert!(told.contains("announces 3.0"), "{told}");
+    }
+
+    #[test]
+    fn a_wav_file_with_a_wrong_length_is_used_and_told() {
+        let (_dir, path) = wav(floats(16_000, 1), tone(16_000, 2.0));
+        let whole = std::fs::read(&path).unwrap();
+        assert!(Speech::open(&path).unwrap().notices().is_empty());
+        std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        let speech = Speech::open(&path).unwrap();
+        assert!((speech.seconds() - 1.0).abs() < 0.01);
+        let told = speech.notices().join("; ");
+        assert!(
+            told.contains("announces 2.00 s, the file has 1.00 s"),
+            "{told}"
+        );
+        let mut short = whole;
+        let at = short.windows(4).position(|w| w == b"data").unwrap() + 4;
+        short[at..at + 4].copy_from_slice(&32_000_u32.to_le_bytes());
+        std::fs::write(&path, &short).unwrap();
+        let speech = Speech::open(&path).unwrap();
+        let told = speech.notices().join("; ");
+        assert_eq!(speech.seconds(), 0.5);
+        assert!(
+            told.contains("0.50 s, which are used; 1.50 s follow"),
+            "{told}"
+        );
     }
 }

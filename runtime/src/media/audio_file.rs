@@ -12,10 +12,12 @@ use ffmpeg_next::format::context::Input;
 use ffmpeg_next::format::sample::Type;
 use ffmpeg_next::software::resampling::Context as Swr;
 use ffmpeg_next::{
-    ChannelLayout, Dictionary, Error, Packet, Rational, codec, decoder, frame, media,
+    ChannelLayout, Dictionary, Error, Packet, Rational, Stream, codec, decoder, ffi, frame, media,
 };
 
 use crate::media::ffmpeg::{self, OpenError};
+use crate::media::input_file::InputFileError;
+use crate::media::sound_file::SoundFile;
 use crate::numbers::timing::FPS;
 
 /// A reason why a file gives no usable sound.
@@ -47,23 +49,6 @@ pub enum AudioError {
     NoSamples {
         /// Path of the file.
         path: PathBuf,
-    },
-    /// The stream changes its format.
-    #[error(
-        "{path}: audio wants one format throughout, got {was_rate} Hz x {was_channels}, \
-         then {rate} Hz x {channels}"
-    )]
-    Changed {
-        /// Path of the file.
-        path: PathBuf,
-        /// Samples per second of the first chunk.
-        was_rate: u32,
-        /// Channels of the first chunk.
-        was_channels: usize,
-        /// Samples per second of a later chunk.
-        rate: u32,
-        /// Channels of the later chunk.
-        channels: usize,
     },
     /// A sample is infinite or not a number.
     #[error("{path}: audio wants finite samples, got {value} at {seconds:.3} s")]
@@ -103,25 +88,41 @@ pub enum AudioError {
 }
 
 impl AudioError {
-    /// Returns `Resources` where FFmpeg lacks its resampler, and `Input` otherwise.
+    /// Returns `Resources` where FFmpeg lacks its resampler or a disk is full, and `Input`
+    /// otherwise.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Open(error) => error.kind(),
             Self::Resample { .. } => ErrorKind::Resources,
             _ => ErrorKind::Input,
         }
     }
 }
 
+impl From<InputFileError> for AudioError {
+    fn from(error: InputFileError) -> Self {
+        Self::Open(error.into())
+    }
+}
+
 /// The best audio stream of a file, decoded while it is read.
+///
+/// Silence stands before a stream that begins later than the file, such as the sound of a video.
 pub(crate) struct AudioFile {
     path: PathBuf,
     input: Input,
     stream: usize,
     decoder: decoder::Audio,
     codec: &'static str,
-    shape: Option<(u32, usize)>,
     time_base: Rational,
-    samples: usize,
+    /// Seconds of sound by the header of the file.
+    announced: Option<f64>,
+    /// Seconds of sound so far.
+    seconds: f64,
+    /// The first chunk, which waits for the silence before it.
+    first: Option<Chunk>,
+    /// Samples of silence before the first chunk.
+    silence: usize,
     drained: bool,
 }
 
@@ -136,13 +137,37 @@ pub(crate) struct Chunk {
     layout: ChannelLayout,
 }
 
+impl Chunk {
+    /// Returns whether another chunk has the same rate and channels.
+    pub(crate) fn is_like(&self, rate: u32, channels: usize) -> bool {
+        (self.rate, self.channels) == (rate, channels)
+    }
+}
+
+/// Longest silence before a stream that begins later than its file, in seconds. Timestamps that
+/// ask for more are damaged.
+const LONGEST_SILENCE: f64 = 3600.0;
+/// Shortest such silence. Containers round times to a millisecond.
+const SHORTEST_SILENCE: f64 = 0.002;
+/// Samples of silence in one chunk.
+const SILENT_CHUNK: usize = 4096;
+
 impl AudioFile {
-    /// Opens the best audio stream of a file. The sound track of a video is one too.
+    /// Opens the best audio stream of a file.
     ///
     /// # Errors
-    /// A file that FFmpeg cannot open, that has no audio stream, or whose codec is unknown.
+    /// A file that cannot be opened, or as [`Self::of`].
+    #[cfg(test)]
     pub(crate) fn open(path: &Path) -> Result<Self, AudioError> {
-        let input = ffmpeg::open(path)?;
+        Self::of(&SoundFile::open(path)?)
+    }
+
+    /// Opens the best audio stream of an opened file. The sound track of a video is one too.
+    ///
+    /// # Errors
+    /// A file that FFmpeg does not recognise, that has no audio stream, or whose codec is unknown.
+    pub(crate) fn of(file: &SoundFile) -> Result<Self, AudioError> {
+        let (path, input) = (file.path(), ffmpeg::open_sound(file)?);
         let Some(stream) = input.streams().best(media::Type::Audio) else {
             return Err(AudioError::NoStream {
                 path: path.to_owned(),
@@ -162,16 +187,19 @@ impl AudioFile {
             .decoder();
         context.set_packet_time_base(time_base);
         let decoder = context.audio().map_err(decode)?;
+        let announced = announced_seconds(&input, &stream);
         Ok(Self {
             path: path.to_owned(),
-            input,
             stream: index,
             decoder,
             codec,
-            shape: None,
             time_base,
-            samples: 0,
+            announced,
+            seconds: 0.0,
+            first: None,
+            silence: 0,
             drained: false,
+            input,
         })
     }
 
@@ -180,22 +208,50 @@ impl AudioFile {
         self.codec
     }
 
+    /// Returns the seconds of sound that the file announces, where it does.
+    pub(crate) fn announced_seconds(&self) -> Option<f64> {
+        self.announced
+    }
+
     /// Decodes the next samples. Returns `None` at the end.
     ///
-    /// It skips a damaged packet, as players do.
+    /// It skips a damaged packet, as players do. Chunks may differ in rate and channels.
     ///
     /// # Errors
-    /// The rest of the file cannot be read, changes its format, or holds a value that is not
-    /// finite.
+    /// The rest of the file cannot be read, or holds a value that is not finite.
     pub(crate) fn next_chunk(&mut self) -> Result<Option<Chunk>, AudioError> {
+        if let Some(first) = &self.first {
+            let n = self.silence.min(SILENT_CHUNK);
+            self.silence -= n;
+            return Ok(match n {
+                0 => self.first.take(),
+                _ => Some(Chunk {
+                    samples: vec![0.0; n * first.channels],
+                    ..*first
+                }),
+            });
+        }
         let mut frame = frame::Audio::empty();
         loop {
             match self.decoder.receive_frame(&mut frame) {
-                Ok(()) => match self.chunk(&frame)? {
-                    chunk if chunk.samples.is_empty() => {}
-                    chunk => return Ok(Some(chunk)),
-                },
-                Err(Error::Eof) if self.samples == 0 => {
+                Ok(()) => {
+                    let begins = self.seconds == 0.0;
+                    let chunk = self.chunk(&frame)?;
+                    if chunk.samples.is_empty() {
+                        continue;
+                    }
+                    let silence = if begins {
+                        self.silence_before(&frame)
+                    } else {
+                        0
+                    };
+                    if silence > 0 {
+                        (self.silence, self.first) = (silence, Some(chunk));
+                        return self.next_chunk();
+                    }
+                    return Ok(Some(chunk));
+                }
+                Err(Error::Eof) if self.seconds == 0.0 => {
                     return Err(AudioError::NoSamples {
                         path: self.path.clone(),
                     });
@@ -243,29 +299,17 @@ impl AudioFile {
     /// Turns a frame into samples, without the encoder's lead-in.
     fn chunk(&mut self, frame: &frame::Audio) -> Result<Chunk, AudioError> {
         let (rate, channels) = (frame.rate(), usize::from(frame.channels()));
-        let (was_rate, was_channels) = *self.shape.get_or_insert((rate, channels));
-        let path = || self.path.clone();
-        if (was_rate, was_channels) != (rate, channels) || rate == 0 || channels == 0 {
-            return Err(AudioError::Changed {
-                path: path(),
-                was_rate,
-                was_channels,
-                rate,
-                channels,
-            });
-        }
-        let mut samples =
-            interleaved(frame).ok_or_else(|| self.decode_error(Error::PatchWelcome))?;
+        let samples = interleaved(frame).filter(|_| rate > 0 && channels > 0);
+        let mut samples = samples.ok_or_else(|| self.decode_error(Error::PatchWelcome))?;
         samples.drain(..channels * self.lead_in(frame));
         if let Some(at) = samples.iter().position(|v| !v.is_finite()) {
-            let seconds = (self.samples + at / channels) as f64 / f64::from(rate);
             return Err(AudioError::NotFinite {
-                path: path(),
+                path: self.path.clone(),
                 value: samples[at],
-                seconds,
+                seconds: self.seconds + (at / channels) as f64 / f64::from(rate),
             });
         }
-        self.samples += samples.len() / channels;
+        self.seconds += (samples.len() / channels) as f64 / f64::from(rate);
         Ok(Chunk {
             rate,
             channels,
@@ -281,6 +325,38 @@ impl AudioFile {
             * f64::from(frame.rate());
         frame.samples().min(before.round() as usize)
     }
+
+    /// Counts the samples of silence between the start of the file and the first frame.
+    fn silence_before(&self, frame: &frame::Audio) -> usize {
+        let begin = start_seconds(&self.input).unwrap_or(0.0).max(0.0);
+        let first = frame
+            .pts()
+            .map_or(0.0, |pts| pts as f64 * f64::from(self.time_base));
+        let silence = first - begin;
+        if (SHORTEST_SILENCE..LONGEST_SILENCE).contains(&silence) {
+            (silence * f64::from(frame.rate())).round() as usize
+        } else {
+            0
+        }
+    }
+}
+
+/// Returns the time of the earliest stream of a file, where it is known.
+fn start_seconds(input: &Input) -> Option<f64> {
+    #[expect(unsafe_code, reason = "the wrapper does not give the file's start")]
+    // SAFETY: the context is valid as long as `input` is.
+    let start = unsafe { (*input.as_ptr()).start_time };
+    (start != ffi::AV_NOPTS_VALUE).then(|| start as f64 / f64::from(ffi::AV_TIME_BASE))
+}
+
+/// Returns the seconds of a stream by the header of its file, or `None` where FFmpeg guesses.
+fn announced_seconds(input: &Input, stream: &Stream<'_>) -> Option<f64> {
+    use ffi::AVDurationEstimationMethod::AVFMT_DURATION_FROM_STREAM;
+    #[expect(unsafe_code, reason = "the wrapper does not give the method")]
+    // SAFETY: the context is valid as long as `input` is.
+    let method = unsafe { (*input.as_ptr()).duration_estimation_method };
+    let known = method == AVFMT_DURATION_FROM_STREAM && stream.duration() > 0;
+    known.then(|| stream.duration() as f64 * f64::from(stream.time_base()))
 }
 
 /// Returns the samples of a frame, `[n, channels]`, or `None` for an unknown format.
@@ -370,6 +446,9 @@ impl Resampler {
             options.set("resampler", "soxr");
             options.set("precision", "20");
         }
+        // Without this, channels of floats are added without a bound. FFmpeg's mix of integers has
+        // this one: the weights of an output add up to 1 at most.
+        options.set("rematrix_maxval", "1.0");
         let made = Swr::get_with(
             F32,
             from.layout,
@@ -444,15 +523,29 @@ const SLACK: usize = 4096;
 /// samples. At 16 kHz these last longer than a video frame, and not every player skips them.
 const TRACK_RATES: [u32; 2] = [48_000, 44_100];
 
+/// What the video takes of a recording's sound.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct TrackSound {
+    /// Channels of the track, 1 or 2.
+    pub(crate) channels: usize,
+    /// The only channel of the recording that is heard, or all.
+    pub(crate) only: Option<usize>,
+    /// Factor of every sample.
+    pub(crate) gain: f32,
+}
+
 /// The sound of the output video: the original recording, in mono or stereo.
 ///
 /// It keeps a rate of 44.1 or 48 kHz; any other becomes 48 kHz. It is read while the video grows,
-/// and silent after the end of the recording.
+/// and silent after the end of the recording. A recording that changes its format is converted
+/// piece by piece.
 pub struct AudioTrack {
     file: AudioFile,
+    path: PathBuf,
     rate: u32,
-    channels: usize,
-    resampler: Option<Resampler>,
+    sound: TrackSound,
+    /// Rate, channels and converter of the piece at hand.
+    piece: Option<(u32, usize, Option<Resampler>)>,
     ready: VecDeque<f32>,
     ended: bool,
 }
@@ -463,43 +556,41 @@ impl AudioTrack {
     /// # Errors
     /// The file cannot be opened or decoded, or FFmpeg cannot resample it.
     pub fn open(path: &Path) -> Result<Self, AudioError> {
-        let mut file = AudioFile::open(path)?;
-        let first = file.next_chunk()?.ok_or_else(|| AudioError::NoSamples {
-            path: path.to_owned(),
-        })?;
+        let file = SoundFile::open(path)?;
+        let first = AudioFile::of(&file)?.next_chunk()?;
+        let sound = TrackSound {
+            channels: first.map_or(1, |chunk| chunk.channels.min(2)),
+            only: None,
+            gain: 1.0,
+        };
+        Self::of(&file, sound)
+    }
+
+    /// Opens the track of an opened recording and decodes its beginning.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn of(source: &SoundFile, sound: TrackSound) -> Result<Self, AudioError> {
+        let path = source.path().to_owned();
+        let mut file = AudioFile::of(source)?;
+        let first = file
+            .next_chunk()?
+            .ok_or_else(|| AudioError::NoSamples { path: path.clone() })?;
         let rate = if TRACK_RATES.contains(&first.rate) {
             first.rate
         } else {
             TRACK_RATES[0]
         };
-        let channels = first.channels.min(2);
-        let from = Pcm {
-            rate: first.rate,
-            layout: layout_of(&first),
-        };
-        let to = Pcm {
-            rate,
-            layout: if channels == 1 {
-                ChannelLayout::MONO
-            } else {
-                ChannelLayout::STEREO
-            },
-        };
-        let same = rate == first.rate && channels == first.channels;
-        let resampler = if same {
-            None
-        } else {
-            Some(Resampler::new(path, from, to)?)
-        };
         let mut track = Self {
             file,
+            path,
             rate,
-            channels,
-            resampler,
+            sound,
+            piece: None,
             ready: VecDeque::new(),
             ended: false,
         };
-        track.take(&first.samples)?;
+        track.take(first)?;
         Ok(track)
     }
 
@@ -510,7 +601,7 @@ impl AudioTrack {
 
     /// Returns the number of channels, 1 or 2.
     pub fn channels(&self) -> usize {
-        self.channels
+        self.sound.channels
     }
 
     /// Counts the samples per channel of `frames` of video. The count is exact for every rate.
@@ -531,17 +622,13 @@ impl AudioTrack {
     /// # Errors
     /// The rest of the file cannot be decoded or resampled.
     pub fn read(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
-        let wanted = n * self.channels;
+        let wanted = n * self.channels();
         while self.ready.len() < wanted && !self.ended {
             match self.file.next_chunk()? {
-                Some(chunk) => self.take(&chunk.samples)?,
+                Some(chunk) => self.take(chunk)?,
                 None => {
                     self.ended = true;
-                    let mut rest = Vec::new();
-                    self.resampler
-                        .as_mut()
-                        .map_or(Ok(()), |r| r.finish(&mut rest))?;
-                    self.ready.extend(rest);
+                    self.finish_piece()?;
                 }
             }
         }
@@ -551,17 +638,87 @@ impl AudioTrack {
         Ok(out)
     }
 
-    /// Appends samples of the file to those that are ready, resampled where needed.
-    fn take(&mut self, samples: &[f32]) -> Result<(), AudioError> {
-        match &mut self.resampler {
-            None => self.ready.extend(samples),
-            Some(resampler) => {
+    /// Appends samples of the file to those that are ready, converted where needed.
+    fn take(&mut self, mut chunk: Chunk) -> Result<(), AudioError> {
+        if let Some(only) = self.sound.only {
+            chunk = chunk.channel(only);
+        }
+        if self.sound.channels == 2 && chunk.channels == 1 {
+            // FFmpeg would lower the sound by 3 dB here.
+            chunk = chunk.doubled();
+        }
+        let gain = self.sound.gain;
+        if gain != 1.0 {
+            chunk.samples.iter_mut().for_each(|v| *v *= gain);
+        }
+        let same = |piece: &(u32, usize, _)| chunk.is_like(piece.0, piece.1);
+        if !self.piece.as_ref().is_some_and(same) {
+            self.finish_piece()?;
+            self.begin_piece(&chunk)?;
+        }
+        match &mut self.piece {
+            Some((_, _, Some(resampler))) => {
                 let mut out = Vec::new();
-                resampler.push(samples, &mut out)?;
+                resampler.push(&chunk.samples, &mut out)?;
                 self.ready.extend(out);
             }
+            _ => self.ready.extend(&chunk.samples),
         }
         Ok(())
+    }
+
+    /// Prepares the conversion of a piece that begins with `chunk`.
+    fn begin_piece(&mut self, chunk: &Chunk) -> Result<(), AudioError> {
+        let from = Pcm {
+            rate: chunk.rate,
+            layout: layout_of(chunk),
+        };
+        let to = Pcm {
+            rate: self.rate,
+            layout: if self.channels() == 1 {
+                ChannelLayout::MONO
+            } else {
+                ChannelLayout::STEREO
+            },
+        };
+        let same = chunk.is_like(self.rate, self.channels());
+        let resampler = (!same).then(|| Resampler::new(&self.path, from, to));
+        self.piece = Some((chunk.rate, chunk.channels, resampler.transpose()?));
+        Ok(())
+    }
+
+    /// Appends the samples that the converter of the piece still holds.
+    fn finish_piece(&mut self) -> Result<(), AudioError> {
+        if let Some((_, _, Some(mut resampler))) = self.piece.take() {
+            let mut rest = Vec::new();
+            resampler.finish(&mut rest)?;
+            self.ready.extend(rest);
+        }
+        Ok(())
+    }
+}
+
+impl Chunk {
+    /// Keeps one channel, or the last one where there are fewer.
+    fn channel(self, channel: usize) -> Self {
+        let at = channel.min(self.channels - 1);
+        let samples = self.samples.into_iter().skip(at).step_by(self.channels);
+        Self {
+            rate: self.rate,
+            channels: 1,
+            samples: samples.collect(),
+            layout: ChannelLayout::MONO,
+        }
+    }
+
+    /// Gives mono samples to two channels.
+    fn doubled(self) -> Self {
+        Self {
+            rate: self.rate,
+            channels: 2,
+            samples: self.samples.into_iter().flat_map(|v| [v, v]).collect(),
+            layout: ChannelLayout::STEREO,
+        }
     }
 }
 
@@ -578,6 +735,7 @@ fn layout_of(chunk: &Chunk) -> ChannelLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::encoded::Encoded;
     use crate::fixtures::sound::{floats, tone, wav};
 
     #[test]
@@ -630,6 +788,103 @@ mod tests {
                     .iter()
                     .all(|v| v.abs() < 1e-3)
             );
+        }
+    }
+
+    /// Returns the largest absolute value of half a second of a track.
+    fn peak(track: &mut AudioTrack) -> f32 {
+        let half = track.read(track.rate() as usize / 2).unwrap();
+        half.iter().fold(0.0, |peak, v| v.abs().max(peak))
+    }
+
+    #[test]
+    fn six_channels_at_full_scale_do_not_exceed_it_when_mixed() {
+        let (_dir, path) = wav(
+            floats(48_000, 6),
+            tone(48_000, 0.5).flat_map(|v| [2.0 * v; 6]),
+        );
+        let mut track = AudioTrack::open(&path).unwrap();
+        let peak = peak(&mut track);
+        assert!((0.98..=1.0).contains(&peak), "{peak}");
+        // The centre alone has the weight that FFmpeg's mix of integers gives it: 0.2929.
+        let centre = |v: f32| [0.0, 0.0, v, 0.0, 0.0, 0.0];
+        let (_dir, path) = wav(
+            floats(48_000, 6),
+            tone(48_000, 0.5).flat_map(|v| centre(2.0 * v)),
+        );
+        let peak = super::tests::peak(&mut AudioTrack::open(&path).unwrap());
+        assert!((peak - 0.2929).abs() < 1e-3, "{peak}");
+    }
+
+    #[test]
+    fn a_mono_piece_of_a_stereo_track_keeps_its_level() {
+        let (_dir, path) = wav(floats(48_000, 1), tone(48_000, 0.5));
+        let sound = TrackSound {
+            channels: 2,
+            only: None,
+            gain: 0.5,
+        };
+        let mut track = AudioTrack::of(&SoundFile::open(&path).unwrap(), sound).unwrap();
+        assert!(track.channels() == 2 && (peak(&mut track) - 0.25).abs() < 1e-4);
+    }
+
+    #[test]
+    fn sound_that_begins_after_its_picture_has_silence_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let samples: Vec<f32> = tone(48_000, 0.5).collect();
+        for (name, begins, wanted) in [
+            ("late.mkv", Some(0.4), 0.4),
+            ("late.mp4", Some(0.4), 0.4),
+            ("together.mp4", Some(0.0), 0.0),
+            ("alone.m4a", None, 0.0),
+        ] {
+            let path = dir.path().join(name);
+            let sound = Encoded {
+                codec: "aac",
+                rate: 48_000,
+                samples: &samples,
+                channels: 1,
+                begins,
+            };
+            sound.write(&path);
+            let mut file = AudioFile::open(&path).unwrap();
+            let mut heard = Vec::new();
+            while let Some(chunk) = file.next_chunk().unwrap() {
+                heard.extend(chunk.samples);
+            }
+            let first = heard.iter().position(|v| v.abs() > 0.1).unwrap();
+            let first = first as f64 / 48_000.0;
+            assert!((first - wanted).abs() < 0.023, "{name}: {first} s");
+        }
+    }
+
+    #[test]
+    fn a_file_that_names_files_opens_none() {
+        let (dir, path) = wav(floats(48_000, 1), tone(48_000, 0.5));
+        for (name, text) in [
+            (
+                "list.ffconcat",
+                "ffconcat version 1.0\nfile a.wav\n".to_owned(),
+            ),
+            ("list.txt", format!("file '{}'\n", path.display())),
+            ("list.m3u", format!("{}\n", path.display())),
+            (
+                "list.m3u8",
+                "#EXTM3U\n#EXTINF:1,\na.wav\n#EXT-X-ENDLIST\n".to_owned(),
+            ),
+            ("list.pls", "[playlist]\nFile1=a.wav\n".to_owned()),
+            (
+                "list.mpd",
+                "<?xml version=\"1.0\"?>\n<MPD></MPD>\n".to_owned(),
+            ),
+        ] {
+            let list = dir.path().join(name);
+            std::fs::write(&list, text).unwrap();
+            let error = AudioFile::open(&list).err().expect(name).to_string();
+            assert!(error.contains("wants a media file, got a"), "{error}");
+            // FFmpeg by itself opens none of the named files either.
+            let sound = |input: Input| input.streams().best(media::Type::Audio).is_some();
+            assert!(!ffmpeg::open(&list).is_ok_and(sound), "{name}");
         }
     }
 }

@@ -3,6 +3,7 @@
 //! FFmpeg recognises a file by its content and reads it from a file handle. So neither a name with
 //! a colon nor a playlist inside the file can make the demuxer open anything else.
 
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -12,6 +13,7 @@ use ffmpeg_next::util::log;
 use ffmpeg_next::{Dictionary, Error, format};
 
 use crate::media::input_file::{self, InputFileError};
+use crate::media::sound_file::SoundFile;
 
 /// A reason why a media file cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -30,9 +32,12 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Returns `Input`: the user can name another file.
+    /// Returns the kind of the file's error, or `Input`: the user can name another file.
     pub fn kind(&self) -> ErrorKind {
-        ErrorKind::Input
+        match self {
+            Self::File(error) => error.kind(),
+            Self::Container { .. } => ErrorKind::Input,
+        }
     }
 }
 
@@ -54,7 +59,19 @@ pub(crate) fn start() -> Result<(), Error> {
 /// # Errors
 /// A file that cannot be opened, is empty, or has a content that FFmpeg does not recognise.
 pub(crate) fn open(path: &Path) -> Result<Input, OpenError> {
-    let file = input_file::open(path)?;
+    demux(path, input_file::open(path)?)
+}
+
+/// Opens a sound file for reading.
+///
+/// # Errors
+/// A content that FFmpeg does not recognise.
+pub(crate) fn open_sound(file: &SoundFile) -> Result<Input, OpenError> {
+    demux(file.path(), file.reader())
+}
+
+/// Recognises the content of a file, which can open no other file and no network.
+fn demux(path: &Path, file: impl Read + Seek + Send + 'static) -> Result<Input, OpenError> {
     let demux = || {
         start()?;
         let mut options = Dictionary::new();

@@ -3,14 +3,15 @@
 //! The samples are bit for bit those that FFmpeg gives for the same file. A build with the feature
 //! `media` compiles this file for its tests only, which compare the two.
 
-use std::fs::File;
-use std::io::{self, BufReader, Seek};
+use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
 use engines::error_kind::ErrorKind;
 use hound::{SampleFormat, WavReader, WavSpec};
 
-use crate::media::input_file::{self, InputFileError};
+use crate::media::input_file::InputFileError;
+use crate::media::sound_file::{Reader, SoundFile};
+use crate::media::wav_header::WavHeader;
 
 /// Samples per channel of one chunk.
 const CHUNK: usize = 4096;
@@ -56,16 +57,6 @@ pub enum WavError {
         /// Path of the file.
         path: PathBuf,
     },
-    /// The file ends before its samples do.
-    #[error("{path}: WAV data wants {wanted} samples by its header, the file ends after {got}")]
-    Truncated {
-        /// Path of the file.
-        path: PathBuf,
-        /// Samples of all channels by the header.
-        wanted: u32,
-        /// Samples of all channels in the file.
-        got: u32,
-    },
     /// The file has a header and no sample.
     #[error("{path}: WAV data wants at least 1 sample, got none")]
     NoSamples {
@@ -88,6 +79,7 @@ impl WavError {
     /// Returns `Resources` where another build would read the file, and `Input` otherwise.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Open(error) => error.kind(),
             Self::Samples { .. } => ErrorKind::Resources,
             _ => ErrorKind::Input,
         }
@@ -97,39 +89,39 @@ impl WavError {
 /// A WAV file, decoded while it is read.
 pub(crate) struct WavFile {
     path: PathBuf,
-    reader: WavReader<BufReader<File>>,
+    reader: WavReader<BufReader<Reader>>,
     codec: &'static str,
     /// Samples of all channels that were read.
     read: u32,
 }
 
 impl WavFile {
-    /// Opens a file and reads its header.
+    /// Reads the header of an opened file.
     ///
     /// # Errors
-    /// A file that cannot be opened, is no WAV file, or whose samples `hound` does not decode.
-    pub(crate) fn open(path: &Path) -> Result<Self, WavError> {
-        let mut file = BufReader::new(input_file::open(path)?);
-        let failed = |error| failure(path, error);
-        let (spec, stored_bits) = layout(&mut file).map_err(failed)?;
-        let fits = |bits| bits == u64::from(spec.bits_per_sample);
-        let codec = codec(spec).filter(|_| stored_bits.is_none_or(fits));
-        let codec = codec.ok_or_else(|| {
-            let stored = stored_bits.map(|n| format!(", stored in {n} bits"));
-            let (bits, format) = (spec.bits_per_sample, spec.sample_format);
-            WavError::Samples {
-                path: path.to_owned(),
-                got: format!("{bits} bits of {format:?}{}", stored.unwrap_or_default()),
-            }
+    /// A file that is no WAV file, or whose samples `hound` does not decode.
+    pub(crate) fn of(file: &SoundFile) -> Result<Self, WavError> {
+        let path = file.path().to_owned();
+        let failed = |error| failure(file.path(), error);
+        let reader = WavReader::new(BufReader::new(file.reader())).map_err(failed)?;
+        let spec = reader.spec();
+        // `hound` would read the low bits of a wide container, which are not the sample.
+        let bits = spec.bits_per_sample;
+        let stored = file.wav().map_or(bits, WavHeader::container_bits);
+        let codec = codec(spec).filter(|_| stored == bits);
+        let codec = codec.ok_or_else(|| WavError::Samples {
+            path: path.clone(),
+            got: format!(
+                "{bits} bits of {:?}, stored in {stored} bits",
+                spec.sample_format
+            ),
         })?;
         if spec.sample_rate == 0 {
-            return Err(WavError::Rate {
-                path: path.to_owned(),
-            });
+            return Err(WavError::Rate { path });
         }
         Ok(Self {
-            path: path.to_owned(),
-            reader: WavReader::new(file).map_err(failed)?,
+            path,
+            reader,
             codec,
             read: 0,
         })
@@ -153,7 +145,7 @@ impl WavFile {
     /// Reads the next samples, `[n, channels]` interleaved. Returns `None` at the end.
     ///
     /// # Errors
-    /// A file that ends too early, has no sample, or holds a value that is not finite.
+    /// A file that cannot be read, has no sample, or holds a value that is not finite.
     pub(crate) fn next_chunk(&mut self) -> Result<Option<Vec<f32>>, WavError> {
         let wanted = CHUNK * self.channels();
         let WavSpec {
@@ -173,7 +165,7 @@ impl WavFile {
         };
         let before = self.read;
         self.read += samples.len() as u32;
-        filled.map_err(|error| self.read_failure(error))?;
+        filled.map_err(|error| failure(&self.path, error))?;
         self.check_finite(&samples, before)?;
         match samples.is_empty() {
             false => Ok(Some(samples)),
@@ -196,18 +188,6 @@ impl WavFile {
             seconds: frame as f64 / f64::from(self.rate()),
         })
     }
-
-    /// Turns `hound`'s end of file, which has no kind of its own, into a truncated file.
-    fn read_failure(&self, error: hound::Error) -> WavError {
-        match error {
-            hound::Error::IoError(e) if e.raw_os_error().is_none() => WavError::Truncated {
-                path: self.path.clone(),
-                wanted: self.reader.len(),
-                got: self.read,
-            },
-            error => failure(&self.path, error),
-        }
-    }
 }
 
 /// Appends samples up to the first failure.
@@ -219,24 +199,6 @@ fn fill(
         samples.push(sample?);
     }
     Ok(())
-}
-
-/// Reads the header and the bits that the first sample takes in the file. Rewinds the file.
-///
-/// `hound` does not tell the width of a container, and it reads the low bits of a wide one. The
-/// format keeps the sample in the high bits, so such a file must be refused.
-fn layout(file: &mut BufReader<File>) -> hound::Result<(WavSpec, Option<u64>)> {
-    let spec = WavReader::new(&mut *file)?.spec();
-    let begin = file.stream_position()?;
-    file.rewind()?;
-    let mut reader = WavReader::new(&mut *file)?;
-    let first = match spec.sample_format {
-        SampleFormat::Float => reader.samples::<f32>().next().map(|v| v.is_ok()),
-        SampleFormat::Int => reader.samples::<i32>().next().map(|v| v.is_ok()),
-    };
-    let end = file.stream_position()?;
-    file.rewind()?;
-    Ok((spec, (first == Some(true)).then_some(8 * (end - begin))))
 }
 
 /// Returns FFmpeg's name of a codec that `hound` decodes as FFmpeg does.
@@ -279,7 +241,7 @@ mod tests {
     use crate::fixtures::sound::{floats, integers, tone, wav};
 
     fn read(path: &Path) -> Result<Vec<f32>, WavError> {
-        let mut file = WavFile::open(path)?;
+        let mut file = WavFile::of(&SoundFile::open(path)?)?;
         let mut samples = Vec::new();
         while let Some(chunk) = file.next_chunk()? {
             samples.extend(chunk);
@@ -309,7 +271,7 @@ mod tests {
             for channels in [1, 2, 6] {
                 let stored = stored(bits, channels);
                 let (_dir, path) = wav(integers(16_000, channels, bits), stored.iter().copied());
-                let file = WavFile::open(&path).unwrap();
+                let file = WavFile::of(&SoundFile::open(&path).unwrap()).unwrap();
                 assert_eq!(
                     (file.codec(), file.rate(), file.channels()),
                     (name, 16_000, usize::from(channels))
@@ -341,7 +303,7 @@ mod tests {
                 shape = Some((file.codec(), chunk.rate, chunk.channels));
                 want.extend(chunk.samples.into_iter().map(f32::to_bits));
             }
-            let ours = WavFile::open(path).unwrap();
+            let ours = WavFile::of(&SoundFile::open(path).unwrap()).unwrap();
             assert_eq!(
                 Some((ours.codec(), ours.rate(), ours.channels())),
                 shape,
@@ -391,13 +353,9 @@ mod tests {
         };
         let input = ErrorKind::Input;
         says(b"", input, "the file is empty");
-        says(b"hello, this is no sound", input, "wants a WAV file, ");
+        says(b"hello, this is no sound", input, "got a text file");
+        says(b"fLaC\0\0\0\x22", input, "wants a WAV file, ");
         says(&good[..30], input, "the file ends in its header");
-        says(
-            &good[..good.len() - 1],
-            input,
-            "wants 8392 samples by its header, the file ends after 8391",
-        );
         says(
             &with(40, &[0; 4])[..44],
             input,
@@ -417,38 +375,53 @@ mod tests {
             "finite samples, got NaN at 0.500 s",
         );
         assert!(matches!(
-            WavFile::open(dir.path()),
-            Err(WavError::Open(InputFileError::Folder { .. }))
+            SoundFile::open(dir.path()),
+            Err(InputFileError::Folder { .. })
         ));
     }
 
-    #[test]
-    fn samples_narrower_than_their_container_are_refused() {
-        let mut by_hand = b"RIFF\x40\0\0\0WAVEfmt \x28\0\0\0\xfe\xff\x01\0".to_vec();
-        by_hand.extend([16_000_u32, 64_000].map(u32::to_le_bytes).concat());
+    /// Makes a file of one sample, -2^22 of 24 bits, in the high bits of 32.
+    fn narrow() -> Vec<u8> {
+        let mut file = b"RIFF\x40\0\0\0WAVEfmt \x28\0\0\0\xfe\xff\x01\0".to_vec();
+        file.extend([16_000_u32, 64_000].map(u32::to_le_bytes).concat());
         // Bytes of a frame, bits of the container, length of the extension, valid bits.
-        by_hand.extend([4_u16, 32, 22, 24].map(u16::to_le_bytes).concat());
-        by_hand.extend(b"\0\0\0\0\x01\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71");
-        by_hand.extend(b"data\x04\0\0\0\0\0\0\x40");
-        let spec = hound::WavSpecEx {
-            spec: integers(16_000, 1, 24),
-            bytes_per_sample: 4,
-        };
-        let mut by_hound = std::io::Cursor::new(Vec::new());
-        let mut writer = hound::WavWriter::new_with_spec_ex(&mut by_hound, spec).unwrap();
-        writer.write_sample(1 << 22).unwrap();
-        writer.finalize().unwrap();
+        file.extend([4_u16, 32, 22, 24].map(u16::to_le_bytes).concat());
+        file.extend(b"\0\0\0\0\x01\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71");
+        file.extend(b"data\x04\0\0\0");
+        file.extend((-(1_i32 << 22) << 8).to_le_bytes());
+        file
+    }
+
+    #[test]
+    fn samples_narrower_than_their_container_are_its_high_bits() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("wide.wav");
-        for bytes in [by_hand, by_hound.into_inner()] {
-            std::fs::write(&path, bytes).unwrap();
-            let error = read(&path).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Resources);
-            let text = error.to_string();
-            assert!(
-                text.contains("got 24 bits of Int, stored in 32 bits;"),
-                "{text}"
-            );
-        }
+        let path = dir.path().join("narrow.wav");
+        std::fs::write(&path, narrow()).unwrap();
+        assert_eq!(read(&path).unwrap(), [-0.5]);
+    }
+
+    #[test]
+    #[cfg(feature = "media")]
+    fn ffmpeg_reads_samples_narrower_than_their_container_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("narrow.wav");
+        std::fs::write(&path, narrow()).unwrap();
+        let mut file = crate::media::audio_file::AudioFile::open(&path).unwrap();
+        assert_eq!(file.next_chunk().unwrap().unwrap().samples, [-0.5]);
+    }
+
+    #[test]
+    fn a_file_is_read_as_far_as_it_goes() {
+        let (dir, good) = wav(integers(16_000, 2, 16), stored(16, 2));
+        let good = std::fs::read(good).unwrap();
+        let path = dir.path().join("short.wav");
+        std::fs::write(&path, &good[..good.len() - 1]).unwrap();
+        let whole = stored(16, 2).len();
+        assert_eq!(read(&path).unwrap().len(), whole - 2);
+        // A program that writes into a pipe does not know the length.
+        let mut streamed = good;
+        streamed[40..44].fill(0xff);
+        std::fs::write(&path, streamed).unwrap();
+        assert_eq!(read(&path).unwrap().len(), whole);
     }
 }

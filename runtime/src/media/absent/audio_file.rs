@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use engines::error_kind::ErrorKind;
 
+use crate::media::input_file::InputFileError;
+use crate::media::sound_file::SoundFile;
 use crate::media::wav::{WavError, WavFile};
 
 /// A reason why a sound file cannot be used.
@@ -71,13 +73,31 @@ pub(crate) struct Chunk {
     pub samples: Vec<f32>,
 }
 
+impl Chunk {
+    /// Returns whether another chunk has the same rate and channels.
+    pub(crate) fn is_like(&self, rate: u32, channels: usize) -> bool {
+        (self.rate, self.channels) == (rate, channels)
+    }
+}
+
+impl From<InputFileError> for AudioError {
+    fn from(error: InputFileError) -> Self {
+        Self::Wav(error.into())
+    }
+}
+
 impl AudioFile {
     /// Opens a WAV file.
     ///
     /// # Errors
     /// A file that cannot be opened or is no WAV file that this build reads.
-    pub(crate) fn open(path: &Path) -> Result<Self, AudioError> {
-        Ok(Self(WavFile::open(path)?))
+    pub(crate) fn of(file: &SoundFile) -> Result<Self, AudioError> {
+        Ok(Self(WavFile::of(file)?))
+    }
+
+    /// Returns `None`: the header of a WAV file tells its length.
+    pub(crate) fn announced_seconds(&self) -> Option<f64> {
+        None
     }
 
     /// Returns FFmpeg's name of the codec.
@@ -88,7 +108,7 @@ impl AudioFile {
     /// Reads the next samples. Returns `None` at the end.
     ///
     /// # Errors
-    /// A file that ends too early, has no sample, or holds a value that is not finite.
+    /// A file that cannot be read, has no sample, or holds a value that is not finite.
     pub(crate) fn next_chunk(&mut self) -> Result<Option<Chunk>, AudioError> {
         let samples = self.0.next_chunk()?;
         Ok(samples.map(|samples| Chunk {
@@ -139,6 +159,17 @@ impl Resampler {
     }
 }
 
+/// What the video takes of a recording's sound.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct TrackSound {
+    /// Channels of the track, 1 or 2.
+    pub(crate) channels: usize,
+    /// The only channel of the recording that is heard, or all.
+    pub(crate) only: Option<usize>,
+    /// Factor of every sample.
+    pub(crate) gain: f32,
+}
+
 /// A stand-in for the sound of the output video. This build writes no video.
 pub struct AudioTrack(Infallible);
 
@@ -151,6 +182,14 @@ impl AudioTrack {
         Err(AudioError::NoMedia {
             path: path.to_owned(),
         })
+    }
+
+    /// Refuses to open a recording for a video.
+    ///
+    /// # Errors
+    /// Always [`AudioError::NoMedia`].
+    pub(crate) fn of(source: &SoundFile, _sound: TrackSound) -> Result<Self, AudioError> {
+        Self::open(source.path())
     }
 
     /// Is never called, because no track exists.
