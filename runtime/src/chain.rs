@@ -7,6 +7,7 @@ pub(crate) mod encoders;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod executor;
+pub(crate) mod hearing;
 pub(crate) mod host_session;
 pub(crate) mod job;
 pub(crate) mod kept;

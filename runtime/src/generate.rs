@@ -26,6 +26,7 @@ use crate::chain::encoders;
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
 use crate::chain::executor;
+use crate::chain::hearing;
 use crate::chain::job::Job;
 use crate::chain::source::{ClipSource, Noise};
 use crate::chain::vae::Encoder;
@@ -36,7 +37,6 @@ use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{FPS, Length};
 use crate::placement::footprints::Workload;
 use crate::placement::queues::FINISHED_WAITING;
-use crate::placement::speech_chunk::SpeechChunk;
 use engine::Loaded;
 use output::Output;
 
@@ -170,7 +170,7 @@ impl<'a> Video<'a> {
             geometry: &self.geometry,
             swaps: request.mode.swaps() && self.prepared.length.clips > 1,
             encodes_motion: request.mode.encodes_motion(),
-            speech_frames: self.heard().frames(),
+            speech_frames: self.heard().most_frames(),
         }
     }
 
@@ -233,14 +233,9 @@ impl<'a> Video<'a> {
         let context = encoders::encode_text(backend, loading, &self.prepared.prompt.ids)?;
         let text = encoders::embed_text(backend, loading, &config.dit, &context)?;
         self.begin(Phase::EncodingSpeech)?;
-        let states = encoders::encode_speech(
-            backend,
-            loading,
-            &config.speech,
-            &self.heard().all(),
-            SpeechChunk::default(),
-        )?;
-        let features = encoders::audio_features(&states)?;
+        let (heard, speech) = (self.heard(), &config.speech);
+        let windows = heard.windows();
+        let features = hearing::encode_windows(backend, loading, speech, &heard, &windows)?;
         self.begin(Phase::EncodingPicture)?;
         let mut encoder = Encoder::load(backend, loading, &config.vae)?;
         let picture = &self.prepared.framing.pixels;

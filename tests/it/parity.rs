@@ -13,6 +13,7 @@ use runtime::chain::encode_speech;
 use runtime::chain::{Cancel, Silent};
 use runtime::checks::{Report, Request, Subject, run};
 use runtime::placement::SpeechChunk;
+use tests::files::voice;
 use tests::golden::{Golden, LORA_SCALE, bf16_models, models, open};
 use tests::program::{Finished, Program, Transcript};
 
@@ -121,6 +122,88 @@ fn speech_in_chunks_is_speech_as_a_whole() {
     let differences = whole.as_slice::<f32>().iter().zip(parts.as_slice::<f32>());
     let worst = differences.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst <= 2e-5, "worst difference {worst}");
+}
+
+/// Returns two minutes of a voice whose loudness and noise change without a period.
+fn long_voice() -> Vec<f32> {
+    let mut state = 1_u32;
+    let mut noise = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / 8_388_608.0 - 1.0
+    };
+    let mut loudness = 0.0;
+    let voice = voice(120.0).into_iter().enumerate().map(|(i, v)| {
+        if i % 3_200 == 0 {
+            loudness = noise().abs();
+        }
+        4.0 * loudness * (v + 0.02 * noise())
+    });
+    voice.collect()
+}
+
+/// The figures of docs/measured.md: hidden states of a window beside those of the whole recording.
+#[test]
+#[ignore = "measures: cargo test -p tests --test it speech_in_windows -- --ignored --nocapture"]
+fn speech_in_windows_differs_from_speech_as_a_whole() {
+    const FRAMES: usize = 1000;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (ckpt, small) = (at("ckpt"), at("models"));
+    let synth = ["synth", "--preset", "small", "--out", &ckpt];
+    Program::Export.run(synth).ok();
+    let base = format!("{ckpt}/Wan2.2-S2V-14B");
+    let lora = format!("{ckpt}/LiveAvatar/liveavatar.safetensors");
+    let export = [
+        "onnx",
+        "--ckpt_dir",
+        &base,
+        "--lora",
+        &lora,
+        "--out",
+        &small,
+    ];
+    Program::Export.run(export).ok();
+    let samples = long_voice();
+    for (name, models) in [("golden", models()), ("small", Path::new(&small))] {
+        let backend = open(models);
+        let config = &backend.models().config().speech;
+        let encode = |samples: &[f32]| {
+            let begun = std::time::Instant::now();
+            let chunk = SpeechChunk::default();
+            let states = encode_speech(&backend, &plain(), config, samples, chunk).unwrap();
+            (states, begun.elapsed().as_secs_f64())
+        };
+        let (whole, seconds) = encode(&samples);
+        println!("{name}: whole, 120 s of sound in {seconds:.2} s");
+        for (start, context) in [0, 2000]
+            .into_iter()
+            .flat_map(|s| [64, 250, 500, 1000, 1500].map(|context| (s, context)))
+        {
+            let first = start.max(context) - context;
+            let end = start + FRAMES + context;
+            let (part, seconds) = encode(&samples[320 * first..320 * (end - 1) + 400]);
+            let (mut differences, mut energies, mut worst) = (0.0, 0.0, 0_f32);
+            for layer in 0..=config.layers {
+                let of = |states: &engines::tensor::Tensor, from: usize| {
+                    let row = (layer * states.shape()[1] + from) * config.dim;
+                    states.as_slice::<f32>()[row..row + FRAMES * config.dim].to_vec()
+                };
+                let (a, b) = (of(&whole, start), of(&part, start - first));
+                for (a, b) in a.into_iter().zip(b) {
+                    differences += f64::from(a - b).powi(2);
+                    energies += f64::from(a).powi(2);
+                    worst = worst.max((a - b).abs());
+                }
+            }
+            println!(
+                "{name}: 20 s from {} s, context {} s: difference {:.5} of the RMS, worst \
+                 {worst:.4}; {seconds:.2} s",
+                start / 50,
+                context as f64 / 50.0,
+                (differences / energies).sqrt()
+            );
+        }
+    }
 }
 
 /// The checks can fail: they notice one disturbed weight in each component.

@@ -538,6 +538,26 @@ fn a_longer_video_needs_no_more_memory() {
     assert!(long.1 < short.1 + 8_000_000, "{short:?} {long:?}");
 }
 
+#[test]
+fn a_clip_of_a_longer_recording_needs_no_more_memory() {
+    let run = Run::new();
+    let peak = |seconds: f32| {
+        let audio = run.path(&format!("{seconds}.wav"));
+        fs::write(&audio, wav(&voice(seconds), Samples::Integer)).unwrap();
+        let out = run.path(&format!("{seconds}.mp4"));
+        let flags = ["--json", "--num_clip", "1", "--infer_frames", "12"];
+        let finished = Finished::from(line(&out, &audio, 2, &flags).output().unwrap()).ok();
+        let last = events(&finished).pop().unwrap();
+        assert_eq!(last["frames"], 9);
+        last["peak_memory_bytes"].as_u64().unwrap()
+    };
+    // Both are longer than a window. The whole recording of the second has 38 MB of samples, and
+    // its hidden states would take 48 MB.
+    let (short, long) = (peak(100.0), peak(600.0));
+    println!("peak memory: 100 s {short} bytes, 600 s {long} bytes");
+    assert!(long < short + 8_000_000, "{short} {long}");
+}
+
 /// Starts a run of one minute, and stops it by Ctrl-C once `ready` holds for a line of its events.
 fn interrupted(run: &Run, ready: impl Fn(&serde_json::Value) -> bool) -> Finished {
     let audio = run.dir.path().join("speech.wav");

@@ -10,7 +10,7 @@ use crate::chain::events::{Event, Observer, Phase};
 use crate::generate::error::GenerateError;
 use crate::generate::request::{ClaimedRequest, Clips, Request};
 use crate::inputs::framing::Framing;
-use crate::inputs::heard::Heard;
+use crate::inputs::heard::{self, Heard};
 use crate::inputs::prompt::{Prompt, Prompter};
 use crate::inputs::speech::Speech;
 use crate::media::picture::{Coverage, Fit, Picture};
@@ -72,7 +72,14 @@ impl Prepared {
         let geometry = Geometry::new(&models.config().dit, framing.size, request.infer_frames)?;
         schedule::sigmas(request.steps)?;
         let prompt = Prompter::open(&models.tokenizer())?.encode(&request.prompt)?;
-        let speech = Speech::listen(&request.audio, request.channels)?;
+        let most = match request.clips {
+            Clips::Auto => usize::MAX,
+            Clips::AtMost(n) => {
+                let frames = n.saturating_mul(geometry.clip_video_frames());
+                heard::most_samples(request.timing, frames)
+            }
+        };
+        let speech = Speech::listen(&request.audio, request.channels, most)?;
         let (clips_in_audio, length) = length(&request, &speech, &geometry);
         let prepared = Self {
             request,

@@ -30,13 +30,15 @@ const CONVOLUTIONS: [(usize, usize); 7] = [(10, 5), (3, 2), (3, 2), (3, 2), (3, 
 const CANCELLED: f64 = 0.04;
 /// Seconds that a file may lack before this is told. Lead-ins and padding of codecs are shorter.
 const SHORTFALL: f64 = 0.15;
+/// Samples that wait for the end of a piece. A resampler is off by fewer.
+const WAITING: usize = 4096;
 /// Peak (-80 dB) below which a recording counts as silent.
 const SILENT_PEAK: f32 = 1e-4;
 
 /// A recording, prepared for the model.
 #[derive(Clone, Debug)]
 pub struct Speech {
-    /// Mono samples at 16 kHz.
+    /// Mono samples at 16 kHz: all, or the first ones where no more are needed.
     pub samples: Vec<f32>,
     /// Samples per second of the file, at its beginning.
     pub source_rate: u32,
@@ -46,7 +48,10 @@ pub struct Speech {
     pub codec: &'static str,
     /// True if every sample is below -80 dB. The lips will hardly move.
     pub silent: bool,
+    /// Samples of the whole recording at 16 kHz.
+    length: usize,
     video_frames: usize,
+    moments: Moments,
     file: SoundFile,
     facts: Facts,
     /// The only channel that is heard, or all.
@@ -84,26 +89,28 @@ impl Speech {
     /// # Errors
     /// A file without usable audio, or one shorter than 45 ms.
     pub fn open(path: &Path) -> Result<Self, AudioError> {
-        Self::listen(path, Channels::Mix)
+        Self::listen(path, Channels::Mix, usize::MAX)
     }
 
-    /// Reads the channels of a whole file that are asked for.
+    /// Reads the channels of a whole file that are asked for, and keeps `most` samples of 16 kHz.
+    ///
+    /// Length, normalisation and notices are those of the whole file.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn listen(path: &Path, channels: Channels) -> Result<Self, AudioError> {
+    pub fn listen(path: &Path, channels: Channels, most: usize) -> Result<Self, AudioError> {
         let file = SoundFile::open(path)?;
-        let heard = Self::read(&file, channels.only())?;
+        let heard = Self::read(&file, channels.only(), most)?;
         match (channels, heard.facts.cancelled()) {
-            (Channels::Mix, Some(loudest)) => Self::read(&file, Some(loudest)),
+            (Channels::Mix, Some(loudest)) => Self::read(&file, Some(loudest), most),
             _ => Ok(heard),
         }
     }
 
     /// Reads one channel, or the mean of all.
-    fn read(source: &SoundFile, only: Option<usize>) -> Result<Self, AudioError> {
+    fn read(source: &SoundFile, only: Option<usize>, most: usize) -> Result<Self, AudioError> {
         let mut file = AudioFile::of(source)?;
-        let (mut mono, mut facts) = (Mono::new(source.path()), Facts::default());
+        let (mut mono, mut facts) = (Mono::new(source.path(), most), Facts::default());
         let mut first = None;
         while let Some(chunk) = file.next_chunk()? {
             first.get_or_insert((chunk.rate, chunk.channels));
@@ -112,7 +119,7 @@ impl Speech {
         }
         mono.finish()?;
         let (source_rate, source_channels) = first.unwrap_or((RATE, 1));
-        if mono.samples.len() < LEAST_SAMPLES {
+        if mono.moments.count < LEAST_SAMPLES {
             return Err(AudioError::TooShort {
                 path: source.path().to_owned(),
                 least_ms: LEAST_SAMPLES * 1000 / RATE as usize,
@@ -127,8 +134,10 @@ impl Speech {
             source_rate,
             source_channels,
             codec: file.codec(),
-            silent: mono.samples.iter().all(|v| v.abs() < SILENT_PEAK),
+            silent: mono.peak < SILENT_PEAK,
+            length: mono.moments.count,
             video_frames: mono.video_frames(),
+            moments: mono.moments,
             samples: mono.samples,
             file: source.clone(),
             facts,
@@ -206,7 +215,12 @@ impl Speech {
 
     /// Returns the length in seconds.
     pub fn seconds(&self) -> f64 {
-        self.samples.len() as f64 / f64::from(RATE)
+        self.length as f64 / f64::from(RATE)
+    }
+
+    /// Counts the samples of the whole recording at 16 kHz.
+    pub(crate) fn length(&self) -> usize {
+        self.length
     }
 
     /// Counts the video frames, at 25 a second, that the recording lasts. The last may be short.
@@ -214,7 +228,8 @@ impl Speech {
         self.video_frames
     }
 
-    /// Returns `(x - mean) / sqrt(var + 1e-7)` over the whole file, `[samples]`, summed in f64.
+    /// Returns `(x - mean) / sqrt(var + 1e-7)` of [`Self::samples`]. Mean and variance are those of
+    /// the whole file, summed in f64.
     ///
     /// Source: transformers `Wav2Vec2FeatureExtractor`.
     pub fn input_values(&self) -> Vec<f32> {
@@ -224,17 +239,9 @@ impl Speech {
 
     /// Returns the normalisation of the whole file.
     pub(crate) fn normalisation(&self) -> Normalisation {
-        let n = self.samples.len().max(1) as f64;
-        let mean = self.samples.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-        let variance = self
-            .samples
-            .iter()
-            .map(|&x| (f64::from(x) - mean).powi(2))
-            .sum::<f64>()
-            / n;
         Normalisation {
-            mean,
-            scale: (variance + 1e-7).sqrt(),
+            mean: self.moments.mean,
+            scale: (self.moments.variance() + 1e-7).sqrt(),
         }
     }
 
@@ -242,7 +249,7 @@ impl Speech {
     ///
     /// The last clip may end in padding.
     pub fn clips(&self, infer_frames: usize) -> usize {
-        clips(features_30(hidden_frames(self.samples.len())), infer_frames)
+        clips(features_30(hidden_frames(self.length)), infer_frames)
     }
 }
 
@@ -259,12 +266,49 @@ impl Normalisation {
     }
 }
 
+/// Mean and variance of samples that come in parts, in f64.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moments {
+    count: usize,
+    mean: f64,
+    /// Sum of the squared differences from the mean.
+    squares: f64,
+}
+
+impl Moments {
+    /// Adds samples, by the formula of Chan, Golub and LeVeque for two parts.
+    fn take(&mut self, samples: &[f32]) {
+        if samples.is_empty() {
+            return;
+        }
+        let (before, n) = (self.count as f64, samples.len() as f64);
+        let values = || samples.iter().map(|&x| f64::from(x));
+        let mean = values().sum::<f64>() / n;
+        let squares = values().map(|x| (x - mean).powi(2)).sum::<f64>();
+        let (apart, all) = (mean - self.mean, before + n);
+        self.squares += squares + apart.powi(2) * before * n / all;
+        self.mean += apart * n / all;
+        self.count += samples.len();
+    }
+
+    fn variance(&self) -> f64 {
+        self.squares / self.count.max(1) as f64
+    }
+}
+
 /// The samples of a recording on their way to mono at 16 kHz.
 ///
 /// A recording that changes its rate or channels is converted piece by piece.
 struct Mono<'a> {
     path: &'a Path,
+    /// The first samples, at most `most`.
     samples: Vec<f32>,
+    most: usize,
+    /// Samples that the end of a piece may still cut.
+    waiting: Vec<f32>,
+    moments: Moments,
+    /// Largest absolute value.
+    peak: f32,
     piece: Option<Piece>,
     /// Lengths of the finished pieces: samples and rate.
     lengths: Vec<(usize, u32)>,
@@ -281,10 +325,14 @@ struct Piece {
 }
 
 impl<'a> Mono<'a> {
-    fn new(path: &'a Path) -> Self {
+    fn new(path: &'a Path, most: usize) -> Self {
         Self {
             path,
             samples: Vec::new(),
+            most,
+            waiting: Vec::new(),
+            moments: Moments::default(),
+            peak: 0.0,
             piece: None,
             lengths: Vec::new(),
         }
@@ -306,8 +354,11 @@ impl<'a> Mono<'a> {
         };
         piece.read += mono.len();
         match &mut piece.resampler {
-            Some(resampler) => resampler.push(&mono, &mut self.samples)?,
-            None => self.samples.extend(mono),
+            Some(resampler) => resampler.push(&mono, &mut self.waiting)?,
+            None => self.waiting.extend(mono),
+        }
+        if self.waiting.len() > 2 * WAITING {
+            self.settle(self.waiting.len() - WAITING);
         }
         Ok(())
     }
@@ -317,7 +368,7 @@ impl<'a> Mono<'a> {
         Ok(Piece {
             rate,
             read: 0,
-            begin: self.samples.len(),
+            begin: self.moments.count,
             resampler: (rate != RATE).then(new).transpose()?,
         })
     }
@@ -328,12 +379,24 @@ impl<'a> Mono<'a> {
             return Ok(());
         };
         if let Some(resampler) = &mut piece.resampler {
-            resampler.finish(&mut self.samples)?;
+            resampler.finish(&mut self.waiting)?;
         }
-        let length = resampled_length(piece.read, piece.rate);
-        self.samples.resize(piece.begin + length, 0.0);
+        let end = piece.begin + resampled_length(piece.read, piece.rate);
+        let left = end.saturating_sub(self.moments.count);
+        self.waiting.resize(left, 0.0);
+        self.settle(left);
         self.lengths.push((piece.read, piece.rate));
         Ok(())
+    }
+
+    /// Takes the first `n` of the waiting samples as they are.
+    fn settle(&mut self, n: usize) {
+        let settled = &self.waiting[..n];
+        self.moments.take(settled);
+        self.peak = settled.iter().fold(self.peak, |peak, v| peak.max(v.abs()));
+        let room = self.most.saturating_sub(self.samples.len());
+        self.samples.extend(&settled[..n.min(room)]);
+        self.waiting.drain(..n);
     }
 
     /// Counts the video frames of all pieces.
@@ -341,7 +404,7 @@ impl<'a> Mono<'a> {
         match self.lengths[..] {
             // The resampled length of a single piece may be rounded up.
             [(read, rate)] => video_frames(read, rate),
-            _ => video_frames(self.samples.len(), RATE),
+            _ => video_frames(self.moments.count, RATE),
         }
     }
 }
@@ -473,17 +536,33 @@ pub(crate) fn row_30(frame: usize) -> usize {
 
 /// The hidden states of the audio encoder. Interpolation turns them into the features of blocks.
 pub(crate) struct AudioFeatures {
-    /// `[25, frames, dim]`, 50 frames a second.
+    /// `[25, frames, dim]`, 50 frames a second: a part of the sound, or the whole.
     hidden: Array3<f32>,
+    /// First frame of the part.
+    first: usize,
+    /// Frames of the whole sound.
+    whole: usize,
 }
 
 impl AudioFeatures {
-    /// Takes hidden states, `[25, frames, dim]` at 50 frames a second.
+    /// Takes the hidden states of a whole sound, `[25, frames, dim]` at 50 frames a second.
     ///
     /// Returns `None` when the length of `hidden` is not that product, or `dim` is 0.
     pub(crate) fn new(hidden: Vec<f32>, frames: usize, dim: usize) -> Option<Self> {
         let hidden = Array3::from_shape_vec((HIDDEN_LAYERS, frames, dim), hidden).ok()?;
-        (dim > 0).then_some(Self { hidden })
+        Self::of_part(hidden, 0, frames)
+    }
+
+    /// Takes the hidden states of a part, `[25, frames, dim]`, of a sound of `whole` frames.
+    ///
+    /// Returns `None` when there are other than 25 states, or `dim` is 0.
+    pub(crate) fn of_part(hidden: Array3<f32>, first: usize, whole: usize) -> Option<Self> {
+        let (states, _, dim) = hidden.dim();
+        (states == HIDDEN_LAYERS && dim > 0).then_some(Self {
+            hidden,
+            first,
+            whole,
+        })
     }
 
     /// Returns the width of a hidden state.
@@ -491,15 +570,15 @@ impl AudioFeatures {
         self.hidden.len_of(Axis(2))
     }
 
-    /// Counts the rows at 30 fps. The features of later video frames are zero.
+    /// Counts the rows at 30 fps of the whole sound. Features of later video frames are zero.
     pub(crate) fn rows(&self) -> usize {
-        features_30(self.frames())
+        features_30(self.whole)
     }
 
     /// Returns one row at 30 fps of every hidden state, `[25, dim]`.
     ///
     /// # Panics
-    /// If the row is not below [`Self::rows`].
+    /// If the row is not below [`Self::rows`], or lies outside the part.
     pub(crate) fn row(&self, row: usize) -> Vec<f32> {
         assert!(row < self.rows(), "row {row} of {}", self.rows());
         let mut out = Array2::zeros((HIDDEN_LAYERS, self.dim()));
@@ -511,6 +590,9 @@ impl AudioFeatures {
     ///
     /// The frames are at 25 fps and count from the start of the recording. Reference:
     /// `linear_interpolation` to 30 fps (align_corners), then `get_audio_embed_bucket_fps`.
+    ///
+    /// # Panics
+    /// If a frame needs hidden states outside the part.
     pub(crate) fn block(&self, frames: Range<usize>) -> Vec<f32> {
         let mut out = Array3::zeros((HIDDEN_LAYERS, self.dim(), frames.len()));
         for (into, row) in out.axis_iter_mut(Axis(2)).zip(frames.map(row_30)) {
@@ -521,28 +603,31 @@ impl AudioFeatures {
         out.into_raw_vec_and_offset().0
     }
 
-    /// Counts the hidden frames, 50 a second.
-    fn frames(&self) -> usize {
-        self.hidden.len_of(Axis(1))
-    }
-
-    /// Computes one 30 fps row, `[25, dim]`. Positions and weights are f32, as in torch.
+    /// Computes one 30 fps row, `[25, dim]`.
     fn interpolate(&self, row: usize, into: ArrayViewMut2<'_, f32>) {
-        let last = self.frames() - 1;
-        let scale = if self.rows() > 1 {
-            last as f32 / (self.rows() - 1) as f32
-        } else {
-            0.0
-        };
-        let position = scale * row as f32;
-        let first = (position as usize).min(last);
-        let second = (first + 1).min(last);
-        let weight = (position - first as f32).clamp(0.0, 1.0);
+        let (pair, weight) = hidden_of_row(row, self.whole);
+        let [first, second] = pair.map(|at| at - self.first);
         Zip::from(into)
             .and(self.hidden.index_axis(Axis(1), first))
             .and(self.hidden.index_axis(Axis(1), second))
             .for_each(|value, a, b| *value = (1.0 - weight) * a + weight * b);
     }
+}
+
+/// Returns the two hidden frames around a 30 fps row of a sound, and the weight of the second.
+///
+/// Positions and weights are f32, as in torch.
+pub(crate) fn hidden_of_row(row: usize, whole: usize) -> ([usize; 2], f32) {
+    let (last, rows) = (whole.saturating_sub(1), features_30(whole));
+    let scale = if rows > 1 {
+        last as f32 / (rows - 1) as f32
+    } else {
+        0.0
+    };
+    let position = scale * row as f32;
+    let first = (position as usize).min(last);
+    let weight = (position - first as f32).clamp(0.0, 1.0);
+    ([first, (first + 1).min(last)], weight)
 }
 
 #[cfg(test)]
@@ -822,12 +907,43 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_the_samples_has_the_facts_of_the_whole() {
+        let stereo = tone(16_000, 3.0).enumerate();
+        let stereo = stereo.flat_map(|(i, v)| [v * (1.0 + i as f32 / 2e4), 0.2 + v]);
+        let (_dir, path) = wav(floats(16_000, 2), stereo);
+        let whole = Speech::open(&path).unwrap();
+        let part = Speech::listen(&path, Channels::Mix, 10_000).unwrap();
+        assert_eq!(part.samples, whole.samples[..10_000]);
+        assert_eq!(part.input_values(), whole.input_values()[..10_000]);
+        assert_eq!(
+            (part.seconds(), part.video_frames(), part.clips(48)),
+            (3.0, 75, 2)
+        );
+        let n = whole.samples.len() as f64;
+        let values = || whole.samples.iter().map(|&x| f64::from(x));
+        let mean = values().sum::<f64>() / n;
+        let variance = values().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+        let normalisation = part.normalisation();
+        assert!((normalisation.mean - mean).abs() < 1e-12);
+        assert!((normalisation.scale - (variance + 1e-7).sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_part_of_the_hidden_states_gives_the_same_features() {
+        let hidden = Array3::from_shape_fn((25, 400, 2), |(q, t, d)| (q + 3 * t * t + d) as f32);
+        let part = hidden.slice(ndarray::s![.., 90..200, ..]).to_owned();
+        let part = AudioFeatures::of_part(part, 90, 400).unwrap();
+        let whole = AudioFeatures::of_part(hidden, 0, 400).unwrap();
+        assert_eq!(part.block(48..96), whole.block(48..96));
+    }
+
+    #[test]
     fn one_channel_is_heard_where_it_is_asked_for() {
         let (_dir, path) = wav(
             floats(16_000, 2),
             tone(16_000, 0.5).flat_map(|v| [v, v / 4.0]),
         );
-        let level = |channels| level(&Speech::listen(&path, channels).unwrap().samples);
+        let level = |channels| level(&Speech::listen(&path, channels, usize::MAX).unwrap().samples);
         let [mix, left, right] = [Channels::Mix, Channels::Left, Channels::Right].map(level);
         assert!((mix / left - 0.625).abs() < 1e-4 && (right / left - 0.25).abs() < 1e-4);
         #[cfg(feature = "media")]
@@ -836,7 +952,10 @@ mod tests {
             (Channels::Left, 1, 1.0),
             (Channels::Right, 1, 0.25),
         ] {
-            let mut track = Speech::listen(&path, channels).unwrap().track().unwrap();
+            let mut track = Speech::listen(&path, channels, usize::MAX)
+                .unwrap()
+                .track()
+                .unwrap();
             assert_eq!(track.channels(), wanted);
             let loudest = track.read(20_000).unwrap().into_iter().fold(0.0, f32::max);
             assert!(
