@@ -13,8 +13,9 @@ mod tiny;
 pub use named::{NamedCall, run_named};
 pub use recorder::Recorder;
 
+use crate::cancel::Cancel;
 use crate::contract::{Contract, DType, Port};
-use crate::error_kind::ErrorKind;
+use crate::error_kind::{ErrorKind, Shortage};
 use crate::manifest::ManifestError;
 use crate::memory::{Memory, MemoryError};
 use crate::recipe::Recipe;
@@ -132,6 +133,23 @@ pub trait Session: Send {
         inputs: &[(&Port, View<'_>)],
         state: State<'_>,
     ) -> Result<Outputs, EngineError>;
+
+    /// Runs the graph once, unless `cancel` asks to stop. A session that can be stopped in the
+    /// middle of a graph does so. State that is written in place is of no use after that.
+    ///
+    /// # Errors
+    /// [`EngineError::Cancelled`]; the errors of [`Self::run`].
+    fn run_until(
+        &mut self,
+        inputs: &[(&Port, View<'_>)],
+        state: State<'_>,
+        cancel: &Cancel,
+    ) -> Result<Outputs, EngineError> {
+        match cancel.is_cancelled() {
+            true => Err(EngineError::Cancelled),
+            false => self.run(inputs, state),
+        }
+    }
 }
 
 /// Nodes of a graph that run elsewhere than on its device.
@@ -198,6 +216,8 @@ pub struct LoadOptions {
     /// Whether the component gets a session of its own even where one could serve several. Then its
     /// outputs can be told from those of others.
     pub alone: bool,
+    /// Stops the load.
+    pub cancel: Cancel,
 }
 
 impl LoadOptions {
@@ -231,6 +251,8 @@ pub enum EngineError {
          libonnxruntime.so of version 1.{minor} or later"
     )]
     Library { reason: String, minor: u32 },
+    #[error("libonnxruntime: {shortage}")]
+    LibraryShort { shortage: Shortage },
     #[error("{reason}; {library} comes with {package}")]
     CudaLibrary {
         library: &'static str,
@@ -287,6 +309,14 @@ pub enum EngineError {
     },
     #[error("component {component}: out of memory: {reason}")]
     Memory { component: String, reason: String },
+    #[error("{}: component {component}: {shortage}", path.display())]
+    Short {
+        path: PathBuf,
+        component: String,
+        shortage: Shortage,
+    },
+    #[error("cancelled")]
+    Cancelled,
     #[error("component {component}: {message}")]
     Aliasing { component: String, message: String },
     #[error("{wanted}: this program was built without {missing}; build it with {build}")]
@@ -302,7 +332,7 @@ const BRIEF: usize = 300;
 
 /// Returns the first line of a library's message, cut at [`BRIEF`]. Some libraries print a page:
 /// cuDNN prints a graph in JSON.
-fn brief(source: &impl fmt::Display) -> String {
+pub(crate) fn brief(source: &impl fmt::Display) -> String {
     let text = source.to_string();
     let mut lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
     let line = lines.next().unwrap_or_default();
@@ -318,9 +348,13 @@ impl EngineError {
         match self {
             Self::TensorRt(e) => e.kind(),
             Self::Library { .. }
+            | Self::LibraryShort { .. }
             | Self::CudaLibrary { .. }
             | Self::Memory { .. }
+            | Self::Short { .. }
             | Self::DeviceMemory(_) => ErrorKind::Resources,
+            Self::Manifest(e) => e.kind(),
+            Self::Cancelled => ErrorKind::Interrupted,
             Self::Bind { .. } => ErrorKind::Input,
             Self::Tap { .. } | Self::NotBuilt { .. } => ErrorKind::Usage,
             _ => ErrorKind::Model,

@@ -6,12 +6,15 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
+use crate::claims;
+
 /// A file that is being written under a temporary name, in the folder of its final name.
 ///
 /// [`Self::finish`] gives the file its name and replaces an older file there. A drop without
 /// `finish` removes the temporary file. The permissions are those of a file that
 /// [`File::create`] makes. Nothing is synchronised: a caller whose file must survive a power cut
-/// calls [`File::sync_all`] first.
+/// calls [`File::sync_all`] first. A link is followed: its target is replaced. A device or a pipe
+/// has no other name and takes the bytes as they come.
 ///
 /// ```
 /// use engines::files::WholeFile;
@@ -28,8 +31,14 @@ use tempfile::NamedTempFile;
 /// ```
 #[derive(Debug)]
 pub struct WholeFile {
-    temporary: NamedTempFile,
+    place: Place,
     path: PathBuf,
+}
+
+#[derive(Debug)]
+enum Place {
+    Temporary(NamedTempFile),
+    Direct(File),
 }
 
 impl WholeFile {
@@ -38,6 +47,14 @@ impl WholeFile {
     /// # Errors
     /// `path` has no file name, or its folder does not exist or cannot be written.
     pub fn create(path: &Path) -> io::Result<Self> {
+        let Some(path) = claims::real(path)? else {
+            let file = File::options().write(true).open(path)?;
+            let path = path.to_owned();
+            return Ok(Self {
+                place: Place::Direct(file),
+                path,
+            });
+        };
         let name = path.file_name().ok_or_else(|| {
             let reason = format!("{} names no file", path.display());
             io::Error::new(io::ErrorKind::InvalidInput, reason)
@@ -57,19 +74,25 @@ impl WholeFile {
             .suffix(".partial")
             .make_in(folder, open)?;
         Ok(Self {
-            temporary,
-            path: path.to_owned(),
+            place: Place::Temporary(temporary),
+            path,
         })
     }
 
     /// The open file.
     pub fn file(&self) -> &File {
-        self.temporary.as_file()
+        match &self.place {
+            Place::Temporary(temporary) => temporary.as_file(),
+            Place::Direct(file) => file,
+        }
     }
 
     /// The temporary name, for a writer that opens its file itself.
     pub fn temporary_path(&self) -> &Path {
-        self.temporary.path()
+        match &self.place {
+            Place::Temporary(temporary) => temporary.path(),
+            Place::Direct(_) => &self.path,
+        }
     }
 
     /// Gives the file its name, in place of an older file, and returns it.
@@ -77,18 +100,23 @@ impl WholeFile {
     /// # Errors
     /// The file cannot be renamed; it is removed then.
     pub fn finish(self) -> io::Result<File> {
-        let named = self.temporary.persist(&self.path);
-        named.map_err(|refused| refused.error)
+        match self.place {
+            Place::Temporary(temporary) => {
+                let named = temporary.persist(&self.path);
+                named.map_err(|refused| refused.error)
+            }
+            Place::Direct(file) => Ok(file),
+        }
     }
 }
 
 impl Write for WholeFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.temporary.as_file_mut().write(bytes)
+        self.file().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.temporary.as_file_mut().flush()
+        self.file().flush()
     }
 }
 
@@ -131,6 +159,25 @@ mod tests {
         write_whole(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(names(dir.path()), ["a.bin"]);
+    }
+
+    #[test]
+    fn a_link_is_followed_and_a_device_takes_the_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, link) = (dir.path().join("target"), dir.path().join("link"));
+        for old in [false, true] {
+            if old {
+                std::fs::write(&target, b"old").unwrap();
+            } else {
+                std::os::unix::fs::symlink("target", &link).unwrap();
+            }
+            write_whole(&link, b"new").unwrap();
+            assert!(link.symlink_metadata().unwrap().is_symlink());
+            assert_eq!(std::fs::read(&target).unwrap(), b"new");
+            assert_eq!(names(dir.path()), ["link", "target"]);
+        }
+        write_whole(Path::new("/dev/null"), b"gone").unwrap();
+        assert!(!Path::new("/dev/null").metadata().unwrap().is_file());
     }
 
     #[test]

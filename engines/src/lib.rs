@@ -44,7 +44,10 @@
 #![warn(missing_docs)]
 
 pub mod backend;
+pub mod cancel;
+pub mod claims;
 pub mod components;
+pub mod console;
 pub mod contract;
 pub mod device;
 pub mod dim;
@@ -55,7 +58,9 @@ pub mod graph_folder;
 pub mod manifest;
 pub mod memory;
 pub mod profile;
+pub mod progress_bar;
 pub mod recipe;
+pub mod signals;
 pub mod tensor;
 pub mod tensor_file;
 pub mod weights;

@@ -3,15 +3,20 @@
 
 pub use crate::components::ModelConfig;
 
+use crate::cancel::Cancel;
+use crate::claims::Holder;
 use crate::components;
 use crate::contract::{Contract, DType};
-use crate::error_kind::ErrorKind;
+use crate::error_kind::{ErrorKind, reason};
 use crate::recipe::Recipe;
 use memmap2::Mmap;
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Metadata, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Layout of the folder; a reader refuses any other.
 pub const FORMAT: &str = "liveavatar-models/2";
@@ -90,12 +95,38 @@ pub struct DataEntry {
 pub struct LoraEntry {
     /// Name of the LoRA's file.
     pub file: String,
-    /// Factor of the merged product.
+    /// BLAKE3 hash of the file, in hexadecimal. An export of an older version has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
+    /// Factor of the product of its matrices, without the strength: the lowest of all modules.
     pub scale: f32,
+    /// The highest factor, where modules differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub highest_scale: Option<f32>,
+    /// A further factor of the whole LoRA.
+    #[serde(default = "full")]
+    pub strength: f32,
     /// Ranks that occur in the LoRA.
     pub ranks: Vec<usize>,
     /// Number of weights that it changed.
     pub targets: usize,
+}
+
+/// Returns the strength of a LoRA that an older version merged.
+fn full() -> f32 {
+    1.0
+}
+
+/// Reads a list of LoRAs. An older version wrote one LoRA, or null, in its place.
+fn loras<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<LoraEntry>, D::Error> {
+    use serde::Deserialize as _;
+    let value = serde_json::Value::deserialize(from)?;
+    let list = match value {
+        serde_json::Value::Null => serde_json::Value::Array(Vec::new()),
+        one @ serde_json::Value::Object(_) => serde_json::Value::Array(vec![one]),
+        other => other,
+    };
+    serde_json::from_value(list).map_err(serde::de::Error::custom)
 }
 
 /// The whole folder.
@@ -113,8 +144,9 @@ pub struct Manifest {
     /// Layers of the checkpoint's transformer, if the export holds the first few of them only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers_of: Option<usize>,
-    /// The LoRA that was merged, if any.
-    pub lora: Option<LoraEntry>,
+    /// The LoRAs that were merged, in their order.
+    #[serde(default, deserialize_with = "loras")]
+    pub lora: Vec<LoraEntry>,
     /// File of the tokenizer.
     pub tokenizer: FileEntry,
     /// Graphs.
@@ -127,11 +159,21 @@ pub struct Manifest {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "a variant's message says what its fields are")]
 pub enum ManifestError {
-    #[error("{}: cannot read: {source}; `avatar-export onnx` makes this folder", path.display())]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    #[error(
+        "{}: cannot read: {}; `avatar-export onnx` makes this folder",
+        path.display(),
+        reason(source)
+    )]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: {holder} replaces this export; try again when it is done", path.display())]
+    Busy { path: PathBuf, holder: Holder },
+    #[error(
+        "{}: changed while it was in use, so what was made with it is suspect; export again",
+        path.display()
+    )]
+    Changed { path: PathBuf },
+    #[error("cancelled")]
+    Cancelled,
     #[error("{}: not a manifest: {source}", path.display())]
     Parse {
         path: PathBuf,
@@ -195,9 +237,14 @@ pub enum ManifestError {
 }
 
 impl ManifestError {
-    /// Returns the kind of failure: always the model.
+    /// Returns the kind of failure: the model, unless the system lacks something.
     pub fn kind(&self) -> ErrorKind {
-        ErrorKind::Model
+        match self {
+            Self::Read { source, .. } => ErrorKind::of_io(source, ErrorKind::Model),
+            Self::Busy { .. } => ErrorKind::Resources,
+            Self::Cancelled => ErrorKind::Interrupted,
+            _ => ErrorKind::Model,
+        }
     }
 }
 
@@ -218,7 +265,43 @@ pub struct Models {
     pub(crate) manifest: Manifest,
     /// One map for each data file, in the manifest's order.
     pub(crate) maps: Vec<Arc<Mmap>>,
+    /// Every file of the export as it was when it was opened.
+    files: Arc<Vec<Opened>>,
 }
+
+/// A file of the export, open under a lock that others may share. An export that would replace the
+/// file sees the lock.
+#[derive(Debug)]
+struct Opened {
+    entry: FileEntry,
+    path: PathBuf,
+    stamp: Stamp,
+    _file: File,
+}
+
+/// The facts that change when a file does.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    bytes: u64,
+    /// Seconds and nanoseconds of the last write.
+    written: (i64, i64),
+}
+
+impl Stamp {
+    fn of(facts: &Metadata) -> Self {
+        Self {
+            file: (facts.dev(), facts.ino()),
+            bytes: facts.len(),
+            written: (facts.mtime(), facts.mtime_nsec()),
+        }
+    }
+}
+
+/// Longest wait for an export that is being given its name.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes that are hashed between two looks at a request to stop: some milliseconds of work.
+const HASHED_AT_ONCE: usize = 1 << 20;
 
 impl Models {
     /// Opens a folder. Checks size, hash and contract of everything that the manifest names.
@@ -227,11 +310,22 @@ impl Models {
     /// The folder has no manifest or one of another format; a file is missing, of another size or
     /// damaged; a contract is not this program's.
     pub fn open(dir: &Path) -> Result<Self, ManifestError> {
+        Self::open_until(dir, &Cancel::default())
+    }
+
+    /// Opens a folder as [`Self::open`] does, until `cancel` asks to stop: hashing takes a while.
+    ///
+    /// # Errors
+    /// [`ManifestError::Cancelled`]; the errors of [`Self::open`].
+    pub fn open_until(dir: &Path, cancel: &Cancel) -> Result<Self, ManifestError> {
         let path = dir.join(FILE);
-        let text = std::fs::read_to_string(&path).map_err(|source| ManifestError::Read {
+        let read = |source| ManifestError::Read {
             path: path.clone(),
             source,
-        })?;
+        };
+        let mut described = open_shared(&path)?;
+        let mut text = String::new();
+        described.read_to_string(&mut text).map_err(read)?;
         // The format is looked at first: a folder of another version deserves that answer, not
         // "unknown field".
         let probe: serde_json::Value =
@@ -257,6 +351,7 @@ impl Models {
             dir: dir.to_owned(),
             manifest,
             maps: Vec::new(),
+            files: Arc::default(),
         };
         models.check_contracts()?;
         let graphs = models.manifest.components.iter();
@@ -267,15 +362,51 @@ impl Models {
             .chain([&models.manifest.tokenizer])
             .map(|f| (f.file.as_str(), f))
             .collect();
-        for entry in files.into_values() {
-            models.check_file(entry)?;
-        }
+        let opened = files.into_values().map(|f| models.check_file(f, cancel));
+        let mut opened: Vec<Opened> = opened.collect::<Result<_, _>>()?;
+        opened.push(Opened {
+            entry: FileEntry {
+                file: FILE.to_owned(),
+                bytes: text.len() as u64,
+                blake3: blake3::hash(text.as_bytes()).to_hex().to_string(),
+            },
+            stamp: Stamp::of(&described.metadata().map_err(read)?),
+            path: path.clone(),
+            _file: described,
+        });
+        models.files = Arc::new(opened);
         let data = models.manifest.data.iter();
         models.maps = data
             .map(|d| map_file(&dir.join(&d.file.file)))
             .collect::<Result<_, _>>()?;
         models.check_placement()?;
         Ok(models)
+    }
+
+    /// Checks that no file has changed since it was opened: the bytes in use are those that were
+    /// checked. A file that was written again with the same bytes counts as unchanged.
+    ///
+    /// # Errors
+    /// [`ManifestError::Changed`] with the first file that differs.
+    pub fn unchanged(&self) -> Result<(), ManifestError> {
+        let never = Cancel::default();
+        let differs = |opened: &&Opened| {
+            let facts = std::fs::metadata(&opened.path);
+            let same = facts.as_ref().is_ok_and(|f| Stamp::of(f) == opened.stamp);
+            let equal = |facts: Metadata| {
+                facts.len() == opened.entry.bytes
+                    && File::open(&opened.path)
+                        .and_then(|mut file| hash(&mut file, &never))
+                        .is_ok_and(|h| h.as_ref() == Some(&opened.entry.blake3))
+            };
+            !same && !facts.is_ok_and(equal)
+        };
+        match self.files.iter().find(differs) {
+            None => Ok(()),
+            Some(opened) => Err(ManifestError::Changed {
+                path: opened.path.clone(),
+            }),
+        }
     }
 
     /// Returns the precision of the export.
@@ -431,7 +562,7 @@ impl Models {
         Ok(())
     }
 
-    fn check_file(&self, entry: &FileEntry) -> Result<(), ManifestError> {
+    fn check_file(&self, entry: &FileEntry, cancel: &Cancel) -> Result<Opened, ManifestError> {
         let mut parts = Path::new(&entry.file).components();
         if !matches!(
             (parts.next(), parts.next()),
@@ -447,10 +578,9 @@ impl Models {
             path: path.clone(),
             source,
         };
-        let found = File::open(&path)
-            .and_then(|f| f.metadata())
-            .map_err(read)?
-            .len();
+        let mut file = open_shared(&path)?;
+        let facts = file.metadata().map_err(read)?;
+        let found = facts.len();
         if found != entry.bytes {
             return Err(ManifestError::Size {
                 path,
@@ -458,7 +588,8 @@ impl Models {
                 found,
             });
         }
-        let found = hash_file(&path).map_err(read)?;
+        let found = hash(&mut file, cancel).map_err(read)?;
+        let found = found.ok_or(ManifestError::Cancelled)?;
         if found != entry.blake3 {
             return Err(ManifestError::Hash {
                 path,
@@ -466,7 +597,38 @@ impl Models {
                 found,
             });
         }
-        Ok(())
+        Ok(Opened {
+            entry: entry.clone(),
+            path,
+            stamp: Stamp::of(&facts),
+            _file: file,
+        })
+    }
+}
+
+/// Opens a file for reading and locks it together with other readers.
+fn open_shared(path: &Path) -> Result<File, ManifestError> {
+    let read = |source| ManifestError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let since = Instant::now();
+    loop {
+        let file = File::open(path).map_err(read)?;
+        match file.try_lock_shared() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if since.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(ManifestError::Busy {
+                    path: path.to_owned(),
+                    holder: Holder::of(&file),
+                });
+            }
+            // A file system without locks; the checks at the end of a run must do.
+            Err(TryLockError::Error(_)) => return Ok(file),
+        }
     }
 }
 
@@ -478,8 +640,8 @@ fn map_file(path: &Path) -> Result<Arc<Mmap>, ManifestError> {
         source,
     };
     let file = File::open(path).map_err(read)?;
-    // SAFETY: an export is written once and renamed into place; a file cut short under a running
-    // process is the operator's fault.
+    // SAFETY: an export is written once and renamed into place. `Models::unchanged` finds a file
+    // that was written nevertheless, and `signals` tells of one that was cut short.
     let map = unsafe { Mmap::map(&file) }.map_err(read)?;
     Ok(Arc::new(map))
 }
@@ -489,4 +651,54 @@ pub fn hash_file(path: &Path) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_mmap(path)?;
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Hashes an open file from where it stands to its end. Returns `None` if `cancel` asked to stop.
+fn hash(file: &mut File, cancel: &Cancel) -> io::Result<Option<String>> {
+    let mut hasher = blake3::Hasher::new();
+    let mut bytes = vec![0; HASHED_AT_ONCE];
+    loop {
+        if cancel.is_cancelled() {
+            return Ok(None);
+        }
+        match file.read(&mut bytes)? {
+            0 => return Ok(Some(hasher.finalize().to_hex().to_string())),
+            n => drop(hasher.update(&bytes[..n])),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct List {
+        #[serde(default, deserialize_with = "loras")]
+        lora: Vec<LoraEntry>,
+    }
+
+    #[test]
+    fn loras_of_an_older_manifest_are_read_as_a_list() {
+        let old = r#"{"file":"a","scale":0.5,"ranks":[4],"targets":2}"#;
+        let entry = LoraEntry {
+            file: "a".to_owned(),
+            blake3: None,
+            scale: 0.5,
+            highest_scale: None,
+            strength: 1.0,
+            ranks: vec![4],
+            targets: 2,
+        };
+        for (lora, want) in [
+            ("null".to_owned(), vec![]),
+            (old.to_owned(), vec![entry.clone()]),
+            (format!("[{old},{old}]"), vec![entry.clone(), entry]),
+        ] {
+            let list: List = serde_json::from_str(&format!(r#"{{"lora":{lora}}}"#)).unwrap();
+            assert_eq!(list.lora, want, "{lora}");
+        }
+        let unknown = r#"{"lora":[{"file":"a","rank":4}]}"#;
+        assert!(serde_json::from_str::<List>(unknown).is_err());
+    }
 }

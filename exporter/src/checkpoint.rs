@@ -2,8 +2,8 @@
 //!
 //! A [`Checkpoint`] reads safetensors (one file, or shards under an index) and torch archives. It
 //! reads no byte of a tensor before a caller asks for the tensor. It can carry two overlays that
-//! are computed tensor by tensor: weight normalisation ([`Checkpoint::with_weight_norm`]) and a
-//! LoRA ([`Checkpoint::with_lora`]). It does not know which tensors a model needs: `layout.rs`
+//! are computed tensor by tensor: weight normalisation ([`Checkpoint::with_weight_norm`]) and
+//! LoRAs ([`Checkpoint::with_lora`]). It does not know which tensors a model needs: `layout.rs`
 //! lists the tensors of the published files, and the graph builder reports the tensors that no
 //! graph read.
 //!
@@ -33,26 +33,34 @@ mod dtype;
 mod error;
 pub(crate) mod layout;
 mod lora;
+mod names_hash;
 mod pickle;
 pub(crate) mod product;
+mod repack;
 mod safetensors;
 mod stored;
+mod text;
 mod torch;
 mod weight_norm;
 mod zip;
 
 pub use dtype::StoredDType;
+pub(crate) use error::first;
 pub use error::{
-    CheckpointError, Faults, IndexFault, LoraFault, SafetensorsFault, TorchFault, WeightNormFault,
+    CheckpointError, Faults, IndexFault, LayoutFault, LayoutFaults, LoraFault, SafetensorsFault,
+    TorchFault, WeightNormFault,
 };
-pub use lora::{Lora, LoraReport, LoraScale};
+pub use lora::{Lora, LoraFile, LoraForm, LoraReport, LoraScale};
+pub(crate) use names_hash::names_hash;
+pub use repack::Repack;
 pub use stored::TensorInfo;
+pub(crate) use text::{read_json, read_text};
 
 use lora::Merge;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
-use stored::{StoredTensors, not_float};
+use stored::StoredTensors;
 use weight_norm::WeightNorm;
 
 /// The tensors of one component, by name.
@@ -64,7 +72,8 @@ pub struct Checkpoint {
     /// Names that `names` leaves out: tensors that only serve to compute another tensor, and
     /// tensors that were cut off.
     hidden: BTreeSet<String>,
-    lora: Option<Box<Merge>>,
+    /// LoRAs in the order of their merge.
+    loras: Vec<Merge>,
 }
 
 #[derive(Debug)]
@@ -79,7 +88,7 @@ impl From<StoredTensors> for Checkpoint {
             stored,
             normed: BTreeMap::new(),
             hidden: BTreeSet::new(),
-            lora: None,
+            loras: Vec::new(),
         }
     }
 }
@@ -131,6 +140,12 @@ impl Checkpoint {
         all.into_iter().filter(|name| !self.hidden.contains(*name))
     }
 
+    /// Returns the form of a repack, or `None` for names and types of no known repack.
+    pub(crate) fn repack(&self) -> Option<Repack> {
+        let types = self.names().filter_map(|n| Some((n, self.info(n)?.dtype)));
+        repack::recognise(types)
+    }
+
     /// Returns the type, the shape and the file of a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         let normed = self.normed.get(name).map(|n| &n.info);
@@ -143,13 +158,19 @@ impl Checkpoint {
         if self.normed.contains_key(name) {
             return Some("weight norm");
         }
-        self.target(name).map(|_| "LoRA merge")
+        let merged = self.is_target(name).then_some("LoRA merge");
+        merged.or_else(|| {
+            self.stored
+                .is_strided(name)
+                .then_some("gathered by strides")
+        })
     }
 
     /// Returns the stored bytes (little-endian, row-major) without a copy.
     ///
     /// # Errors
-    /// An unknown name, or a tensor that is computed when it is read.
+    /// An unknown name, or a tensor that is computed when it is read. A strided tensor counts as
+    /// computed.
     pub fn bytes(&self, name: &str) -> Result<&[u8], CheckpointError> {
         match self.computed(name) {
             Some(how) => Err(CheckpointError::Computed {
@@ -164,7 +185,7 @@ impl Checkpoint {
     }
 
     /// Reads a tensor as f32, with its overlays. A LoRA target is rounded to the stored type of its
-    /// base, as in the reference.
+    /// base after each LoRA, as in the reference.
     ///
     /// # Errors
     /// An unknown name, or a tensor that is not floating point.
@@ -178,7 +199,7 @@ impl Checkpoint {
         }
         let dtype = self.known(name)?.dtype;
         let mut weight = self.stored.read_f32(name)?;
-        if let Some(merge) = self.target(name) {
+        for merge in &self.loras {
             merge.apply(name, &mut weight, dtype)?;
         }
         Ok(weight)
@@ -197,7 +218,7 @@ impl Checkpoint {
     ) -> Result<Vec<f32>, CheckpointError> {
         let info = self.known(name)?;
         info.check_range(name, &range)?;
-        if let (Some(_), &[_, columns]) = (self.target(name), &info.shape[..]) {
+        if let (true, &[_, columns]) = (self.is_target(name), &info.shape[..]) {
             let rows = range.start / columns.max(1)..range.end.div_ceil(columns.max(1));
             let (from, mut tile) = (rows.start * columns, Vec::new());
             self.read_f32_tile(name, rows, 0..columns, &mut tile)?;
@@ -205,7 +226,7 @@ impl Checkpoint {
             tile.drain(..range.start - from);
             return Ok(tile);
         }
-        if self.computed(name).is_some() {
+        if self.normed.contains_key(name) || self.is_target(name) {
             return Ok(self.read_f32(name)?[range].to_vec());
         }
         self.stored.read_f32_range(name, range)
@@ -235,15 +256,16 @@ impl Checkpoint {
         }
         self.stored
             .read_f32_tile(name, rows.clone(), &columns, out)?;
-        match self.target(name) {
-            Some(merge) => merge.apply_tile(name, (rows, columns), out, info.dtype),
-            None => Ok(()),
+        for merge in &self.loras {
+            let part = (rows.clone(), columns.clone());
+            merge.apply_tile(name, part, out, info.dtype)?;
         }
+        Ok(())
     }
 
-    /// Returns the LoRA when it changes this tensor.
-    fn target(&self, name: &str) -> Option<&Merge> {
-        self.lora.as_deref().filter(|l| l.targets(name))
+    /// Tells whether a LoRA changes this tensor.
+    fn is_target(&self, name: &str) -> bool {
+        self.loras.iter().any(|l| l.targets(name))
     }
 
     /// Returns the stored type and bytes of a tensor, or `None` for a tensor that is computed.
@@ -262,26 +284,36 @@ impl Checkpoint {
         self.stored.prefetch(name);
     }
 
-    /// Returns every file that holds one of its tensors or one of its LoRA's tensors, sorted.
-    pub fn files(&self) -> BTreeSet<&Path> {
-        let lora = self.lora.iter().flat_map(|l| l.files());
-        self.stored.files().into_iter().chain(lora).collect()
+    /// Returns every file that holds one of its own tensors, sorted.
+    pub(crate) fn own_files(&self) -> BTreeSet<&Path> {
+        self.stored.files()
     }
 
-    /// Returns the number of tensors that the LoRA changes, and the multiply-adds of these changes.
+    /// Returns every file that holds one of its tensors or one of its LoRAs' tensors, sorted.
+    pub fn files(&self) -> BTreeSet<&Path> {
+        let loras = self.loras.iter().flat_map(Merge::files);
+        self.stored.files().into_iter().chain(loras).collect()
+    }
+
+    /// Returns the number of tensors that LoRAs change, and the multiply-adds of these changes.
     /// Tensors that were cut off do not count.
     pub fn lora_work(&self) -> (usize, u64) {
-        let Some(lora) = &self.lora else {
-            return (0, 0);
-        };
-        let listed = |key: &&str| !self.hidden.contains(*key);
-        let elements = |key: &str| {
-            self.info(key)
-                .map_or(0, |i| i.shape.iter().product::<usize>() as u64)
-        };
-        lora.keys().filter(listed).fold((0, 0), |(n, work), key| {
-            (n + 1, work + elements(key) * lora.report().rank as u64)
-        })
+        let (mut changed, mut work) = (BTreeSet::new(), 0);
+        for (key, rank) in self.loras.iter().flat_map(Merge::ranks) {
+            if self.is_listed(key) {
+                let elements = self
+                    .info(key)
+                    .map_or(0, |i| i.shape.iter().product::<usize>());
+                changed.insert(key);
+                work += elements as u64 * rank as u64;
+            }
+        }
+        (changed.len(), work)
+    }
+
+    /// Tells whether [`Checkpoint::names`] has this tensor.
+    pub(crate) fn is_listed(&self, name: &str) -> bool {
+        !self.hidden.contains(name) && self.info(name).is_some()
     }
 
     /// Leaves out the tensors for which `cut` is true, as if no file had them.
@@ -292,30 +324,20 @@ impl Checkpoint {
         self
     }
 
-    /// Lays a LoRA over the checkpoint.
+    /// Lays a LoRA over the checkpoint, and over the LoRAs that lie there.
     ///
     /// # Errors
     /// A module of the LoRA that has no tensor here, or a tensor of another shape.
     pub fn with_lora(mut self, lora: Lora) -> Result<Self, CheckpointError> {
-        let merge = lora.onto(|key| self.info(key).map(|i| i.shape.as_slice()))?;
-        self.lora = Some(Box::new(merge));
+        let shape_of = |key: &str| self.info(key).map(|i| i.shape.as_slice());
+        let merge = lora.onto(self.names(), shape_of)?;
+        self.loras.push(merge);
         Ok(self)
     }
 
-    /// Checks that a tensor is floating point. An unknown name passes; reading it is an error.
-    ///
-    /// # Errors
-    /// [`CheckpointError::NotFloat`].
-    pub fn check_float(&self, name: &str) -> Result<(), CheckpointError> {
-        match self.info(name) {
-            Some(info) if info.dtype.to_f32(&[]).is_none() => Err(not_float(name, info)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Returns the facts of the LoRA that lies over this checkpoint.
-    pub fn lora(&self) -> Option<&LoraReport> {
-        self.lora.as_deref().map(Merge::report)
+    /// Returns the facts of the LoRAs that lie over this checkpoint, in the order of their merge.
+    pub fn loras(&self) -> impl Iterator<Item = &LoraReport> {
+        self.loras.iter().map(Merge::report)
     }
 
     /// Replaces each pair of weight-norm tensors by the weight that it describes, named `*.weight`.
@@ -361,12 +383,29 @@ mod tests {
     use tempfile::tempdir;
 
     use super::*;
+    use crate::synth::torch_file::{Archive, Record};
 
     fn write(path: &Path, tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) {
         let views = tensors
             .iter()
             .map(|(n, d, s, b)| (n, TensorView::new(*d, s.clone(), b).unwrap()));
         fs::write(path, ::safetensors::serialize(views, None).unwrap()).unwrap();
+    }
+
+    /// A torch archive of one f32 tensor, with the numbers 0, 1, 2 and so on.
+    fn torch_file(key: &str, shape: &[usize]) -> Vec<u8> {
+        let record = Record {
+            key: key.to_owned(),
+            dtype: StoredDType::F32,
+            shape: shape.to_vec(),
+        };
+        let count = shape.iter().product::<usize>();
+        let mut out = std::io::Cursor::new(Vec::new());
+        let mut archive = Archive::start(&mut out, "w", &[record]).unwrap();
+        let numbers: Vec<f32> = (0..count).map(|n| n as f32).collect();
+        archive.record(|w| w.write_all(&f32s(&numbers))).unwrap();
+        archive.finish().unwrap();
+        out.into_inner()
     }
 
     fn f32s(xs: &[f32]) -> Vec<u8> {
@@ -471,6 +510,76 @@ mod tests {
         assert!(torch::is_legacy(&bytes));
         fs::write(&file, bytes).unwrap();
         assert_eq!(Checkpoint::open(&file).unwrap().bytes("a").unwrap(), [7]);
+    }
+
+    #[test]
+    fn a_file_is_read_for_its_content_and_not_for_its_name() {
+        let dir = tempdir().unwrap();
+        let weights = dir.path().join("weights.pth");
+        write(&weights, &[("a", Dtype::F32, vec![1], f32s(&[2.5]))]);
+        assert_eq!(
+            Checkpoint::open_torch(&weights)
+                .unwrap()
+                .read_f32("a")
+                .unwrap(),
+            [2.5]
+        );
+        let archive = dir.path().join("archive.safetensors");
+        fs::write(&archive, torch_file("w", &[2, 3])).unwrap();
+        let c = Checkpoint::open_safetensors(&archive).unwrap();
+        assert_eq!(c.info("w").unwrap().shape, [2, 3]);
+    }
+
+    #[test]
+    fn strided_tensors_are_gathered() {
+        // Six f32 numbers 0 to 5 in column order, as torch saves `x.t()`.
+        let bytes = torch_file("w", &[2, 3]);
+        let strides = b"K\x03K\x01\x86";
+        let at = bytes.windows(5).position(|w| w == strides).unwrap();
+        let (mut turned, dir) = (bytes.clone(), tempdir().unwrap());
+        turned[at..at + 5].copy_from_slice(b"K\x01K\x02\x86");
+        let open = |bytes: &[u8]| {
+            let path = dir.path().join("w.pth");
+            fs::write(&path, bytes).unwrap();
+            Checkpoint::open_torch(&path).unwrap()
+        };
+        let plain = open(&bytes);
+        assert_eq!(plain.read_f32("w").unwrap(), [0., 1., 2., 3., 4., 5.]);
+        assert!(plain.raw("w").is_some());
+        let c = open(&turned);
+        assert_eq!(c.read_f32("w").unwrap(), [0., 2., 4., 1., 3., 5.]);
+        assert_eq!(c.read_f32_range("w", 2..5).unwrap(), [4., 1., 3.]);
+        let mut tile = Vec::new();
+        c.read_f32_tile("w", 0..2, 1..3, &mut tile).unwrap();
+        assert_eq!(tile, [2., 4., 3., 5.]);
+        assert!(c.raw("w").is_none());
+        let error = c.bytes("w").unwrap_err().to_string();
+        assert!(
+            error.contains("is computed (gathered by strides)"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_pointer_of_git_lfs_is_named_in_every_place() {
+        let dir = tempdir().unwrap();
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n";
+        let path = dir.path().join("s-1.safetensors");
+        fs::write(&path, pointer).unwrap();
+        let index = dir.path().join("s.safetensors.index.json");
+        fs::write(&index, r#"{"weight_map":{"a":"s-1.safetensors"}}"#).unwrap();
+        let want = "s-1.safetensors: a git-lfs pointer to 12 bytes, not the file itself; \
+                    run `git lfs pull` in its folder";
+        for error in [
+            Checkpoint::open(dir.path()).unwrap_err(),
+            Checkpoint::open(&path).unwrap_err(),
+            Checkpoint::open_torch(&path).unwrap_err(),
+        ] {
+            assert!(error.to_string().ends_with(want), "{error}");
+        }
+        fs::write(&index, pointer).unwrap();
+        let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("index.json: a git-lfs pointer"), "{error}");
     }
 
     #[test]

@@ -2,18 +2,26 @@
 //! be written with underscores or with dashes.
 use crate::build::BuildError;
 use crate::build::command::{self, BuildArgs};
-use crate::checkpoint::LoraScale;
+use crate::checkpoint::{LoraFile, LoraScale};
 use crate::export::{self, ExportError, LimitsOutcome, MeasureLimits};
 use crate::graphs::{self, GraphsError};
 use crate::inspect::{self, InspectError};
 use crate::progress::Screen;
 use crate::synth::{self, Preset, SynthError, SynthOptions};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use engines::claims::{ClaimError, Claims, Existing, FilePlan};
+use engines::console::{self, OutputError, print_line};
 use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
-use std::path::PathBuf;
+use engines::signals;
+use std::ffi::OsStr;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 /// Converts the published Live Avatar checkpoints to one ONNX graph per component
 #[derive(Debug, Parser)]
@@ -47,6 +55,10 @@ enum Task {
 struct InspectArgs {
     /// Folder that holds Wan2.2-S2V-14B and LiveAvatar, or the folder Wan2.2-S2V-14B itself
     dir: PathBuf,
+    /// File of the LoRA to check with the checkpoint [default:
+    /// LiveAvatar/liveavatar.safetensors beside it, where it exists]
+    #[arg(long)]
+    lora: Option<PathBuf>,
     /// Print the report as one JSON object
     #[arg(long)]
     json: bool,
@@ -104,10 +116,16 @@ struct OnnxArgs {
     /// Folder of the base checkpoint, for example ckpt/Wan2.2-S2V-14B
     #[arg(long = "ckpt_dir", visible_alias = "ckpt-dir")]
     ckpt_dir: PathBuf,
-    /// File of the LoRA to merge into the transformer, for example
-    /// ckpt/LiveAvatar/liveavatar.safetensors
-    #[arg(long, required_unless_present = "no_lora")]
-    lora: Option<PathBuf>,
+    /// File or PEFT folder of a LoRA to merge into the transformer, for example
+    /// ckpt/LiveAvatar/liveavatar.safetensors. FILE:0.7 merges it at strength 0.7. Several LoRAs
+    /// are merged in the order of their flags
+    #[arg(
+        long,
+        value_name = "FILE[:STRENGTH]",
+        required_unless_present = "no_lora",
+        value_parser = OsStringValueParser::new().try_map(|t| parse_lora(&t))
+    )]
+    lora: Vec<LoraArgument>,
     /// Export the base weights without a LoRA
     #[arg(
         long = "no-lora",
@@ -115,23 +133,19 @@ struct OnnxArgs {
         conflicts_with_all = ["lora", "lora_alpha", "lora_rank", "lora_scale"]
     )]
     no_lora: bool,
-    /// Numerator of the LoRA strength, which is alpha / rank
-    #[arg(
-        long = "lora-alpha",
-        visible_alias = "lora_alpha",
-        default_value_t = 64.0
-    )]
-    lora_alpha: f64,
-    /// Denominator of the LoRA strength. It belongs to the published configuration, and may differ
-    /// from the rank of the file
+    /// Alpha of every LoRA, in place of the alpha in its file. The factor of a module is alpha /
+    /// rank. A file without alpha gets 64 / 128, as the published LoRA
+    #[arg(long = "lora-alpha", visible_alias = "lora_alpha")]
+    lora_alpha: Option<f64>,
+    /// Rank for the factor alpha / rank, in place of the rank of each module. Without --lora-alpha,
+    /// alpha is 64
     #[arg(
         long = "lora-rank",
         visible_alias = "lora_rank",
-        default_value_t = 128,
         value_parser = clap::value_parser!(u32).range(1..)
     )]
-    lora_rank: u32,
-    /// LoRA strength as one number, instead of alpha / rank
+    lora_rank: Option<u32>,
+    /// Factor of every LoRA as one number, in place of alpha / rank
     #[arg(
         long = "lora-scale",
         visible_alias = "lora_scale",
@@ -156,6 +170,54 @@ struct OnnxArgs {
     /// time with it. Without the flag, an export of 20 s or more measures for two seconds
     #[arg(long = "measure-limits", visible_alias = "measure_limits")]
     measure_limits: bool,
+}
+
+/// Alpha of the published LoRA's training configuration.
+const PUBLISHED_ALPHA: f64 = 64.0;
+
+impl OnnxArgs {
+    fn lora_scale(&self) -> LoraScale {
+        match (self.lora_scale, self.lora_alpha, self.lora_rank) {
+            (Some(factor), ..) => LoraScale::Scale(factor),
+            (None, alpha, Some(rank)) => LoraScale::AlphaRank {
+                alpha: alpha.unwrap_or(PUBLISHED_ALPHA),
+                rank,
+            },
+            (None, Some(alpha), None) => LoraScale::Alpha(alpha),
+            (None, None, None) => LoraScale::Stored,
+        }
+    }
+}
+
+/// A LoRA as the command line names it.
+#[derive(Clone, Debug, PartialEq)]
+struct LoraArgument {
+    path: PathBuf,
+    strength: f64,
+}
+
+/// Parses `FILE` or `FILE:STRENGTH`. A file whose whole name exists has no strength, so a name may
+/// hold a colon.
+fn parse_lora(text: &OsStr) -> Result<LoraArgument, String> {
+    let whole = LoraArgument {
+        path: PathBuf::from(text),
+        strength: 1.0,
+    };
+    let split = text.to_str().and_then(|t| t.rsplit_once(':'));
+    let Some((path, strength)) = split.filter(|_| !whole.path.exists()) else {
+        return Ok(whole);
+    };
+    match strength.parse::<f64>() {
+        Ok(strength) if strength.is_finite() && !path.is_empty() => Ok(LoraArgument {
+            path: Path::new(path).to_owned(),
+            strength,
+        }),
+        _ => Err(
+            "no file has this name, and the text after the last colon is no strength; \
+                  wanted FILE or FILE:NUMBER, such as lora.safetensors:0.7"
+                .to_owned(),
+        ),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -207,6 +269,12 @@ pub enum CliError {
     /// `build` failed.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The folder to write is read too, or belongs to another run.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// Standard output cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// The system refuses a handler for Ctrl-C.
     #[error("cannot listen for Ctrl-C: {reason}")]
     Signal {
@@ -235,6 +303,8 @@ impl CliError {
             Self::Export(e) => e.kind(),
             Self::Graphs(e) => e.kind(),
             Self::Build(e) => e.kind(),
+            Self::Claim(e) => e.kind(),
+            Self::Output(e) => e.kind(),
             Self::Runtime { .. } | Self::Signal { .. } => ErrorKind::Resources,
         }
     }
@@ -246,67 +316,86 @@ impl CliError {
 /// The failure of the command.
 pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
     match cli.command {
-        Task::Inspect(a) => inspect(&a),
-        Task::Synth(a) => synth(&a),
-        Task::Onnx(a) => onnx(a),
-        Task::Graphs(a) => graphs(&a),
-        Task::Build(a) => Ok(command::build(&a).map(|()| ExitCode::SUCCESS)?),
+        Task::Inspect(a) => {
+            listen(OnSignal::End)?;
+            inspect(&a)
+        }
+        Task::Synth(a) => synth(&a, listen(OnSignal::Stop)?),
+        Task::Onnx(a) => onnx(a, listen(OnSignal::StopFor(GRACE))?),
+        Task::Graphs(a) => {
+            listen(OnSignal::End)?;
+            graphs(&a)
+        }
+        Task::Build(a) => {
+            listen(OnSignal::End)?;
+            build(&a)
+        }
         Task::Verify(a) => verify(&a),
     }
 }
 
-fn inspect(a: &InspectArgs) -> Result<ExitCode, CliError> {
-    let found = inspect::inspect(&a.dir)?;
-    if a.json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&found).expect("an inspection is plain data")
-        );
-    } else {
-        print!("{found}");
-    }
-    Ok(if found.is_sound() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(ErrorKind::Model.code())
-    })
+/// Claims the folder that a command writes.
+fn claim(out: &Path, reads: &[(&str, &Path)]) -> Result<Claims, CliError> {
+    let mut plan = FilePlan::with_folders();
+    reads
+        .iter()
+        .for_each(|(flag, path)| plan.reads(*flag, path));
+    plan.writes_folder("--out", out);
+    Ok(plan.claim(Existing::Keep)?)
 }
 
-fn synth(a: &SynthArgs) -> Result<ExitCode, CliError> {
-    let report = synth::synth(
+fn inspect(a: &InspectArgs) -> Result<ExitCode, CliError> {
+    let found = inspect::inspect(&a.dir, a.lora.as_deref())?;
+    let text = match a.json {
+        true => serde_json::to_string_pretty(&found).expect("an inspection is plain data"),
+        false => found.to_string(),
+    };
+    print_line(text)?;
+    match found.sound {
+        true => Ok(ExitCode::SUCCESS),
+        false => Err(InspectError::from(found.refusals).into()),
+    }
+}
+
+fn synth(a: &SynthArgs, stop: &AtomicBool) -> Result<ExitCode, CliError> {
+    let _claims = claim(&a.out, &[])?;
+    let report = synth::synth_until(
         a.preset.into(),
         &SynthOptions {
             layers: a.layers,
             seed: a.seed,
         },
         &a.out,
+        stop,
     )?;
     for c in &report.components {
-        println!(
+        print_line(format_args!(
             "{:<16} {:>6} tensors {:>14} parameters {:>14} bytes",
             c.name, c.tensors, c.parameters, c.bytes
-        );
+        ))?;
     }
-    println!(
+    print_line(format_args!(
         "wrote {} ({} parameters, {} bytes)",
         a.out.display(),
         report.parameters(),
         report.bytes()
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
-    let scale = match a.lora_scale {
-        Some(s) => LoraScale::Scale(s),
-        None => LoraScale::AlphaRank {
-            alpha: a.lora_alpha,
-            rank: a.lora_rank,
-        },
+fn onnx(a: OnnxArgs, stop: &AtomicBool) -> Result<ExitCode, CliError> {
+    let mut reads = vec![("--ckpt_dir", a.ckpt_dir.as_path())];
+    reads.extend(a.lora.iter().map(|lora| ("--lora", lora.path.as_path())));
+    let _claims = claim(&a.out, &reads)?;
+    let scale = a.lora_scale();
+    let lora = |l: LoraArgument| LoraFile {
+        path: l.path,
+        scale,
+        strength: l.strength,
     };
     let request = export::Request {
         ckpt_dir: a.ckpt_dir,
-        lora: a.lora.map(|l| (l, scale)),
+        loras: a.lora.into_iter().map(lora).collect(),
         recipe: a.recipe,
         layers: a.layers,
         out: a.out,
@@ -322,24 +411,58 @@ fn onnx(a: OnnxArgs) -> Result<ExitCode, CliError> {
         } else {
             MeasureLimits::LongExports
         },
-        stop: Some(stop_on_signal()?),
+        stop: Some(stop),
     };
     let mut screen = Screen::new();
     let report = export::export_with(&request, &options, &mut |event| screen.show(event));
     screen.finish();
-    print_report(&report?);
+    print_report(&report?)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns a flag that the first Ctrl-C sets. The second Ctrl-C ends the process. Both keep the
-/// blocks that are written.
-fn stop_on_signal() -> Result<&'static AtomicBool, CliError> {
+/// What the first signal does to a command. The second one ends every command at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnSignal {
+    /// Ends the command, which leaves whole files only.
+    End,
+    /// Asks the command to stop.
+    Stop,
+    /// Asks the command to stop, and ends it after a time. What it has written is kept.
+    StopFor(Duration),
+}
+
+/// Time that an export gets to finish the blocks at hand. A block takes far less, but a disk that
+/// is asked to make files durable may take minutes.
+const GRACE: Duration = Duration::from_millis(700);
+
+/// Returns a flag that the first Ctrl-C or SIGTERM sets.
+fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
     static STOP: AtomicBool = AtomicBool::new(false);
-    let handler = || {
+    let end = || signals::end(ErrorKind::Interrupted);
+    let handler = move || {
         if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(ErrorKind::Interrupted.code()));
+            end();
         }
-        eprintln!("stopping after the current blocks; press Ctrl-C again to stop at once");
+        match act {
+            OnSignal::End => {
+                console::tell("error: interrupted");
+                end();
+            }
+            OnSignal::Stop => console::tell("stopping; press Ctrl-C again to stop at once"),
+            OnSignal::StopFor(grace) => {
+                console::tell(
+                    "stopping after the current blocks; press Ctrl-C again to stop at once",
+                );
+                thread::spawn(move || {
+                    thread::sleep(grace);
+                    console::tell(
+                        "error: stopped by a signal; finished blocks are kept: the same command \
+                         continues, --restart begins anew",
+                    );
+                    end();
+                });
+            }
+        }
     };
     match ctrlc::set_handler(handler) {
         Ok(()) => Ok(&STOP),
@@ -349,23 +472,26 @@ fn stop_on_signal() -> Result<&'static AtomicBool, CliError> {
     }
 }
 
-fn print_report(report: &export::Report) {
-    println!(
+fn print_report(report: &export::Report) -> Result<(), OutputError> {
+    print_line(format_args!(
         "wrote {}: {} graphs, {} weights, {} bytes, LoRA merged into {} tensors",
         report.out.display(),
         report.components,
         report.weights,
         report.bytes,
         report.lora_targets
-    );
+    ))?;
     if report.kept > 0 {
-        println!("{} bytes were kept from an unfinished run", report.kept);
+        let kept = report.kept;
+        print_line(format_args!(
+            "{kept} bytes were kept from an unfinished run"
+        ))?;
     }
     let written = (report.bytes - report.kept) as f64 / 1e6;
     let mb = |bytes: Option<u64>| {
         bytes.map_or_else(|| "unknown".to_owned(), |b| format!("{} MB", b / 1_000_000))
     };
-    println!(
+    print_line(format_args!(
         "{:.1} s, {} s of processor time, {:.0} MB/s written, \
          peak memory {} (with pages of files {})",
         report.seconds,
@@ -375,39 +501,45 @@ fn print_report(report: &export::Report) {
         written / report.seconds,
         mb(report.peak_anonymous),
         mb(report.peak_resident)
-    );
+    ))?;
     match &report.limits {
         LimitsOutcome::NotRequested => {}
-        LimitsOutcome::Measured(limits) => println!("{limits}"),
-        LimitsOutcome::Failed { reason } => eprintln!("note: limits not measured: {reason}"),
+        LimitsOutcome::Measured(limits) => print_line(limits)?,
+        LimitsOutcome::Failed { reason } => {
+            console::tell(format_args!("note: limits not measured: {reason}"));
+        }
     }
+    Ok(())
 }
 
 fn graphs(a: &GraphsArgs) -> Result<ExitCode, CliError> {
+    let _claims = claim(&a.out, &[])?;
     let count = graphs::write(a.preset.into(), a.layers, a.recipe, a.size, &a.out)?;
-    println!(
+    print_line(format_args!(
         "wrote {count} graphs without weights to {}",
         a.out.display()
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs `avatar-run verify`. Verification needs the runtime's chain, and the two libraries must not
-/// depend on each other.
+fn build(a: &BuildArgs) -> Result<ExitCode, CliError> {
+    // Engines lie beside other files, so nothing that is read is in danger.
+    let _claims = claim(&a.out, &[])?;
+    command::build(a)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Becomes `avatar-run verify`, which then gets the signals and returns the exit code. Verification
+/// needs the runtime's chain, and the two libraries must not depend on each other.
 fn verify(a: &VerifyArgs) -> Result<ExitCode, CliError> {
     let beside = std::env::current_exe()
         .ok()
         .and_then(|exe| Some(exe.parent()?.join("avatar-run")))
         .filter(|p| p.is_file());
     let program = beside.unwrap_or_else(|| PathBuf::from("avatar-run"));
-    let status = Command::new(&program).arg("verify").args(&a.flags).status();
-    let status = status.map_err(|source| CliError::Runtime { program, source })?;
-    // A process that a signal ended has no exit code; it counts as interrupted.
-    Ok(status
-        .code()
-        .map_or(ExitCode::from(ErrorKind::Interrupted.code()), |c| {
-            ExitCode::from(u8::try_from(c).unwrap_or(1))
-        }))
+    let mut command = Command::new(&program);
+    let source = command.arg("verify").args(&a.flags).exec();
+    Err(CliError::Runtime { program, source })
 }
 
 #[cfg(test)]
@@ -443,6 +575,82 @@ mod tests {
                 panic!("not onnx")
             };
             assert_eq!((a.ckpt_dir.to_str(), a.lora_scale), (Some("c"), Some(0.5)));
+        }
+    }
+
+    fn onnx_args(flags: &[&str]) -> Result<OnnxArgs, clap::Error> {
+        let rest = ["avatar-export", "onnx", "--ckpt_dir", "c", "--out", "o"];
+        let cli = Cli::try_parse_from(rest.iter().chain(flags))?;
+        let Task::Onnx(a) = cli.command else {
+            panic!("not onnx")
+        };
+        Ok(a)
+    }
+
+    #[test]
+    fn loras_have_an_order_and_a_strength_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("a:0.5");
+        std::fs::write(&odd, "").unwrap();
+        let odd = odd.to_str().unwrap();
+        let a = onnx_args(&[
+            "--lora", odd, "--lora", "b:0.7", "--lora", "c", "--lora", "d:-1",
+        ]);
+        let lora = |path: &str, strength| LoraArgument {
+            path: path.into(),
+            strength,
+        };
+        let want = [
+            lora(odd, 1.0),
+            lora("b", 0.7),
+            lora("c", 1.0),
+            lora("d", -1.0),
+        ];
+        assert_eq!(a.unwrap().lora, want);
+        let again = format!("{odd}:2");
+        assert_eq!(
+            onnx_args(&["--lora", &again]).unwrap().lora,
+            [lora(odd, 2.0)]
+        );
+        for text in [
+            "C:\\loras\\b.safetensors",
+            "b:",
+            ":0.7",
+            "b:nan",
+            "b:inf",
+            "b:0,7",
+        ] {
+            let error = onnx_args(&["--lora", text]).unwrap_err().to_string();
+            assert!(
+                error.contains("wanted FILE or FILE:NUMBER"),
+                "{text}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn flags_choose_the_factor_and_else_the_file_does() {
+        for (flags, want) in [
+            (&[][..], LoraScale::Stored),
+            (&["--lora-alpha", "8"], LoraScale::Alpha(8.0)),
+            (&["--lora-scale", "0.5"], LoraScale::Scale(0.5)),
+            (
+                &["--lora-rank", "32"],
+                LoraScale::AlphaRank {
+                    alpha: 64.0,
+                    rank: 32,
+                },
+            ),
+            (
+                &["--lora_alpha", "8", "--lora_rank", "4"],
+                LoraScale::AlphaRank {
+                    alpha: 8.0,
+                    rank: 4,
+                },
+            ),
+        ] {
+            let flags = [&["--lora", "l"], flags].concat();
+            assert_eq!(onnx_args(&flags).unwrap().lora_scale(), want, "{flags:?}");
         }
     }
 

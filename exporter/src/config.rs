@@ -1,7 +1,7 @@
 //! Reads the sizes of a model from its tensors. Heads, injected layers and strides show in no
 //! tensor, so they come from `config.json`.
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::layout::{DitSizes, SizeError, T5Sizes, VaeSizes, WavSizes};
+use crate::checkpoint::{Checkpoint, CheckpointError, read_json};
 use engines::components::dit::{AudioConfig, DitConfig};
 use engines::components::speech::SpeechConfig;
 use engines::components::text::TextConfig;
@@ -13,18 +13,33 @@ use std::path::{Path, PathBuf};
 /// Latent frames of one block, `num_frames_per_block` of the reference's pipelines.
 const BLOCK_FRAMES: usize = 3;
 
+/// Defaults of `WanModel_S2V.__init__` (wan/modules/s2v/model_s2v.py) for fields of `config.json`.
+/// Other defaults of it do not fit the published model, so the other fields must be stated.
+mod default {
+    /// Tokens of a prompt.
+    pub(super) const TEXT_LEN: usize = 512;
+    /// Small number of the norms.
+    pub(super) const EPS: f32 = 1e-6;
+    /// Tokens that a frame of speech gives.
+    pub(super) const NUM_AUDIO_TOKEN: usize = 4;
+}
+
 /// A size that cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("{}: cannot read: {source}", path.display())]
-    Read {
+pub(crate) enum ConfigError {
+    #[error(transparent)]
+    File(#[from] CheckpointError),
+    #[error(
+        "{}: {field} is {got}: this is another model, wanted {want}; \
+         take {instead} with its config.json",
+        path.display()
+    )]
+    OtherModel {
         path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("{}: not JSON: {source}", path.display())]
-    Json {
-        path: PathBuf,
-        source: serde_json::Error,
+        field: &'static str,
+        want: &'static str,
+        got: String,
+        instead: &'static str,
     },
     #[error("{}: field {field}: wanted {want}, got {got}", path.display())]
     Field {
@@ -38,8 +53,12 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub fn kind(&self) -> ErrorKind {
-        ErrorKind::Model
+    /// Returns the kind of failure.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::File(e) => e.kind(),
+            _ => ErrorKind::Model,
+        }
     }
 }
 
@@ -51,14 +70,7 @@ struct Json {
 
 impl Json {
     fn open(path: PathBuf) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        let value = serde_json::from_str(&text).map_err(|source| ConfigError::Json {
-            path: path.clone(),
-            source,
-        })?;
+        let value = read_json(&path)?;
         Ok(Self { path, value })
     }
 
@@ -93,6 +105,14 @@ impl Json {
             .ok_or_else(|| self.wrong(field, "a number"))
     }
 
+    /// Returns a number, or `default` where the field is absent.
+    fn number_or(&self, field: &'static str, default: f32) -> Result<f32, ConfigError> {
+        match self.value.get(field) {
+            None => Ok(default),
+            Some(_) => self.number(field),
+        }
+    }
+
     fn counts(&self, field: &'static str) -> Result<Vec<usize>, ConfigError> {
         let list = self.value.get(field).and_then(Value::as_array);
         let numbers = list.and_then(|l| {
@@ -101,6 +121,33 @@ impl Json {
                 .collect()
         });
         numbers.ok_or_else(|| self.wrong(field, "a list of whole numbers"))
+    }
+
+    /// Returns a count, or `default` where the field is absent.
+    fn count_or(&self, field: &'static str, default: usize) -> Result<usize, ConfigError> {
+        match self.value.get(field) {
+            None => Ok(default),
+            Some(_) => self.count(field),
+        }
+    }
+
+    /// Checks that a size is the one that the tensors have, or is absent.
+    fn agrees(&self, field: &'static str, derived: usize) -> Result<(), ConfigError> {
+        match self.value.get(field) {
+            Some(stated) if *stated != derived => {
+                Err(self.wrong(field, format!("{derived}, as the tensors have it")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that the field is stated and is `want`. The reference's default differs from `want`.
+    fn must_be(&self, field: &'static str, want: impl Into<Value>) -> Result<(), ConfigError> {
+        let want = want.into();
+        match self.value.get(field) {
+            Some(got) if *got == want => Ok(()),
+            _ => Err(self.wrong(field, format!("{want} (nothing else is supported)"))),
+        }
     }
 
     /// Checks that the field is `want`, or is absent where the reference's default is `want`.
@@ -115,6 +162,34 @@ impl Json {
     }
 }
 
+/// Checks that the `config.json` in `dir` is not the one of another model. A file that cannot be
+/// read passes here: [`dit`] reports it.
+///
+/// # Errors
+/// [`ConfigError::OtherModel`].
+pub(crate) fn check_model(dir: &Path) -> Result<(), ConfigError> {
+    let Ok(json) = Json::open(dir.join("config.json")) else {
+        return Ok(());
+    };
+    let kind = json.value.get("model_type").filter(|got| **got != "s2v");
+    // Only the class says the model where the kind is absent.
+    let class = json.value.get("_class_name").filter(|got| {
+        let stated = json.value.get("model_type").is_some();
+        !stated && !got.as_str().is_some_and(|name| name.contains("S2V"))
+    });
+    let wrong = kind.map(|got| ("model_type", "\"s2v\"", got));
+    match wrong.or_else(|| class.map(|got| ("_class_name", "\"WanModel_S2V\"", got))) {
+        None => Ok(()),
+        Some((field, want, got)) => Err(ConfigError::OtherModel {
+            field,
+            want,
+            got: got.to_string(),
+            path: json.path,
+            instead: "Wan-AI/Wan2.2-S2V-14B",
+        }),
+    }
+}
+
 /// Reads the sizes of the transformer. `dir` holds its `config.json`.
 pub(crate) fn dit(checkpoint: &Checkpoint, dir: &Path) -> Result<DitConfig, ConfigError> {
     let json = Json::open(dir.join("config.json"))?;
@@ -122,17 +197,25 @@ pub(crate) fn dit(checkpoint: &Checkpoint, dir: &Path) -> Result<DitConfig, Conf
         path: checkpoint.path().to_owned(),
         source,
     })?;
-    for (field, want) in [("adain_mode", "attn_norm"), ("framepack_drop_mode", "padd")] {
-        json.is(field, want)?;
-    }
+    json.is("adain_mode", "attn_norm")?;
+    json.is("enable_tsm", false)?;
+    json.must_be("framepack_drop_mode", "padd")?;
     for (field, want) in [
         ("enable_adain", true),
         ("enable_framepack", true),
         ("zero_timestep", true),
         ("enable_motioner", false),
-        ("enable_tsm", false),
     ] {
-        json.is(field, want)?;
+        json.must_be(field, want)?;
+    }
+    for (field, derived) in [
+        ("dim", sizes.dim),
+        ("ffn_dim", sizes.ffn),
+        ("num_layers", sizes.layers),
+        ("audio_dim", sizes.audio_dim),
+        ("freq_dim", sizes.freq_dim),
+    ] {
+        json.agrees(field, derived)?;
     }
     let heads = json.count("num_heads")?;
     if !sizes.dim.is_multiple_of(heads) || !(sizes.dim / heads).is_multiple_of(2) {
@@ -163,15 +246,15 @@ pub(crate) fn dit(checkpoint: &Checkpoint, dir: &Path) -> Result<DitConfig, Conf
         ffn_dim: sizes.ffn,
         audio_inject_layers: inject,
         text_dim: sizes.text_dim,
-        text_len: json.count("text_len")?,
+        text_len: json.count_or("text_len", default::TEXT_LEN)?,
         freq_dim: sizes.freq_dim,
         latent_channels: sizes.in_dim,
-        eps: json.number("eps")?,
+        eps: json.number_or("eps", default::EPS)?,
         block_frames: BLOCK_FRAMES,
         audio: AudioConfig {
             dim: sizes.audio_dim,
             states,
-            tokens: json.count("num_audio_token")? + 1,
+            tokens: json.count_or("num_audio_token", default::NUM_AUDIO_TOKEN)? + 1,
         },
     })
 }
@@ -212,7 +295,15 @@ pub(crate) fn speech(checkpoint: &Checkpoint, dir: &Path) -> Result<SpeechConfig
         path: checkpoint.path().to_owned(),
         source,
     })?;
+    json.is("model_type", "wav2vec2")?;
     json.is("do_stable_layer_norm", true)?;
+    for (field, derived) in [
+        ("hidden_size", s.hidden),
+        ("intermediate_size", s.ffn),
+        ("num_hidden_layers", s.layers),
+    ] {
+        json.agrees(field, derived)?;
+    }
     for (field, want) in [
         ("feat_extract_norm", "layer"),
         ("feat_extract_activation", "gelu"),

@@ -1,6 +1,6 @@
 //! The whole export on one page.
 //!
-//! It opens the checkpoints, lays the LoRA over the transformer, builds every graph, writes the
+//! It opens the checkpoints, lays the LoRAs over the transformer, builds every graph, writes the
 //! graphs, writes every weight once, and writes the manifest last. All files go to a folder beside
 //! the target, which is renamed at the end: no unfinished export has the target's name. An export
 //! that was stopped or killed continues from that folder.
@@ -16,7 +16,7 @@ pub use limits::{Limits, Rates};
 pub use staging::Start;
 pub use writer::Progress;
 
-use crate::checkpoint::{LoraScale, layout};
+use crate::checkpoint::{LoraFile, layout, read_text};
 use crate::families::{Family, generic};
 use crate::graph::data::{BLOCK, DataLayout, DataPlan};
 use crate::graph::write::{WeightPlacement, to_model, write_model};
@@ -25,14 +25,15 @@ use crate::usage::{self, PeakMemory};
 use checkpoints::Checkpoints;
 use engines::contract::{Contract, Weights};
 use engines::manifest::{
-    self, ComponentEntry, DataEntry, FORMAT, FileEntry, LoraEntry, Manifest, WeightEntry,
+    self, ComponentEntry, DataEntry, FORMAT, FileEntry, Manifest, WeightEntry,
 };
 use engines::recipe::Recipe;
+use journal::Identity;
 use staging::Staging;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// The checkpoint to export, and the settings of the export.
@@ -40,8 +41,8 @@ use std::time::Instant;
 pub struct Request {
     /// Folder of the base checkpoint.
     pub ckpt_dir: PathBuf,
-    /// LoRA file and its strength; `None` exports the base weights.
-    pub lora: Option<(PathBuf, LoraScale)>,
+    /// LoRAs to merge into the transformer, in this order; none exports the base weights.
+    pub loras: Vec<LoraFile>,
     /// Precision of the graphs.
     pub recipe: Recipe,
     /// Number of the transformer's first layers to export; `None` exports all layers.
@@ -99,7 +100,7 @@ pub struct Report {
     pub bytes: u64,
     /// Of these bytes, those that an earlier, unfinished run wrote and that were found sound.
     pub kept: u64,
-    /// Number of tensors that the LoRA changes.
+    /// Number of tensors that the LoRAs change.
     pub lora_targets: usize,
     /// Wall time, in seconds.
     pub seconds: f64,
@@ -161,12 +162,17 @@ pub fn export_with(
         return Err(ExportError::Recipe { got });
     }
     staging::check_target(&request.out)?;
-    let mut checkpoints = Checkpoints::open(&request.ckpt_dir, request.lora.as_ref())?;
+    drop(staging::unused(&request.out)?);
+    let mut checkpoints = Checkpoints::open(&request.ckpt_dir, &request.loras)?;
+    for notice in checkpoints.lora_notices() {
+        observe(Event::Notice(&notice));
+    }
     if let Some(layers) = request.layers {
         checkpoints = checkpoints.cut(layers)?;
     }
+    unless_stopped(options)?;
     let families = checkpoints.graphs(request.recipe)?;
-    checkpoints.check_types(&families)?;
+    unless_stopped(options)?;
     let plans = families
         .iter()
         .map(|f| {
@@ -184,6 +190,7 @@ pub fn export_with(
         checkpoints: &checkpoints,
         families: &families,
         plans: &plans,
+        identity: &identity,
     };
     let (mut done, mut kept) = (0, 0);
     let written = job.write(&mut staging, options, &mut |p| {
@@ -195,6 +202,10 @@ pub fn export_with(
         Ok(manifest) => manifest,
         Err(source) => return Err(unfinished(staging, done, total, source)),
     };
+    let _replaced = match staging::unused(&request.out) {
+        Ok(file) => file,
+        Err(source) => return Err(unfinished(staging, total, total, source)),
+    };
     staging.publish(&request.out, names(&manifest))?;
     let mut report = Report {
         out: request.out.clone(),
@@ -202,7 +213,7 @@ pub fn export_with(
         weights: manifest.data.iter().map(|d| d.weights.len()).sum(),
         bytes: total,
         kept,
-        lora_targets: manifest.lora.as_ref().map_or(0, |l| l.targets),
+        lora_targets: checkpoints.dit.lora_work().0,
         seconds: began.elapsed().as_secs_f64(),
         processor_seconds: usage::processor_seconds()
             .zip(processor)
@@ -219,6 +230,13 @@ pub fn export_with(
     drop(checkpoints);
     report.limits = measure_limits(options.measure_limits, task, &files, &request.out);
     Ok(report)
+}
+
+fn unless_stopped(options: &Options<'_>) -> Result<(), ExportError> {
+    match options.stop {
+        Some(stop) if stop.load(Ordering::Relaxed) => Err(ExportError::Stopped),
+        _ => Ok(()),
+    }
 }
 
 /// Measures the machine's limits, when `wanted` covers this export, and returns them.
@@ -281,6 +299,7 @@ struct Job<'a> {
     checkpoints: &'a Checkpoints,
     families: &'a [Family],
     plans: &'a [DataPlan<'a>],
+    identity: &'a Identity,
 }
 
 impl Job<'_> {
@@ -316,7 +335,9 @@ impl Job<'_> {
             recipe: self.request.recipe,
             config: self.checkpoints.config.clone(),
             layers_of: self.checkpoints.layers_of,
-            lora: self.lora(),
+            lora: self
+                .checkpoints
+                .lora_entries(self.identity.loras.iter().map(|l| l.blake3.as_str())),
             tokenizer,
             components,
             data: self
@@ -331,19 +352,6 @@ impl Job<'_> {
         fs::write(&path, text).map_err(|source| ExportError::Io { path, source })?;
         staging.synchronise(&names(&manifest))?;
         Ok(manifest)
-    }
-
-    fn lora(&self) -> Option<LoraEntry> {
-        self.checkpoints.dit.lora().map(|r| LoraEntry {
-            file: r
-                .file
-                .file_name()
-                .map(|n| n.to_string_lossy().into_owned())
-                .unwrap_or_default(),
-            scale: r.scale,
-            ranks: vec![r.rank],
-            targets: self.checkpoints.dit.lora_work().0,
-        })
     }
 
     /// Returns the amount of work that a finished run did; the limits are computed for it.
@@ -494,7 +502,7 @@ fn copy_tokenizer(ckpt_dir: &Path, dir: &Path) -> Result<FileEntry, ExportError>
         source,
     };
     let to = dir.join(layout::TOKENIZER_FILE);
-    let text = fs::read(&from).map_err(|e| io(&from, e))?;
+    let text = read_text(&from)?;
     fs::write(&to, &text).map_err(|e| io(&to, e))?;
     let blake3 = manifest::hash_file(&to).map_err(|e| io(&to, e))?;
     Ok(FileEntry {

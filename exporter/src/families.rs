@@ -23,6 +23,7 @@
 //! assert_eq!(names, ["text_encoder", "audio_encoder", "vae", "dit"]);
 //! # Ok::<(), exporter::families::FamilyErrors>(())
 //! ```
+use crate::checkpoint::first;
 use crate::graph::{Builder, Fault, Graph, GraphError, GraphErrors, WeightSource};
 use crate::models::{umt5, wan_s2v, wan_vae, wav2vec2};
 use engines::components::{dit, speech, text, vae};
@@ -38,19 +39,32 @@ pub enum FamilyError {
     /// A graph cannot be built from this checkpoint.
     #[error("{}", lines(errors.0.iter().map(|e| format!("{checkpoint}: {e}"))))]
     Graph {
+        /// Name of the family.
+        family: &'static str,
         /// Path of the checkpoint, or the family's name.
         checkpoint: String,
         /// Every fault of the graph.
         errors: GraphErrors,
     },
     /// The checkpoint holds tensors that this version does not know.
-    #[error("{checkpoint}: {} tensors that no graph reads: {}", keys.len(), keys.join(", "))]
+    #[error("{checkpoint}: {} tensors that no graph reads: {}", keys.len(), first(keys, ", "))]
     Unused {
+        /// Name of the family.
+        family: &'static str,
         /// Path of the checkpoint, or the family's name.
         checkpoint: String,
         /// Names of the tensors.
         keys: Vec<String>,
     },
+}
+
+impl FamilyError {
+    /// Returns the name of the family that failed.
+    pub fn family(&self) -> &'static str {
+        match self {
+            Self::Graph { family, .. } | Self::Unused { family, .. } => family,
+        }
+    }
 }
 
 /// The faults of all families, reported together.
@@ -250,6 +264,7 @@ fn dit_graphs(f: &mut FamilyBuilder<'_>, c: &dit::DitConfig) {
 
 /// A family under construction.
 struct FamilyBuilder<'s> {
+    name: &'static str,
     checkpoint: String,
     source: &'s dyn WeightSource,
     recipe: Recipe,
@@ -268,6 +283,7 @@ impl Family {
         add: impl FnOnce(&mut FamilyBuilder<'_>),
     ) -> Self {
         let mut draft = FamilyBuilder {
+            name,
             checkpoint: source.origin().unwrap_or_else(|| name.to_owned()),
             source,
             recipe,
@@ -304,6 +320,7 @@ impl FamilyBuilder<'_> {
             Err(errors) => {
                 self.met.extend(errors.0.iter().filter_map(misshaped));
                 self.failed.push(FamilyError::Graph {
+                    family: self.name,
                     checkpoint: self.checkpoint.clone(),
                     errors,
                 });
@@ -317,6 +334,7 @@ impl FamilyBuilder<'_> {
         let unknown = |k: &String| !self.met.contains(k) && !idle(k);
         let keys: Vec<String> = self.source.keys().into_iter().filter(unknown).collect();
         (!keys.is_empty()).then(|| FamilyError::Unused {
+            family: self.name,
             checkpoint: self.checkpoint.clone(),
             keys,
         })

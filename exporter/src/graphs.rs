@@ -37,7 +37,7 @@ impl GraphsError {
         match self {
             Self::Build(e) => e.kind(),
             Self::Write(e) => e.kind(),
-            Self::Io { .. } => ErrorKind::Input,
+            Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
         }
     }
 }
@@ -145,6 +145,7 @@ fn matmul(recipe: Recipe) -> Result<Graph, GraphsError> {
     b.output(&matmul::PRODUCT, product);
     b.finish().map_err(|errors| {
         GraphsError::Build(FamilyErrors(vec![FamilyError::Graph {
+            family: matmul::MATMUL.name,
             checkpoint: matmul::MATMUL.name.to_owned(),
             errors,
         }]))

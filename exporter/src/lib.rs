@@ -18,3 +18,4 @@ mod nn;
 mod progress;
 pub mod synth;
 mod usage;
+mod verdict;

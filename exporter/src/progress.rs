@@ -1,7 +1,8 @@
 //! Shows an export on standard error: as a bar on a terminal, as a plain line every few seconds
 //! elsewhere. A run that ends before the first line is due prints nothing.
 use crate::export::{Event, Progress};
-use indicatif::{ProgressBar, ProgressStyle};
+use engines::console;
+use engines::progress_bar::{ProgressBar, progress_bar};
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
@@ -19,12 +20,9 @@ pub(crate) struct Screen {
 
 impl Screen {
     pub(crate) fn new() -> Self {
-        let style = ProgressStyle::with_template("[{bar:32}] {percent:>3}% {msg}");
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = || ProgressBar::new(0).with_style(style.progress_chars("=> "));
         let began = Instant::now();
         Self {
-            bar: std::io::stderr().is_terminal().then(bar),
+            bar: std::io::stderr().is_terminal().then(progress_bar),
             began,
             told: began,
         }
@@ -32,8 +30,10 @@ impl Screen {
 
     pub(crate) fn show(&mut self, event: Event<'_>) {
         match (event, &self.bar) {
-            (Event::Notice(text), Some(bar)) => bar.suspend(|| eprintln!("note: {text}")),
-            (Event::Notice(text), None) => eprintln!("note: {text}"),
+            (Event::Notice(text), Some(bar)) => {
+                bar.suspend(|| console::tell(format_args!("note: {text}")));
+            }
+            (Event::Notice(text), None) => console::tell(format_args!("note: {text}")),
             (Event::Progress(p), Some(bar)) => {
                 bar.set_length(p.total);
                 bar.set_message(line(p, self.began.elapsed()));
@@ -41,7 +41,7 @@ impl Screen {
             }
             (Event::Progress(p), None) if self.told.elapsed() >= EVERY => {
                 self.told = Instant::now();
-                eprintln!("{}", line(p, self.began.elapsed()));
+                console::tell(line(p, self.began.elapsed()));
             }
             (Event::Progress(_), None) => {}
         }

@@ -2,7 +2,7 @@
 //!
 //! Files, names, types and shapes are those of the published checkpoints; tests, demos and
 //! benchmarks need no real weights. The model computes noise, but `synth/fill.rs` keeps its
-//! activations near one. The writer holds at most 64 MiB of a tensor. The folder has its name only
+//! activations near one. The writer holds at most 8 MiB of a tensor. The folder has its name only
 //! once it is whole.
 
 mod fill;
@@ -15,8 +15,9 @@ pub(crate) mod torch_file;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use engines::error_kind::ErrorKind;
+use engines::error_kind::{ErrorKind, reason};
 use serde_json::{Map, Value, json};
 
 pub use engines::components::preset::Preset;
@@ -32,8 +33,9 @@ use random::{Fill, Stream};
 use tokenizer::Tokenizer;
 use torch_file::{Archive, Record};
 
-/// Bytes of a tensor that are made at once; a multiple of four elements of any type.
-const CHUNK: usize = 64 << 20;
+/// Bytes of a tensor that are made at once; a multiple of four elements of any type. A request to
+/// stop is heard between two of them.
+const CHUNK: usize = 8 << 20;
 /// Room for headers and the small files.
 const SLACK: u64 = 16 << 20;
 
@@ -92,8 +94,10 @@ pub enum SynthError {
     Layers { got: usize },
     #[error("{path}: {want} bytes are needed, {free} are free", path = path.display())]
     NoSpace { path: PathBuf, want: u64, free: u64 },
-    #[error("{path}: cannot write: {source}", path = path.display())]
+    #[error("{path}: cannot write: {}", reason(source), path = path.display())]
     Io { path: PathBuf, source: io::Error },
+    #[error("stopped by a signal; nothing is kept")]
+    Stopped,
 }
 
 impl SynthError {
@@ -102,15 +106,9 @@ impl SynthError {
         match self {
             Self::Layers { .. } => ErrorKind::Usage,
             Self::NoSpace { .. } => ErrorKind::Resources,
-            Self::Io { source, .. }
-                if matches!(
-                    source.kind(),
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-                ) =>
-            {
-                ErrorKind::Resources
-            }
-            Self::Occupied { .. } | Self::Io { .. } => ErrorKind::Input,
+            Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
+            Self::Occupied { .. } => ErrorKind::Input,
+            Self::Stopped => ErrorKind::Interrupted,
         }
     }
 }
@@ -125,18 +123,34 @@ pub fn synth(
     options: &SynthOptions,
     out: &Path,
 ) -> Result<SynthReport, SynthError> {
+    synth_until(preset, options, out, &AtomicBool::new(false))
+}
+
+/// Writes a checkpoint as [`synth`] does, until `stop` is set.
+///
+/// # Errors
+/// [`SynthError::Stopped`]; the errors of [`synth`]. Nothing is left behind.
+pub fn synth_until(
+    preset: Preset,
+    options: &SynthOptions,
+    out: &Path,
+    stop: &AtomicBool,
+) -> Result<SynthReport, SynthError> {
     if let Some(got) = options.layers.filter(|n| !(1..=1000).contains(n)) {
         return Err(SynthError::Layers { got });
     }
     let sizes = Sizes::new(preset, options.layers);
     let tokenizer = Tokenizer::new(sizes.extra_ids);
-    let plan = Plan::new(sizes, options.seed);
+    let plan = Plan::new(sizes, options.seed, stop);
     let report = plan.report(out);
     let part = Part::create(out)?;
     room(&part.path, report.bytes() + SLACK)?;
-    let io = |source| SynthError::Io {
-        path: out.to_owned(),
-        source,
+    let io = |source| match stop.load(Ordering::Relaxed) {
+        true => SynthError::Stopped,
+        false => SynthError::Io {
+            path: out.to_owned(),
+            source,
+        },
     };
     plan.write(&tokenizer, &part.path).map_err(io)?;
     part.publish(out).map_err(io)?;
@@ -250,11 +264,15 @@ impl Component {
         seed: u64,
         (spec, fill): &(TensorSpec, Fill),
         w: &mut dyn Write,
+        stop: &AtomicBool,
     ) -> io::Result<()> {
         let stream = Stream::new(seed, self.name, &spec.name, *fill);
         let (total, mut done) = (self.bytes(spec), 0);
         let mut chunk = vec![0; total.min(CHUNK)];
         while done < total {
+            if stop.load(Ordering::Relaxed) {
+                return Err(io::Error::other("stopped"));
+            }
             let part = &mut chunk[..(total - done).min(CHUNK)];
             stream.write(done / self.dtype.size(), self.dtype, part);
             w.write_all(part)?;
@@ -265,7 +283,9 @@ impl Component {
 }
 
 /// The content of a checkpoint to write.
-struct Plan {
+struct Plan<'a> {
+    /// Ends the writing when it is set.
+    stop: &'a AtomicBool,
     sizes: Sizes,
     seed: u64,
     dit: Component,
@@ -275,8 +295,8 @@ struct Plan {
     lora: Component,
 }
 
-impl Plan {
-    fn new(sizes: Sizes, seed: u64) -> Self {
+impl<'a> Plan<'a> {
+    fn new(sizes: Sizes, seed: u64, stop: &'a AtomicBool) -> Self {
         let Sizes {
             dit, t5, vae, wav, ..
         } = &sizes;
@@ -312,6 +332,7 @@ impl Plan {
             lora: Component::new("lora", StoredDType::BF16, lora.collect(), fill::lora).sorted(),
             seed,
             sizes,
+            stop,
         }
     }
 
@@ -404,7 +425,7 @@ impl Plan {
         w.write_all(&(header.len() as u64).to_le_bytes())?;
         w.write_all(&header)?;
         for t in &c.tensors[range] {
-            c.stream(self.seed, t, &mut w)?;
+            c.stream(self.seed, t, &mut w, self.stop)?;
         }
         w.flush()
     }
@@ -422,7 +443,7 @@ impl Plan {
             .unwrap_or("archive");
         let mut archive = Archive::start(BufWriter::new(File::create(path)?), folder, &records)?;
         for t in &c.tensors {
-            archive.record(|w| c.stream(self.seed, t, w))?;
+            archive.record(|w| c.stream(self.seed, t, w, self.stop))?;
         }
         archive.finish()
     }
@@ -471,8 +492,8 @@ mod tests {
             seed: 3,
         };
         let report = synth(Preset::Tiny, &options, &dir.path().join("a")).unwrap();
-        let inspection = inspect(&dir.path().join("a")).unwrap();
-        assert!(inspection.is_sound(), "{inspection}");
+        let inspection = inspect(&dir.path().join("a"), None).unwrap();
+        assert!(inspection.sound, "{inspection}");
         assert_eq!(inspection.parameters(), report.parameters());
         fs::create_dir(dir.path().join("b")).unwrap();
         synth(Preset::Tiny, &options, &dir.path().join("b")).unwrap();
@@ -594,7 +615,8 @@ mod tests {
 
     #[test]
     fn real_sizes_are_those_of_the_published_model() {
-        let plan = Plan::new(Sizes::new(Preset::Full, None), 0);
+        let never = AtomicBool::new(false);
+        let plan = Plan::new(Sizes::new(Preset::Full, None), 0, &never);
         let report = plan.report(Path::new("x"));
         let of = |name| {
             report
@@ -611,7 +633,7 @@ mod tests {
             "{}",
             of("dit")
         );
-        let small = Plan::new(Sizes::new(Preset::Small, None), 0)
+        let small = Plan::new(Sizes::new(Preset::Small, None), 0, &never)
             .report(Path::new("x"))
             .parameters();
         assert!((140_000_000..175_000_000).contains(&small), "{small}");

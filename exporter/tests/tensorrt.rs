@@ -129,7 +129,7 @@ fn an_export_builds_with_its_weights_inside() {
     synth::synth(Preset::Tiny, &options, &ckpt).unwrap();
     let export = export::Request {
         ckpt_dir: ckpt.join("Wan2.2-S2V-14B"),
-        lora: None,
+        loras: Vec::new(),
         layers: None,
         recipe: Recipe::Bf16,
         out: dir.path().join("models"),

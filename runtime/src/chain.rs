@@ -1,6 +1,7 @@
 //! The model running: encoders, the wavefront executor and decoders.
 
 pub(crate) mod call;
+pub(crate) mod cancellable;
 pub(crate) mod decoders;
 pub(crate) mod encoders;
 pub(crate) mod error;
@@ -19,5 +20,6 @@ pub(crate) mod vae;
 
 pub use decoders::Mode;
 pub use encoders::encode_speech;
+pub use engines::cancel::Cancel;
 pub use error::ChainError;
-pub use events::{Cancel, Event, Observer, Phase, Silent, Summary};
+pub use events::{Event, Observer, Phase, Silent, Summary};

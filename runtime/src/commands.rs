@@ -7,6 +7,7 @@ pub(crate) mod device_args;
 pub(crate) mod error;
 mod foresee;
 mod machine;
+mod outputs;
 mod print;
 pub(crate) mod progress;
 
@@ -18,18 +19,25 @@ use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use engines::backend::Backend;
 use engines::backend::ort::Runtime;
+use engines::cancel::Cancel;
+use engines::claims::FilePlan;
+use engines::error_kind::ErrorKind;
 use engines::manifest::Models;
 
-use crate::chain::events::{Cancel, Event, Observer, Phase};
+use crate::chain::cancellable::Cancellable;
+use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
 use crate::checks::{bench, exec, parity, synthetic, verify};
 use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe, Verify};
+use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
-use crate::generate::{Engine, Prepared};
+use crate::generate::error::GenerateError;
+use crate::generate::{ClaimedRequest, Engine, Prepared};
 use crate::media::video_facts::probe;
 use crate::numbers::size::SizeMode;
 
@@ -43,6 +51,18 @@ pub fn style(cli: &Cli) -> Style {
     }
 }
 
+/// Time that a command which keeps nothing gets to end by itself after a signal.
+const GRACE: Duration = Duration::from_millis(700);
+
+/// Returns after how long a signal ends the process, or `None` for a command that has a video to
+/// close and hears a signal everywhere.
+pub fn grace(cli: &Cli) -> Option<Duration> {
+    match &cli.command {
+        Command::Generate(_) => None,
+        _ => Some(GRACE),
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -50,33 +70,66 @@ pub fn style(cli: &Cli) -> Style {
 pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
     match &cli.command {
         Command::Generate(g) => run_generate(g, style, cancel),
-        Command::Exec(e) => run_exec(e),
+        Command::Exec(e) => run_exec(e, cancel),
         Command::Verify(v) => run_verify(v, style, cancel),
         Command::Bench(b) => run_bench(b),
         Command::Parity(p) => run_parity(p),
         Command::Probe(p) => run_probe(p),
         Command::Plan(p) => foresee::plan(p),
-        Command::Simulate(s) => foresee::simulate(s),
+        Command::Simulate(s) => foresee::simulate(s, cancel),
     }
 }
 
 fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {
     let begun = Instant::now();
     let (request, notices) = args.request(random_seed)?;
-    let screen = Screen::new(style);
+    let screen = Arc::new(Screen::new(style));
     for notice in notices {
         screen.event(&Event::Notice(notice));
     }
+    let claimed = outputs::claim_video(args, &request, cancel)?;
+    let made = make_video(args, claimed, &screen, cancel, begun);
+    made.map_err(|error| match &error {
+        Error::Generate(_) => error,
+        _ if error.kind() == ErrorKind::Interrupted => {
+            GenerateError::Interrupted { partial: None }.into()
+        }
+        _ => error,
+    })
+}
+
+fn make_video(
+    args: &Generate,
+    claimed: ClaimedRequest,
+    screen: &Arc<Screen>,
+    cancel: &Cancel,
+    begun: Instant,
+) -> Result<(), Error> {
     screen.event(&Event::Phase(Phase::OpeningModels));
-    let models = Models::open(&args.models)?;
-    let prepared = Prepared::open(request, &models, &screen)?;
-    let placed = machine::place(args, &prepared, &models, &screen)?;
+    let models = Models::open_until(&args.models, cancel)?;
+    let claims = claimed.clone();
+    let (export, shown) = (models.clone(), Arc::clone(screen));
+    // Nothing in the readers of files hears a request to stop.
+    let prepared = unless_stopped(cancel, move || {
+        Prepared::open_claimed(claimed, &export, &*shown)
+    });
+    let Some(prepared) = prepared else {
+        claims.release();
+        return Err(Error::Interrupted);
+    };
+    let prepared = prepared?;
+    let placed = machine::place(args, &prepared, &models, &**screen)?;
     let engine = Engine::new(models, placed.devices, placed.plan);
-    engine.generate_since(&prepared, &screen, cancel, begun)?;
+    engine.generate_since(&prepared, &**screen, cancel, begun)?;
     Ok(())
 }
 
-fn run_exec(args: &Exec) -> Result<(), Error> {
+fn run_exec(args: &Exec, cancel: &Cancel) -> Result<(), Error> {
+    let mut plan = FilePlan::default();
+    plan.reads("--models", &args.models);
+    plan.reads("--inputs", &args.inputs);
+    plan.writes("--outputs", &args.outputs);
+    let _claims = outputs::claim(&plan, args.existing.overwrite, cancel)?;
     let backend = args.on.open(&args.models)?;
     let request = exec::Request {
         component: args.component.clone(),
@@ -87,23 +140,34 @@ fn run_exec(args: &Exec) -> Result<(), Error> {
     for (name, fact) in exec::exec(&backend, &request)? {
         print(&format!("{name}: {fact}"))?;
     }
-    Ok(())
+    Ok(backend.models().unchanged()?)
 }
 
 /// Checks an export against a golden folder, prints the table and writes the JSON file. A control
 /// run always ends in an error: [`verify::VerifyError::Caught`] when every fault was noticed.
 fn run_verify(args: &Verify, style: Style, cancel: &Cancel) -> Result<(), Error> {
     let screen = Screen::new(style);
+    let mut plan = FilePlan::default();
+    plan.reads("--models", &args.models);
+    plan.reads("--golden", &args.golden);
+    args.json
+        .iter()
+        .for_each(|path| plan.writes("--json", path));
+    let _claims = outputs::claim(&plan, args.existing.overwrite, cancel)?;
     let golden = verify::Golden::open(&args.golden).map_err(CheckError::from)?;
     screen.event(&Event::Phase(Phase::OpeningModels));
     let backend = args.on.open(&args.models)?;
-    let subject = verify::Subject::new(backend.models().clone(), Arc::new(backend));
+    let models = backend.models().clone();
+    let backend: Arc<dyn Backend> = Arc::new(backend);
+    let backend = Cancellable::new(backend, cancel);
+    let subject = verify::Subject::new(models.clone(), Arc::new(backend));
     let request = verify::Request {
         only: args.only.clone(),
         control: args.control,
         skip_e2e: args.skip_e2e,
     };
     let report = verify::run(&subject, &golden, &request, &screen, cancel)?;
+    models.unchanged()?;
     print(report.to_string().trim_end())?;
     if let Some(path) = &args.json {
         verify::write_report(path, &report).map_err(|source| Error::Write {
@@ -142,7 +206,7 @@ fn run_synthetic(args: &Bench, graphs: &Path) -> Result<(), Error> {
     let request = synthetic::Request {
         geometry: &|model| args.run.geometry(model, args.size),
         graphs: graphs.to_owned(),
-        device: args.on.device,
+        device: args.on.device(),
         size: args.size.effective(SizeMode::Exact, args.size)?,
         lanes: args.lanes.iter().map(|&l| l.into()).collect(),
         layers: args.layers.map(NonZeroUsize::get),

@@ -16,13 +16,15 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Instant;
 
+use engines::cancel::Cancel;
 use engines::tensor::Tensor;
 
 use crate::chain::call::Tables;
+use crate::chain::cancellable::Cancellable;
 use crate::chain::decoders::{Decoding, PictureLatents, VideoDecoder, VideoLength};
 use crate::chain::encoders;
 use crate::chain::error::ChainError;
-use crate::chain::events::{Cancel, Event, Observer, Phase, Settings, Summary};
+use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
 use crate::chain::executor;
 use crate::chain::hearing;
 use crate::chain::job::Job;
@@ -41,7 +43,7 @@ use output::Output;
 pub use engine::Engine;
 pub use error::GenerateError;
 pub use prepared::Prepared;
-pub use request::{Clips, OutputFiles, Request};
+pub use request::{ClaimedRequest, Clips, OutputFiles, Request};
 
 /// Makes one video from a request.
 ///
@@ -84,6 +86,11 @@ impl Engine {
         cancel: &Cancel,
         begun: Instant,
     ) -> Result<Summary, GenerateError> {
+        let changed = |source| GenerateError::Suspect {
+            source,
+            partial: None,
+        };
+        self.models().unchanged().map_err(changed)?;
         let video = Video::new(self, prepared, observer, cancel)?;
         video.fits()?;
         observer.event(&Event::Started(&video.settings));
@@ -91,7 +98,10 @@ impl Engine {
         let mut output =
             Output::create(request, &prepared.speech, &video.settings, observer, begun)?;
         match video.produce(&mut output) {
-            Ok(()) => output.finish(&video.geometry),
+            Ok(()) => match self.models().unchanged() {
+                Ok(()) => output.finish(&video.geometry),
+                Err(changed) => Err(output.suspect(changed)),
+            },
             Err(error) => Err(output.abandon(error, cancel)),
         }
     }
@@ -191,7 +201,7 @@ impl<'a> Video<'a> {
         };
         let conditions = self.conditions(&distances, output)?;
         self.begin(Phase::Denoising)?;
-        let loaded = self.engine.load(self.observer)?;
+        let loaded = self.engine.load(self.observer, self.cancel)?;
         let job = Job {
             tables: Arc::clone(&self.tables),
             steps: request.steps,
@@ -218,6 +228,7 @@ impl<'a> Video<'a> {
             &self.prepared.request,
             self.engine.encoders(self.workload())?,
         );
+        let backend = &Cancellable::new(backend, self.cancel);
         self.begin(Phase::EncodingPrompt)?;
         let context = encoders::encode_text(backend, loading, &self.prepared.prompt.ids)?;
         let text = encoders::embed_text(backend, loading, &config.dit, &context)?;
@@ -228,7 +239,8 @@ impl<'a> Video<'a> {
         self.begin(Phase::EncodingPicture)?;
         let mut encoder = Encoder::load(backend, loading, &config.vae)?;
         let picture = &self.prepared.framing.pixels;
-        let latents = PictureLatents::encode(&mut encoder, picture, request.mode)?;
+        let progress = |done, of| self.observer.event(&Event::Encoding { done, of });
+        let latents = PictureLatents::encode(&mut encoder, picture, request.mode, progress)?;
         output.keep_conditions(&context, &latents, distances, &self.settings);
         Ok(Conditions {
             text: Arc::new(text),
@@ -249,7 +261,9 @@ impl<'a> Video<'a> {
         output.denoising = Some(Instant::now());
         let seed = Noise::Seed(self.prepared.request.seed);
         let noise = self.replay.as_ref().map_or(seed, Noise::Replay);
-        let mut source = ClipSource::new(&self.geometry, noise, features, loaded.adapter());
+        output.keep_noise(&noise, &self.geometry, self.prepared.length.clips);
+        let mut source =
+            ClipSource::new(&self.geometry, noise, features, loaded.adapter(self.cancel));
         let decoder = self.decoder(loaded, latents)?;
         let (feedback, inbox) = executor::inbox(self.engine.plan(), job.steps);
         let (sender, finished) = sync_channel(FINISHED_WAITING);
@@ -282,7 +296,7 @@ impl<'a> Video<'a> {
     ) -> Result<VideoDecoder, ChainError> {
         let mode = self.prepared.request.mode;
         let encoder = mode.encodes_motion();
-        let encoder = encoder.then(|| self.engine.motion_encoder(loaded));
+        let encoder = encoder.then(|| self.engine.motion_encoder(loaded, self.cancel));
         let length = VideoLength {
             clip_blocks: self.geometry.clip_blocks,
             clips: self.prepared.length.clips,
@@ -292,7 +306,7 @@ impl<'a> Video<'a> {
         let encoder = encoder.transpose()?;
         Ok(VideoDecoder::new(
             mode,
-            loaded.decoder(),
+            loaded.decoder(self.cancel),
             encoder,
             picture,
             latents,

@@ -2,12 +2,15 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use engines::console;
 use engines::error_kind::ErrorKind;
+use engines::signals;
 use runtime::chain::Cancel;
 use runtime::commands;
 use runtime::commands::Error;
-use runtime::commands::{Cli, as_typed, complaint};
+use runtime::commands::{Cli, Style, as_typed, complaint};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -15,15 +18,17 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => match complaint(&error) {
             Some(text) => {
-                eprintln!("error: {}", as_typed(&text, &args));
+                console::tell(format_args!("error: {}", as_typed(&text, &args)));
                 return ExitCode::from(ErrorKind::Usage.code());
             }
             None => error.exit(),
         },
     };
+    signals::prepare();
     let style = commands::style(&cli);
     let cancel = Cancel::default();
-    let result = listen(&cancel).and_then(|()| commands::run(&cli, style, &cancel));
+    let result = listen(&cancel, style, commands::grace(&cli))
+        .and_then(|()| commands::run(&cli, style, &cancel));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -34,14 +39,23 @@ fn main() -> ExitCode {
     }
 }
 
-/// The first Ctrl-C asks the run to end after the block at hand, the second ends the process.
-fn listen(cancel: &Cancel) -> Result<(), Error> {
+/// The first signal asks the command to stop, the second ends the process. A command that gets a
+/// time of grace is ended after it.
+fn listen(cancel: &Cancel, style: Style, grace: Option<Duration>) -> Result<(), Error> {
     let cancel = cancel.clone();
+    let code = ErrorKind::Interrupted.code();
     ctrlc::set_handler(move || {
-        if cancel.cancel() {
-            std::process::exit(i32::from(ErrorKind::Interrupted.code()));
+        if cancel.is_cancelled() {
+            signals::end(ErrorKind::Interrupted);
         }
-        eprintln!("stopping after the block at hand; press Ctrl-C again to stop at once");
+        console::tell("stopping; press Ctrl-C again to stop at once");
+        cancel.cancel();
+        let Some(grace) = grace else { return };
+        std::thread::spawn(move || {
+            std::thread::sleep(grace);
+            commands::failed(style, &Error::Interrupted.to_string(), code);
+            signals::end(ErrorKind::Interrupted);
+        });
     })
     .map_err(|e| Error::Signal {
         reason: e.to_string(),

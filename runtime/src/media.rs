@@ -1,5 +1,5 @@
-//! Reads sound files and pictures, and writes videos. Only this room knows FFmpeg, `hound` and the
-//! `image` crate.
+//! Reads sound files and pictures, and writes videos. Only this room knows FFmpeg, `hound`, the
+//! `image` crate, `zune-jpeg` and `moxcms`.
 //!
 //! A build without the feature `media` has no FFmpeg. The files of `absent/` then take the place of
 //! its users. They read WAV files, and refuse all other sound and every video.
@@ -12,6 +12,11 @@ pub(crate) mod ffmpeg;
 pub(crate) mod input_file;
 #[cfg_attr(not(feature = "media"), path = "media/absent/mp4.rs")]
 pub(crate) mod mp4;
+#[cfg(feature = "media")]
+mod mp4_boxes;
+#[cfg(feature = "media")]
+mod mp4_index;
+pub(crate) mod partial;
 pub(crate) mod picture;
 pub(crate) mod playlist;
 pub(crate) mod sound_file;
@@ -28,6 +33,7 @@ pub(crate) mod video_facts;
 pub(crate) mod wav;
 pub(crate) mod wav_header;
 
-pub use mp4::{Encoding, Writer};
-pub use picture::Fit;
+pub use mp4::{Encoding, Finished, Writer};
+pub use partial::{NameError, Partial};
+pub use picture::{Background, Fit, Icc, Reading};
 pub use video_facts::{Probe, probe};

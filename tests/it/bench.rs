@@ -19,7 +19,7 @@ fn bench_runs_on_every_recipe_and_reports_a_time_for_each_part() {
         let out = dir.path().join(recipe.to_string());
         let request = Request {
             ckpt_dir: made.ckpt_dir.clone(),
-            lora: None,
+            loras: Vec::new(),
             layers: None,
             recipe,
             out: out.clone(),

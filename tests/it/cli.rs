@@ -208,10 +208,14 @@ fn bad_usage() {
                 "seven*four",
             ][..],
         ),
-        ("--infer_frames", &["0", "13", "-12", "x"]),
+        ("--infer_frames", &["0", "13", "32", "-12", "x"]),
         ("--sample_steps", &["0", "-1", "1001", "four"]),
         ("--num_clip", &["0", "-1", "many"]),
         ("--stages", &["4x1", "rows=2"]),
+        ("--num_gpus_dit", &["0", "5"]),
+        ("--start_frame", &["48"]),
+        ("--output_file", &["f.mp4"]),
+        ("--num_clips", &["3"]),
         ("--lanes", &["5", "0"]),
         ("--crf", &["52"]),
         ("--threads", &["0"]),
@@ -270,6 +274,8 @@ fn bad_pictures() {
         ("20000_wide.ppm", ppm(20_000, 20, 400_000)),
         ("a_lie.ppm", ppm(16_000, 16_000, 4)),
         ("words.jpg", b"this is no picture\n".to_vec()),
+        ("cut.ppm", ppm(32, 32, 32 * 20)),
+        ("phone.jpg", b"\0\0\0\x18ftypheic\0\0\0\0".to_vec()),
     ] {
         let path = bench.file(name, &bytes);
         bench.refused(
@@ -531,6 +537,37 @@ fn a_full_disk_ends_a_run_with_its_name_and_a_playable_part() {
     );
     let part = probe(&bench.path("out/video.partial.mp4")).unwrap();
     assert!(part.frames > 0 && part.video_codec == "h264", "{part}");
+}
+
+#[test]
+fn a_disk_without_room_for_a_second_copy_keeps_the_fragments() {
+    let bench = Bench::new();
+    let more = [("--infer_frames", "48"), ("--crf", "0")];
+    bench.run(&more).ok();
+    let whole = fs::metadata(bench.path("out/video.mp4")).unwrap().len();
+    let out = bench.path("disk/video.mp4");
+    let command = bench.generate(&[&more[..], &[("--out", out.to_str().unwrap())]].concat());
+    let script =
+        "\"$@\"; code=$?; ls -A \"$0\" >&2; cp \"$0\"/video.mp4 \"$0\"/../kept.mp4; exit $code;";
+    let kib = whole as usize * 3 / 2 / 1024;
+    let Some(finished) = on_a_small_disk(bench.dir.path(), kib, script, &command) else {
+        return;
+    };
+    let finished = finished.ok();
+    assert!(
+        finished.stderr.contains("No space left on device")
+            && finished.stderr.ends_with("\nvideo.mp4\n"),
+        "{}",
+        finished.stderr
+    );
+    let fragments = |name| {
+        let file = fs::read(bench.path(name)).unwrap();
+        file.windows(4).filter(|kind| kind == b"moof").count()
+    };
+    // Four blocks, and the last sound.
+    assert_eq!((fragments("out/video.mp4"), fragments("kept.mp4")), (0, 5));
+    let [kept, whole] = ["kept.mp4", "out/video.mp4"].map(|name| probe(&bench.path(name)).unwrap());
+    assert_eq!((kept.frames, whole.frames), (45, 45));
 }
 
 #[test]
@@ -993,8 +1030,12 @@ fn inspect_tells_a_sound_checkpoint_from_a_broken_one() {
     rename_a_tensor(&ckpt);
     fs::remove_file(ckpt.join(VAE)).unwrap();
     let found = inspect(&ckpt, &[]);
-    assert_eq!(found.code, Some(4));
-    insta::assert_snapshot!("inspect_broken", t.named(&found.stdout));
+    let refusal = found.error(ErrorKind::Model);
+    assert_eq!(refusal, bench.export(&ckpt).error(ErrorKind::Model));
+    insta::assert_snapshot!(
+        "inspect_broken",
+        t.named(&format!("{}\nerror: {refusal}\n", found.stdout))
+    );
     let json = inspect(&ckpt, &["--json"]);
     assert_eq!(json.code, Some(4));
     let object: Value = serde_json::from_str(&json.stdout).unwrap();
@@ -1005,6 +1046,78 @@ fn inspect_tells_a_sound_checkpoint_from_a_broken_one() {
     ] {
         inspect(&dir, &[]).error(exit);
     }
+}
+
+#[test]
+fn inspect_checks_the_lora_that_the_flag_names() {
+    let bench = Bench::new();
+    let ckpt = checkpoint(&bench);
+    let other = bench.path("other.safetensors");
+    fs::rename(ckpt.join(LORA), &other).unwrap();
+    let inspect = |more: &[&str]| {
+        let dir = ckpt.join("Wan2.2-S2V-14B");
+        Program::Export.run([&["inspect", dir.to_str().unwrap()], more].concat())
+    };
+    assert!(inspect(&[]).ok().stdout.contains("none there"));
+    let given = inspect(&["--lora", other.to_str().unwrap()]).ok();
+    assert!(given.stdout.contains("adapts 38 of 38 modules"));
+    let message = inspect(&["--lora", "nothing"]).error(ErrorKind::Model);
+    assert_eq!(message, "nothing: no checkpoint file there");
+}
+
+/// `avatar-export inspect ... | head` and its like: the reader goes before the text comes.
+#[test]
+fn a_closed_pipe_is_a_quiet_end() {
+    let bench = Bench::new();
+    let ckpt = bench.golden.ckpt();
+    let ckpt = ckpt.to_str().unwrap();
+    let wan = format!("{ckpt}/Wan2.2-S2V-14B");
+    let (models, graphs) = (bench.path("out/models"), bench.path("out/graphs"));
+    let (models, graphs) = (models.to_str().unwrap(), graphs.to_str().unwrap());
+    let plan = ["plan", "--profile", "4x24g", "--size", "704*384"];
+    for (program, arguments) in [
+        (Program::Export, &["inspect", ckpt][..]),
+        (Program::Export, &["inspect", ckpt, "--json"]),
+        (
+            Program::Export,
+            &["graphs", "--preset", "tiny", "--out", graphs],
+        ),
+        (
+            Program::Export,
+            &["onnx", "--no-lora", "--ckpt_dir", &wan, "--out", models],
+        ),
+        (Program::Export, &["--help"]),
+        (Program::Run, &plan),
+        (Program::Run, &["plan", "--help"]),
+    ] {
+        let closed = || {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            writer
+        };
+        let mut command = program.command();
+        let finished: Finished = command
+            .args(arguments)
+            .stdout(closed())
+            .output()
+            .unwrap()
+            .into();
+        assert_eq!(finished.stderr, "", "{arguments:?}");
+        assert_eq!(finished.code, Some(0), "{arguments:?}");
+        // Errors and progress go to standard error, which may be closed too.
+        let mut command = program.command();
+        let status = command
+            .args(arguments)
+            .stderr(closed())
+            .stdout(closed())
+            .status();
+        assert_eq!(status.unwrap().code(), Some(0), "{arguments:?}");
+    }
+    let mut broken = Program::Export.command();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = broken.args(["inspect", "nothing"]).stderr(writer).status();
+    assert_eq!(status.unwrap().code(), Some(4));
 }
 
 #[test]

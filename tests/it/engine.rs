@@ -461,7 +461,11 @@ fn a_run_that_fails_keeps_its_frames_and_says_where() {
             frames.is_none_or(|f| f == kept),
             "{component}: {kept} frames"
         );
-        let says = format!("the first {kept} frames are kept: {}", partial.display());
+        let says = format!(
+            "the first {kept} frames ({:.2} s) are kept and play: {}",
+            kept as f64 / 25.0,
+            partial.display()
+        );
         assert_eq!(notices.contains(&says), kept > 0, "{notices:?}");
     }
 }

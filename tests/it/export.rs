@@ -10,10 +10,10 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use engines::error_kind::ErrorKind;
-use engines::manifest::{Manifest, Models};
+use engines::manifest::{LoraEntry, Manifest, Models};
 use exporter::synth::{Preset, SynthOptions, synth};
 use tempfile::TempDir;
-use tests::files::listing;
+use tests::files::{listing, safetensors, split_safetensors};
 use tests::program::{Finished, Program};
 
 /// A random checkpoint, removed with the value.
@@ -32,14 +32,19 @@ impl Checkpoint {
         Self { dir }
     }
 
+    fn lora(&self) -> PathBuf {
+        self.dir
+            .path()
+            .join("ckpt/LiveAvatar/liveavatar.safetensors")
+    }
+
     /// Returns the command that exports this checkpoint to `out`.
     fn command(&self, out: &Path, flags: &[&str]) -> Command {
         let ckpt = self.dir.path().join("ckpt");
         let mut command = Program::Export.command();
         command.arg("onnx").arg("--ckpt_dir");
         command.arg(ckpt.join("Wan2.2-S2V-14B")).arg("--lora");
-        command.arg(ckpt.join("LiveAvatar/liveavatar.safetensors"));
-        command.arg("--out").arg(out).args(flags);
+        command.arg(self.lora()).arg("--out").arg(out).args(flags);
         command
     }
 
@@ -174,11 +179,94 @@ fn an_unfinished_export_of_another_request_is_thrown_away_with_a_notice() {
     assert!(finished.stderr.contains(notice), "{}", finished.stderr);
     assert!(!finished.stdout.contains("kept"), "{}", finished.stdout);
     assert_eq!(hashes(&out), *whole);
+    // Another list of LoRAs is another request, also where the first is the same.
+    let lora = checkpoint.lora();
+    let twice = format!("{}:0.5", lora.display());
+    assert!(leave(&["--lora", &twice]));
+    let finished = checkpoint.export(&out, &[]).ok();
+    let notice = "an unfinished export of another list of LoRAs is thrown away";
+    assert!(finished.stderr.contains(notice), "{}", finished.stderr);
+    assert_eq!(hashes(&out), *whole);
     // `--restart` throws an unfinished export of the same strength away.
     assert!(leave(&[]));
     let finished = checkpoint.export(&out, &["--restart"]).ok();
     assert!(!finished.stdout.contains("kept"), "{}", finished.stdout);
     assert_eq!(hashes(&out), *whole);
+}
+
+/// Returns the tensors of a safetensors file to which `name` gives a key, as a file.
+fn some_tensors(file: &Path, name: impl Fn(&str) -> Option<String>) -> Vec<u8> {
+    let file = fs::read(file).unwrap();
+    let (header, data) = split_safetensors(&file);
+    let (mut entries, mut kept) = (serde_json::Map::new(), Vec::new());
+    for (key, entry) in header.as_object().unwrap() {
+        if let Some(key) = name(key) {
+            let at = |i: usize| entry["data_offsets"][i].as_u64().unwrap() as usize;
+            let (from, mut entry) = (kept.len(), entry.clone());
+            kept.extend(&data[at(0)..at(1)]);
+            entry["data_offsets"] = serde_json::json!([from, kept.len()]);
+            entries.insert(key, entry);
+        }
+    }
+    safetensors(&serde_json::to_string(&entries).unwrap(), &kept)
+}
+
+#[test]
+fn several_loras_are_told_and_listed_with_their_factors() {
+    let checkpoint = Checkpoint::new(2);
+    let dir = tempfile::tempdir().unwrap();
+    let (out, folder) = (dir.path().join("models"), dir.path().join("peft"));
+    fs::create_dir(&folder).unwrap();
+    let part = some_tensors(&checkpoint.lora(), |key| {
+        let part = key.starts_with("blocks.0.");
+        part.then(|| format!("base_model.model.{}", key.replace(".default", "")))
+    });
+    fs::write(folder.join("adapter_model.safetensors"), &part).unwrap();
+    let config = r#"{"peft_type":"LORA","r":4,"lora_alpha":8}"#;
+    fs::write(folder.join("adapter_config.json"), config).unwrap();
+    let second = format!("{}:0.25", folder.display());
+    let finished = checkpoint.export(&out, &["--lora", &second]).ok();
+    let modules = 2 * 10 + 4;
+    for want in [
+        format!(
+            "note: LoRA liveavatar.safetensors: PEFT, {modules} of {modules} modules, rank 4, \
+             factor 0.5 (no alpha in the file; 64 / 128 as published), strength 1\n"
+        ),
+        format!(
+            "note: LoRA peft: PEFT, 10 of {modules} modules, rank 4, \
+             factor 2 (alpha of adapter_config.json), strength 0.25; \
+             the other {} modules keep the weights of the checkpoint\n",
+            modules - 10
+        ),
+    ] {
+        assert!(finished.stderr.contains(&want), "{}", finished.stderr);
+    }
+    let merged = format!("LoRA merged into {modules} tensors");
+    assert!(finished.stdout.contains(&merged), "{}", finished.stdout);
+    let models = Models::open(&out).unwrap();
+    let [first, second] = &models.manifest().lora[..] else {
+        panic!("{:?}", models.manifest().lora)
+    };
+    let hash = |file: &Path| engines::manifest::hash_file(file).ok();
+    let want = LoraEntry {
+        file: "liveavatar.safetensors".to_owned(),
+        blake3: hash(&checkpoint.lora()),
+        scale: 0.5,
+        highest_scale: None,
+        strength: 1.0,
+        ranks: vec![4],
+        targets: modules,
+    };
+    assert_eq!(*first, want);
+    let want = LoraEntry {
+        file: "peft".to_owned(),
+        blake3: hash(&folder.join("adapter_model.safetensors")),
+        scale: 2.0,
+        strength: 0.25,
+        targets: 10,
+        ..want
+    };
+    assert_eq!(*second, want);
 }
 
 #[test]
@@ -303,7 +391,7 @@ fn an_export_can_be_cut_to_its_first_layers() {
     assert_eq!((all.layers_of, few.layers_of), (None, Some(16)));
     assert_eq!(few.config.dit.layers, layers);
     assert_eq!(inject(few), inject(all)[..inject(all).len() - 1]);
-    let targets = |m: &Manifest| m.lora.as_ref().unwrap().targets;
+    let targets = |m: &Manifest| m.lora[0].targets;
     assert!(targets(few) < targets(all));
     // Each kept component has the bytes that it has in the whole.
     for component in &few.components {

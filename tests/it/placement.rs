@@ -14,7 +14,7 @@ use engines::profile::Profile;
 use engines::recipe::Recipe;
 use engines::tensor::Tensor;
 use engines::tensor_file;
-use exporter::checkpoint::LoraScale;
+use exporter::checkpoint::{LoraFile, LoraScale};
 use exporter::export::{Request, export};
 use exporter::synth::{Preset, SynthOptions, synth};
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent};
@@ -89,7 +89,11 @@ impl Model {
         let made = synth(preset, &options, &dir.path().join("ckpt")).unwrap();
         let request = Request {
             ckpt_dir: made.ckpt_dir,
-            lora: Some((made.lora, LoraScale::Scale(LORA_SCALE))),
+            loras: vec![LoraFile {
+                path: made.lora,
+                scale: LoraScale::Scale(LORA_SCALE),
+                strength: 1.0,
+            }],
             layers: None,
             recipe: engines::recipe::Recipe::Fp32,
             out: dir.path().join("models"),
@@ -152,8 +156,8 @@ fn every_kind_of_machine_computes_the_same_bits_at_small() {
     assert_same(Preset::Small, &kinds);
 }
 
-/// Makes five blocks, in clips of three, on rings of two. One device has all layers, or each of four has
-/// one.
+/// Makes five blocks, in clips of three, on rings of two. One device has all layers, or each of
+/// four has one.
 #[test]
 fn a_shorter_ring_gives_the_same_bits_everywhere_and_another_video() {
     let model = Model::new(Preset::Tiny);

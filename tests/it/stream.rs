@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use engines::claims::Existing;
 use engines::error_kind::ErrorKind;
 use engines::tensor::Tensor;
 use engines::tensor_file;
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
 use runtime::generate::{Clips, Engine, OutputFiles, Request, generate};
 use runtime::inputs::Channels;
-use runtime::media::{Encoding, Fit, Probe, probe};
+use runtime::media::{Encoding, Fit, Probe, Reading, probe};
 use runtime::numbers::{SizeMode, Timing};
 use runtime::placement::{Devices, Lanes, Told};
 use tempfile::TempDir;
@@ -57,6 +58,7 @@ impl Run {
         let golden = Golden::carried();
         Request {
             image: golden.input("ref.png"),
+            reading: Reading::default(),
             audio: golden.input("speech_16k_mono.wav"),
             channels: Channels::Mix,
             prompt: PROMPT.to_owned(),
@@ -71,6 +73,7 @@ impl Run {
             mode: Mode::Tpp,
             replay: None,
             files: OutputFiles {
+                existing: Existing::Keep,
                 video: self.out(),
                 encoding: Encoding::default(),
                 contact_sheet: None,
@@ -288,6 +291,18 @@ fn a_replayed_run_does_not_depend_on_its_seed() {
     let first = with(1);
     assert_eq!(first["relative_dist"].bytes(), recorded.bytes());
     assert_eq!(differing(&with(2), &first), Vec::<String>::new());
+}
+
+#[test]
+fn a_trace_can_be_replayed() {
+    let (run, first) = traced(|_, _| {});
+    let (_, again) = traced(|r, _| {
+        r.replay = Some(run.trace());
+        r.seed += 1;
+    });
+    assert_eq!(differing(&again, &first), Vec::<String>::new());
+    let (_, other) = traced(|r, _| r.seed += 1);
+    assert!(!differing(&other, &first).is_empty(), "the seed counts");
 }
 
 #[test]
@@ -585,8 +600,9 @@ fn an_interrupted_video_plays_and_has_no_final_name() {
     assert_eq!(
         message,
         format!(
-            "interrupted after {} frames; what is there plays: {}",
+            "interrupted after {} frames ({:.2} s); what is there plays: {}",
             found.frames,
+            found.frames as f64 / 25.0,
             partial.display()
         )
     );

@@ -8,7 +8,7 @@ use std::time::UNIX_EPOCH;
 use engines::backend::ort::Ort;
 use engines::manifest::Models;
 use engines::recipe::Recipe;
-use exporter::checkpoint::LoraScale;
+use exporter::checkpoint::{LoraFile, LoraScale};
 use exporter::export::{Request, export};
 
 /// Strength of every golden set's LoRA: alpha over rank. The published LoRA has the same.
@@ -79,10 +79,14 @@ impl Golden {
 
     /// Exports the checkpoint to `out`, in a recipe, with its LoRA at `scale`.
     pub fn export_in(&self, recipe: Recipe, scale: f64, out: &Path) {
-        let lora = Some((self.lora(), LoraScale::Scale(scale)));
+        let lora = LoraFile {
+            path: self.lora(),
+            scale: LoraScale::Scale(scale),
+            strength: 1.0,
+        };
         let request = Request {
             ckpt_dir: self.base(),
-            lora,
+            loras: vec![lora],
             recipe,
             layers: None,
             out: out.to_owned(),

@@ -10,8 +10,10 @@ mod session;
 
 use super::rim::Rim;
 use super::{Backend, EngineError, LoadOptions, Perturb, Session};
+use crate::cancel::{Cancel, Watch};
 use crate::contract::{Contract, DType, Sizes, Weights};
 use crate::dim::Bindings;
+use crate::error_kind::Shortage;
 use crate::manifest::{ComponentEntry, ManifestError, Models};
 use crate::memory::{Charge, Class, HostMemory, Memory, Place};
 use crate::recipe::Recipe;
@@ -128,11 +130,7 @@ impl Runtime {
         graph: &GraphFile,
     ) -> Result<(Box<dyn Session>, Vec<WeightPort>), EngineError> {
         let component = graph.contract.name.to_owned();
-        let load = |source| EngineError::Load {
-            path: graph.path.clone(),
-            component: component.clone(),
-            source,
-        };
+        let load = |source| load_error(&graph.path, &component, source);
         let mut builder = self.builder(&load)?;
         let session = self.commit(&load, || builder.commit_from_file(&graph.path))?;
         let rim: BTreeSet<&str> = graph.contract.graph_inputs().map(|p| p.name).collect();
@@ -375,14 +373,17 @@ impl Ort {
         options: &LoadOptions,
         fault: Option<&(String, Tensor)>,
     ) -> Result<OrtSession, EngineError> {
+        if options.cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
         let charge = self.charge(entry, contract)?;
         let cpu_graph = entry.cpu_graph.as_ref().filter(|_| self.runtime.on_host());
         let graph = cpu_graph.unwrap_or(&entry.graph);
         let path = self.models.dir().join(&graph.file);
-        let load = |source| EngineError::Load {
-            path: path.clone(),
-            component: entry.name.clone(),
-            source,
+        let cancel = &options.cancel;
+        let load = |source| match cancel.is_cancelled() {
+            true => EngineError::Cancelled,
+            false => load_error(&path, &entry.name, source),
         };
         let taps = self.taps(entry, &options.taps)?;
         let mut builder = self.runtime.builder(&load)?;
@@ -407,6 +408,7 @@ impl Ort {
             .filter(|v| !rim.iter().any(|r| r == v))
             .collect();
         let session = if inner.is_empty() {
+            let _watch = watch(cancel, &builder);
             self.runtime
                 .commit(&load, || builder.commit_from_file(&path))
         } else {
@@ -422,6 +424,7 @@ impl Ort {
                     folder,
                 )
                 .map_err(|e| load(e.into()))?;
+            let _watch = watch(cancel, &builder);
             self.runtime
                 .commit(&load, || builder.commit_from_memory(&graph))
         }?;
@@ -487,6 +490,30 @@ impl Backend for Ort {
 
     fn weights(&self, component: &str) -> Result<HostWeights, EngineError> {
         Ok(self.models.weights(component)?)
+    }
+}
+
+/// Stops the loading of a graph when `cancel` asks for it.
+fn watch(cancel: &Cancel, builder: &SessionBuilder) -> Watch {
+    let canceler = builder.canceler();
+    // A load that cannot be stopped ends by itself.
+    cancel.watch(move || drop(canceler.cancel()))
+}
+
+/// Returns the error of a graph that does not load: the graph's, or a shortage of the system.
+fn load_error(path: &Path, component: &str, source: ort::Error) -> EngineError {
+    let (path, component) = (path.to_owned(), component.to_owned());
+    match Shortage::named_in(&source.to_string()) {
+        Some(shortage) => EngineError::Short {
+            path,
+            component,
+            shortage,
+        },
+        None => EngineError::Load {
+            path,
+            component,
+            source,
+        },
     }
 }
 

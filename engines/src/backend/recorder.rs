@@ -2,6 +2,7 @@
 //! read values that a run consumes and drops. No second graph and no tap is needed for that.
 
 use super::{Backend, Elsewhere, EngineError, LoadOptions, Outputs, Session, State};
+use crate::cancel::Cancel;
 use crate::contract::{Contract, Port};
 use crate::memory::Memory;
 use crate::recipe::Recipe;
@@ -113,7 +114,16 @@ impl Session for Recorded {
         inputs: &[(&Port, View<'_>)],
         state: State<'_>,
     ) -> Result<Outputs, EngineError> {
-        let outputs = self.inner.run(inputs, state)?.into_inner();
+        self.run_until(inputs, state, &Cancel::default())
+    }
+
+    fn run_until(
+        &mut self,
+        inputs: &[(&Port, View<'_>)],
+        state: State<'_>,
+        cancel: &Cancel,
+    ) -> Result<Outputs, EngineError> {
+        let outputs = self.inner.run_until(inputs, state, cancel)?.into_inner();
         let copies = outputs
             .iter()
             .map(|(name, t)| ((self.component.clone(), name.clone()), t.clone()));

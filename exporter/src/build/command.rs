@@ -10,10 +10,11 @@ use crate::synth::Preset;
 use crate::usage::available_memory;
 use engines::backend::tensorrt::engine_list::{EngineEntry, EngineList};
 use engines::backend::tensorrt::{Flavour, TensorRtError};
+use engines::console::{OutputError, print_line};
 use engines::manifest::Models;
 use engines::profile::{Extent, Kind, LanePolicy, Profile};
+use engines::progress_bar::{ProgressBar, progress_bar};
 use engines::recipe::Recipe;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 
 /// A library that builds engines.
@@ -49,7 +50,7 @@ pub struct BuildArgs {
     backend: BackendName,
     /// Folder to write the engines to
     #[arg(long)]
-    out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Build nothing: write the prepared graphs, and print the size and the build time of each
     /// engine
     #[arg(long = "dry-run", visible_alias = "dry_run")]
@@ -284,17 +285,16 @@ pub fn build(a: &BuildArgs) -> Result<(), BuildError> {
     };
     let items = items(&request, &version)?;
     if a.dry_run {
-        print_plan(&request, &items);
+        print_plan(&request, &items)?;
         let lines = write_graphs(&request, &items)?;
-        println!("wrote {}", lines.display());
-        return Ok(());
+        return Ok(print_line(format_args!("wrote {}", lines.display()))?);
     }
     check(&request, &items)?;
     let lines = write_graphs(&request, &items)?;
     let bars = Bars::new();
     let set = built(&request, &version, &items, &bars)?;
     let bytes: u64 = set.engines.iter().map(|e| e.file.bytes).sum();
-    println!(
+    Ok(print_line(format_args!(
         "wrote {}: {} engines, {bytes} bytes, {} {} for SM {}; the same by NVIDIA's own tool: {}",
         request.out.display(),
         set.engines.len(),
@@ -302,8 +302,7 @@ pub fn build(a: &BuildArgs) -> Result<(), BuildError> {
         set.version,
         set.sm,
         lines.display()
-    );
-    Ok(())
+    ))?)
 }
 
 /// Loads the library and returns its version. Loads the driver too, where the request needs a GPU.
@@ -367,20 +366,19 @@ fn ort_cuda(a: &BuildArgs) -> Result<(), BuildError> {
                 .to_owned(),
         ));
     };
-    println!(
+    Ok(print_line(format_args!(
         "{}: {} components checked against their hashes and contracts; ONNX Runtime takes them \
          as they are and chooses its kernels when it loads them, so nothing is built",
         models.dir().display(),
         models.manifest().components.len()
-    );
-    Ok(())
+    ))?)
 }
 
-fn print_plan(request: &Request, items: &[Item]) {
-    println!(
+fn print_plan(request: &Request, items: &[Item]) -> Result<(), OutputError> {
+    print_line(format_args!(
         "{:<28} {:>14} {:>14} {:>14} {:>8}  state",
         "engine", "weights inside", "engine", "build memory", "seconds"
-    );
+    ))?;
     let there = present(request, items);
     for i in items {
         let state = match (i.buildable(), i.predicted.memory > request.memory_limit) {
@@ -389,13 +387,13 @@ fn print_plan(request: &Request, items: &[Item]) {
             (true, true) => "over the memory limit",
             (true, false) => "to build",
         };
-        println!(
+        print_line(format_args!(
             "{:<28} {:>14} {:>14} {:>14} {:>8.1}  {state}",
             i.name, i.weights, i.predicted.bytes, i.predicted.memory, i.predicted.seconds
-        );
+        ))?;
     }
     let sum = |of: fn(&Item) -> f64| items.iter().map(of).sum::<f64>();
-    println!(
+    print_line(format_args!(
         "{} engines for {} SM {}, {}*{}, up to {} lanes: about {:.1} GB on disk, \
          {:.1} GB of host memory at the most, {:.0} s; predicted, limit {:.1} GB",
         items.len(),
@@ -408,7 +406,7 @@ fn print_plan(request: &Request, items: &[Item]) {
         items.iter().map(|i| i.predicted.memory).max().unwrap_or(0) as f64 / 1e9,
         sum(|i| i.predicted.seconds),
         request.memory_limit as f64 / 1e9
-    );
+    ))
 }
 
 /// Progress on the terminal: one bar for the current engine, one line for each finished engine.
@@ -416,41 +414,36 @@ struct Bars(ProgressBar);
 
 impl Bars {
     fn new() -> Self {
-        let style = ProgressStyle::with_template("{prefix:32} [{bar:24}] {msg}");
-        Self(
-            ProgressBar::new(0)
-                .with_style(style.expect("a constant template").progress_chars("=> ")),
-        )
+        Self(progress_bar())
     }
 }
 
 impl Watch for Bars {
     fn begin(&self, item: &Item, at: usize, all: usize) {
-        self.0.set_prefix(format!("{}/{all} {}", at + 1, item.name));
+        let place = format!("{}/{all} {}", at + 1, item.name);
+        self.0.set_prefix(format!("{place:<32} "));
     }
 
     fn done(&self, item: &Item, done: Done, entry: Option<&EngineEntry>) {
-        self.0.suspend(|| match (done, entry) {
-            (Done::NoWeights, _) | (_, None) => {
-                println!(
-                    "{:<28} left out: its weights are inside, give them with --models",
-                    item.name
-                );
-            }
-            (Done::Kept, Some(e)) => {
-                println!(
-                    "{:<28} {:>12} bytes, kept: built from the same",
-                    item.name, e.file.bytes
-                );
-            }
-            (Done::Built, Some(e)) => println!(
+        let line = match (done, entry) {
+            (Done::NoWeights, _) | (_, None) => format!(
+                "{:<28} left out: its weights are inside, give them with --models",
+                item.name
+            ),
+            (Done::Kept, Some(e)) => format!(
+                "{:<28} {:>12} bytes, kept: built from the same",
+                item.name, e.file.bytes
+            ),
+            (Done::Built, Some(e)) => format!(
                 "{:<28} {:>12} bytes, {:.2} s, {:.0} MB of host memory",
                 item.name,
                 e.file.bytes,
                 e.build_seconds,
                 e.build_memory as f64 / 1e6
             ),
-        });
+        };
+        // The engines count, not the lines: a build goes on after a line that cannot be written.
+        self.0.suspend(|| drop(print_line(&line)));
     }
 }
 

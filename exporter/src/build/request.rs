@@ -5,6 +5,7 @@ use crate::families::FamilyErrors;
 use crate::graph::error::WriteError;
 use crate::synth::Preset;
 use engines::backend::tensorrt::{Flavour, TensorRtError};
+use engines::console::OutputError;
 use engines::error_kind::ErrorKind;
 use engines::manifest::{ManifestError, Models};
 use engines::profile::ProfileError;
@@ -99,6 +100,8 @@ pub enum BuildError {
     Skip { name: String, have: String },
     #[error("{0}")]
     Unfit(String),
+    #[error(transparent)]
+    Output(#[from] OutputError),
 }
 
 impl BuildError {
@@ -110,12 +113,10 @@ impl BuildError {
             Self::Write(e) => e.kind(),
             Self::TensorRt(e) => e.kind(),
             Self::Memory { .. } => ErrorKind::Resources,
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                ErrorKind::Resources
-            }
-            Self::Io { .. } => ErrorKind::Input,
+            Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Prepare { .. } => ErrorKind::Model,
             Self::Profile(e) => e.kind(),
+            Self::Output(e) => e.kind(),
             Self::Recipe { .. } | Self::Skip { .. } | Self::Unfit(_) => ErrorKind::Usage,
         }
     }

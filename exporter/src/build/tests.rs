@@ -28,7 +28,7 @@ fn models() -> &'static (TempDir, Models) {
         let request = export::Request {
             layers: None,
             ckpt_dir: ckpt.join("Wan2.2-S2V-14B"),
-            lora: None,
+            loras: Vec::new(),
             recipe: Recipe::Fp32,
             out: dir.path().join("models"),
         };

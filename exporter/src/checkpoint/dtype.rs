@@ -120,6 +120,11 @@ impl StoredDType {
         })
     }
 
+    /// Returns whether the type is floating point of 16 bits or more, which this crate converts.
+    pub(crate) fn is_float(self) -> bool {
+        matches!(self, Self::F16 | Self::BF16 | Self::F32 | Self::F64)
+    }
+
     /// Returns the bytes of a tensor of this type, or `None` when they do not fit a `usize`.
     pub fn bytes_of(self, shape: &[usize]) -> Option<usize> {
         shape.iter().try_fold(self.size(), |n, &d| n.checked_mul(d))

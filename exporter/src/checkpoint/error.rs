@@ -9,6 +9,10 @@ use std::path::PathBuf;
 use engines::error_kind::ErrorKind;
 
 use super::dtype::StoredDType;
+use super::repack::Repack;
+
+/// Most items of a list in a message. A count stands for the others.
+const SHOWN: usize = 3;
 
 /// A checkpoint or a tensor that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +42,29 @@ pub enum CheckpointError {
     /// The file is neither safetensors nor a torch archive.
     #[error("{path}: neither safetensors nor a torch zip archive ({got})", path = path.display())]
     Format { path: PathBuf, got: &'static str },
+    /// A text of git-lfs in the place of the file.
+    #[error(
+        "{file}: a git-lfs pointer{}, not the file itself; run `git lfs pull` in its folder",
+        bytes.map(|n| format!(" to {n} bytes")).unwrap_or_default(),
+        file = file.display()
+    )]
+    LfsPointer { file: PathBuf, bytes: Option<u64> },
+    /// A JSON file that is damaged.
+    #[error("{file}: not JSON: {source}", file = file.display())]
+    Json {
+        file: PathBuf,
+        source: serde_json::Error,
+    },
+    /// The model in another program's form.
+    #[error("{path}: {form}; take {instead} instead", path = path.display())]
+    Repack {
+        path: PathBuf,
+        form: Repack,
+        instead: String,
+    },
+    /// Tensors that differ from the published layout.
+    #[error("{path}: {faults}", path = path.display())]
+    Layout { path: PathBuf, faults: LayoutFaults },
     /// A damaged safetensors file.
     #[error("{file}: {faults}", file = file.display())]
     Safetensors {
@@ -115,13 +142,9 @@ impl CheckpointError {
     }
 }
 
-/// All faults of one file. It prints the first few and counts the rest.
+/// All faults of one file. It prints the first three, and the count where there are more.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Faults<T>(pub Vec<T>);
-
-impl<T> Faults<T> {
-    const SHOWN: usize = 8;
-}
 
 impl<T> From<T> for Faults<T> {
     fn from(fault: T) -> Self {
@@ -131,14 +154,78 @@ impl<T> From<T> for Faults<T> {
 
 impl<T: fmt::Display> fmt::Display for Faults<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, fault) in self.0.iter().take(Self::SHOWN).enumerate() {
-            let comma = if i == 0 { "" } else { "; " };
-            write!(f, "{comma}{fault}")?;
+        if self.0.len() > SHOWN {
+            write!(f, "{} faults: ", self.0.len())?;
         }
-        match self.0.len().saturating_sub(Self::SHOWN) {
-            0 => Ok(()),
-            more => write!(f, "; and {more} more"),
+        f.write_str(&first(&self.0, "; "))
+    }
+}
+
+/// Returns the first three items of a list, and the number of the others.
+pub(crate) fn first<T: fmt::Display>(items: &[T], comma: &str) -> String {
+    let shown: Vec<String> = items.iter().take(SHOWN).map(T::to_string).collect();
+    match items.len().saturating_sub(SHOWN) {
+        0 => shown.join(comma),
+        more => format!("{}{comma}and {more} more", shown.join(comma)),
+    }
+}
+
+/// A tensor that differs from the published layout.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, thiserror::Error)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(
+    missing_docs,
+    reason = "the group of a variant and its fields name the fault"
+)]
+pub enum LayoutFault {
+    #[error("{key} {shape:?}")]
+    MissingTensor { key: String, shape: Vec<usize> },
+    #[error("{key} is {got:?} (wanted {want:?})")]
+    Shape {
+        key: String,
+        want: Vec<usize>,
+        got: Vec<usize>,
+    },
+    #[error("{key} {shape:?}")]
+    Unexpected { key: String, shape: Vec<usize> },
+    #[error("{key} is {got} (wanted F32, BF16, F16 or F64)")]
+    NotFloat { key: String, got: &'static str },
+}
+
+impl LayoutFault {
+    /// Returns the words for one and for several tensors with this kind of fault.
+    fn group(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::MissingTensor { .. } => ("is missing", "are missing"),
+            Self::Shape { .. } => ("has another shape", "have another shape"),
+            Self::Unexpected { .. } => ("is not expected", "are not expected"),
+            Self::NotFloat { .. } => ("is not floating point", "are not floating point"),
         }
+    }
+}
+
+/// All tensors of a file that differ from the published layout. Each kind of fault is printed with
+/// its count and its first three tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayoutFaults(pub Vec<LayoutFault>);
+
+impl fmt::Display for LayoutFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut groups: Vec<((&str, &str), Vec<&LayoutFault>)> = Vec::new();
+        for fault in &self.0 {
+            match groups.iter_mut().find(|(words, _)| *words == fault.group()) {
+                Some((_, faults)) => faults.push(fault),
+                None => groups.push((fault.group(), vec![fault])),
+            }
+        }
+        let texts = groups.iter().map(|((one, many), faults)| {
+            let list = first(faults, ", ");
+            match faults.len() {
+                1 => format!("1 tensor {one}: {list}"),
+                count => format!("{count} tensors {many}: {list}"),
+            }
+        });
+        f.write_str(&texts.collect::<Vec<_>>().join("; "))
     }
 }
 
@@ -269,24 +356,16 @@ pub enum TorchFault {
         got: usize,
     },
     #[error(
-        "tensor {key}: {dtype} {shape:?} at element {offset} \
+        "tensor {key}: {dtype} {shape:?} with strides {strides:?} at element {offset} \
          does not fit its storage of {storage} bytes"
     )]
     OutOfStorage {
         key: String,
         dtype: StoredDType,
         shape: Vec<usize>,
+        strides: Vec<usize>,
         offset: usize,
         storage: usize,
-    },
-    #[error(
-        "tensor {key}: strides {strides:?} of shape {shape:?} are not contiguous; \
-         call .contiguous() before saving"
-    )]
-    Strided {
-        key: String,
-        shape: Vec<usize>,
-        strides: Vec<usize>,
     },
 }
 
@@ -303,10 +382,22 @@ pub enum LoraFault {
         found: Vec<String>,
     },
     #[error(
-        "key {key} is not a LoRA weight: \
-         the base model would be overwritten or the key ignored; wanted {want}"
+        "no LoRA weight ({}), so the base model would be overwritten or the key ignored; \
+         wanted {want}",
+        counted(keys)
     )]
-    NotLora { key: String, want: &'static str },
+    NotLora {
+        keys: Vec<String>,
+        want: &'static str,
+    },
+    #[error(
+        "{form} is not merged ({}); take a plain LoRA, or merge it with the program that made it",
+        counted(keys)
+    )]
+    Form {
+        form: &'static str,
+        keys: Vec<String>,
+    },
     #[error("module {module} is listed twice, by {first} and {second}")]
     Twice {
         module: String,
@@ -321,18 +412,25 @@ pub enum LoraFault {
     },
     #[error("key {key} has shape {got:?}, wanted two dimensions")]
     Rank2 { key: String, got: Vec<usize> },
-    #[error("key {key} is {got}, wanted F32, BF16, F16 or F64")]
-    DType { key: String, got: StoredDType },
+    #[error(
+        "{got} is not merged ({}), wanted F32, BF16, F16 or F64; convert the LoRA to bf16",
+        counted(keys)
+    )]
+    DType { got: StoredDType, keys: Vec<String> },
     #[error("module {module}: lora_A has rank {a}, lora_B has rank {b}")]
     RankOfPair { module: String, a: usize, b: usize },
-    #[error("module {module} has rank {got}, the first has {want}")]
-    RankDiffers {
+    #[error(
+        "the checkpoint lacks {} of its {of} modules ({}), so it belongs to another model",
+        if modules.len() == *of { "all".to_owned() } else { modules.len().to_string() },
+        few(modules)
+    )]
+    Unmatched { modules: Vec<String>, of: usize },
+    #[error("module {module} may be {first} or {second} of the checkpoint")]
+    Ambiguous {
         module: String,
-        want: usize,
-        got: usize,
+        first: String,
+        second: String,
     },
-    #[error("module {module} has no tensor {key} in the checkpoint")]
-    Unmatched { module: String, key: String },
     #[error("module {module}: B @ A is {got:?}, {key} is {want:?}")]
     Shape {
         module: String,
@@ -342,6 +440,51 @@ pub enum LoraFault {
     },
     #[error("scale {got} is not a finite number")]
     Scale { got: f64 },
+    #[error("key {key} has shape {got:?}, wanted one number")]
+    NotNumber { key: String, got: Vec<usize> },
+    #[error(
+        "{} of {of} modules have no alpha ({}); give --lora-alpha or --lora-scale",
+        modules.len(),
+        few(modules)
+    )]
+    NoAlpha { modules: Vec<String>, of: usize },
+    #[error("two factors are stated, {first} and {second}; give --lora-scale to decide")]
+    Disagree { first: String, second: String },
+    #[error(
+        "module {module} has rank {got} in the file, {statement} says {stated}; \
+         give --lora-scale to decide"
+    )]
+    RankStated {
+        module: String,
+        statement: String,
+        stated: usize,
+        got: usize,
+    },
+    #[error("{statement}: {field} is {got}, wanted {want}")]
+    Config {
+        statement: String,
+        field: String,
+        got: String,
+        want: &'static str,
+    },
+}
+
+/// Names in a message about several keys or modules.
+const NAMED: usize = 3;
+
+/// Returns the first names, and the number of the others.
+fn few(names: &[String]) -> String {
+    let first = names[..names.len().min(NAMED)].join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
+/// Returns the number of keys and the first of them.
+fn counted(keys: &[String]) -> String {
+    let unit = if keys.len() == 1 { "key" } else { "keys" };
+    format!("{} {unit}: {}", keys.len(), few(keys))
 }
 
 /// A fault of a weight-normalised tensor.

@@ -6,7 +6,9 @@
 //! checkpoint with the list, and `synth` writes from it. The module builds no graph and reads no
 //! tensor data.
 
-use super::Checkpoint;
+use std::collections::BTreeSet;
+
+use super::{Checkpoint, LayoutFault};
 
 /// Folder of the base checkpoint, under a parent that also holds [`LORA_FILE`].
 pub(crate) const WAN_DIR: &str = "Wan2.2-S2V-14B";
@@ -24,6 +26,19 @@ pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 pub(crate) const WAV2VEC2_DIR: &str = "wav2vec2-large-xlsr-53-english";
 /// Stem of the DiT's shards and index, in the base folder.
 pub(crate) const DIT_STEM: &str = "diffusion_pytorch_model";
+
+/// Hashes of the names and shapes of the published files (see `names_hash.rs`), as
+/// DiffSynth-Studio lists them in diffsynth/configs/model_configs.py.
+pub(crate) mod published {
+    /// The transformer: 1260 tensors in four shards.
+    pub(crate) const DIT: &str = "966cffdcc52f9c46c391768b27637614";
+    /// The text encoder: 242 tensors.
+    pub(crate) const TEXT: &str = "9c8818c2cbea55eca56c7b447df170da";
+    /// The VAE: 194 tensors.
+    pub(crate) const VAE: &str = "ccc42284ea13e1ad04693284c7a09be6";
+    /// The speech encoder: 424 tensors, with the head of the recognition.
+    pub(crate) const SPEECH: &str = "06be60f3a4526586d8431cd038a71486";
+}
 
 /// Hidden states of wav2vec2 that the audio adapter weighs; hard-coded in the reference.
 pub(crate) const AUDIO_LAYERS: usize = 25;
@@ -52,11 +67,50 @@ impl TensorSpec {
     "no size can be read from {key}: wanted {dims} dimensions, got {}",
     got.as_ref().map_or_else(|| "no such tensor".to_owned(), |s| format!("{s:?}"))
 )]
-pub struct SizeError {
+pub(crate) struct SizeError {
     pub key: String,
     pub dims: usize,
     /// `None`: no such tensor.
     pub got: Option<Vec<usize>>,
+}
+
+/// Compares a checkpoint with the published layout. It needs the tensors `needed`, and may have the
+/// tensors `idle`. Returns every difference.
+pub(crate) fn compare(
+    checkpoint: &Checkpoint,
+    needed: &[TensorSpec],
+    idle: &[TensorSpec],
+) -> Vec<LayoutFault> {
+    let mut faults = Vec::new();
+    let mut known = BTreeSet::new();
+    let all = needed.iter().map(|t| (t, true));
+    for (spec, must) in all.chain(idle.iter().map(|t| (t, false))) {
+        known.insert(spec.name.as_str());
+        let (key, shape) = (spec.name.clone(), spec.shape.clone());
+        match checkpoint.info(&key) {
+            None if must => faults.push(LayoutFault::MissingTensor { key, shape }),
+            None => {}
+            Some(info) if info.shape != shape => faults.push(LayoutFault::Shape {
+                key,
+                want: shape,
+                got: info.shape.clone(),
+            }),
+            Some(info) if must && !info.dtype.is_float() => faults.push(LayoutFault::NotFloat {
+                key,
+                got: info.dtype.name(),
+            }),
+            Some(_) => {}
+        }
+    }
+    let extra = checkpoint.names().filter(|n| !known.contains(n));
+    faults.extend(extra.filter_map(|key| {
+        let info = checkpoint.info(key)?;
+        Some(LayoutFault::Unexpected {
+            key: key.to_owned(),
+            shape: info.shape.clone(),
+        })
+    }));
+    faults
 }
 
 fn shape<const N: usize>(checkpoint: &Checkpoint, key: &str) -> Result<[usize; N], SizeError> {
@@ -536,17 +590,27 @@ impl WavSizes {
 
 #[cfg(test)]
 mod tests {
+    use super::super::names_hash;
     use super::*;
 
-    fn parameters(specs: &[TensorSpec]) -> usize {
-        specs.iter().map(TensorSpec::numel).sum()
+    /// The published sizes of the transformer (config.json of Wan-AI/Wan2.2-S2V-14B).
+    fn published_dit() -> DitSizes {
+        DitSizes {
+            dim: 5120,
+            ffn: 13_824,
+            layers: 40,
+            injectors: 12,
+            text_dim: 4096,
+            audio_dim: 1024,
+            freq_dim: 256,
+            cond_dim: 16,
+            in_dim: 16,
+            out_dim: 16,
+        }
     }
 
-    /// 127 M is the size the Wan2.1 VAE is published with; 5.68 B is the encoder of umT5-xxl; 315 M
-    /// that of wav2vec2-large.
-    #[test]
-    fn real_sizes_give_the_published_parameter_counts() {
-        let t5 = T5Sizes {
+    fn published_t5() -> T5Sizes {
+        T5Sizes {
             vocab: 256_384,
             dim: 4096,
             attn_dim: 4096,
@@ -554,8 +618,11 @@ mod tests {
             ffn: 10_240,
             layers: 24,
             buckets: 32,
-        };
-        let wav = WavSizes {
+        }
+    }
+
+    fn published_wav() -> WavSizes {
+        WavSizes {
             hidden: 1024,
             ffn: 4096,
             layers: 24,
@@ -563,14 +630,52 @@ mod tests {
             pos_kernel: 128,
             pos_groups: 16,
             vocab: 33,
-        };
+        }
+    }
+
+    fn hash(specs: &[TensorSpec]) -> String {
+        names_hash(specs.iter().map(|t| (t.name.as_str(), t.shape.as_slice())))
+    }
+
+    /// One name, one shape or one tensor more or less would give another hash.
+    #[test]
+    fn the_layout_has_the_hashes_of_the_published_files() {
+        let wav = published_wav();
+        let speech = |form| [wav.tensors(form), wav.idle()].concat();
+        for (specs, count, want) in [
+            (published_dit().tensors(), 1260, published::DIT),
+            (published_t5().tensors(), 242, published::TEXT),
+            (
+                VaeSizes { dim: 96, z_dim: 16 }.tensors(),
+                194,
+                published::VAE,
+            ),
+            (speech(PosConv::Hook), 424, published::SPEECH),
+        ] {
+            assert_eq!((specs.len(), hash(&specs).as_str()), (count, want));
+        }
+        assert_ne!(hash(&speech(PosConv::Parametrized)), published::SPEECH);
+    }
+
+    fn parameters(specs: &[TensorSpec]) -> usize {
+        specs.iter().map(TensorSpec::numel).sum()
+    }
+
+    /// 127 M is the size the Wan2.1 VAE is published with; 16.3 B is the transformer; 5.68 B is the
+    /// encoder of umT5-xxl; 315 M that of wav2vec2-large.
+    #[test]
+    fn real_sizes_give_the_published_parameter_counts() {
         for (got, want) in [
             (
                 parameters(&VaeSizes { dim: 96, z_dim: 16 }.tensors()),
                 126_892_531,
             ),
-            (parameters(&t5.tensors()), 5_680_910_336),
-            (parameters(&wav.tensors(PosConv::Hook)), 315_437_696),
+            (parameters(&published_dit().tensors()), 16_295_755_609),
+            (parameters(&published_t5().tensors()), 5_680_910_336),
+            (
+                parameters(&published_wav().tensors(PosConv::Hook)),
+                315_437_696,
+            ),
         ] {
             assert_eq!(got, want);
         }

@@ -23,6 +23,9 @@ pub(super) struct Located {
     pub(super) shape: Vec<usize>,
     pub(super) start: usize,
     pub(super) len: usize,
+    /// Elements between neighbours of each dimension, where the tensor is not row-major without
+    /// gaps. Its elements then lie anywhere in the `len` bytes.
+    pub(super) strides: Option<Vec<usize>>,
 }
 
 /// Reads the header of a whole file, given as `bytes`.
@@ -131,6 +134,7 @@ fn locate(key: String, value: serde_json::Value, data: usize) -> Result<Located,
         shape,
         start: begin,
         len: want,
+        strides: None,
     })
 }
 

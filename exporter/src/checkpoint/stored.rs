@@ -3,8 +3,10 @@
 use super::dtype::StoredDType;
 use super::error::{CheckpointError, Faults, IndexFault};
 use super::safetensors::{self, Located};
+use super::text;
 use super::torch;
 use memmap2::Mmap;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
@@ -88,7 +90,60 @@ pub(super) struct StoredTensors {
 struct StoredTensor {
     info: TensorInfo,
     map: Arc<Mmap>,
+    /// The bytes of the file from the first element to the last.
     range: Range<usize>,
+    /// Elements between neighbours of each dimension; `None` for a row-major tensor without gaps.
+    strides: Option<Vec<usize>>,
+}
+
+impl StoredTensor {
+    /// Returns the bytes of the elements `range`, counted row-major. It copies only a strided
+    /// tensor.
+    ///
+    /// # Panics
+    /// The range is not inside the tensor.
+    fn part(&self, range: Range<usize>) -> Cow<'_, [u8]> {
+        let (bytes, size) = (&self.map[self.range.clone()], self.info.dtype.size());
+        match &self.strides {
+            None => Cow::Borrowed(&bytes[range.start * size..range.end * size]),
+            Some(strides) => Cow::Owned(gather(bytes, size, &self.info.shape, strides, range)),
+        }
+    }
+}
+
+/// Copies the elements `range` of a strided tensor, counted row-major. An element has `size` bytes.
+fn gather(
+    bytes: &[u8],
+    size: usize,
+    shape: &[usize],
+    strides: &[usize],
+    range: Range<usize>,
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(range.len() * size);
+    // The position of the next element, by dimension.
+    let mut index = vec![0; shape.len()];
+    let mut rest = range.start;
+    for (at, &n) in index.iter_mut().zip(shape).rev() {
+        (*at, rest) = (rest % n, rest / n);
+    }
+    let mut from: usize = index
+        .iter()
+        .zip(strides)
+        .map(|(at, stride)| at * stride)
+        .sum();
+    for _ in range {
+        out.extend_from_slice(&bytes[from * size..(from + 1) * size]);
+        for ((at, &n), &stride) in index.iter_mut().zip(shape).zip(strides).rev() {
+            *at += 1;
+            from += stride;
+            if *at < n {
+                break;
+            }
+            from -= n * stride;
+            *at = 0;
+        }
+    }
+    out
 }
 
 impl StoredTensors {
@@ -111,23 +166,26 @@ impl StoredTensors {
             };
         }
         let map = map(path)?;
-        // Some header lengths of safetensors begin like an old torch file, so safetensors are tried
-        // first.
-        if map.get(8) == Some(&b'{') {
-            Self::open_safetensors(path)
-        } else if map.starts_with(torch::ZIP_MAGIC) || torch::is_legacy(&map) {
-            Self::open_torch(path)
-        } else {
-            let got = if map.is_empty() {
-                "the file is empty"
-            } else {
-                "unknown first bytes"
-            };
-            Err(CheckpointError::Format {
+        text::check_pointer(path, &map)?;
+        match Format::of(&map) {
+            Some(format) => Self::open_file(path, format),
+            None => Err(CheckpointError::Format {
                 path: path.to_owned(),
-                got,
-            })
+                got: match map.is_empty() {
+                    true => "the file is empty",
+                    false => "unknown first bytes",
+                },
+            }),
         }
+    }
+
+    /// Opens one file. Its content decides the format; `format` is for content that tells none.
+    fn open_file(path: &Path, format: Format) -> Result<Self, CheckpointError> {
+        let tensors = read_file(path, format)?.into_iter().collect();
+        Ok(Self {
+            root: path.to_owned(),
+            tensors,
+        })
     }
 
     /// Opens one safetensors file, or a folder.
@@ -140,13 +198,7 @@ impl StoredTensors {
     /// A missing or damaged file, an index that does not fit its shards, several candidates.
     pub(super) fn open_safetensors(dir_or_file: &Path) -> Result<Self, CheckpointError> {
         if !dir_or_file.is_dir() {
-            let tensors = read_file(dir_or_file, Format::Safetensors)?
-                .into_iter()
-                .collect();
-            return Ok(Self {
-                root: dir_or_file.to_owned(),
-                tensors,
-            });
+            return Self::open_file(dir_or_file, Format::Safetensors);
         }
         let names = list(dir_or_file)?;
         if let Some(index) = only(
@@ -182,11 +234,7 @@ impl StoredTensors {
     /// # Errors
     /// A missing or damaged file, or a pickle that holds anything but tensors and plain containers.
     pub(super) fn open_torch(path: &Path) -> Result<Self, CheckpointError> {
-        let tensors = read_file(path, Format::Torch)?.into_iter().collect();
-        Ok(Self {
-            root: path.to_owned(),
-            tensors,
-        })
+        Self::open_file(path, Format::Torch)
     }
 
     fn open_sharded(dir: &Path, index: &str) -> Result<Self, CheckpointError> {
@@ -195,7 +243,7 @@ impl StoredTensors {
             file: file.clone(),
             faults: Faults(faults),
         };
-        let text = fs::read(&file).map_err(|source| io_error(&file, source))?;
+        let text = text::read_text(&file)?;
         let weight_map = weight_map(&text).map_err(|f| fault(vec![f]))?;
         let mut shards: Vec<&str> = weight_map.values().map(String::as_str).collect();
         shards.sort_unstable();
@@ -268,10 +316,16 @@ impl StoredTensors {
         self.tensors.get(name).map(|t| &t.info)
     }
 
-    /// Returns the facts and the bytes of a tensor, or `None` for an unknown name.
+    /// Returns the facts and the bytes of a tensor, or `None` for an unknown name and for a strided
+    /// tensor.
     pub(super) fn get(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
-        let tensor = self.tensors.get(name)?;
+        let tensor = self.tensors.get(name).filter(|t| t.strides.is_none())?;
         Some((&tensor.info, &tensor.map[tensor.range.clone()]))
+    }
+
+    /// Returns whether the elements of a tensor do not lie side by side in its file.
+    pub(super) fn is_strided(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|t| t.strides.is_some())
     }
 
     /// Returns the error for an unknown name. `names` are the names that the caller may use.
@@ -287,15 +341,15 @@ impl StoredTensors {
         }
     }
 
-    fn stored(&self, name: &str) -> Result<(&TensorInfo, &[u8]), CheckpointError> {
-        self.get(name)
-            .ok_or_else(|| self.unknown(name, self.names()))
+    fn stored(&self, name: &str) -> Result<&StoredTensor, CheckpointError> {
+        let tensor = self.tensors.get(name);
+        tensor.ok_or_else(|| self.unknown(name, self.names()))
     }
 
     /// Reads a tensor as f32.
     pub(super) fn read_f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        let (info, bytes) = self.stored(name)?;
-        floats(name, info, bytes)
+        let tensor = self.stored(name)?;
+        floats(name, &tensor.info, &tensor.part(0..tensor.info.elements()))
     }
 
     /// Reads the elements `range` of a tensor as f32, counted row-major.
@@ -304,10 +358,9 @@ impl StoredTensors {
         name: &str,
         range: Range<usize>,
     ) -> Result<Vec<f32>, CheckpointError> {
-        let (info, bytes) = self.stored(name)?;
-        info.check_range(name, &range)?;
-        let size = info.dtype.size();
-        floats(name, info, &bytes[range.start * size..range.end * size])
+        let tensor = self.stored(name)?;
+        tensor.info.check_range(name, &range)?;
+        floats(name, &tensor.info, &tensor.part(range))
     }
 
     /// Reads some rows and columns of a matrix as f32 into `out`, row-major.
@@ -319,13 +372,12 @@ impl StoredTensors {
         out: &mut Vec<f32>,
     ) -> Result<(), CheckpointError> {
         out.clear();
-        let (info, bytes) = self.stored(name)?;
+        let tensor = self.stored(name)?;
+        let info = &tensor.info;
         let width = info.check_tile(name, &rows, columns)?;
-        let size = info.dtype.size();
         for row in rows {
-            let at = (row * width + columns.start) * size;
-            let part = &bytes[at..at + columns.len() * size];
-            if !info.dtype.extend_f32(part, out) {
+            let part = tensor.part(row * width + columns.start..row * width + columns.end);
+            if !info.dtype.extend_f32(&part, out) {
                 return Err(not_float(name, info));
             }
         }
@@ -370,15 +422,34 @@ fn nearest<'n>(name: &str, names: impl Iterator<Item = &'n str>) -> Option<Strin
     names.max_by_key(score).map(str::to_owned)
 }
 
+/// The format of a file of tensors.
 #[derive(Clone, Copy)]
 enum Format {
     Safetensors,
     Torch,
 }
 
+impl Format {
+    /// Returns the format that the first bytes of a file tell.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        // Some header lengths of safetensors begin like an old torch file, so safetensors are tried
+        // first.
+        if bytes.get(8) == Some(&b'{') {
+            Some(Self::Safetensors)
+        } else if bytes.starts_with(torch::ZIP_MAGIC) || torch::is_legacy(bytes) {
+            Some(Self::Torch)
+        } else {
+            None
+        }
+    }
+}
+
+/// Reads the tensors of one file. A file that has another name than its format wants is read for
+/// its content; `format` is for content that tells no format.
 fn read_file(path: &Path, format: Format) -> Result<Vec<(String, StoredTensor)>, CheckpointError> {
     let map = Arc::new(map(path)?);
-    let located = match format {
+    text::check_pointer(path, &map)?;
+    let located = match Format::of(&map).unwrap_or(format) {
         Format::Safetensors => {
             safetensors::read(&map).map_err(|f| CheckpointError::Safetensors {
                 file: path.to_owned(),
@@ -397,6 +468,7 @@ fn read_file(path: &Path, format: Format) -> Result<Vec<(String, StoredTensor)>,
                      shape,
                      start,
                      len,
+                     strides,
                  }| {
         let info = TensorInfo {
             dtype,
@@ -409,6 +481,7 @@ fn read_file(path: &Path, format: Format) -> Result<Vec<(String, StoredTensor)>,
                 info,
                 map: map.clone(),
                 range: start..start + len,
+                strides,
             },
         )
     };

@@ -87,37 +87,46 @@ fn place(
             got: range.len(),
         });
     }
-    if !contiguous(&t.shape, &t.strides) {
-        return Err(Fault::Strided {
-            key,
-            shape: t.shape,
-            strides: t.strides,
-        });
-    }
-    let len = t.dtype.bytes_of(&t.shape);
-    let window = len
-        .zip(t.offset.checked_mul(t.dtype.size()))
-        .filter(|(len, start)| {
-            start
-                .checked_add(*len)
-                .is_some_and(|stop| stop <= range.len())
-        });
+    let strides = (!contiguous(&t.shape, &t.strides)).then(|| t.strides.clone());
+    let window = window(&t, strides.is_some()).filter(|w| w.end <= range.len());
     match window {
-        Some((len, start)) => Ok(Located {
+        Some(window) => Ok(Located {
             key,
             dtype: t.dtype,
             shape: t.shape,
-            start: range.start + start,
-            len,
+            start: range.start + window.start,
+            len: window.len(),
+            strides,
         }),
         None => Err(Fault::OutOfStorage {
             key,
             dtype: t.dtype,
             shape: t.shape,
+            strides: t.strides,
             offset: t.offset,
             storage: range.len(),
         }),
     }
+}
+
+/// Returns the bytes of the storage from a tensor's first element to its last, or `None` where they
+/// do not fit a `usize`.
+///
+/// A strided tensor must not have more elements than its window. Otherwise a small file could
+/// claim any amount of memory, for example with a stride of 0.
+fn window(t: &Tensor<'_>, strided: bool) -> Option<Range<usize>> {
+    let size = t.dtype.size();
+    let len = t.dtype.bytes_of(&t.shape)?;
+    let start = t.offset.checked_mul(size)?;
+    if !strided {
+        return Some(start..start.checked_add(len)?);
+    }
+    let steps = t.shape.iter().zip(&t.strides);
+    let last = steps.into_iter().try_fold(0usize, |at, (&n, &stride)| {
+        at.checked_add((n - 1).checked_mul(stride)?)
+    })?;
+    let span = last.checked_add(1)?.checked_mul(size)?;
+    (len <= span).then_some(start..start.checked_add(span)?)
 }
 
 /// Returns whether a tensor is row-major without gaps. The stride of a dimension of size 1 is never
@@ -227,11 +236,16 @@ mod tests {
             ),
             (
                 patched(b"K\x00K\x02K\x03\x86", b"K\x01K\x02K\x03\x86"),
-                "at element 1 does not fit its storage of 24 bytes",
+                "with strides [3, 1] at element 1 does not fit its storage of 24 bytes",
             ),
             (
-                patched(b"K\x03K\x01\x86", b"K\x01K\x02\x86"),
-                "strides [1, 2] of shape [2, 3] are not contiguous",
+                patched(b"K\x03K\x01\x86", b"K\x04K\x02\x86"),
+                "tensor w: F32 [2, 3] with strides [4, 2] at element 0 \
+                 does not fit its storage of 24 bytes",
+            ),
+            (
+                patched(b"K\x03K\x01\x86", b"K\x00K\x00\x86"),
+                "tensor w: F32 [2, 3] with strides [0, 0] at element 0 does not fit",
             ),
             (patched(b"cpuK\x06", b"gpuK\x06"), ""),
         ];
@@ -246,6 +260,14 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_transposed_tensor_keeps_its_strides() {
+        let bytes = patched(b"K\x03K\x01\x86", b"K\x01K\x02\x86");
+        let w = &read(&bytes).unwrap()[0];
+        assert_eq!(w.strides.as_deref(), Some(&[1, 2][..]));
+        assert_eq!((w.shape.as_slice(), w.len), (&[2, 3][..], 24));
     }
 
     #[test]
@@ -274,7 +296,12 @@ mod tests {
     fn inside(bytes: &[u8]) -> bool {
         read(bytes).is_ok_and(|ts| {
             ts.iter().all(|t| {
-                t.dtype.bytes_of(&t.shape) == Some(t.len) && t.start + t.len <= bytes.len()
+                let len = t.dtype.bytes_of(&t.shape);
+                let whole = match t.strides {
+                    None => len == Some(t.len),
+                    Some(_) => len.is_some_and(|len| len <= t.len),
+                };
+                whole && t.start + t.len <= bytes.len()
             })
         })
     }

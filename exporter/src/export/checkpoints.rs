@@ -1,13 +1,13 @@
 //! The four opened checkpoints of an export: their sizes, their identity and the graphs they give.
 use super::error::ExportError;
-use super::journal::{Identity, Stamp};
-use crate::checkpoint::{Checkpoint, CheckpointError, Lora, LoraScale, StoredDType, layout};
-use crate::config;
+use super::journal::{Identity, MergedLora, Stamp};
+use crate::checkpoint::{Checkpoint, CheckpointError, LoraFile, LoraReport, StoredDType, layout};
 use crate::families::{CheckpointKind, Family, FamilyErrors, ModelShapes};
 use crate::graph::WeightSource;
 use crate::graph::data::{DataPlan, WeightBytes};
+use crate::verdict;
 use engines::contract::DType;
-use engines::manifest::ModelConfig;
+use engines::manifest::{self, LoraEntry, ModelConfig};
 use engines::recipe::Recipe;
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,94 +25,20 @@ pub(super) struct Checkpoints {
     pub(super) layers_of: Option<usize>,
 }
 
-/// Returns the value, or adds the error to `errors` and returns `None`.
-fn all<T>(found: Result<T, impl Into<ExportError>>, errors: &mut Vec<ExportError>) -> Option<T> {
-    found.map_err(|e| errors.push(e.into())).ok()
-}
-
-fn joined(mut errors: Vec<ExportError>) -> ExportError {
-    if errors.len() == 1 {
-        errors.remove(0)
-    } else {
-        ExportError::Many { many: errors }
-    }
-}
-
 impl Checkpoints {
     /// Opens the folder's checkpoints and reads their sizes.
     ///
     /// # Errors
     /// Every fault of every checkpoint, together.
-    pub(super) fn open(
-        dir: &Path,
-        lora: Option<&(PathBuf, LoraScale)>,
-    ) -> Result<Self, ExportError> {
-        if !dir.is_dir() {
-            let found = if dir.exists() { "a file" } else { "nothing" };
-            return Err(ExportError::NoFolder {
-                path: dir.to_owned(),
-                found,
-            });
-        }
-        let mut errors = Vec::new();
-        let tokenizer = dir.join(layout::TOKENIZER_DIR).join(layout::TOKENIZER_FILE);
-        if !tokenizer.is_file() {
-            let want = "tokenizer of the prompt";
-            errors.push(
-                CheckpointError::Missing {
-                    path: tokenizer,
-                    want,
-                }
-                .into(),
-            );
-        }
-        let speech_dir = dir.join(layout::WAV2VEC2_DIR);
-        let mut dit = all(Checkpoint::open_safetensors(dir), &mut errors);
-        if let (Some((path, scale)), true) = (lora, dit.is_some()) {
-            let merged = Lora::open(path, *scale)
-                .and_then(|lora| Checkpoint::open_safetensors(dir)?.with_lora(lora));
-            // After a fault of the LoRA, the base is still checked.
-            dit = all(merged, &mut errors).or(dit);
-        }
-        let text = all(
-            Checkpoint::open_torch(&dir.join(layout::T5_FILE)),
-            &mut errors,
-        );
-        let vae = all(
-            Checkpoint::open_torch(&dir.join(layout::VAE_FILE)),
-            &mut errors,
-        );
-        let speech = all(
-            Checkpoint::open(&speech_dir).and_then(Checkpoint::with_weight_norm),
-            &mut errors,
-        );
-        let (Some(dit), Some(text), Some(vae), Some(speech)) = (dit, text, vae, speech) else {
-            return Err(joined(errors));
-        };
-        let sizes = (
-            all(config::dit(&dit, dir), &mut errors),
-            all(config::vae(&vae), &mut errors),
-            all(config::text(&text), &mut errors),
-            all(config::speech(&speech, &speech_dir), &mut errors),
-        );
-        let (Some(d), Some(v), Some(t), Some(s)) = sizes else {
-            return Err(joined(errors));
-        };
-        if !errors.is_empty() {
-            return Err(joined(errors));
-        }
-        let config = ModelConfig {
-            dit: d,
-            vae: v,
-            text: t,
-            speech: s,
-        };
+    pub(super) fn open(dir: &Path, loras: &[LoraFile]) -> Result<Self, ExportError> {
+        verdict::check_folder(dir)?;
+        let sound = verdict::Opened::open(dir, loras).finish()?;
         Ok(Self {
-            dit,
-            text,
-            vae,
-            speech,
-            config,
+            dit: sound.dit,
+            text: sound.text,
+            vae: sound.vae,
+            speech: sound.speech,
+            config: sound.config,
             layers_of: None,
         })
     }
@@ -181,13 +107,44 @@ impl Checkpoints {
             self.layers_of.map(|_| self.config.dit.layers),
             graphs,
         );
-        identity.lora_scale = self.dit.lora().map(|l| l.scale.to_bits());
+        identity.loras = self.dit.loras().map(merged).collect::<Result<_, _>>()?;
         identity.checkpoint = self
             .files()
             .iter()
             .map(|f| stamp(f))
             .collect::<Result<_, _>>()?;
         Ok(identity)
+    }
+
+    /// Returns one line about each LoRA, for the user.
+    pub(super) fn lora_notices(&self) -> Vec<String> {
+        let sizes = layout::DitSizes::derive(&self.dit);
+        let adaptable: BTreeSet<String> = sizes
+            .map(|s| s.lora_targets())
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(module, ..)| format!("{module}.weight"))
+            .collect();
+        let notice = |lora| lora_notice(lora, &adaptable);
+        self.dit.loras().map(notice).collect()
+    }
+
+    /// Returns the LoRAs as the manifest lists them. `hashes` are the hashes of their files.
+    pub(super) fn lora_entries<'h>(&self, hashes: impl Iterator<Item = &'h str>) -> Vec<LoraEntry> {
+        let entry = |(lora, blake3): (&LoraReport, &str)| {
+            let [low, high] = lora.factors;
+            let listed = |key: &&String| self.dit.is_listed(key);
+            LoraEntry {
+                file: file_name(&lora.file),
+                blake3: Some(blake3.to_owned()),
+                scale: low,
+                highest_scale: (low != high).then_some(high),
+                strength: lora.strength,
+                ranks: lora.ranks.iter().copied().collect(),
+                targets: lora.weights.keys().filter(listed).count(),
+            }
+        };
+        self.dit.loras().zip(hashes).map(entry).collect()
     }
 
     /// Builds every graph of the export.
@@ -206,30 +163,6 @@ impl Checkpoints {
         .graphs()
     }
 
-    /// Checks that every weight is floating point, before anything is written. A quantised
-    /// checkpoint holds whole numbers.
-    pub(super) fn check_types(&self, families: &[Family]) -> Result<(), ExportError> {
-        let mut errors = Vec::new();
-        for family in families {
-            let source = self.of(family);
-            let used: BTreeSet<String> = family
-                .graphs
-                .iter()
-                .flat_map(|(_, g)| g.used_keys())
-                .collect();
-            errors.extend(
-                used.iter()
-                    .filter_map(|key| source.check_float(key).err())
-                    .map(ExportError::from),
-            );
-        }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(joined(errors))
-        }
-    }
-
     pub(super) fn of(&self, family: &Family) -> &Checkpoint {
         match family.checkpoint {
             CheckpointKind::Dit => &self.dit,
@@ -240,6 +173,57 @@ impl Checkpoints {
     }
 }
 
+/// Returns the line about a LoRA. `adaptable` are the weights that the published LoRA changes.
+fn lora_notice(lora: &LoraReport, adaptable: &BTreeSet<String>) -> String {
+    let within = lora.weights.keys().filter(|k| adaptable.contains(*k));
+    let (within, of) = (within.count(), adaptable.len());
+    let others = match lora.weights.len() - within {
+        0 => String::new(),
+        n => format!(" and {n} others"),
+    };
+    let rest = match of - within {
+        0 => String::new(),
+        n => format!("; the other {n} modules keep the weights of the checkpoint"),
+    };
+    format!(
+        "LoRA {}: {}, {within} of {of} modules{others}, {}{rest}",
+        file_name(&lora.file),
+        lora.form(),
+        lora.strength_text()
+    )
+}
+
+/// Returns the hashes of a LoRA. Of several files, it hashes their hashes in the order of names.
+fn merged(lora: &LoraReport) -> Result<MergedLora, ExportError> {
+    let hashes = lora.files.iter().map(|path| {
+        manifest::hash_file(path).map_err(|source| ExportError::Io {
+            path: path.clone(),
+            source,
+        })
+    });
+    let hashes = hashes.collect::<Result<Vec<_>, _>>()?;
+    let blake3 = match &hashes[..] {
+        [one] => one.clone(),
+        several => blake3::hash(several.concat().as_bytes())
+            .to_hex()
+            .to_string(),
+    };
+    let mut factors = blake3::Hasher::new();
+    for (key, factor) in &lora.weights {
+        factors.update(format!("{key} {:08x}\n", factor.to_bits()).as_bytes());
+    }
+    Ok(MergedLora {
+        blake3,
+        factors: factors.finalize().to_hex().to_string(),
+    })
+}
+
+fn file_name(path: &Path) -> String {
+    let name = path.file_name();
+    name.map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
 fn stamp(path: &Path) -> Result<Stamp, ExportError> {
     let meta = fs::metadata(path).map_err(|source| ExportError::Io {
         path: path.to_owned(),
@@ -247,10 +231,7 @@ fn stamp(path: &Path) -> Result<Stamp, ExportError> {
     })?;
     let changed = meta.modified().ok();
     Ok(Stamp {
-        file: path
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default(),
+        file: file_name(path),
         bytes: meta.len(),
         nanoseconds: changed
             .and_then(|t| t.duration_since(UNIX_EPOCH).ok())

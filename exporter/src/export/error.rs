@@ -1,9 +1,10 @@
 //! Reasons why an export fails.
 use crate::checkpoint::CheckpointError;
-use crate::config::ConfigError;
 use crate::families::FamilyErrors;
 use crate::graph::error::WriteError;
-use engines::error_kind::ErrorKind;
+use crate::verdict::{NoFolder, Refusals};
+use engines::claims::Holder;
+use engines::error_kind::{ErrorKind, reason};
 use engines::recipe::Recipe;
 use std::path::PathBuf;
 
@@ -21,6 +22,8 @@ pub enum ExportError {
         path.display()
     )]
     Busy { path: PathBuf },
+    #[error("{}: {holder} uses this export; wait for it, or choose another --out", path.display())]
+    InUse { path: PathBuf, holder: Holder },
     #[error("{}: {want} bytes are needed, {free} are free", path.display())]
     NoSpace { path: PathBuf, want: u64, free: u64 },
     #[error("layers is {got}, wanted 1 to {have}, which the checkpoint has")]
@@ -40,25 +43,23 @@ pub enum ExportError {
         total: u64,
         source: Box<ExportError>,
     },
-    #[error("{}: wanted a checkpoint folder, found {found}", path.display())]
-    NoFolder { path: PathBuf, found: &'static str },
+    #[error(transparent)]
+    NoFolder(#[from] NoFolder),
+    #[error(transparent)]
+    Refused(#[from] Refusals),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     #[error(transparent)]
     Families(#[from] FamilyErrors),
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("{file}: wanted the same graph for every layer, the layers of this checkpoint differ")]
     Unequal { file: String },
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), reason(source))]
     Io {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{}", many.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Many { many: Vec<ExportError> },
 }
 
 impl ExportError {
@@ -66,15 +67,13 @@ impl ExportError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Occupied { .. } | Self::Layers { .. } | Self::Recipe { .. } => ErrorKind::Usage,
-            Self::Busy { .. } | Self::NoSpace { .. } => ErrorKind::Resources,
+            Self::Busy { .. } | Self::InUse { .. } | Self::NoSpace { .. } => ErrorKind::Resources,
             Self::Stopped => ErrorKind::Interrupted,
             Self::Unfinished { source, .. } => source.kind(),
             Self::Checkpoint(e) => e.kind(),
+            Self::Refused(e) => e.kind(),
             Self::Write(e) => e.kind(),
-            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                ErrorKind::Resources
-            }
-            Self::Io { .. } => ErrorKind::Input,
+            Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             _ => ErrorKind::Model,
         }
     }

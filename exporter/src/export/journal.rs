@@ -26,11 +26,20 @@ pub(super) struct Identity {
     pub(super) recipe: Recipe,
     /// Number of layers, when the checkpoint is cut.
     pub(super) layers: Option<usize>,
-    /// Bits of the LoRA's factor.
-    pub(super) lora_scale: Option<u32>,
+    /// The LoRAs in the order of their merge.
+    pub(super) loras: Vec<MergedLora>,
     pub(super) checkpoint: Vec<Stamp>,
     /// Hash of contracts, and of every weight's name, key, transform, types, shapes and place.
     pub(super) graphs: String,
+}
+
+/// A LoRA that the export merges.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(super) struct MergedLora {
+    /// Hash of its files.
+    pub(super) blake3: String,
+    /// Hash of the factor of each weight.
+    pub(super) factors: String,
 }
 
 /// A checkpoint file.
@@ -49,7 +58,7 @@ impl Identity {
             exporter: env!("CARGO_PKG_VERSION").to_owned(),
             recipe,
             layers,
-            lora_scale: None,
+            loras: Vec::new(),
             checkpoint: Vec::new(),
             graphs,
         }
@@ -63,9 +72,23 @@ impl Identity {
             }
             () if self.recipe != other.recipe => "another recipe",
             () if self.layers != other.layers => "another number of layers",
-            () if self.lora_scale != other.lora_scale => "another LoRA strength",
+            () if self.loras != other.loras => self.lora_difference(other),
             () if self.checkpoint != other.checkpoint => "other or changed checkpoint files",
             () => "other graphs",
+        }
+    }
+
+    fn lora_difference(&self, other: &Self) -> &'static str {
+        let files = |of: &Self| {
+            of.loras
+                .iter()
+                .map(|l| l.blake3.clone())
+                .collect::<Vec<_>>()
+        };
+        if files(self) == files(other) {
+            "another LoRA strength"
+        } else {
+            "another list of LoRAs"
         }
     }
 }
@@ -167,7 +190,13 @@ mod tests {
     use std::fs;
 
     fn identity(layers: usize) -> Identity {
-        Identity::new(Recipe::Fp32, Some(layers), "g".into())
+        let mut identity = Identity::new(Recipe::Fp32, Some(layers), "g".into());
+        let lora = |blake3: &str| MergedLora {
+            blake3: blake3.into(),
+            factors: "f".into(),
+        };
+        identity.loras = vec![lora("a"), lora("b")];
+        identity
     }
 
     fn open(path: &std::path::Path) -> File {
@@ -212,14 +241,16 @@ mod tests {
             change(&mut other);
             other
         };
-        let cases: [(Change, &str); 5] = [
+        let cases: [(Change, &str); 7] = [
             (
                 |i| i.exporter = "0.0.0".into(),
                 "another version of the exporter",
             ),
             (|i| i.recipe = Recipe::Bf16, "another recipe"),
             (|i| i.layers = None, "another number of layers"),
-            (|i| i.lora_scale = Some(7), "another LoRA strength"),
+            (|i| i.loras[1].factors = "g".into(), "another LoRA strength"),
+            (|i| i.loras.truncate(1), "another list of LoRAs"),
+            (|i| i.loras.reverse(), "another list of LoRAs"),
             (|i| i.graphs = "h".into(), "other graphs"),
         ];
         for (change, want) in cases {

@@ -4,6 +4,7 @@
 use super::error::ExportError;
 use super::journal::{self, Identity, Journal};
 use crate::graph::data::DataPlan;
+use engines::claims::Holder;
 use engines::manifest;
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -57,6 +58,23 @@ pub(super) fn check_target(out: &Path) -> Result<(), ExportError> {
         });
     }
     Ok(())
+}
+
+/// Checks that no run uses the export that would be replaced, and keeps runs from opening it while
+/// the returned file lives.
+pub(super) fn unused(out: &Path) -> Result<Option<File>, ExportError> {
+    let Ok(file) = File::open(out.join(manifest::FILE)) else {
+        return Ok(None);
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(ExportError::InUse {
+            path: out.to_owned(),
+            holder: Holder::of(&file),
+        }),
+        // A file system without locks: a run sees the change when it ends.
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
 }
 
 impl Staging {

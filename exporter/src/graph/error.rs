@@ -57,12 +57,7 @@ impl WriteError {
     /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull
-                | io::ErrorKind::QuotaExceeded
-                | io::ErrorKind::OutOfMemory => ErrorKind::Resources,
-                _ => ErrorKind::Input,
-            },
+            Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             _ => ErrorKind::Model,
         }
     }

@@ -1,10 +1,11 @@
 //! A small tokenizer in the published folder layout: a unigram model with byte fallback, so it can
 //! encode every text. Its pieces come from a few sentences of our own. They are not umT5's pieces,
-//! and only the ids `<pad>` 0, `</s>` 1 and `<unk>` 2 are umT5's.
+//! and only the ids `<pad>` 0 and `</s>` 1 are umT5's. The normalizer is the published one: it
+//! replaces runs of two or more spaces by one space.
 //!
-//! It differs from the published files in two points. Text is normalised by NFKC, where the
-//! published model has a compiled character map. `spiece.model` normalises nothing, and no program
-//! of this project reads it.
+//! It differs from the published files in three points. The published model has no byte fallback,
+//! so it encodes unknown letters as `<unk>`. It has a piece `<s>` before `<unk>`. `spiece.model`
+//! here normalises nothing, and no program of this project reads it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -147,7 +148,6 @@ impl Tokenizer {
             "padding": null,
             "added_tokens": added,
             "normalizer": {"type": "Sequence", "normalizers": [
-                {"type": "NFKC"},
                 {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
             ]},
             "pre_tokenizer": metaspace,

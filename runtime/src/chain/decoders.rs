@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use engines::backend::EngineError;
+use engines::cancel::Cancel;
 use engines::components::dit::MOTION_FRAMES;
 use engines::tensor::Tensor;
 
 use crate::chain::error::ChainError;
-use crate::chain::events::Cancel;
 use crate::chain::executor::Feedback;
 use crate::chain::job::{AnchorInput, Finished, Swap};
 use crate::chain::vae::{Decoder, Encoder, Frames};
@@ -150,7 +150,8 @@ pub(crate) struct PictureLatents {
 }
 
 impl PictureLatents {
-    /// Encodes the picture `[3, H, W]`, in [-1, 1], for `mode`.
+    /// Encodes the picture `[3, H, W]`, in [-1, 1], for `mode`. `progress` gets the copies that are
+    /// encoded, and all of them.
     ///
     /// # Errors
     /// A graph fails.
@@ -158,9 +159,14 @@ impl PictureLatents {
         encoder: &mut Encoder,
         picture: &Tensor,
         mode: Mode,
+        progress: impl Fn(usize, usize),
     ) -> Result<Self, EngineError> {
         let (count, at) = mode.picture_frames();
-        let motion_latents = encoder.encode(std::iter::repeat_n(picture, count))?;
+        let copies = (0..count).map(|done| {
+            progress(done, count);
+            picture
+        });
+        let motion_latents = encoder.encode(copies)?;
         Ok(Self {
             ref_latents: latents::frames(&motion_latents, at..at + 1),
             motion_latents,
@@ -495,7 +501,7 @@ mod tests {
             .unwrap_or_default();
         let picture = Tensor::from_slice(&[3, 32, 32], &[-1f32; 3 * 32 * 32]);
         let mut encoder = Encoder::load(&backend, &plain(), &vae).unwrap();
-        let latents = PictureLatents::encode(&mut encoder, &picture, mode).unwrap();
+        let latents = PictureLatents::encode(&mut encoder, &picture, mode, |_, _| ()).unwrap();
         let decoder = Decoder::load(&backend, &plain(), &vae).unwrap();
         backend.log.lock().unwrap().clear();
         let encoder = mode.encodes_motion().then_some(encoder);
@@ -608,7 +614,7 @@ mod tests {
             (Mode::Single, 92),
             (Mode::SingleOnline, 92),
         ] {
-            let latents = PictureLatents::encode(&mut encoder, &picture, mode).unwrap();
+            let latents = PictureLatents::encode(&mut encoder, &picture, mode, |_, _| ()).unwrap();
             assert_eq!(
                 (
                     latents.motion_latents.shape()[2],

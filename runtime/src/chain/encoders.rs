@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engines::backend::{Backend, EngineError, Loading, State};
+use engines::cancel::Cancel;
 use engines::components::dit::{self, DitConfig};
 use engines::components::speech::{self, SpeechConfig};
 use engines::components::text;
@@ -171,6 +172,8 @@ pub(crate) fn audio_features(hidden_states: &Tensor) -> Result<AudioFeatures, En
 #[derive(Clone)]
 pub(crate) struct AudioAdapter {
     session: Arc<Mutex<HostSession>>,
+    /// Stops the video's calls.
+    cancel: Cancel,
 }
 
 impl AudioAdapter {
@@ -183,7 +186,17 @@ impl AudioAdapter {
         let session = HostSession::load(backend, name, &loading(name))?;
         Ok(Self {
             session: Arc::new(Mutex::new(session)),
+            cancel: Cancel::default(),
         })
+    }
+
+    /// Returns the adapter for another video, until `cancel` asks to stop.
+    #[must_use]
+    pub(crate) fn another(&self, cancel: &Cancel) -> Self {
+        Self {
+            session: Arc::clone(&self.session),
+            cancel: cancel.clone(),
+        }
     }
 
     /// Computes the tokens of a block from `features` `[A, Q, E, 4*F]`. `mask` is `[1, A, F, h*w]`.
@@ -196,9 +209,12 @@ impl AudioAdapter {
         mask: Tensor,
     ) -> Result<BlockAudio, EngineError> {
         let session = self.session.lock();
-        let mut out = session
-            .unwrap_or_else(PoisonError::into_inner)
-            .run(&[(&speech::AUDIO, features.view())], State::None)?;
+        let inputs = [(&speech::AUDIO, features.view())];
+        let mut out = session.unwrap_or_else(PoisonError::into_inner).run_until(
+            &inputs,
+            State::None,
+            &self.cancel,
+        )?;
         let lane = |t: Tensor| {
             let shape = [&[1], t.shape()].concat();
             t.reshaped(&shape)

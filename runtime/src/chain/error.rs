@@ -33,7 +33,10 @@ pub enum ChainError {
 
 impl From<EngineError> for ChainError {
     fn from(error: EngineError) -> Self {
-        Self::Engine(Box::new(error))
+        match error {
+            EngineError::Cancelled => Self::Cancelled,
+            error => Self::Engine(Box::new(error)),
+        }
     }
 }
 

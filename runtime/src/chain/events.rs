@@ -1,9 +1,7 @@
-//! The events that a run reports while it works, and the request to stop it.
+//! The events that a run reports while it works.
 //! [`crate::commands::progress`] shows the events.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use engines::tensor::{Tensor, View};
 
@@ -19,6 +17,13 @@ pub enum Event<'a> {
     Phase(Phase),
     /// A fact that the user should know and that needs no action.
     Notice(String),
+    /// Copies of the picture are encoded, each as a frame of a still video.
+    Encoding {
+        /// Copies so far.
+        done: usize,
+        /// All copies.
+        of: usize,
+    },
     /// An anchor's conditions are computed.
     Anchored {
         /// Number of the anchor: 0 for the picture's, 1 for the one after the swap.
@@ -168,20 +173,4 @@ pub struct Summary {
     pub requested_size: Size,
     /// Size of the video.
     pub effective_size: Size,
-}
-
-/// A request to stop, shared by a signal handler and every stage.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    /// Asks to stop. Returns true if a stop was asked for before.
-    pub fn cancel(&self) -> bool {
-        self.0.swap(true, Ordering::SeqCst)
-    }
-
-    /// Returns whether a stop was asked for.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use engines::backend::{Backend, EngineError, LoadOptions, Outputs, Session, State};
+use engines::cancel::Cancel;
 use engines::contract::Port;
 use engines::memory::{Class, Memory, MemoryError};
 use engines::tensor::{Tensor, View};
@@ -54,7 +55,20 @@ impl HostSession {
         inputs: &[(&Port, View<'_>)],
         state: State<'_>,
     ) -> Result<Outputs, EngineError> {
-        run_on_host(&mut *self.session, &*self.memory, inputs, state)
+        self.run_until(inputs, state, &Cancel::default())
+    }
+
+    /// Runs the session once, unless `cancel` asks to stop.
+    ///
+    /// # Errors
+    /// A graph fails; [`EngineError::Cancelled`].
+    pub(crate) fn run_until(
+        &mut self,
+        inputs: &[(&Port, View<'_>)],
+        state: State<'_>,
+        cancel: &Cancel,
+    ) -> Result<Outputs, EngineError> {
+        run_on_host(&mut *self.session, &*self.memory, inputs, state, cancel)
     }
 }
 
@@ -64,16 +78,17 @@ pub(crate) fn run_on_host(
     memory: &dyn Memory,
     inputs: &[(&Port, View<'_>)],
     state: State<'_>,
+    cancel: &Cancel,
 ) -> Result<Outputs, EngineError> {
     if !memory.is_separate() {
-        return session.run(inputs, state);
+        return session.run_until(inputs, state, cancel);
     }
     let copies = inputs
         .iter()
         .map(|(port, view)| Ok((*port, view.copied_to(memory, Class::Activations)?)))
         .collect::<Result<Vec<(&Port, Tensor)>, MemoryError>>()?;
     let views: Vec<(&Port, View<'_>)> = copies.iter().map(|(p, t)| (*p, t.view())).collect();
-    let outputs = session.run(&views, state)?.into_inner();
+    let outputs = session.run_until(&views, state, cancel)?.into_inner();
     let fetched = outputs
         .into_iter()
         .map(|(name, t)| Ok((name, t.into_host(memory)?)))

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use engines::cancel::Cancel;
 use engines::tensor::Tensor;
 
 use crate::chain::call::Tables;
-use crate::chain::events::{Cancel, Observer};
+use crate::chain::events::Observer;
 use crate::inputs::replay::Distances;
 
 /// Where the second anchor comes from, if there is one.

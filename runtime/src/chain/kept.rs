@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engines::backend::{Backend, Elsewhere, EngineError, LoadOptions, Outputs, Session, State};
+use engines::cancel::Cancel;
 use engines::contract::{Contract, Port};
 use engines::memory::Memory;
 use engines::recipe::Recipe;
@@ -126,5 +127,14 @@ impl Session for KeptSession {
         state: State<'_>,
     ) -> Result<Outputs, EngineError> {
         locked(&self.session).run(inputs, state)
+    }
+
+    fn run_until(
+        &mut self,
+        inputs: &[(&Port, View<'_>)],
+        state: State<'_>,
+        cancel: &Cancel,
+    ) -> Result<Outputs, EngineError> {
+        locked(&self.session).run_until(inputs, state, cancel)
     }
 }

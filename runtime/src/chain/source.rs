@@ -33,6 +33,21 @@ pub(crate) enum Noise<'a> {
     Replay(&'a Replay),
 }
 
+impl Noise<'_> {
+    /// Returns the noise of a clip, `[1, Z, frames, H/8, W/8]`.
+    pub(crate) fn of_clip(&self, clip: usize, geometry: &Geometry) -> Tensor {
+        let frames = geometry.clip_blocks * geometry.block_frames;
+        let shape = geometry.latents_shape(frames);
+        match self {
+            Self::Seed(seed) => {
+                let values = rng::clip_noise(*seed, clip, frames, geometry.latent);
+                Tensor::from_slice(&shape, &values)
+            }
+            Self::Replay(replay) => replay.noise(clip).clone().reshaped(&shape),
+        }
+    }
+}
+
 /// The source of a video. It draws the noise of a clip with its first block and drops it with its
 /// last. It computes the audio tokens of each block.
 pub(crate) struct ClipSource<'a> {
@@ -68,12 +83,7 @@ impl<'a> ClipSource<'a> {
         let g = self.geometry;
         let clip = block / g.clip_blocks;
         if self.clip.as_ref().is_none_or(|(at, _)| *at != clip) {
-            let frames = g.clip_blocks * g.block_frames;
-            let values = match self.noise {
-                Noise::Seed(seed) => rng::clip_noise(seed, clip, frames, g.latent),
-                Noise::Replay(replay) => replay.noise(clip).as_slice::<f32>().to_vec(),
-            };
-            self.clip = Some((clip, Tensor::from_slice(&g.latents_shape(frames), &values)));
+            self.clip = Some((clip, self.noise.of_clip(clip, g)));
         }
         let at = (block % g.clip_blocks) * g.block_frames;
         let (_, noise) = self.clip.as_ref().expect("drawn above");

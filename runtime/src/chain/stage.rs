@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use engines::backend::{Backend, EngineError, Loading, Outputs, Session, State};
+use engines::backend::{Backend, EngineError, LoadOptions, Loading, Outputs, Session, State};
+use engines::cancel::Cancel;
 use engines::components::dit::{self, DitConfig};
 use engines::contract::Port;
 use engines::memory::{Block, Class, Ledger, Memory, MemoryError};
@@ -68,9 +69,25 @@ impl Site {
     }
 
     fn load(&self, name: &str) -> Result<Loaded, EngineError> {
+        self.load_with(name, &(self.loading)(name))
+    }
+
+    /// Loads a component that only one run uses.
+    fn load_for(&self, name: &str, cancel: &Cancel) -> Result<Loaded, EngineError> {
+        self.load_with(name, &self.options_for(name, cancel))
+    }
+
+    fn options_for(&self, name: &str, cancel: &Cancel) -> LoadOptions {
+        LoadOptions {
+            cancel: cancel.clone(),
+            ..(self.loading)(name)
+        }
+    }
+
+    fn load_with(&self, name: &str, options: &LoadOptions) -> Result<Loaded, EngineError> {
         Ok(Loaded {
             name: name.to_owned(),
-            session: self.backend.load(name, &(self.loading)(name))?,
+            session: self.backend.load(name, options)?,
         })
     }
 }
@@ -163,6 +180,8 @@ pub(crate) struct StageState {
     /// First layer of the stage.
     first: usize,
     rings: Vec<Mutex<KvRing>>,
+    /// Stops the run, also in the middle of a graph.
+    cancel: Cancel,
 }
 
 impl StageState {
@@ -203,7 +222,11 @@ impl Stage {
     ///
     /// # Errors
     /// The device or the host has too little memory.
-    pub(crate) fn begin(&mut self, geometry: &Geometry) -> Result<StageState, EngineError> {
+    pub(crate) fn begin(
+        &mut self,
+        geometry: &Geometry,
+        cancel: &Cancel,
+    ) -> Result<StageState, EngineError> {
         let (site, residency) = (&self.site, self.spec.residency);
         let (memory, dtype) = (site.memory(), site.backend.recipe().compute());
         let alloc = |bytes| match residency.rings {
@@ -222,6 +245,7 @@ impl Stage {
             geometry: geometry.clone(),
             first: self.spec.layers.start,
             rings,
+            cancel: cancel.clone(),
         })
     }
 
@@ -229,7 +253,7 @@ impl Stage {
     /// stopped comes back without output.
     ///
     /// # Errors
-    /// A graph fails.
+    /// A graph fails; [`EngineError::Cancelled`].
     ///
     /// # Panics
     /// If an earlier stage did not run: the order of stages is broken in code.
@@ -243,7 +267,7 @@ impl Stage {
             return Ok(());
         }
         if let Some(embed) = &mut self.embed {
-            embed_lanes(&self.site, embed, call)?;
+            embed_lanes(&self.site, embed, call, &state.cancel)?;
         }
         let flow = call.flow.as_mut().expect("the first stage embeds");
         if flow.home != self.site.home {
@@ -253,7 +277,7 @@ impl Stage {
         }
         self.run_layers(state, call, stop)?;
         match &mut self.head {
-            Some(head) if !stop() => run_head(&self.site, head, call),
+            Some(head) if !stop() => run_head(&self.site, head, call, &state.cancel),
             _ => Ok(()),
         }
     }
@@ -292,7 +316,8 @@ impl Stage {
                 let mut filled = layer.streams(rings).then(|| feed.next()).transpose()?;
                 let session = graphs.of(model, layer.index);
                 let inputs = shared.inputs(session, hidden, condition);
-                let mut out = layer.run(session, &inputs, filled.as_mut(), (ring, &lanes))?;
+                let ring = (ring, &lanes);
+                let mut out = layer.run(session, &inputs, filled.as_mut(), ring, &state.cancel)?;
                 *hidden = out.take(&dit::HIDDEN_OUT);
                 keep_taps(memory, taps, &layer.name, out)?;
                 if let Some(filled) = filled {
@@ -323,7 +348,7 @@ impl Stage {
             .fill(&self.site, &self.spec, &self.layers, &state.geometry)?;
         let (site, memory) = (&self.site, self.site.memory());
         if self.spec.layers.start == 0 {
-            embed_sink(site, prefill)?;
+            embed_sink(site, prefill, &state.cancel)?;
         }
         let flow = prefill.flow.as_mut().expect("the first stage embeds");
         if flow.home != site.home {
@@ -336,6 +361,7 @@ impl Stage {
             shared: None,
             text: here(memory, &prefill.text)?,
             rope: pair(memory, &prefill.rope)?,
+            cancel: &state.cancel,
         };
         // A ring has nothing to do with the sink.
         let (layers, loads) = (&self.layers, loads(&self.layers, Rings::OnDevice, &[]));
@@ -405,6 +431,7 @@ impl Layer {
         inputs: &[(&Port, View<'_>)],
         mut filled: Option<&mut Filled<'_>>,
         (ring, lanes): (&Mutex<KvRing>, &Range<usize>),
+        cancel: &Cancel,
     ) -> Result<Outputs, EngineError> {
         match (&self.weights, filled.as_ref().and_then(|f| f.weights())) {
             (Weights::Resident { set, .. }, _) => session.bind(set.clone()),
@@ -418,7 +445,7 @@ impl Layer {
         };
         let (keys, values) = ring.lanes_mut(lanes);
         let state = State::InPlace(vec![(dit::KEYS.name, keys), (dit::VALUES.name, values)]);
-        let out = session.run(inputs, state);
+        let out = session.run_until(inputs, state, cancel);
         // A slot is free again when nothing refers to the weights in it, also after a failure.
         if matches!(self.weights, Weights::Streamed) {
             session.bind(BoundWeights::default());
@@ -615,7 +642,12 @@ fn audio_here<'t>(
     ])
 }
 
-fn embed_lanes(site: &Site, embed: &mut Loaded, call: &mut Call) -> Result<(), EngineError> {
+fn embed_lanes(
+    site: &Site,
+    embed: &mut Loaded,
+    call: &mut Call,
+    cancel: &Cancel,
+) -> Result<(), EngineError> {
     let memory = site.memory();
     let (latents, pose_latents, sinusoid) = (
         here(memory, &call.latents)?,
@@ -627,7 +659,7 @@ fn embed_lanes(site: &Site, embed: &mut Loaded, call: &mut Call) -> Result<(), E
         (&dit::POSE_LATENTS, pose_latents.view()),
         (&dit::SINUSOID, sinusoid.view()),
     ];
-    let mut out = embed.session.run(&inputs, State::None)?;
+    let mut out = embed.session.run_until(&inputs, State::None, cancel)?;
     call.flow = Some(Flow {
         home: site.home,
         hidden: out.take(&dit::HIDDEN_OUT),
@@ -637,7 +669,12 @@ fn embed_lanes(site: &Site, embed: &mut Loaded, call: &mut Call) -> Result<(), E
     keep_taps(memory, &mut call.taps, &embed.name, out)
 }
 
-fn run_head(site: &Site, head: &mut Loaded, call: &mut Call) -> Result<(), EngineError> {
+fn run_head(
+    site: &Site,
+    head: &mut Loaded,
+    call: &mut Call,
+    cancel: &Cancel,
+) -> Result<(), EngineError> {
     let memory = site.memory();
     let flow = call.flow.take().expect("the first stage embeds");
     let (latents, sigmas) = (here(memory, &call.latents)?, here(memory, &call.sigmas)?);
@@ -647,7 +684,7 @@ fn run_head(site: &Site, head: &mut Loaded, call: &mut Call) -> Result<(), Engin
         (&dit::LATENTS, latents.view()),
         (&dit::SIGMAS, sigmas.view()),
     ];
-    let mut out = head.session.run(&inputs, State::None)?;
+    let mut out = head.session.run_until(&inputs, State::None, cancel)?;
     call.output = Some(CallOutput {
         noise_pred: out.take(&dit::NOISE_PRED).into_host(memory)?,
         next_latents: out.take(&dit::NEXT_LATENTS).into_host(memory)?,
@@ -655,16 +692,16 @@ fn run_head(site: &Site, head: &mut Loaded, call: &mut Call) -> Result<(), Engin
     keep_taps(memory, &mut call.taps, &head.name, out)
 }
 
-fn embed_sink(site: &Site, prefill: &mut Prefill) -> Result<(), EngineError> {
+fn embed_sink(site: &Site, prefill: &mut Prefill, cancel: &Cancel) -> Result<(), EngineError> {
     let memory = site.memory();
-    let mut embed = site.load(dit::SINK_EMBED.name)?;
+    let mut embed = site.load_for(dit::SINK_EMBED.name, cancel)?;
     let reference = here(memory, &prefill.ref_latents)?;
     let motion = here(memory, &prefill.motion_latents)?;
     let inputs = [
         (&dit::REF_LATENTS, reference.view()),
         (&dit::MOTION_LATENTS, motion.view()),
     ];
-    let mut out = embed.session.run(&inputs, State::None)?;
+    let mut out = embed.session.run_until(&inputs, State::None, cancel)?;
     prefill.flow = Some(SinkFlow {
         home: site.home,
         hidden: out.take(&dit::SINK_TOKENS),
@@ -680,6 +717,7 @@ struct Sink<'p> {
     shared: Option<Box<dyn Session>>,
     text: Cow<'p, Tensor>,
     rope: [Cow<'p, Tensor>; 2],
+    cancel: &'p Cancel,
 }
 
 impl Sink<'_> {
@@ -692,7 +730,7 @@ impl Sink<'_> {
     ) -> Result<LayerCondition, EngineError> {
         let (backend, memory) = (&self.site.backend, self.site.memory());
         let name = dit::sink_layer_name(layer.index);
-        let options = (self.site.loading)(&name);
+        let options = self.site.options_for(&name, self.cancel);
         let mut own = None;
         let session = if options.is_particular() {
             own.insert(backend.load(&name, &options)?)
@@ -713,7 +751,7 @@ impl Sink<'_> {
             (&dit::SINK_ROPE_COS, self.rope[0].view()),
             (&dit::SINK_ROPE_SIN, self.rope[1].view()),
         ];
-        let mut out = session.run(&inputs, State::None)?;
+        let mut out = session.run_until(&inputs, State::None, self.cancel)?;
         session.bind(BoundWeights::default());
         flow.hidden = out.take(&dit::SINK_HIDDEN_OUT);
         let made = LayerCondition {

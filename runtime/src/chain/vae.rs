@@ -1,10 +1,12 @@
-//! The VAE over time: pixels in, latents out, and back. A session owns the feature caches of its
+//! The VAE over time: pixels in, latents out, and back. A direction owns the feature caches of its
 //! convolutions and says when they start anew. One latent frame is one call, so memory does not
 //! grow with the video.
 
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engines::backend::{Backend, EngineError, FeatureCache, Loading, Outputs, Session, State};
+use engines::cancel::Cancel;
 use engines::components::symbols;
 use engines::components::vae::{self, VaeConfig};
 use engines::contract::{Contract, Port, Sizes};
@@ -14,34 +16,70 @@ use engines::tensor::{Tensor, View};
 use crate::chain::host_session::run_on_host;
 use crate::numbers::latents;
 
-/// Loaded graphs of one direction: one for the first frame, one for the following frames.
-struct Graphs {
-    first: Box<dyn Session>,
-    next: Box<dyn Session>,
-}
-
-/// The graphs of one direction with the feature caches of one video. Videos may share the graphs:
-/// they take turns.
-struct VaeSession {
+/// One direction of the VAE with the feature caches of one video. Videos may share the graphs: they
+/// take turns.
+pub(crate) struct Vae<D> {
     graphs: Arc<Mutex<Graphs>>,
     config: VaeConfig,
     cache: FeatureCache,
     started: bool,
     /// Memory of the caches.
     memory: Arc<dyn Memory>,
+    direction: PhantomData<D>,
+    /// Stops the video's calls.
+    cancel: Cancel,
 }
 
-impl VaeSession {
-    fn load(
+/// The encoder from pixels to latents: first one frame, then four at a time.
+pub(crate) type Encoder = Vae<ToLatents>;
+
+/// The decoder from latents to frames.
+pub(crate) type Decoder = Vae<ToFrames>;
+
+/// A direction of the VAE.
+pub(crate) trait Direction {
+    /// Contract of the first call.
+    const FIRST: &'static Contract;
+    /// Contract of the following calls.
+    const NEXT: &'static Contract;
+}
+
+/// The direction of the encoder.
+pub(crate) enum ToLatents {}
+
+impl Direction for ToLatents {
+    const FIRST: &'static Contract = &vae::ENCODER_FIRST;
+    const NEXT: &'static Contract = &vae::ENCODER_NEXT;
+}
+
+/// The direction of the decoder.
+pub(crate) enum ToFrames {}
+
+impl Direction for ToFrames {
+    const FIRST: &'static Contract = &vae::DECODER_FIRST;
+    const NEXT: &'static Contract = &vae::DECODER_NEXT;
+}
+
+/// Loaded graphs of one direction: one for the first frame, one for the following frames.
+struct Graphs {
+    first: Box<dyn Session>,
+    next: Box<dyn Session>,
+}
+
+impl<D: Direction> Vae<D> {
+    /// Loads the graphs.
+    ///
+    /// # Errors
+    /// A component is missing or does not load.
+    pub(crate) fn load(
         backend: &dyn Backend,
         loading: &Loading,
         config: &VaeConfig,
-        (first, next): (&Contract, &Contract),
     ) -> Result<Self, EngineError> {
         let load = |c: &Contract| backend.load(c.name, &loading(c.name));
         let graphs = Graphs {
-            first: load(first)?,
-            next: load(next)?,
+            first: load(D::FIRST)?,
+            next: load(D::NEXT)?,
         };
         Ok(Self {
             graphs: Arc::new(Mutex::new(graphs)),
@@ -49,17 +87,23 @@ impl VaeSession {
             cache: FeatureCache::new(),
             started: false,
             memory: Arc::clone(backend.memory()),
+            direction: PhantomData,
+            cancel: Cancel::default(),
         })
     }
 
-    /// Returns a session of another video on the same graphs.
-    fn another(&self) -> Self {
+    /// Returns one for another video, on the same graphs, until `cancel` asks to stop. The two take
+    /// turns.
+    #[must_use]
+    pub(crate) fn another(&self, cancel: &Cancel) -> Self {
         Self {
             graphs: Arc::clone(&self.graphs),
             config: self.config.clone(),
             cache: FeatureCache::new(),
             started: false,
             memory: Arc::clone(&self.memory),
+            direction: PhantomData,
+            cancel: cancel.clone(),
         }
     }
 
@@ -82,7 +126,14 @@ impl VaeSession {
             &mut graphs.first
         };
         let state = State::Replace(&mut self.cache);
-        run_on_host(session.as_mut(), &*self.memory, &[(port, input)], state)
+        let inputs = [(port, input)];
+        run_on_host(
+            session.as_mut(),
+            &*self.memory,
+            &inputs,
+            state,
+            &self.cancel,
+        )
     }
 
     /// Adds the caches that are not there yet.
@@ -107,34 +158,7 @@ impl VaeSession {
     }
 }
 
-/// The encoder from pixels to latents: first one frame, then four at a time.
-pub(crate) struct Encoder {
-    session: VaeSession,
-}
-
 impl Encoder {
-    /// Loads the graphs.
-    ///
-    /// # Errors
-    /// A component is missing or does not load.
-    pub(crate) fn load(
-        backend: &dyn Backend,
-        loading: &Loading,
-        config: &VaeConfig,
-    ) -> Result<Self, EngineError> {
-        let contracts = (&vae::ENCODER_FIRST, &vae::ENCODER_NEXT);
-        let session = VaeSession::load(backend, loading, config, contracts)?;
-        Ok(Self { session })
-    }
-
-    /// Returns one for another video, on the same graphs. The two take turns.
-    #[must_use]
-    pub(crate) fn another(&self) -> Self {
-        Self {
-            session: self.session.another(),
-        }
-    }
-
     /// Encodes a whole video from scratch: frames `[3, H, W]` in [-1, 1] to `[1, Z, 1 + (T-1)/4,
     /// H/8, W/8]`. It drops frames after the last whole chunk, as the reference does.
     ///
@@ -147,7 +171,7 @@ impl Encoder {
         &mut self,
         frames: impl IntoIterator<Item = &'f Tensor>,
     ) -> Result<Tensor, EngineError> {
-        self.session.started = false;
+        self.started = false;
         let mut parts = Vec::new();
         let mut chunk: Vec<&Tensor> = Vec::new();
         for frame in frames {
@@ -178,7 +202,7 @@ impl Encoder {
         } else {
             &vae::PIXELS_NEXT
         };
-        let mut out = self.session.run(latent, port, pixels.view())?;
+        let mut out = self.run(latent, port, pixels.view())?;
         Ok(out.take(&vae::LATENTS_OUT))
     }
 }
@@ -191,42 +215,15 @@ pub struct Frames {
     pub rgb: Tensor,
 }
 
-/// The decoder from latents to frames.
-pub(crate) struct Decoder {
-    session: VaeSession,
-}
-
 impl Decoder {
-    /// Loads the graphs.
-    ///
-    /// # Errors
-    /// A component is missing or does not load.
-    pub(crate) fn load(
-        backend: &dyn Backend,
-        loading: &Loading,
-        config: &VaeConfig,
-    ) -> Result<Self, EngineError> {
-        let contracts = (&vae::DECODER_FIRST, &vae::DECODER_NEXT);
-        let session = VaeSession::load(backend, loading, config, contracts)?;
-        Ok(Self { session })
-    }
-
-    /// Returns one for another video, on the same graphs. The two take turns.
-    #[must_use]
-    pub(crate) fn another(&self) -> Self {
-        Self {
-            session: self.session.another(),
-        }
-    }
-
     /// Forgets everything: the next latent frame is a first one.
     pub(crate) fn reset(&mut self) {
-        self.session.started = false;
+        self.started = false;
     }
 
     /// Feature caches by port name, for comparison with a reference.
     pub(crate) fn cache(&self) -> &FeatureCache {
-        &self.session.cache
+        &self.cache
     }
 
     /// Decodes one latent frame `[1, Z, 1, H/8, W/8]`.
@@ -235,7 +232,7 @@ impl Decoder {
     /// A graph fails.
     pub(crate) fn decode_one(&mut self, latent: View<'_>) -> Result<Frames, EngineError> {
         let size = (latent.shape()[3], latent.shape()[4]);
-        let mut out = self.session.run(size, &vae::LATENTS, latent)?;
+        let mut out = self.run(size, &vae::LATENTS, latent)?;
         Ok(Frames {
             pixels: out.take(&vae::FRAMES_NEXT),
             rgb: out.take(&vae::FRAMES_U8_NEXT),

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use engines::backend::ort::{Runtime, WeightPort};
 use engines::backend::{Backend, EngineError, LoadOptions, Session, State, plain};
+use engines::cancel::Cancel;
 use engines::components::dit::{self, DitConfig};
 use engines::components::matmul;
 use engines::contract::{Contract, DType};
@@ -190,7 +191,7 @@ impl<'a> OnDevice<'a> {
         let mut site = Site::alone(backend, self.model, steps, plain());
         site.host = Arc::clone(&self.host);
         let mut stage = Stage::load(site, &spec)?;
-        let state = stage.begin(self.geometry)?;
+        let state = stage.begin(self.geometry, &Cancel::default())?;
         Ok((stage, state))
     }
 

@@ -25,9 +25,10 @@ mod vae;
 use std::path::Path;
 use std::time::Instant;
 
+use engines::cancel::Cancel;
 use engines::manifest::Models;
 
-use crate::chain::events::{Cancel, Observer};
+use crate::chain::events::Observer;
 use crate::checks::error::CheckError;
 
 pub(crate) use error::VerifyError;

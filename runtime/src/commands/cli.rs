@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use engines::claims::Existing;
 use engines::components::dit::DitConfig;
 
 use crate::chain::decoders::Mode;
@@ -16,7 +17,7 @@ use crate::generate::error::GenerateError;
 use crate::generate::{Clips, OutputFiles, Request};
 use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
-use crate::media::picture::Fit;
+use crate::media::picture::{Background, Fit, Icc, Reading};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::memory_size::MemorySize;
 use crate::numbers::size::{Size, SizeMode};
@@ -72,6 +73,15 @@ const TOLD: [&str; 7] = [
     "ring_blocks",
 ];
 
+/// What happens to a file that exists where another one is to be written.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ExistingArgs {
+    /// Replace files that exist under the names of the files to write. Without it, a terminal is
+    /// asked, and a script is refused.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
 /// Flags of `generate`.
 #[derive(Debug, Args)]
 #[command(args_override_self = true)]
@@ -102,6 +112,14 @@ pub struct Generate {
     /// How a picture of another shape fills an exact size: cut its edges off, or add black bars.
     #[arg(long, default_value = "crop")]
     fit: FitArg,
+    /// Use of the picture's colour profile: convert its colours to sRGB, or ignore it as upstream
+    /// does.
+    #[arg(long, default_value = "convert")]
+    icc: IccArg,
+    /// Ground under transparent pixels: white, black, a colour such as #20ff80, or drop, which
+    /// shows their hidden colours as upstream does.
+    #[arg(long, value_name = "COLOUR|drop", default_value_t = Background::WHITE)]
+    background: Background,
     /// Number of clips to make; auto makes as many as the recording fills.
     #[arg(
         long = "num-clip",
@@ -142,7 +160,8 @@ pub struct Generate {
         required_unless_present = "save_dir"
     )]
     out: Option<PathBuf>,
-    /// Folder to write the video to. The file gets its name from the picture and the speech.
+    /// Folder to write the video to. The file gets its name from the picture and the speech, with a
+    /// number where that name is taken.
     #[arg(long = "save-dir", value_name = "DIR", conflicts_with = "out")]
     save_dir: Option<PathBuf>,
     /// Pipeline of the reference to follow: the multi-GPU one (tpp) or a single-GPU one.
@@ -223,9 +242,12 @@ pub struct Generate {
     /// File to write every tensor of the run to. The run keeps every frame in memory.
     #[arg(long, value_name = "F.safetensors")]
     trace: Option<PathBuf>,
-    /// File to write a sheet of frames to, spread over the video.
+    /// File to write a sheet of frames to, spread over the video. The ending of its name says the
+    /// format: png, jpg, webp, bmp or tiff.
     #[arg(long = "contact-sheet", value_name = "F.png")]
     contact_sheet: Option<PathBuf>,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
     /// Quality of the video: 0 is lossless, 51 is worst.
     #[arg(long, value_name = "N", default_value_t = 17, value_parser = crf())]
     crf: u8,
@@ -254,6 +276,8 @@ pub struct Exec {
     #[arg(long = "tap", value_name = "PATH", num_args = 1..)]
     pub taps: Vec<String>,
     #[command(flatten)]
+    pub existing: ExistingArgs,
+    #[command(flatten)]
     pub on: DeviceArgs,
 }
 
@@ -269,6 +293,8 @@ pub struct Verify {
     /// File to write every row to, with the tensors that were not checked and the planted faults.
     #[arg(long, value_name = "F.json")]
     pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
     /// Check only these files of the golden folder, such as dit_blocks.
     #[arg(long, value_name = "FILE,..", value_delimiter = ',')]
     pub only: Vec<String>,
@@ -449,6 +475,8 @@ pub struct SimulateArgs {
     /// File to draw the timeline into.
     #[arg(long, value_name = "F.svg")]
     pub svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
     /// Print the timeline as one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -488,6 +516,12 @@ enum TimingArg {
 enum FitArg {
     Crop,
     Pad,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum IccArg {
+    Convert,
+    Ignore,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -572,11 +606,11 @@ fn clips(text: &str) -> Result<Clips, String> {
         _ => match text.parse() {
             Ok(n) if n > 0 => Ok(Clips::AtMost(n)),
             _ => Err(format!(
-                "num_clip wants auto or a number of 1 or more, got `{text}`; {}",
-                if text.starts_with('-') {
-                    "auto makes the whole recording"
-                } else {
-                    "1 is the least"
+                "num_clip wants auto or a number of 1 or more, got `{text}`{}",
+                match text {
+                    "0" => "; 1 is the least",
+                    _ if text.starts_with('-') => "; auto makes the whole recording",
+                    _ => "",
                 }
             )),
         },
@@ -601,6 +635,13 @@ impl Generate {
         }
         let request = Request {
             image: self.image.clone(),
+            reading: Reading {
+                icc: match self.icc {
+                    IccArg::Convert => Icc::Convert,
+                    IccArg::Ignore => Icc::Ignore,
+                },
+                background: self.background,
+            },
             audio: self.audio.clone(),
             channels: match self.audio_channel {
                 ChannelArg::Mix => Channels::Mix,
@@ -628,6 +669,7 @@ impl Generate {
             mode,
             replay: self.replay.clone(),
             files: OutputFiles {
+                existing: Existing::default(),
                 video: self.path(),
                 encoding: Encoding {
                     crf: self.crf,
@@ -721,6 +763,11 @@ impl Generate {
             },
             slots: self.slots,
         }
+    }
+
+    /// Returns whether the video gets its name from its inputs.
+    pub fn names_video(&self) -> bool {
+        self.out.is_none()
     }
 
     fn path(&self) -> PathBuf {
@@ -1056,6 +1103,22 @@ mod tests {
             let error = request(&[&more[..], &["--out", "o.mp4"]].concat()).unwrap_err();
             assert!(error.contains(want), "{error}");
         }
+    }
+
+    #[test]
+    fn the_pictures_profile_and_transparency_have_flags() {
+        let reading =
+            |more: &[&str]| request(&[&["--out", "o.mp4"], more].concat()).map(|r| r.0.reading);
+        assert_eq!(reading(&[]).unwrap(), Reading::default());
+        let upstreams = reading(&["--icc", "ignore", "--background", "drop"]);
+        assert_eq!(upstreams.unwrap(), Reading::REFERENCE);
+        let green = reading(&["--background=#00ff00"]).unwrap().background;
+        assert_eq!(green, Background::Colour([0, 255, 0]));
+        let error = reading(&["--background", "green"]).unwrap_err();
+        assert!(
+            error.contains("a colour such as #20ff80, got `green`"),
+            "{error}"
+        );
     }
 
     #[test]

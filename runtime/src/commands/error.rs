@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use engines::backend::EngineError;
-use engines::error_kind::ErrorKind;
+use engines::claims::ClaimError;
+use engines::error_kind::{ErrorKind, reason};
 use engines::manifest::ManifestError;
 
 use crate::checks::error::CheckError;
@@ -51,6 +52,12 @@ pub enum Error {
         /// Its value.
         path: PathBuf,
     },
+    /// A file to write is read too, exists, or belongs to another run.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// A signal stopped the command.
+    #[error("interrupted")]
+    Interrupted,
     /// Signals cannot be heard.
     #[error("cannot listen for Ctrl-C: {reason}")]
     Signal {
@@ -58,7 +65,7 @@ pub enum Error {
         reason: String,
     },
     /// An output cannot be written.
-    #[error("{}: cannot write: {source}", path.display())]
+    #[error("{}: cannot write: {}", path.display(), reason(source))]
     Write {
         /// The output.
         path: PathBuf,
@@ -106,10 +113,9 @@ impl Error {
             Self::Probe(e) => e.kind(),
             Self::NoPath { .. } => ErrorKind::Input,
             Self::Signal { .. } => ErrorKind::Resources,
-            Self::Write { source, .. } if source.kind() != std::io::ErrorKind::StorageFull => {
-                ErrorKind::Input
-            }
-            Self::Write { .. } => ErrorKind::Resources,
+            Self::Claim(e) => e.kind(),
+            Self::Interrupted => ErrorKind::Interrupted,
+            Self::Write { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
         }
     }
 }

@@ -1,12 +1,18 @@
 //! Runs `plan` and `simulate`: takes the machine and the model's sizes from the command line, and
 //! prints the planner's answer.
 
+use std::path::Path;
+
+use engines::cancel::Cancel;
+use engines::claims::FilePlan;
 use engines::components::preset::Preset;
+use engines::files;
 use engines::manifest::{ModelConfig, Models};
 use engines::profile::Profile;
 
 use crate::commands::cli::{PlanArgs, PresetArg, SimulateArgs, Target};
 use crate::commands::error::Error;
+use crate::commands::outputs;
 use crate::commands::print::{json, print};
 use crate::generate::Clips;
 use crate::numbers::size::SizeMode;
@@ -47,7 +53,13 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Error> {
 ///
 /// # Errors
 /// As [`plan`]; a picture that cannot be written.
-pub(super) fn simulate(args: &SimulateArgs) -> Result<(), Error> {
+pub(super) fn simulate(args: &SimulateArgs, cancel: &Cancel) -> Result<(), Error> {
+    let mut plan = FilePlan::default();
+    plan.reads("--profile", Path::new(&args.target.profile));
+    let models = args.target.models.iter();
+    models.for_each(|folder| plan.reads("--models", folder));
+    args.svg.iter().for_each(|path| plan.writes("--svg", path));
+    let _claims = outputs::claim(&plan, args.existing.overwrite, cancel)?;
     let (planned, _) = planned(&args.target)?;
     let timeline = planned.timeline(args.blocks)?;
     let names: Vec<String> = (0..planned.placement.devices())
@@ -59,11 +71,10 @@ pub(super) fn simulate(args: &SimulateArgs) -> Result<(), Error> {
         planned.profile.name, ask.size, ask.steps, args.blocks
     );
     if let Some(path) = &args.svg {
-        std::fs::write(path, svg::draw(&timeline, &title, &names)).map_err(|source| {
-            Error::Write {
-                path: path.clone(),
-                source,
-            }
+        let drawn = svg::draw(&timeline, &title, &names);
+        files::write_whole(path, drawn.as_bytes()).map_err(|source| Error::Write {
+            path: path.clone(),
+            source,
         })?;
     }
     if args.json {

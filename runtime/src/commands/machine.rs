@@ -120,7 +120,13 @@ fn told_devices(
     prepared: &Prepared,
     models: &Models,
 ) -> Result<Placed, Error> {
-    let plan = told.plan(models.config().dit.layers, prepared.request.steps)?;
+    let steps = prepared.request.steps;
+    if let Some(n) = args.wishes().dit_devices.filter(|n| *n > steps) {
+        return Err(Error::Usage(format!(
+            "--num_gpus_dit {n}: wants at most {steps} on a CPU, one for each denoising step"
+        )));
+    }
+    let plan = told.plan(models.config().dit.layers, steps)?;
     let cpu = cpu(args, models)?;
     let devices = match told.virtual_budget() {
         None => Devices::one(Arc::new(cpu)),

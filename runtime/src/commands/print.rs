@@ -1,6 +1,6 @@
 //! Prints results on standard output.
 
-use std::io::Write;
+use engines::console::{self, OutputError};
 
 use crate::commands::error::Error;
 
@@ -23,12 +23,12 @@ pub(super) fn json(data: &impl serde::Serialize) -> String {
     serde_json::to_string(data).expect("plain data is JSON")
 }
 
-/// Prints a line.
+/// Prints a line. A reader that closed the pipe is no error.
 ///
 /// # Errors
 /// Standard output cannot be written.
 pub(super) fn print(text: &str) -> Result<(), Error> {
-    writeln!(std::io::stdout(), "{text}").map_err(|source| Error::Write {
+    console::print_line(text).map_err(|OutputError(source)| Error::Write {
         path: "standard output".into(),
         source,
     })

@@ -1,11 +1,11 @@
 //! Shows a run: a bar on a terminal, plain lines elsewhere, or one JSON object per line on standard
 //! output.
 
-use std::io::Write as _;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use engines::console;
+use engines::progress_bar::{ProgressBar, ProgressDrawTarget, progress_bar};
 
 use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
 
@@ -25,7 +25,12 @@ pub(crate) struct Screen {
     style: Style,
     bar: ProgressBar,
     run: Mutex<Option<Run>>,
+    /// When a line on the encoding of the picture was due last.
+    told: Mutex<Option<Instant>>,
 }
+
+/// Time between lines on the encoding of the picture.
+const EVERY: Duration = Duration::from_secs(5);
 
 /// What is needed to say how far a run is.
 #[derive(Clone, Copy)]
@@ -37,35 +42,81 @@ struct Run {
     done: usize,
     frames: usize,
     since: Instant,
+    pace: Pace,
+}
+
+/// Times since the first anchor, which tell how long the rest takes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    /// When the first block left the denoiser, and the steps that were done by then.
+    denoised: Option<(Duration, usize)>,
+    /// When the first and the newest block were written, and the blocks between them.
+    written: Option<(Duration, Duration, usize)>,
+}
+
+impl Pace {
+    /// Returns the time that `blocks` blocks and their `steps` steps still take, once a block is
+    /// written.
+    ///
+    /// The interval between blocks tells it. With one block there is none yet: the rest is counted
+    /// as steps and decoding one after the other, which is the longest that it can take.
+    fn left(&self, done: usize, steps: usize, blocks: usize) -> Option<Duration> {
+        let (first, newest, between) = self.written?;
+        if between > 0 {
+            return Some((newest - first).mul_f64(blocks as f64 / between as f64));
+        }
+        let (denoised, so_far) = self.denoised?;
+        let step = denoised.div_f64(so_far.max(1) as f64);
+        let decoding = first.saturating_sub(step.mul_f64(done as f64));
+        Some(step.mul_f64(steps as f64) + decoding.mul_f64(blocks as f64))
+    }
+}
+
+impl Run {
+    fn written(&mut self, frames: usize) {
+        self.frames = frames;
+        let now = self.since.elapsed();
+        self.pace.written = Some(match self.pace.written {
+            None => (now, now, 0),
+            Some((first, _, between)) => (first, now, between + 1),
+        });
+    }
+
+    /// Returns the time until the last block is written, once the first is.
+    fn left(&self) -> Option<Duration> {
+        let steps = (self.blocks * self.steps).saturating_sub(self.done);
+        let written = self.pace.written.map_or(0, |(_, _, between)| between + 1);
+        let left = self
+            .pace
+            .left(self.done, steps, self.blocks.saturating_sub(written))?;
+        // The time since the newest block was waited for already.
+        let (_, newest, _) = self.pace.written?;
+        Some(left.saturating_sub(self.since.elapsed() - newest))
+    }
 }
 
 impl Screen {
     pub(crate) fn new(style: Style) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
-        let template = "{bar:30} {percent:>3}% {msg}, ETA {eta}";
-        bar.set_style(
-            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-        );
+        let bar = progress_bar();
+        bar.set_draw_target(ProgressDrawTarget::hidden());
         Self {
             style,
             bar,
             run: Mutex::new(None),
+            told: Mutex::new(None),
         }
     }
 
     fn line(&self, text: &str) {
         match self.style {
-            Style::Bar => self.bar.suspend(|| to_stderr(text)),
-            Style::Lines => to_stderr(text),
+            Style::Bar => self.bar.suspend(|| console::tell(text)),
+            Style::Lines => console::tell(text),
             Style::Json => {}
         }
     }
 
     fn with_run(&self, change: impl FnOnce(&mut Run)) -> Option<Run> {
-        let mut run = self
-            .run
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
         let run = run.as_mut()?;
         change(run);
         Some(*run)
@@ -82,17 +133,28 @@ impl Screen {
                 }
             }
             Event::Notice(text) => self.line(&format!("note: {text}")),
-            Event::Anchored { .. } | Event::Denoised { .. } | Event::Decoded { .. } => {}
+            Event::Encoding { done, of } => self.encoding(*done, *of),
+            // Loading is over: it happens once, and says nothing of the rest.
+            Event::Anchored { index: 0 } => {
+                self.with_run(|r| r.since = Instant::now());
+            }
+            Event::Anchored { .. } | Event::Decoded { .. } => {}
+            Event::Denoised { .. } => {
+                self.with_run(|r| {
+                    let now = (r.since.elapsed(), r.done);
+                    r.pace.denoised.get_or_insert(now);
+                });
+            }
             Event::Stepped { item, .. } => {
                 let Some(run) = self.with_run(|r| r.done += 1) else {
                     return;
                 };
-                self.bar
-                    .set_message(position(&run, item.block, Some(item.step)));
+                let at = position(&run, item.block, Some(item.step));
+                self.bar.set_message(format!("{at}, {}", eta(&run)));
                 self.bar.set_position(run.done as u64);
             }
             Event::Written { block, frames } => {
-                let Some(run) = self.with_run(|r| r.frames = *frames) else {
+                let Some(run) = self.with_run(|r| r.written(*frames)) else {
                     return;
                 };
                 if self.style == Style::Lines {
@@ -106,12 +168,37 @@ impl Screen {
         }
     }
 
-    /// There is nothing to show a bar for before the first step.
+    /// Shows how far the picture is: in the bar, or as a line from time to time.
+    fn encoding(&self, done: usize, of: usize) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.style == Style::Bar {
+            if done == 0 {
+                self.bar.set_draw_target(ProgressDrawTarget::stderr());
+                self.bar.set_length(of as u64);
+            }
+            self.bar.set_position(done as u64);
+            self.bar.set_message("encoding the picture");
+        }
+        if done == 0 {
+            *told = Some(Instant::now());
+        } else if told.is_some_and(|at| at.elapsed() >= EVERY) {
+            *told = Some(Instant::now());
+            if self.style == Style::Lines {
+                let share = 100 * done / of.max(1);
+                self.line(&format!("encoding the picture: {share} %"));
+            }
+        }
+    }
+
+    /// Shows the bar of the steps, from its beginning.
     fn start_bar(&self) {
         if self.style == Style::Bar {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.bar.set_position(0);
+            if let Some(run) = self.with_run(|_| ()) {
+                self.bar.set_length((run.blocks * run.steps) as u64);
+            }
             self.bar.set_message("waiting for the first step");
-            self.bar.reset_eta();
             self.bar.enable_steady_tick(Duration::from_millis(500));
         }
     }
@@ -125,12 +212,9 @@ impl Screen {
             done: 0,
             frames: 0,
             since: Instant::now(),
+            pace: Pace::default(),
         };
-        *self
-            .run
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(run);
-        self.bar.set_length((s.blocks * s.steps) as u64);
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run);
         self.line(&settings_text(s));
     }
 }
@@ -158,16 +242,13 @@ pub fn failed(style: Style, message: &str, code: u8) {
         });
         to_stdout(&object.to_string());
     }
-    to_stderr(&format!("error: {message}"));
+    console::tell(format_args!("error: {message}"));
 }
 
-// A reader that went away is no reason to stop a run: the file is what counts.
-fn to_stderr(text: &str) {
-    drop(writeln!(std::io::stderr(), "{text}"));
-}
-
+/// Writes a line to standard output. A line that cannot be written is no reason to stop a run: the
+/// file is what counts.
 fn to_stdout(text: &str) {
-    drop(writeln!(std::io::stdout(), "{text}"));
+    drop(console::print_line(text));
 }
 
 fn position(run: &Run, block: usize, step: Option<usize>) -> String {
@@ -184,9 +265,10 @@ fn position(run: &Run, block: usize, step: Option<usize>) -> String {
 }
 
 fn eta(run: &Run) -> String {
-    let left = (run.blocks * run.steps).saturating_sub(run.done);
-    let each = run.since.elapsed().as_secs_f64() / run.done.max(1) as f64;
-    format!("ETA {:.0} s", left as f64 * each)
+    run.left().map_or_else(
+        || "ETA after the first block".to_owned(),
+        |left| format!("ETA {:.0} s", left.as_secs_f64()),
+    )
 }
 
 fn settings_text(s: &Settings) -> String {
@@ -248,6 +330,9 @@ fn json(event: &Event<'_>) -> Option<serde_json::Value> {
         Event::Started(s) => tagged("started", serde_json::to_value(s)),
         Event::Phase(phase) => serde_json::json!({"event": "phase", "name": phase.name()}),
         Event::Notice(text) => serde_json::json!({"event": "notice", "text": text}),
+        Event::Encoding { done, of } => {
+            serde_json::json!({"event": "encoding", "done": done, "of": of})
+        }
         Event::Anchored { index } => serde_json::json!({"event": "anchor", "index": index}),
         Event::Stepped { item, .. } => {
             serde_json::json!({"event": "step", "block": item.block, "step": item.step})
@@ -274,6 +359,10 @@ mod tests {
                 r#"{"event":"phase","name":"denoising"}"#,
             ),
             (
+                Event::Encoding { done: 5, of: 73 },
+                r#"{"event":"encoding","done":5,"of":73}"#,
+            ),
+            (
                 Event::Written {
                     block: 1,
                     frames: 21,
@@ -294,6 +383,27 @@ mod tests {
     }
 
     #[test]
+    fn the_rest_is_told_from_the_first_block_on() {
+        let seconds = Duration::from_secs;
+        // Four steps of 2 s; then another step beside 3 s of decoding.
+        let first = Pace {
+            denoised: Some((seconds(8), 4)),
+            written: None,
+        };
+        assert_eq!(first.left(5, 27, 8), None);
+        let first = Pace {
+            written: Some((seconds(13), seconds(13), 0)),
+            ..first
+        };
+        assert_eq!(first.left(5, 27, 7), Some(seconds(2 * 27 + 3 * 7)));
+        let third = Pace {
+            written: Some((seconds(13), seconds(35), 2)),
+            ..first
+        };
+        assert_eq!(third.left(14, 18, 5), Some(seconds(55)));
+    }
+
+    #[test]
     fn a_position_counts_from_one() {
         let run = Run {
             blocks: 8,
@@ -303,6 +413,7 @@ mod tests {
             done: 0,
             frames: 0,
             since: Instant::now(),
+            pace: Pace::default(),
         };
         assert!(position(&run, 4, Some(0)).starts_with("clip 2/2 block 5/8 step 1/4"));
         assert!(position(&run, 3, None).starts_with("clip 1/2 block 4/8,"));

@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engines::backend::{Backend, Loading, plain};
+use engines::backend::{Backend, LoadOptions, Loading, plain};
+use engines::cancel::Cancel;
 use engines::manifest::Models;
 
 use crate::chain::encoders::AudioAdapter;
@@ -116,13 +117,17 @@ impl Engine {
     /// Returns the loaded parts, and loads them if this is the first video.
     ///
     /// # Errors
-    /// A component is missing or does not load, or memory runs out.
-    pub(crate) fn load(&self, observer: &dyn Observer) -> Result<Arc<Loaded>, ChainError> {
+    /// A component is missing or does not load, memory runs out, or `cancel` asks to stop.
+    pub(crate) fn load(
+        &self,
+        observer: &dyn Observer,
+        cancel: &Cancel,
+    ) -> Result<Arc<Loaded>, ChainError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(loaded) = &*loaded {
             return Ok(Arc::clone(loaded));
         }
-        let (loading, config) = (&self.loading, self.models.config());
+        let (loading, config) = (&self.loading_until(cancel), self.models.config());
         let adapter = AudioAdapter::load(&**self.devices.get(self.plan.encoders)?, loading)?;
         let chains = Chains::load(&self.plan, &self.devices, &config.dit, loading, observer)?;
         let vae = self.devices.get(self.plan.vae)?;
@@ -136,22 +141,35 @@ impl Engine {
         Ok(made)
     }
 
+    /// Taps and faults by component, for loads that end when `cancel` asks to stop.
+    fn loading_until(&self, cancel: &Cancel) -> Loading {
+        let (loading, cancel) = (Arc::clone(&self.loading), cancel.clone());
+        Arc::new(move |component| LoadOptions {
+            cancel: cancel.clone(),
+            ..loading(component)
+        })
+    }
+
     /// Returns an encoder of motion on the decoder's device, for one video.
     ///
     /// # Errors
     /// A component does not load.
-    pub(crate) fn motion_encoder(&self, loaded: &Loaded) -> Result<Encoder, ChainError> {
+    pub(crate) fn motion_encoder(
+        &self,
+        loaded: &Loaded,
+        cancel: &Cancel,
+    ) -> Result<Encoder, ChainError> {
         let mut kept = loaded
             .encoder
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(encoder) = &*kept {
-            return Ok(encoder.another());
+            return Ok(encoder.another(cancel));
         }
         let backend = self.devices.get(self.plan.vae)?;
         let config = &self.models.config().vae;
-        let encoder = Encoder::load(&**backend, &self.loading, config)?;
-        let first = encoder.another();
+        let encoder = Encoder::load(&**backend, &self.loading_until(cancel), config)?;
+        let first = encoder.another(cancel);
         *kept = Some(encoder);
         Ok(first)
     }
@@ -159,12 +177,12 @@ impl Engine {
 
 impl Loaded {
     /// Returns the decoder for one video.
-    pub(crate) fn decoder(&self) -> Decoder {
-        self.decoder.another()
+    pub(crate) fn decoder(&self, cancel: &Cancel) -> Decoder {
+        self.decoder.another(cancel)
     }
 
     /// Returns the audio adapter for one video.
-    pub(crate) fn adapter(&self) -> AudioAdapter {
-        self.adapter.clone()
+    pub(crate) fn adapter(&self, cancel: &Cancel) -> AudioAdapter {
+        self.adapter.another(cancel)
     }
 }

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use engines::backend::EngineError;
+use engines::claims::ClaimError;
 use engines::error_kind::ErrorKind;
+use engines::manifest::ManifestError;
 use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
@@ -12,10 +14,12 @@ use crate::inputs::replay::ReplayError;
 use crate::media::audio_file::AudioError;
 use crate::media::contact_sheet::ContactSheetError;
 use crate::media::mp4::Mp4Error;
+use crate::media::partial::{NameError, Partial};
 use crate::media::picture::PictureError;
 use crate::numbers::geometry::{ClipLengthError, RingLengthError};
 use crate::numbers::schedule::ScheduleError;
 use crate::numbers::size::SizeError;
+use crate::numbers::timing::FPS;
 use crate::placement::error::PlacementError;
 use crate::placement::plan::PlanError;
 
@@ -69,29 +73,57 @@ pub enum GenerateError {
     /// The model could not run.
     #[error(transparent)]
     Chain(ChainError),
-    /// A folder of an output cannot be made.
-    #[error("{}: cannot write: {source}", path.display())]
-    Write {
-        /// The output.
+    /// An output has a name that says another format, or is a folder.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A file to write is read too, exists, or belongs to another run.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The video of an earlier run cannot be moved aside.
+    #[error("{}: cannot move it aside: {source}", path.display())]
+    Aside {
+        /// The unfinished video.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A file of the model changed while it was in use.
+    #[error("{source}{}", suspect(partial))]
+    Suspect {
+        /// The file that changed.
+        source: ManifestError,
+        /// The video that was made with it, if any frame was written.
+        partial: Option<Partial>,
+    },
     /// The caller asked to stop.
-    #[error("interrupted after {frames} frames{}", at(partial))]
+    #[error("interrupted after {}", at(partial))]
     Interrupted {
-        /// Frames that were written.
-        frames: usize,
         /// The unfinished video, if any frame was written. It plays.
-        partial: Option<PathBuf>,
+        partial: Option<Partial>,
     },
 }
 
-fn at(partial: &Option<PathBuf>) -> String {
+/// Returns a number of frames with their length.
+pub(crate) fn length(frames: usize) -> String {
+    let seconds = frames as f64 / f64::from(FPS);
+    format!("{frames} frames ({seconds:.2} s)")
+}
+
+fn at(partial: &Option<Partial>) -> String {
     partial.as_ref().map_or_else(
-        || "; nothing was written".to_owned(),
-        |p| format!("; what is there plays: {}", p.display()),
+        || "0 frames; nothing was written".to_owned(),
+        |p| {
+            let length = length(p.frames);
+            format!("{length}; what is there plays: {}", p.path.display())
+        },
     )
+}
+
+fn suspect(partial: &Option<Partial>) -> String {
+    partial.as_ref().map_or_else(String::new, |p| {
+        let length = length(p.frames);
+        format!("; the video is kept, {length}: {}", p.path.display())
+    })
 }
 
 impl From<ChainError> for GenerateError {
@@ -133,10 +165,10 @@ impl GenerateError {
             Self::Placement(e) => e.kind(),
             Self::Steps { .. } => ErrorKind::Usage,
             Self::Chain(e) => e.kind(),
-            Self::Write { source, .. } if source.kind() != std::io::ErrorKind::StorageFull => {
-                ErrorKind::Input
-            }
-            Self::Write { .. } => ErrorKind::Resources,
+            Self::Name(e) => e.kind(),
+            Self::Claim(e) => e.kind(),
+            Self::Aside { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
+            Self::Suspect { source, .. } => source.kind(),
             Self::Interrupted { .. } => ErrorKind::Interrupted,
         }
     }

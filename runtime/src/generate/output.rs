@@ -1,21 +1,26 @@
 //! The files of one run, written as the run goes on: the video, and on request the contact sheet
 //! and the trace. This file also decides which files stay after a failure or an interruption.
 
+use std::path::Path;
 use std::time::Instant;
 
+use engines::cancel::Cancel;
+use engines::manifest::ManifestError;
 use engines::tensor::Tensor;
 
 use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
 use crate::chain::error::ChainError;
-use crate::chain::events::{Cancel, Event, Observer, Settings, Summary};
+use crate::chain::events::{Event, Observer, Settings, Summary};
 use crate::chain::job::AnchorInput;
-use crate::generate::error::GenerateError;
+use crate::chain::source::Noise;
+use crate::generate::error::{GenerateError, length};
 use crate::generate::request::{OutputFiles, Request};
 use crate::generate::trace::Trace;
-use crate::inputs::replay::Distances;
+use crate::inputs::replay::{Distances, noise_key};
 use crate::inputs::speech::Speech;
 use crate::media::contact_sheet::ContactSheet;
-use crate::media::mp4::Writer;
+use crate::media::mp4::{Finished, Writer};
+use crate::media::partial::{self, Partial, partial_path};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
 use crate::numbers::timing::FPS;
@@ -52,6 +57,7 @@ impl<'a> Output<'a> {
         let mut track = speech.track()?;
         track.skip(request.timing.skipped_frames())?;
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
+        move_aside(&files.video, observer)?;
         Ok(Self {
             files,
             mode: request.mode,
@@ -86,12 +92,31 @@ impl<'a> Output<'a> {
         }
     }
 
+    /// Keeps the noise of every clip, if a trace is asked for, so that the trace can be replayed.
+    pub(crate) fn keep_noise(&mut self, noise: &Noise<'_>, geometry: &Geometry, clips: usize) {
+        let Some(trace) = &mut self.trace else { return };
+        for clip in 0..clips {
+            let noise = noise.of_clip(clip, geometry);
+            let shape = noise.shape()[1..].to_vec();
+            trace.keep(noise_key(clip), noise.reshaped(&shape));
+        }
+    }
+
     /// Gives every file its name.
     pub(crate) fn finish(self, geometry: &Geometry) -> Result<Summary, GenerateError> {
         let frames = self.writer.frames();
         let begun = self.begun;
         let denoising = self.denoising.unwrap_or(begun).elapsed().as_secs_f64();
-        let out = self.writer.finish()?;
+        let Finished {
+            path: out,
+            fragmented,
+        } = self.writer.finish()?;
+        if let Some(reason) = fragmented {
+            self.observer.event(&Event::Notice(format!(
+                "{}: the complete video keeps its fragments, a copy without them cannot be written: {reason}",
+                out.display()
+            )));
+        }
         if let (Some(sheet), Some(path)) = (&self.sheet, &self.files.contact_sheet) {
             sheet.write(path)?;
         }
@@ -118,7 +143,6 @@ impl<'a> Output<'a> {
     /// error to report: the cause of a failure, or, after an interruption, the path of the partial
     /// file.
     pub(crate) fn abandon(self, error: GenerateError, cancel: &Cancel) -> GenerateError {
-        let frames = self.writer.frames();
         let partial = self.writer.finish_partial();
         let interrupted = match &error {
             GenerateError::Chain(ChainError::Cancelled) => true,
@@ -126,11 +150,12 @@ impl<'a> Output<'a> {
             _ => false,
         };
         match (interrupted, partial) {
-            (true, Ok(partial)) => GenerateError::Interrupted { frames, partial },
+            (true, Ok(partial)) => GenerateError::Interrupted { partial },
             (true, Err(error)) => error.into(),
-            (false, Ok(Some(path))) => {
+            (false, Ok(Some(Partial { path, frames }))) => {
                 self.observer.event(&Event::Notice(format!(
-                    "the first {frames} frames are kept: {}",
+                    "the first {} are kept and play: {}",
+                    length(frames),
                     path.display()
                 )));
                 error
@@ -138,6 +163,28 @@ impl<'a> Output<'a> {
             (false, _) => error,
         }
     }
+
+    /// Keeps a video that was made with a model that changed, under its partial name.
+    pub(crate) fn suspect(self, source: ManifestError) -> GenerateError {
+        match self.writer.finish_partial() {
+            Ok(partial) => GenerateError::Suspect { source, partial },
+            Err(error) => error.into(),
+        }
+    }
+}
+
+/// Moves what an earlier run left at the partial name aside, and tells where.
+fn move_aside(video: &Path, observer: &dyn Observer) -> Result<(), GenerateError> {
+    let partial = partial_path(video)?;
+    let moved = partial::move_aside(&partial).map_err(|source| GenerateError::Aside {
+        path: partial.clone(),
+        source,
+    })?;
+    if let Some(moved) = moved {
+        let text = format!("an earlier unfinished video is kept: {}", moved.display());
+        observer.event(&Event::Notice(text));
+    }
+    Ok(())
 }
 
 impl BlockSink for Output<'_> {

@@ -1,20 +1,22 @@
 //! The inputs of one video, read and decided before anything is placed or loaded. The planner and
 //! the run both take them from here, so that size and length are decided once.
 
-use std::path::Path;
+use std::sync::Arc;
 
+use engines::claims::Claims;
 use engines::manifest::Models;
 
 use crate::chain::events::{Event, Observer, Phase};
 use crate::generate::error::GenerateError;
-use crate::generate::request::{Clips, Request};
+use crate::generate::request::{ClaimedRequest, Clips, Request};
 use crate::inputs::framing::Framing;
 use crate::inputs::heard::{self, Heard};
 use crate::inputs::prompt::{Prompt, Prompter};
 use crate::inputs::speech::Speech;
-use crate::media::picture::Picture;
+use crate::media::picture::{Coverage, Fit, Picture};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::schedule;
+use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::timing::{Length, Timing, Units};
 
 /// The inputs of one video.
@@ -32,22 +34,40 @@ pub struct Prepared {
     pub clips_in_audio: usize,
     /// Length of the video.
     pub(crate) length: Length,
+    /// Keeps other runs from the files to write.
+    _claims: Arc<Claims>,
 }
 
 impl Prepared {
-    /// Reads the inputs of `request` for a model.
+    /// Claims the files to write, and reads the inputs of `request` for a model.
     ///
     /// # Errors
-    /// An input, a size, a length or a number of steps cannot be used, or the folder of an output
-    /// cannot be made.
+    /// An input, a size, a length or a number of steps cannot be used, or an output cannot be
+    /// claimed.
     pub fn open(
         request: Request,
         models: &Models,
         observer: &dyn Observer,
     ) -> Result<Self, GenerateError> {
+        let claimed = request.claim(&[("--models", models.dir())])?;
+        Self::open_claimed(claimed, models, observer)
+    }
+
+    /// Reads the inputs of a claimed request for a model.
+    ///
+    /// # Errors
+    /// An input, a size, a length or a number of steps cannot be used.
+    pub fn open_claimed(
+        claimed: ClaimedRequest,
+        models: &Models,
+        observer: &dyn Observer,
+    ) -> Result<Self, GenerateError> {
+        let ClaimedRequest { request, claims } = claimed;
         observer.event(&Event::Phase(Phase::ReadingInputs));
-        make_folders(&request)?;
-        let picture = Picture::open(&request.image)?;
+        let (picture, facts) = Picture::open(&request.image, request.reading)?;
+        for fact in facts {
+            observer.event(&Event::Notice(fact.to_string()));
+        }
         let framing = Framing::new(request.size, request.size_mode, request.fit, &picture)?;
         let geometry = Geometry::new(&models.config().dit, framing.size, request.infer_frames)?;
         schedule::sigmas(request.steps)?;
@@ -68,6 +88,7 @@ impl Prepared {
             speech,
             clips_in_audio,
             length,
+            _claims: claims,
         };
         prepared.notices(observer);
         Ok(prepared)
@@ -90,6 +111,11 @@ impl Prepared {
                 self.speech.seconds()
             ));
         }
+        let framing = &self.framing;
+        let fit = self.request.fit;
+        if let Some(text) = poor_fit(framing.picture, framing.size, framing.mode, fit) {
+            tell(text);
+        }
         if self.prompt.truncated {
             let tokens = self.prompt.ids.len();
             tell(format!("prompt is cut to its first {tokens} tokens"));
@@ -102,6 +128,31 @@ impl Prepared {
             ));
         }
     }
+}
+
+/// Tells of a picture that loses more than half of its area, or fills less than half of the video.
+fn poor_fit(picture: Size, video: Size, mode: SizeMode, fit: Fit) -> Option<String> {
+    let coverage = Coverage::new(picture, video, mode, fit);
+    if coverage.cut > 0.5 {
+        let advice = match (mode, fit) {
+            (SizeMode::Exact, Fit::Crop) => "--fit pad shows all of it",
+            _ => "cut the picture to the face",
+        };
+        return Some(format!(
+            "the video of {video} shows {:.0} % of the picture of {picture}; {advice}",
+            100.0 * (1.0 - coverage.cut),
+        ));
+    }
+    let (left, top) = coverage.bars;
+    let seen = (video.width - 2 * left) * (video.height - 2 * top);
+    (2 * seen < video.width * video.height).then(|| {
+        let (bars, sides) = if left > 0 {
+            (left, "left and right")
+        } else {
+            (top, "above and below")
+        };
+        format!("the picture of {picture} leaves black bars of {bars} pixels {sides}")
+    })
 }
 
 /// Returns the clips that a recording fills, and the length of its video.
@@ -128,19 +179,29 @@ fn length(request: &Request, speech: &Speech, geometry: &Geometry) -> (usize, Le
     }
 }
 
-/// Makes the folders of side files. The files are written at the end of a long run, so an error
-/// must come before it.
-fn make_folders(request: &Request) -> Result<(), GenerateError> {
-    let files = &request.files;
-    for path in [&files.trace, &files.contact_sheet].into_iter().flatten() {
-        let folder = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(|source| GenerateError::Write {
-            path: path.clone(),
-            source,
-        })?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_of_a_far_shape_is_told_with_what_is_lost() {
+        let size = |width, height| Size { width, height };
+        let told = |picture, fit| poor_fit(picture, size(704, 384), SizeMode::Exact, fit);
+        assert_eq!(
+            told(size(2000, 100), Fit::Crop).unwrap(),
+            "the video of 704*384 shows 9 % of the picture of 2000*100; --fit pad shows all of it"
+        );
+        assert_eq!(
+            told(size(2000, 100), Fit::Pad).unwrap(),
+            "the picture of 2000*100 leaves black bars of 174 pixels above and below"
+        );
+        assert_eq!(
+            told(size(100, 2000), Fit::Pad).unwrap(),
+            "the picture of 100*2000 leaves black bars of 342 pixels left and right"
+        );
+        assert_eq!(told(size(1000, 1000), Fit::Crop), None);
+        assert_eq!(told(size(1000, 1000), Fit::Pad), None);
+        let area = poor_fit(size(2000, 100), size(704, 384), SizeMode::Area, Fit::Crop);
+        assert!(area.unwrap().ends_with("cut the picture to the face"));
     }
-    Ok(())
 }

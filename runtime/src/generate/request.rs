@@ -1,11 +1,17 @@
 //! A request for one video: what to make, and which files to write.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engines::claims::{Claims, Existing, FilePlan, real};
 
 use crate::chain::decoders::Mode;
+use crate::generate::error::GenerateError;
 use crate::inputs::speech::Channels;
+use crate::media::contact_sheet;
 use crate::media::mp4::Encoding;
-use crate::media::picture::Fit;
+use crate::media::partial::partial_path;
+use crate::media::picture::{Fit, Reading};
 use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::timing::Timing;
 
@@ -24,6 +30,8 @@ pub enum Clips {
 pub struct Request {
     /// Picture of the person.
     pub image: PathBuf,
+    /// Use of the picture's profile and transparency.
+    pub reading: Reading,
     /// Speech.
     pub audio: PathBuf,
     /// Channels of the speech that are heard.
@@ -65,4 +73,63 @@ pub struct OutputFiles {
     pub contact_sheet: Option<PathBuf>,
     /// Every tensor that the run computes on its way.
     pub trace: Option<PathBuf>,
+    /// What happens to files that exist under these names.
+    pub existing: Existing,
+}
+
+/// A request whose files to write are claimed: no other run writes them, and none of them is read.
+#[derive(Clone, Debug)]
+pub struct ClaimedRequest {
+    /// The request. Its video has the name of the file itself where a link was given.
+    pub request: Request,
+    pub(crate) claims: Arc<Claims>,
+}
+
+impl ClaimedRequest {
+    /// Gives the claims up, also where copies of this request live on.
+    pub fn release(&self) {
+        self.claims.release();
+    }
+}
+
+impl Request {
+    /// Claims the files to write, before anything is read. `also_read` are files and folders that
+    /// the run reads besides those of the request, with the flags that name them.
+    ///
+    /// # Errors
+    /// A name has an ending that says another format; [`GenerateError::Claim`].
+    pub fn claim(self, also_read: &[(&str, &Path)]) -> Result<ClaimedRequest, GenerateError> {
+        let mut request = self;
+        partial_path(&request.files.video)?;
+        if let Some(sheet) = &request.files.contact_sheet {
+            contact_sheet::format(sheet)?;
+        }
+        // The partial file lies beside the file itself, which a link may name.
+        if let Ok(Some(video)) = real(&request.files.video) {
+            request.files.video = video;
+        }
+        let files = &request.files;
+        let mut plan = FilePlan::with_folders();
+        plan.reads("--image", &request.image);
+        plan.reads("--audio", &request.audio);
+        for (flag, path) in also_read {
+            plan.reads(*flag, path);
+        }
+        if let Some(replay) = &request.replay {
+            plan.reads("--replay", replay);
+        }
+        plan.writes("--out", &files.video);
+        plan.passes_through(
+            "the unfinished video of --out",
+            &partial_path(&files.video)?,
+        );
+        if let Some(sheet) = &files.contact_sheet {
+            plan.writes("--contact-sheet", sheet);
+        }
+        if let Some(trace) = &files.trace {
+            plan.writes("--trace", trace);
+        }
+        let claims = Arc::new(plan.claim(files.existing)?);
+        Ok(ClaimedRequest { request, claims })
+    }
 }

@@ -13,6 +13,11 @@ use crate::numbers::rng;
 /// Key of the recorded reference distances.
 pub(crate) const RELATIVE_DIST: &str = "relative_dist";
 
+/// Returns the key of a clip's recorded noise.
+pub(crate) fn noise_key(clip: usize) -> String {
+    format!("clip{clip}.noise")
+}
+
 /// A reason why a recorded run cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
@@ -64,7 +69,7 @@ impl Replay {
         let frames = geometry.clip_blocks * geometry.block_frames;
         let shape = &geometry.latents_shape(frames)[1..];
         let noise = (0..clips).map(|clip| {
-            let key = format!("clip{clip}.noise");
+            let key = noise_key(clip);
             match tensors.remove(&key) {
                 Some(t) if t.dtype() == DType::F32 && t.shape() == shape => Ok(t),
                 found => Err(mismatch(

@@ -1,10 +1,12 @@
-//! Writes a contact sheet: evenly spaced frames of a video in one PNG, gathered during the video.
+//! Writes a contact sheet: evenly spaced frames of a video in one picture, gathered during the
+//! video. The ending of its name says the format.
 
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use engines::error_kind::ErrorKind;
-use image::codecs::png::PngEncoder;
-use image::{RgbImage, imageops};
+use engines::files;
+use image::{ImageFormat, RgbImage, imageops};
 
 use crate::media::picture::Picture;
 use crate::numbers::size::Size;
@@ -19,6 +21,12 @@ const GAP: usize = 4;
 /// A reason why a sheet cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ContactSheetError {
+    /// The name says no format that a sheet can have.
+    #[error("{path}: contact sheet wants a name that ends in {}", endings())]
+    Name {
+        /// Path of the sheet.
+        path: PathBuf,
+    },
     /// The system refuses to write the file.
     #[error("{path}: cannot write the contact sheet: {source}")]
     Write {
@@ -41,12 +49,38 @@ impl ContactSheetError {
     /// Returns `Input` where the user can name another path, and `Resources` for a full disk.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Write { source, .. } if source.kind() != std::io::ErrorKind::StorageFull => {
-                ErrorKind::Input
-            }
-            _ => ErrorKind::Resources,
+            Self::Name { .. } => ErrorKind::Usage,
+            Self::Write { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
+            Self::Encode { .. } => ErrorKind::Resources,
         }
     }
+}
+
+/// Formats that hold a sheet of any size in full colour, without loss to speak of.
+const FORMATS: [ImageFormat; 5] = [
+    ImageFormat::Png,
+    ImageFormat::Jpeg,
+    ImageFormat::WebP,
+    ImageFormat::Bmp,
+    ImageFormat::Tiff,
+];
+
+fn endings() -> String {
+    let all = FORMATS.iter().flat_map(|f| f.extensions_str());
+    let all: Vec<String> = all.map(|ending| format!(".{ending}")).collect();
+    all.join(", ")
+}
+
+/// Returns the format that the ending of a name says.
+///
+/// # Errors
+/// [`ContactSheetError::Name`] for a name without an ending, or with another one.
+pub(crate) fn format(path: &Path) -> Result<ImageFormat, ContactSheetError> {
+    let format = ImageFormat::from_path(path).ok();
+    let format = format.filter(|f| FORMATS.contains(f) && f.writing_enabled());
+    format.ok_or_else(|| ContactSheetError::Name {
+        path: path.to_owned(),
+    })
 }
 
 /// A sheet that is being gathered. It holds the tiles and no other frame.
@@ -102,22 +136,16 @@ impl ContactSheet {
         if self.tiles.is_empty() {
             return Ok(());
         }
-        let mut png = Vec::new();
-        let encoded = self.grid().write_with_encoder(PngEncoder::new(&mut png));
+        let mut bytes = Cursor::new(Vec::new());
+        let encoded = self.grid().write_to(&mut bytes, format(path)?);
         encoded.map_err(|source| ContactSheetError::Encode {
             path: path.to_owned(),
             source,
         })?;
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".partial");
-        let partial = path.with_file_name(name);
-        let written = std::fs::write(&partial, png).and_then(|()| std::fs::rename(&partial, path));
-        written.map_err(|source| {
-            drop(std::fs::remove_file(&partial));
-            ContactSheetError::Write {
-                path: path.to_owned(),
-                source,
-            }
+        let written = files::write_whole(path, bytes.get_ref());
+        written.map_err(|source| ContactSheetError::Write {
+            path: path.to_owned(),
+            source,
         })
     }
 
@@ -184,6 +212,35 @@ mod tests {
             .to_vec();
         assert_eq!(shown, [0, 11, 22, 33, 44]);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_name_says_the_format() {
+        let size = Size {
+            width: 64,
+            height: 64,
+        };
+        let mut sheet = ContactSheet::new(size, 1, 1);
+        sheet.push(&[90; 3 * 64 * 64]);
+        let dir = tempfile::tempdir().unwrap();
+        for (name, begin) in [
+            ("a.png", &b"\x89PNG"[..]),
+            ("a.PNG", b"\x89PNG"),
+            ("a.jpg", b"\xff\xd8\xff"),
+            ("a.jpeg", b"\xff\xd8\xff"),
+            ("a.bmp", b"BM"),
+            ("a.webp", b"RIFF"),
+            ("a.tiff", b"II*"),
+        ] {
+            let path = dir.path().join(name);
+            sheet.write(&path).unwrap();
+            assert!(std::fs::read(&path).unwrap().starts_with(begin), "{name}");
+        }
+        for name in ["a.gif", "a", "a.mp4", ".png"] {
+            let error = sheet.write(&dir.path().join(name)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage, "{name}: {error}");
+            assert!(error.to_string().contains(".png, "), "{error}");
+        }
     }
 
     #[test]

@@ -13,7 +13,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use engines::error_kind::ErrorKind;
+use engines::error_kind::{ErrorKind, Shortage};
+use engines::files::WholeFile;
 use ffmpeg_next::codec::{self, Id};
 use ffmpeg_next::format::context::{Output, StreamIo};
 use ffmpeg_next::format::{self, Pixel, Sample, sample};
@@ -23,24 +24,18 @@ use ffmpeg_next::{ChannelLayout, Dictionary, Error, Packet, Rational, encoder, f
 
 use crate::media::audio_file::{AudioError, AudioTrack};
 use crate::media::ffmpeg;
+use crate::media::mp4_boxes::BoxError;
+use crate::media::mp4_index;
+use crate::media::partial::{NameError, Partial, partial_path};
 use crate::numbers::size::Size;
 use crate::numbers::timing::FPS;
 
 /// A reason why a video cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Mp4Error {
-    /// The name does not end in `.mp4`.
-    #[error("{path}: output wants a name that ends in .mp4")]
-    Name {
-        /// Path of the video.
-        path: PathBuf,
-    },
-    /// The path names a folder.
-    #[error("{path}: output wants a file name, got a folder")]
-    Folder {
-        /// Path of the folder.
-        path: PathBuf,
-    },
+    /// The name is none of a video.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// The system refuses to create the file.
     #[error("{path}: cannot write the output: {source}")]
     Create {
@@ -58,7 +53,10 @@ pub enum Mp4Error {
         source: Error,
     },
     /// The next part of the video cannot be written.
-    #[error("{path}: cannot continue to write the video: {source}")]
+    #[error(
+        "{path}: cannot continue to write the video: {source}{}",
+        remedy(source)
+    )]
     Write {
         /// Path of the partial video.
         path: PathBuf,
@@ -94,8 +92,7 @@ impl Mp4Error {
     /// A full disk and a missing encoder are `Resources`. Sound has its own kinds.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Name { .. } => ErrorKind::Usage,
-            Self::Folder { .. } => ErrorKind::Input,
+            Self::Name(error) => error.kind(),
             Self::Create { source, .. } if source.kind() != io::ErrorKind::StorageFull => {
                 ErrorKind::Input
             }
@@ -103,6 +100,15 @@ impl Mp4Error {
             _ => ErrorKind::Resources,
         }
     }
+}
+
+/// Returns words on an exhausted resource, after a colon.
+fn remedy(error: &Error) -> String {
+    let Error::Other { errno } = error else {
+        return String::new();
+    };
+    let shortage = Shortage::of(&io::Error::from_raw_os_error(*errno));
+    shortage.map_or_else(String::new, |shortage| format!(": {shortage}"))
 }
 
 /// The settings of the H.264 encoder.
@@ -128,6 +134,15 @@ impl Default for Encoding {
     }
 }
 
+/// A finished video file.
+#[derive(Debug)]
+pub struct Finished {
+    /// The final name.
+    pub path: PathBuf,
+    /// Why the file keeps its fragments, if it has no index first. It plays in both forms.
+    pub fragmented: Option<BoxError>,
+}
+
 /// A video file that is being written.
 pub struct Writer {
     out: PathBuf,
@@ -139,6 +154,17 @@ pub struct Writer {
     audio: Option<Sound>,
     frames: usize,
     header_written: bool,
+    /// What is on the disk in whole fragments.
+    whole: Whole,
+    /// A write failed, so the file may end within a fragment.
+    torn: bool,
+}
+
+/// The beginning of a file that plays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Whole {
+    frames: usize,
+    bytes: u64,
 }
 
 /// An encoder, and the stream that takes its packets.
@@ -240,6 +266,8 @@ impl Writer {
             audio,
             frames: 0,
             header_written: false,
+            whole: Whole::default(),
+            torn: false,
         })
     }
 
@@ -259,6 +287,12 @@ impl Writer {
     /// A block that is no whole number of frames, a full disk, or sound that cannot be read. The
     /// earlier blocks stay playable.
     pub fn write_frames(&mut self, frames: &[u8]) -> Result<(), Mp4Error> {
+        let written = self.write_block(frames);
+        self.torn |= written.is_err();
+        written
+    }
+
+    fn write_block(&mut self, frames: &[u8]) -> Result<(), Mp4Error> {
         let wanted = 3 * self.size.width * self.size.height;
         if frames.is_empty() || !frames.len().is_multiple_of(wanted) {
             return Err(Mp4Error::Frames {
@@ -298,37 +332,87 @@ impl Writer {
         }
         flush_fragment(&mut self.muxer).map_err(|e| self.write_error(e))?;
         self.header_written = true;
+        let facts = self.file.metadata();
+        self.whole = Whole {
+            frames: self.frames,
+            bytes: facts.map_or(0, |facts| facts.len()),
+        };
         Ok(())
     }
 
-    /// Completes the file and gives it its final name.
+    /// Completes the video, writes it again with its index first under the final name, and removes
+    /// the partial file. Where the index cannot be written, for example on a disk without room for
+    /// a second copy, the partial file gets the final name.
     ///
     /// # Errors
     /// A full disk. The partial file then stays, and the final name does not appear.
-    pub fn finish(mut self) -> Result<PathBuf, Mp4Error> {
+    pub fn finish(mut self) -> Result<Finished, Mp4Error> {
         self.complete()?;
-        let finish = |source| Mp4Error::Finish {
-            path: self.out.clone(),
-            source,
-        };
-        self.file.sync_all().map_err(finish)?;
-        std::fs::rename(&self.partial, &self.out).map_err(finish)?;
-        Ok(self.out)
+        let fragmented = self.index().err();
+        if fragmented.is_some() {
+            self.keep_fragments().map_err(|source| Mp4Error::Finish {
+                path: self.out.clone(),
+                source,
+            })?;
+        }
+        Ok(Finished {
+            path: self.out,
+            fragmented,
+        })
     }
 
-    /// Completes the written part and returns its name, the partial one.
-    ///
-    /// Without a frame it removes the file and returns `None`.
+    /// Writes the indexed video. The partial file is removed only when the new one is on the disk
+    /// under its name.
+    fn index(&self) -> Result<(), BoxError> {
+        let whole = WholeFile::create(&self.out)?;
+        mp4_index::index_first(&File::open(&self.partial)?, whole.file())?;
+        whole.file().sync_all()?;
+        whole.finish()?;
+        sync_folder(&self.out);
+        remove(&self.partial);
+        Ok(())
+    }
+
+    /// Gives the partial file the final name.
+    fn keep_fragments(&self) -> io::Result<()> {
+        set_durations(&self.partial);
+        self.file.sync_all()?;
+        std::fs::rename(&self.partial, &self.out)
+    }
+
+    /// Completes the unfinished video and leaves it under the partial name. After a failed write it
+    /// cuts the file to its last whole fragment. Without a whole fragment it removes the file and
+    /// returns `None`.
     ///
     /// # Errors
-    /// A full disk.
-    pub fn finish_partial(mut self) -> Result<Option<PathBuf>, Mp4Error> {
-        if self.frames == 0 {
-            remove(&self.partial);
+    /// The file cannot be cut.
+    pub fn finish_partial(mut self) -> Result<Option<Partial>, Mp4Error> {
+        let torn = self.torn || self.whole.frames == 0 || self.complete().is_err();
+        let Self {
+            muxer,
+            file,
+            whole,
+            partial,
+            ..
+        } = self;
+        // The muxer writes what it still holds, so it goes before the cut.
+        drop(muxer);
+        if whole.frames == 0 {
+            remove(&partial);
             return Ok(None);
         }
-        self.complete()?;
-        Ok(Some(self.partial))
+        if torn {
+            file.set_len(whole.bytes)
+                .map_err(|source| Mp4Error::Finish {
+                    path: partial.clone(),
+                    source,
+                })?;
+        }
+        set_durations(&partial);
+        Ok(Some(Partial {
+            path: partial,
+            frames: whole.frames,
+        }))
     }
 
     /// Empties both encoders and writes the end of the file.
@@ -352,26 +436,20 @@ impl Writer {
     }
 }
 
-/// Turns `video.mp4` into `video.partial.mp4`.
-fn partial_path(out: &Path) -> Result<PathBuf, Mp4Error> {
-    let mp4 = out
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("mp4"));
-    if out.is_dir() {
-        return Err(Mp4Error::Folder {
-            path: out.to_owned(),
-        });
-    }
-    match out.file_stem() {
-        Some(stem) if mp4 => {
-            let mut name = stem.to_owned();
-            name.push(".partial.mp4");
-            Ok(out.with_file_name(name))
-        }
-        _ => Err(Mp4Error::Name {
-            path: out.to_owned(),
-        }),
-    }
+/// Puts the names of a folder on the disk. Some file systems have no such request, and a failure is
+/// no reason to lose the video.
+fn sync_folder(file: &Path) {
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    drop(File::open(folder).and_then(|folder| folder.sync_all()));
+}
+
+/// Puts the length into the header of a fragmented file. A failure is no reason to lose the video:
+/// players then count its fragments.
+fn set_durations(path: &Path) {
+    drop(mp4_index::set_durations(path));
 }
 
 /// Removes a file without frames.
@@ -693,7 +771,9 @@ mod tests {
                 .write_frames(&frames(12 * block - 3..12 * block + 9))
                 .unwrap();
         }
-        writer.finish().unwrap()
+        let Finished { path, fragmented } = writer.finish().unwrap();
+        assert!(fragmented.is_none(), "{fragmented:?}");
+        path
     }
 
     #[test]
@@ -784,7 +864,7 @@ mod tests {
         for frame in 0..5 {
             writer.write_frames(&frames(frame..frame + 1)).unwrap();
         }
-        let p = probe(&writer.finish().unwrap()).unwrap();
+        let p = probe(&writer.finish().unwrap().path).unwrap();
         let sound = p.audio.as_ref().unwrap();
         assert!(p.frames == 5 && (sound.seconds - 0.2).abs() < 0.04, "{p}");
         assert!(p.av_offset_ms.abs() < 1.0, "{p}");
@@ -797,7 +877,9 @@ mod tests {
         let mut writer = Writer::create(&out, SIZE, &Encoding::default(), None).unwrap();
         writer.write_frames(&frames(0..9)).unwrap();
         let partial = writer.finish_partial().unwrap().unwrap();
-        assert_eq!((probe(&partial).unwrap().frames, out.exists()), (9, false));
+        assert_eq!(partial.frames, 9);
+        let found = probe(&partial.path).unwrap().frames;
+        assert_eq!((found, out.exists()), (9, false));
         let writer = Writer::create(&out, SIZE, &Encoding::default(), None).unwrap();
         assert_eq!(writer.finish_partial().unwrap(), None);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -13,7 +13,8 @@ use crate::numbers::timing::FRAMES_PER_LATENT;
 /// A clip length that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "infer_frames wants a multiple of {unit}, the frames of a block, got {got}; the model is made for 48"
+    "infer_frames wants a multiple of {unit}, the frames of a block, got {got}; {}; the model is made for 48",
+    self.nearest()
 )]
 pub struct ClipLengthError {
     /// Video frames that were asked for.
@@ -23,6 +24,14 @@ pub struct ClipLengthError {
 }
 
 impl ClipLengthError {
+    /// Names the lengths next to the one that was asked for.
+    fn nearest(&self) -> String {
+        match self.got / self.unit * self.unit {
+            0 => format!("the least is {}", self.unit),
+            below => format!("the nearest are {below} and {}", below + self.unit),
+        }
+    }
+
     /// Returns `Usage`.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Usage

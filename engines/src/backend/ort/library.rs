@@ -1,7 +1,8 @@
 //! ONNX Runtime's library: its place on disk, and the one environment of the process, whose thread
 //! pool and scratch every session shares.
 
-use super::super::EngineError;
+use super::super::{EngineError, brief};
+use crate::error_kind::Shortage;
 use ort::AsPointer;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
@@ -69,9 +70,12 @@ pub(super) fn environment(threads: usize, kind: Kind) -> Result<Environment, Eng
     if let Some(e) = shared.as_ref() {
         return Ok(e.clone());
     }
-    let library = |reason: String| EngineError::Library {
-        reason,
-        minor: ort::MINOR_VERSION,
+    let library = |reason: String| match Shortage::named_in(&reason) {
+        Some(shortage) => EngineError::LibraryShort { shortage },
+        None => EngineError::Library {
+            reason: brief(&reason),
+            minor: ort::MINOR_VERSION,
+        },
     };
     let path = kind.locate().ok_or_else(|| {
         let (folder, script) = kind.folder();

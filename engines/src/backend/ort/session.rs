@@ -4,15 +4,17 @@
 use super::library::COPIED_STATE;
 use super::provider::Provider;
 use crate::backend::rim::{Facts, Mismatch, Rim};
-use crate::backend::{Elsewhere, EngineError, Outputs, Session, State};
+use crate::backend::{Elsewhere, EngineError, Outputs, Session, State, brief};
+use crate::cancel::Cancel;
 use crate::contract::{Contract, DType, NEXT, Port, StateKind};
+use crate::error_kind::Shortage;
 use crate::memory::{Charge, Class, Memory, Place, Span};
 use crate::recipe::Recipe;
 use crate::tensor::{Tensor, View, ViewMut};
 use crate::weights::BoundWeights;
 use half::bf16;
 use ort::memory::{Allocator, MemoryInfo};
-use ort::session::IoBinding;
+use ort::session::{IoBinding, RunOptions};
 use ort::value::{DynValue, TensorElementType, ValueType};
 use ort::{AsPointer, sys};
 use std::collections::{BTreeMap, BTreeSet};
@@ -300,13 +302,22 @@ impl OrtSession {
         Ok(call)
     }
 
-    /// Runs the graph, and copies the outputs that the library allocated.
-    fn call(&mut self, call: &mut Call) -> Result<(), EngineError> {
+    /// Runs the graph, and copies the outputs that the library allocated. A request to stop ends
+    /// the run between two nodes of the graph.
+    fn call(&mut self, call: &mut Call, cancel: &Cancel) -> Result<(), EngineError> {
         let (component, device) = (&self.rim.component, &self.device);
+        let options = Arc::new(RunOptions::new().map_err(|e| run_error(component, e))?);
+        let stopped = Arc::clone(&options);
+        // A run that cannot be stopped ends by itself.
+        let watch = cancel.watch(move || drop(stopped.terminate()));
         let outputs = self
             .session
-            .run_binding(&call.binding)
-            .map_err(|source| device.error(component, source))?;
+            .run_binding_with_options(&call.binding, &options)
+            .map_err(|source| match cancel.is_cancelled() {
+                true => EngineError::Cancelled,
+                false => device.error(component, source),
+            })?;
+        drop(watch);
         for name in std::mem::take(&mut call.unknown) {
             let tensor =
                 copy_out(&outputs[name.as_str()]).map_err(|source| run_error(component, source))?;
@@ -383,20 +394,36 @@ impl Session for OrtSession {
     fn run(
         &mut self,
         inputs: &[(&Port, View<'_>)],
-        mut state: State<'_>,
+        state: State<'_>,
     ) -> Result<Outputs, EngineError> {
+        self.run_until(inputs, state, &Cancel::default())
+    }
+
+    fn run_until(
+        &mut self,
+        inputs: &[(&Port, View<'_>)],
+        mut state: State<'_>,
+        cancel: &Cancel,
+    ) -> Result<Outputs, EngineError> {
+        if cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
         let mut call = self.bind_all(inputs, &mut state)?;
-        self.call(&mut call)?;
+        self.call(&mut call, cancel)?;
         self.collect(call, state)
     }
 }
 
 fn run_error(component: &str, source: ort::Error) -> EngineError {
     let text = source.to_string();
-    if text.contains("Failed to allocate") || text.contains("bad_alloc") {
+    if Shortage::named_in(&text) == Some(Shortage::Memory) {
+        // The library's place in its source comes before the reason.
+        let reason = text
+            .find("Failed to allocate")
+            .map_or(&*text, |at| &text[at..]);
         EngineError::Memory {
             component: component.to_owned(),
-            reason: text,
+            reason: brief(&reason),
         }
     } else {
         EngineError::Run {

@@ -3,12 +3,13 @@
 use std::sync::Mutex;
 
 use engines::backend::{Backend, EngineError, plain};
+use engines::cancel::Cancel;
 use engines::memory::{HostMemory, Memory, MemoryError};
 use proptest::prelude::*;
 
 use super::*;
 use crate::chain::call::Tables;
-use crate::chain::events::{Cancel, Silent};
+use crate::chain::events::Silent;
 use crate::chain::source::{BlockInput, everywhere};
 use crate::chain::stage::{Site, Stage, StageState, anchor_of};
 use crate::fixtures::fake::{Fake, Fault};
@@ -233,7 +234,7 @@ fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
     let model = config(LAYERS);
     let site = Site::alone(backend, &model, case.steps, plain());
     let mut stage = Stage::load(site, &StageSpec::whole(LAYERS, case.steps)).unwrap();
-    let mut state = stage.begin(g).unwrap();
+    let mut state = stage.begin(g, &Cancel::default()).unwrap();
     let prefilled = |stage: &mut Stage, state: &StageState, index: usize, input: AnchorInput| {
         let mut p = tables.prefill(
             index,

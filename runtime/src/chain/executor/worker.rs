@@ -10,10 +10,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use engines::backend::EngineError;
+use engines::cancel::Cancel;
 
 use crate::chain::call::{Anchor, Call, Prefill};
 use crate::chain::error::ChainError;
-use crate::chain::events::Cancel;
 use crate::chain::job::{AnchorInput, Job};
 use crate::chain::source::{BlockInput, Source};
 use crate::chain::stage::{Site, Stage, StageState, anchor_of};
@@ -208,9 +208,12 @@ impl Start {
 }
 
 fn in_stage(stage: &str, error: EngineError) -> ChainError {
-    ChainError::Stage {
-        stage: stage.to_owned(),
-        source: Box::new(error),
+    match error {
+        EngineError::Cancelled => ChainError::Cancelled,
+        error => ChainError::Stage {
+            stage: stage.to_owned(),
+            source: Box::new(error),
+        },
     }
 }
 
@@ -268,7 +271,7 @@ impl Worker {
                     state: None,
                 };
                 self.members.insert(run.id, member);
-                let state = self.stage.begin(&run.geometry)?;
+                let state = self.stage.begin(&run.geometry, &run.cancel)?;
                 self.with_state(run).replace(state);
                 return Ok(true);
             }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use engines::claims::Existing;
 use engines::tensor::Tensor;
 use serde_json::Value;
 
@@ -18,7 +19,7 @@ use crate::checks::error::CheckError;
 use crate::generate::{Clips, Engine, OutputFiles, Request, generate};
 use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
-use crate::media::picture::Fit;
+use crate::media::picture::{Fit, Reading};
 use crate::numbers::latents;
 use crate::numbers::size::SizeMode;
 use crate::numbers::timing::Timing;
@@ -164,6 +165,7 @@ fn request(
     recorded(checkup, clips)?;
     Ok(Request {
         image: checkup.golden.input(PICTURE),
+        reading: Reading::REFERENCE,
         audio: checkup.golden.input(&first("/audio", "file")?),
         channels: Channels::Mix,
         prompt: first("/prompts", "text")?,
@@ -178,6 +180,7 @@ fn request(
         mode,
         replay: Some(checkup.golden.file(REPLAY)),
         files: OutputFiles {
+            existing: Existing::Keep,
             video: folder.join("video.mp4"),
             encoding: Encoding::default(),
             contact_sheet: None,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use engines::backend::{Backend, Loading};
+use engines::cancel::Cancel;
 use engines::components::dit::DitConfig;
 use engines::contract::DType;
 use engines::manifest::Models;
@@ -13,7 +14,6 @@ use half::bf16;
 use super::golden::Golden;
 use super::subject::Subject;
 use super::table::Table;
-use crate::chain::events::Cancel;
 use crate::checks::error::CheckError;
 
 /// Why a check ended early.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use engines::backend::{Loading, Perturb};
+use engines::cancel::Cancel;
 use engines::components::{dit, speech, text, vae};
 use engines::contract::DType;
 use engines::manifest::{ComponentEntry, Models, WeightEntry};
@@ -13,7 +14,7 @@ use super::golden::Golden;
 use super::pass::pass;
 use super::subject::Subject;
 use super::table::{Focus, Results, Row};
-use crate::chain::events::{Cancel, Event, Observer, Phase, Silent};
+use crate::chain::events::{Event, Observer, Phase, Silent};
 use crate::checks::error::CheckError;
 
 /// Returns the number that a fault adds to every element of a weight. In bf16 it is larger, because

@@ -11,7 +11,7 @@ use super::checkup::{Checkup, Problem, lacks};
 use crate::chain::encoders;
 use crate::inputs::prompt::Prompter;
 use crate::inputs::speech::{Speech, clips, features_30, hidden_frames, row_30};
-use crate::media::picture::{Fit, Picture};
+use crate::media::picture::{Fit, Picture, Reading};
 use crate::numbers::size::{Size, SizeMode, less_than_area};
 use crate::placement::speech_chunk::SpeechChunk;
 
@@ -329,7 +329,7 @@ fn picture(checkup: &Checkup<'_>, tag: &str, facts: &Value) -> Result<(), Proble
             .and_then(Value::as_u64)
             .and_then(|n| usize::try_from(n).ok())
     };
-    let picture = Picture::open(&checkup.golden.input(PICTURE))?;
+    let (picture, _) = Picture::open(&checkup.golden.input(PICTURE), Reading::REFERENCE)?;
     if let (Some(height), Some(width)) = (number("/resized/0"), number("/resized/1")) {
         let resized = picture.resized(Size { width, height });
         checkup.table.check(

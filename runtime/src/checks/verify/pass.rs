@@ -6,8 +6,10 @@ use super::golden::Golden;
 use super::subject::Subject;
 use super::table::{Focus, Results, Table};
 use super::{chain, dit, host, media, vae};
+use engines::cancel::Cancel;
+
 use crate::chain::error::ChainError;
-use crate::chain::events::{Cancel, Event, Observer, Phase};
+use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
 
 /// Seconds of each group of checks, in the order of the run.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use engines::error_kind::ErrorKind;
 
 use crate::media::audio_file::AudioTrack;
+use crate::media::partial::Partial;
 use crate::numbers::size::Size;
 
 /// A reason why a video cannot be written.
@@ -50,6 +51,15 @@ impl Default for Encoding {
     }
 }
 
+/// A stand-in for the facts of a finished video file. This build writes none.
+#[derive(Debug)]
+pub struct Finished {
+    /// The final name.
+    pub path: PathBuf,
+    /// Why the file keeps its fragments.
+    pub fragmented: Option<Infallible>,
+}
+
 /// A stand-in for the video file. This build cannot create one.
 pub struct Writer(Infallible);
 
@@ -86,7 +96,7 @@ impl Writer {
     ///
     /// # Errors
     /// None.
-    pub fn finish(self) -> Result<PathBuf, Mp4Error> {
+    pub fn finish(self) -> Result<Finished, Mp4Error> {
         match self.0 {}
     }
 
@@ -94,7 +104,7 @@ impl Writer {
     ///
     /// # Errors
     /// None.
-    pub fn finish_partial(self) -> Result<Option<PathBuf>, Mp4Error> {
+    pub fn finish_partial(self) -> Result<Option<Partial>, Mp4Error> {
         match self.0 {}
     }
 }

@@ -2,7 +2,7 @@
 //! several placements.
 use super::*;
 use crate::chain::call::{BlockAudio, Tables};
-use crate::chain::events::{Cancel, Event as Heard, Observer, Silent};
+use crate::chain::events::{Event as Heard, Observer, Silent};
 use crate::chain::executor::{Chains, inbox};
 use crate::chain::job::{AnchorInput, Job, Swap};
 use crate::chain::source::{BlockInput, Source, everywhere};
@@ -14,6 +14,7 @@ use crate::placement::devices::Devices;
 use crate::placement::plan::{Lanes, Stages};
 use engines::backend::plain;
 use engines::backend::{Backend, EngineError, LoadOptions, Outputs, Session, State as Kept};
+use engines::cancel::Cancel;
 use engines::contract::{Contract, DType, Port};
 use engines::memory::Memory;
 use engines::recipe::Recipe;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use engines::backend::{Backend, Loading};
+use engines::cancel::Cancel;
 use engines::components::dit::DitConfig;
 use engines::tensor::Tensor;
 use serde_json::Value;
@@ -58,7 +59,7 @@ impl Scene {
     ) -> Result<Running, Problem> {
         let site = Site::alone(backend, &self.model, 1, Arc::clone(loading));
         let mut stage = Stage::load(site, &self.spec)?;
-        let state = stage.begin(self.geometry())?;
+        let state = stage.begin(self.geometry(), &Cancel::default())?;
         Ok(Running { stage, state })
     }
 
