@@ -276,7 +276,8 @@ fn other_weights_fail_by_name_and_exit_code() {
             .arg("--golden")
             .arg(&golden.root)
             .arg("--json")
-            .arg(&json);
+            .arg(&json)
+            .arg("--overwrite");
         let finished = Finished::from(command.output().unwrap());
         let message = finished.error(ErrorKind::Verification);
         assert!(message.contains("checks failed"), "{message}");
