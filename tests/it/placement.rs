@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use engines::backend::Backend;
 use engines::backend::ort::Ort;
+use engines::claims::Existing;
 use engines::error_kind::ErrorKind;
 use engines::memory::{Class, HostMemory, Ledger, Memory};
 use engines::profile::Profile;
@@ -327,6 +328,7 @@ fn no_device_ever_holds_more_than_the_arithmetic_says() {
         };
         let mut request = run.request();
         (request.mode, request.files.trace) = (mode, None);
+        request.files.existing = Existing::Replace;
         let wanted = wanted(&told, &request);
         let of = |device: usize| wanted.devices[&device].total();
         let (peaks, host) = held(&told, &request, &of).unwrap_or_else(|e| panic!("{stages}: {e}"));
