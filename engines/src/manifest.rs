@@ -155,14 +155,25 @@ pub struct Manifest {
     pub data: Vec<DataEntry>,
 }
 
+/// Returns the command that makes a folder where none is there, after a semicolon.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            "; `avatar-export onnx` makes this folder"
+        }
+        _ => "",
+    }
+}
+
 /// Why a models folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "a variant's message says what its fields are")]
 pub enum ManifestError {
     #[error(
-        "{}: cannot read: {}; `avatar-export onnx` makes this folder",
+        "{}: cannot read: {}{}",
         path.display(),
-        reason(source)
+        reason(source),
+        remedy(source)
     )]
     Read { path: PathBuf, source: io::Error },
     #[error("{}: {holder} replaces this export; try again when it is done", path.display())]

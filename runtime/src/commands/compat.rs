@@ -20,8 +20,6 @@ enum Rule {
     ToldPath(&'static str),
     /// As [`Rule::ToldPath`], or the name of a repository, such as `Quark-Vision/Live-Avatar`.
     ToldPathOrName(&'static str),
-    /// Accepted with this notice: its value is upstream's own file.
-    Upstreams(&'static str),
     Refused(&'static str),
 }
 
@@ -90,7 +88,8 @@ const FLAGS: &[Flag] = &[
     value("ckpt-dir", Rule::ToldPath(AT_EXPORT)),
     value("lora-path", Rule::ToldPathOrName(AT_EXPORT)),
     value("lora-path-dmd", Rule::ToldPathOrName(AT_EXPORT)),
-    value("training-config", Rule::Upstreams(AT_EXPORT)),
+    // A file of upstream's repository, which users of this program need not have.
+    value("training-config", Rule::Told(AT_EXPORT)),
     switch("load-lora", Rule::Told(AT_EXPORT)),
     switch("using-merged-ckpt", Rule::Told(AT_EXPORT)),
     switch("convert-model-dtype", Rule::Told(AT_EXPORT)),
@@ -205,9 +204,7 @@ impl Upstream {
                     )));
                 }
                 (Rule::Refused(why), _) => return Err(Error::Usage(format!("{given}: {why}"))),
-                (Rule::Told(why) | Rule::Upstreams(why), _) => {
-                    notices.push(format!("{given} {why}"));
-                }
+                (Rule::Told(why), _) => notices.push(format!("{given} {why}")),
                 (Rule::ToldPath(why) | Rule::ToldPathOrName(why), path) => {
                     let path = path.as_deref().unwrap_or_default();
                     let named = matches!(flag.rule, Rule::ToldPathOrName(_)) && is_repository(path);
