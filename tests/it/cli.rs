@@ -17,7 +17,7 @@ use tests::files::{
     voice, wav,
 };
 use tests::golden::{Golden, LORA_SCALE, models, workspace};
-use tests::program::{Finished, Program, Transcript};
+use tests::program::{Finished, Program, Transcript, started_by};
 
 #[test]
 fn help_of_every_command() {
@@ -503,8 +503,9 @@ fn on_a_small_disk(dir: &Path, kib: usize, script: &str, command: &Command) -> O
     inside
         .args(["-rm", "sh", "-c", &format!("{mount} && {{ {script} }}")])
         .arg(&disk);
-    inside.arg(command.get_program()).args(command.get_args());
-    Some(Finished::from(inside.output().unwrap()))
+    Some(Finished::from(
+        started_by(inside, command).output().unwrap(),
+    ))
 }
 
 #[test]
@@ -574,7 +575,7 @@ fn a_disk_without_room_for_a_second_copy_keeps_the_fragments() {
 fn an_export_that_does_not_fit_is_refused_before_its_first_byte() {
     let bench = Bench::new();
     let golden = &bench.golden;
-    let mut command = Command::new(Program::Export.path());
+    let mut command = Program::Export.command();
     command
         .arg("onnx")
         .arg("--ckpt_dir")

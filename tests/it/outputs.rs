@@ -20,7 +20,7 @@ use runtime::placement::{Devices, Told};
 use std::sync::Arc;
 use tests::files::{Samples, copy_folder, listing, voice, wav};
 use tests::golden::{Golden, models, open};
-use tests::program::{Finished, Program};
+use tests::program::{Finished, Program, started_by};
 
 use crate::signals::{Live, signal};
 use crate::stream::{Run, line};
@@ -200,8 +200,7 @@ fn two_runs_never_share_an_output_and_a_killed_one_holds_nothing() {
 fn limited(limit: &str, command: &Command) -> Command {
     let mut shell = Command::new("bash");
     shell.args(["-c", &format!("ulimit {limit}; exec \"$0\" \"$@\"")]);
-    shell.arg(command.get_program()).args(command.get_args());
-    shell
+    started_by(shell, command)
 }
 
 #[test]

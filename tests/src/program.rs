@@ -55,6 +55,20 @@ impl Program {
     }
 }
 
+/// Starts `inner` at the end of the line of `outer`, such as a shell that sets a limit. The
+/// environment that [`Program::command`] chose goes along, so that a backtrace which the developer
+/// asked for does not stand among the words of the program.
+pub fn started_by(mut outer: Command, inner: &Command) -> Command {
+    outer.arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
+}
+
 /// Names the folder of binaries that are built already, such as `target/release`.
 const PROGRAMS: &str = "LIVEAVATAR_PROGRAMS";
 
