@@ -1,0 +1,28 @@
+"""An optimiser for matrices."""
+import torch
+
+
+class Muon:
+    """Momentum whose update is made orthogonal (Newton-Schulz, Keller Jordan 2024): about twice Adam's progress a step here."""
+
+    def __init__(self, matrices):
+        self.matrices, self.momentum = matrices, [torch.zeros_like(p) for p in matrices]
+
+    def clear(self):
+        for p in self.matrices:
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self, rate):
+        for p, m in zip(self.matrices, self.momentum):
+            if p.grad is None:
+                continue
+            m.lerp_(p.grad, 0.1)
+            x = p.grad.lerp(m, 0.9).flatten(1)
+            x = x / (x.norm() + 1e-7)
+            tall = x.shape[0] > x.shape[1]
+            x = x.T if tall else x
+            for _ in range(5):
+                a = x @ x.T
+                x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+            p.add_((x.T if tall else x).view_as(p), alpha=-rate)

@@ -1,0 +1,166 @@
+"""Trains the transformer by flow matching, then adapts it to the four steps of the pipeline by a LoRA.
+
+    train_dit.py OUT --minutes 45 [--lora 10] [--threads 2] [--resume]
+
+Reads OUT/clips.pt; OUT/dit.pt holds weights, optimiser and clock (with --resume a stopped training goes on), and at the end the LoRA; OUT/dit.log is the log.
+"""
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dit import LORA_RANK, LORA_SCALE, Dit, adapted, padded, sigmas, start
+from muon import Muon
+
+BLOCKS, BATCH = 4, 2
+MUON, ADAM, LORA_RATE = 4e-3, 3e-4, 1e-3
+SENSITIVE = ("time", "head", "patch", "trainable")  # parts whose errors stand in every pixel: a slower rate
+
+SMALL_PART = 0.45  # of the time on windows of 24 x 24 latents: a third of the work, and the same faces
+MIX = (0.34, 0.22, 0.34, 0.02)  # how often each step's sigma is drawn; else any sigma
+
+
+def sample(data, rng, n, side, held=False):
+    """Draws n clips: reference, motion, features, latents and contexts; the first latent frame; the corner of the window, in tokens."""
+    clips = data["held" if held else "clips"]
+    single = rng.random() < 0.25  # as the single-GPU pipeline: the motion frames are those before
+    first = 0 if not single and rng.random() < 0.4 else 12 + 3 * int(rng.integers(0, 60)) ** 2
+    blocks, skip = (BLOCKS - 1, 6) if single else (BLOCKS, int(rng.integers(0, 4)))
+    corner = rng.integers(0, (32 - side) // 8 + 1, 2) * 8
+    ref, motion, audio, x0, contexts = [], [], [], [], []
+    for i in rng.integers(0, len(clips), n):
+        c = clips[i]
+        z = c["z"][:, :, corner[0] : corner[0] + side, corner[1] : corner[1] + side].float()
+        swapped = first > 0 and rng.random() < 0.8  # the anchor is then a frame that the model made
+        ref.append(z[:, 2:3] if swapped else z[:, 1:2] if single or rng.random() < 0.2 else z[:, :1])
+        still = torch.cat([z[:, :1], z[:, 1:2].expand(-1, 18, -1, -1)], 1)
+        motion.append(torch.cat([still, z[:, 3 : 3 + skip]], 1)[:, -19:] if single else still)
+        x0.append(z[:, 3 + skip : 3 + skip + 3 * blocks])
+        at = c["begin"] + 4 * skip
+        audio.append(data["features"][c["sound"], at : at + 12 * blocks])
+        contexts.append(c["context"].float())
+    return [torch.stack(v) for v in (ref, motion, audio, x0)], contexts, first, tuple(int(v) // 2 for v in corner)
+
+
+def loss_of(w, drawn, sigma, rng):
+    """The weighted and the plain error of the flow for each clip; places that move count more."""
+    (ref, motion, audio, x0), contexts, first, corner = drawn
+    net = Dit(w, x0.shape[3] // 2, x0.shape[4] // 2, corner)
+    rows, bias = padded(contexts)
+    text = (net.text(rows), bias)
+    noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
+    s = sigma.view(-1, 1, 1, 1, 1)
+    v = net.forward((1 - s) * x0 + s * noise, sigma * 1000, audio, net.sink(ref, motion, text), text, first, rng.integers(4, 31, x0.shape[2] // 3).tolist())
+    moved = (x0 - ref).pow(2).mean(1, keepdim=True)
+    weight = 1 + (moved / (moved.mean() + 1e-6)).clamp(max=4)
+    error = (v - (noise - x0)).pow(2)
+    return (error * weight).mean((1, 2, 3, 4)), error.detach().mean((1, 2, 3, 4))
+
+
+@torch.no_grad()
+def held_out(w, data):
+    """The plain error at the sigmas of the first three steps, on people and sentences that training never saw."""
+    rng, out = np.random.default_rng(5), []
+    for k in range(3):
+        errors = [loss_of(w, sample(data, rng, 2, 32, held=True), sigmas()[k].expand(2), rng)[1].mean().item() for _ in range(3)]
+        out.append(float(np.mean(errors)))
+    return out
+
+
+def merged(w, lora):
+    return w | {k: w[k] + LORA_SCALE * (lora[k][1] @ lora[k][0]) for k in lora} if lora else w
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--lora", type=float, default=0, help="minutes of the adaptation that follows")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    data = torch.load(args.out / "clips.pt", weights_only=False)
+    rng = np.random.default_rng(1)
+    torch.manual_seed(1)
+    file, step, spent = args.out / "dit.pt", 0, 0.0
+    w, lora, average, state = start(), {}, None, None
+    if args.resume:
+        saved = torch.load(file, weights_only=False)
+        w, lora, average, state, step, spent, rng = (saved[k] for k in ("w", "lora", "average", "state", "step", "spent", "rng"))
+    log = (args.out / "dit.log").open("a")
+
+    def say(text):
+        print(text, flush=True)
+        print(text, file=log, flush=True)
+
+    def train(free, minutes, rate, since, weights):
+        """Trains the tensors `free` until the clock says `since` + `minutes`; `weights` gives the network's weights from them."""
+        nonlocal step, spent, average, state
+        for v in free.values():
+            v.requires_grad_()
+        matrix = lambda k, v: not lora and v.ndim == 2 and k.startswith(("blocks", "audio_injector.injector."))
+        slow = lambda k: k.startswith(SENSITIVE)
+        muon = Muon([v for k, v in free.items() if matrix(k, v)])
+        rest = [(k, v) for k, v in free.items() if not matrix(k, v)]
+        opt = torch.optim.AdamW([dict(params=[v for k, v in rest if not slow(k)], part=1.0), dict(params=[v for k, v in rest if slow(k)], part=0.15)], lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+        if state:
+            opt.load_state_dict(state[0])
+            muon.momentum = state[1]
+        average = average or {k: v.detach().clone() for k, v in free.items()}
+        track, own = [[] for _ in range(4)], 0
+
+        def save():
+            detached = lambda d: {k: v.detach() for k, v in d.items()}
+            torch.save(dict(w=detached(w), lora={k: [p.detach() for p in v] for k, v in lora.items()}, average=average, state=(opt.state_dict(), muon.momentum), step=step, spent=spent, rng=rng), file.with_suffix(".new"))
+            file.with_suffix(".new").rename(file)
+
+        while (u := (spent / 60 - since) / minutes) < 1:
+            began = time.time()
+            scale = min(1, (own + 1) / 60) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * u)))
+            for group in opt.param_groups:
+                group["lr"] = rate * group["part"] * scale
+            side = 24 if not lora and u < SMALL_PART else 32
+            which = rng.choice(5, BATCH, p=(*MIX, 1 - sum(MIX))) if not lora else rng.choice(4, BATCH, p=np.array(MIX) / sum(MIX))
+            any_sigma = 3 * (r := rng.random(BATCH)) / (1 + 2 * r)
+            sigma = torch.tensor([float(sigmas()[k]) if k < 4 else float(s) for k, s in zip(which, any_sigma)])
+            loss, error = loss_of(weights(), sample(data, rng, BATCH, side), sigma, rng)
+            opt.zero_grad(set_to_none=True)
+            muon.clear()
+            loss.mean().backward()
+            torch.nn.utils.clip_grad_norm_(free.values(), 1.0)
+            opt.step()
+            muon.step(MUON * scale)
+            step, own, spent = step + 1, own + 1, spent + time.time() - began
+            torch._foreach_lerp_(list(average.values()), [v.detach() for v in free.values()], 1 - min(0.99, own / (own + 20)))
+            for k, e in zip(which, error.tolist()):
+                if k < 4:
+                    track[k].append(e)
+            if step % 50 == 0:
+                say(f"{step} {spent:.0f} s, side {side}, error by step " + " ".join(f"{np.mean(t[-60:]):.4f}" if t else "-" for t in track))
+            if step % 200 == 0:
+                say("  held out " + " ".join(f"{v:.4f}" for v in held_out(merged(w, {k: [average[f"{k}.{i}"] for i in (0, 1)] for k in lora}) if lora else average, data)))
+                save()
+        for k, v in free.items():
+            v.requires_grad_(False).copy_(average[k])
+        average, state = None, None
+
+    if not lora:
+        train(w, args.minutes, ADAM, 0.0, lambda: w)
+        say("  held out " + " ".join(f"{v:.4f}" for v in held_out(w, data)))
+        torch.save(dict(w=w, lora={}, average=None, state=None, step=step, spent=spent, rng=rng), file)
+    if args.lora:
+        if not lora:
+            lora = {k: [torch.randn(LORA_RANK, w[k].shape[1]) / w[k].shape[1] ** 0.5, torch.zeros(w[k].shape[0], LORA_RANK)] for k in adapted(w)}
+        pairs = {f"{k}.{i}": v[i] for k, v in lora.items() for i in (0, 1)}
+        train(pairs, args.lora, LORA_RATE, args.minutes, lambda: merged(w, lora))
+        say("  held out with LoRA " + " ".join(f"{v:.4f}" for v in held_out(merged(w, lora), data)))
+        torch.save(dict(w=w, lora=lora, average=None, state=None, step=step, spent=spent, rng=rng), file)
+    say(f"{step} steps in {spent:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
