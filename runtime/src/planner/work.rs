@@ -494,8 +494,9 @@ impl Work {
     }
 }
 
-/// Counts the elements of a component's state.
-fn caches(config: &ModelConfig, size: Size, contract: &Contract) -> u64 {
+/// Counts the elements of the caches that a graph of the VAE has in this model.
+fn caches(config: &ModelConfig, size: Size, whole: &'static Contract) -> u64 {
+    let contract = config.vae.contract(whole);
     let (h, w) = size.latent();
     let mut sizes = config.vae.bindings();
     sizes.extend([("H".to_owned(), h as i64), ("W".to_owned(), w as i64)]);
