@@ -43,11 +43,16 @@ impl Stream<'_> {
         self.config.frame_convolutions.contains(&s.path())
     }
 
-    /// Returns a value for a 2-D convolution: frames, unless the graph is free of zeros.
+    /// Whether 2-D convolutions run on frames. A model without zeros keeps every value a video.
+    fn prefers_frames(self) -> bool {
+        !self.config.frame_convolutions.is_empty()
+    }
+
+    /// Returns a value for a 2-D convolution.
     fn spatial(self, x: Value<'_>) -> Value<'_> {
-        match self.config.frame_convolutions.is_empty() {
-            true => x,
-            false => as_frames(x),
+        match self.prefers_frames() {
+            true => as_frames(x),
+            false => x,
         }
     }
 
@@ -283,11 +288,11 @@ fn upsample<'g>(stream: Stream<'_>, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
         x
     };
     let x = stream.spatial(x);
-    let x = match is_frames(x) {
-        true => x.resize_nearest2x(),
-        false => x.squeeze(0).resize_nearest2x().unsqueeze(0),
-    };
     let out = s.dims("resample.1.weight").map_or(0, |d| d[0]);
+    if is_frames(x) {
+        return s.out(doubling_conv(s.pp("resample.1"), x, out));
+    }
+    let x = x.squeeze(0).resize_nearest2x().unsqueeze(0);
     s.out(frame_conv(
         s.pp("resample.1"),
         x,
@@ -295,6 +300,50 @@ fn upsample<'g>(stream: Stream<'_>, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
         [1, 1, 1],
         [0, 1, 1, 0, 1, 1],
     ))
+}
+
+/// Doubles the rows and columns of frames and applies a 3x3 convolution. Each pixel of the result
+/// sees 2x2 pixels of `x`, because neighbours in the doubled picture are equal. So four convolutions
+/// with the sums of weights give the four pixels of each place, with 4/9 of the products.
+fn doubling_conv<'g>(s: Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
+    let (b, stored) = (
+        s.builder(),
+        [out.into_dim(), x.dim(1), 3.into_dim(), 3.into_dim()],
+    );
+    let bias = s.weight_like(x, "bias", [out]);
+    let pixels = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(row, column)| {
+        // An even row sees the row above and, by two weights, its own; an odd row the other way.
+        let fold = |axis: usize, odd: i64| Transform::Fold {
+            axis,
+            index: if odd == 1 { 0 } else { 1 },
+        };
+        let sums = Transform::Chain(vec![fold(2, row), fold(3, column)]);
+        let w = s.weight_of(x.dtype(), "weight", stored.clone(), sums);
+        let pads = [1 - row, 1 - column, row, column];
+        x.conv2d(w, Some(bias), [1, 1], pads, 1).unsqueeze(3)
+    });
+    let [frames, channels, rows, columns] = [0, 1, 2, 4].map(|axis| pixels[0].dim(axis));
+    // [T, C, h, 4, w] -> [T, C, h, 2, w, 2] -> [T, C, 2*h, 2*w].
+    let y = b
+        .concat(3, &pixels)
+        .reshape([
+            frames.clone(),
+            channels.clone(),
+            rows.clone(),
+            2.into_dim(),
+            2.into_dim(),
+            columns,
+        ])
+        .transpose(&[0, 1, 2, 3, 5, 4])
+        .flatten(4..6);
+    let doubled = [
+        1.into_dim(),
+        frames,
+        channels,
+        rows * Dim::from(2),
+        y.dim(4),
+    ];
+    s.out(y.reshape(doubled).squeeze(0))
 }
 
 /// Applies a causal convolution to twice the channels, whose halves are frames `2*i` and `2*i + 1`.
@@ -309,8 +358,16 @@ fn double_frames<'g>(stream: Stream<'_>, s: Scope<'g>, x: Value<'g>) -> Value<'g
         [0; 6],
         1,
     );
-    let halves = y.split(1, 2);
     let frames = x.dim(2).as_const().unwrap_or(1);
+    if stream.prefers_frames() && frames == 1 {
+        // [1, 2*C, 1, h, w] -> [2, C, h, w].
+        let [rows, columns] = [3, 4].map(|axis| x.dim(axis));
+        return s.out(
+            y.squeeze(2)
+                .reshape([2.into_dim(), width.into_dim(), rows, columns]),
+        );
+    }
+    let halves = y.split(1, 2);
     let interleaved: Vec<Value<'g>> = (0..frames)
         .flat_map(|i| [halves[0].slice(2, i, i + 1), halves[1].slice(2, i, i + 1)])
         .collect();
@@ -411,5 +468,11 @@ fn rms<'g>(s: Scope<'g>, x: Value<'g>) -> Value<'g> {
     let mut shape = vec![1; x.rank()];
     shape[1] = channels;
     let gamma = s.weight_as("gamma", stored.clone(), Transform::Reshape(shape));
-    s.out(x / x.reduce_l2(&[1], true).maximum(1e-12) * (channels as f32).sqrt() * gamma)
+    let scale = (channels as f32).sqrt();
+    if is_frames(x) {
+        // ONNX Runtime reduces a sum along channels in a tenth of the time of a norm.
+        let norm = (x * x).reduce_sum(&[1], true).sqrt().maximum(1e-12);
+        return s.out(x / norm * (gamma * scale));
+    }
+    s.out(x / x.reduce_l2(&[1], true).maximum(1e-12) * scale * gamma)
 }
