@@ -13,6 +13,8 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use zeros::Zeros;
 
+pub(crate) use zeros::notice as zeros_notice;
+
 /// Latent frames of one block, `num_frames_per_block` of the reference's pipelines.
 const BLOCK_FRAMES: usize = 3;
 
