@@ -4,18 +4,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engines::backend::{Backend, FeatureCache, LoadOptions, Session, State};
 use engines::components::symbols;
 use engines::components::vae::{self, VaeConfig};
 use engines::contract::{Contract, Port, Sizes};
 use engines::manifest::Models;
+use engines::memory::HostMemory;
 use engines::recipe::Recipe;
 use engines::tensor::Tensor;
 use exporter::checkpoint::Checkpoint;
 use exporter::export::{Event, Options, Request, export_with};
 use exporter::families::ModelShapes;
 use exporter::synth::{Preset, SynthOptions, shapes, synth};
+use runtime::numbers::Geometry;
+use runtime::placement::{Devices, Footprint, Footprints, Told, Workload};
 use tempfile::TempDir;
 use tests::golden::open;
 
@@ -267,8 +271,8 @@ fn branches_alone_can_be_left_out() {
 #[test]
 fn graphs_in_bf16_are_as_exact_without_the_idle_parts() {
     let mut ckpt = Zeroed::new(&BRANCHES, &CONVOLUTIONS);
-    let (exact, _) = ckpt.export(Recipe::Fp32, "exact");
     let [pruned, whole] = pruned_and_whole(&mut ckpt, Recipe::Bf16);
+    let (exact, _) = ckpt.export(Recipe::Fp32, "exact");
     for graphs in STREAMS {
         let exact = stream(&exact, graphs);
         let [found, want] = [&pruned, &whole].map(|m| distance(&stream(m, graphs), &exact));
@@ -326,6 +330,34 @@ fn idle_parts_leave_no_node_no_weight_and_no_cache() {
         };
         assert!(nodes(&only_branches, whole.name) < nodes(&none, whole.name));
     }
+}
+
+/// Counts the bytes of the decoder's device for a video of 64x64 pixels.
+fn footprint(models: &Path) -> Footprint {
+    let backend = open(models);
+    let config = backend.models().config();
+    let plan = Told::default().plan(config.dit.layers, 4).unwrap();
+    let geometry = Geometry::new(&config.dit, "64*64".parse().unwrap(), 48).unwrap();
+    let work = Workload {
+        config,
+        geometry: &geometry,
+        swaps: false,
+        encodes_motion: false,
+        speech_frames: 100,
+    };
+    let device: Arc<dyn Backend> = Arc::new(backend.on(HostMemory::new("cpu:0", u64::MAX)));
+    let counted = Footprints::new(&Devices::each(vec![device]), &plan, work).unwrap();
+    counted.devices[&0]
+}
+
+/// A call reads the old caches and writes new ones, so each counts twice.
+#[test]
+fn a_footprint_counts_the_caches_that_are_there() {
+    let mut ckpt = Zeroed::new(&["decoder.upsamples.14"], &["decoder.head.2"]);
+    let models = pruned_and_whole(&mut ckpt, Recipe::Fp32);
+    let [pruned, whole] = models.each_ref().map(|m| footprint(m).activations);
+    // Three caches of eight channels and two frames.
+    assert_eq!(whole - pruned, 2 * 3 * (8 * 2 * 64 * 64 * 4));
 }
 
 /// A manifest whose list differs from its graphs is refused.
