@@ -302,7 +302,7 @@ fn idle_parts_leave_no_node_no_weight_and_no_cache() {
     assert_eq!(config.frame_convolutions, names(&CONVOLUTIONS));
     let gone = |name: &str| {
         let inside = |module: &&str| name.starts_with(&format!("{module}."));
-        BRANCHES.iter().any(|m| inside(&m)) || CONVOLUTIONS.contains(&name)
+        BRANCHES.iter().any(inside) || CONVOLUTIONS.contains(&name)
     };
     for whole in vae::ALL {
         let (entry, contract) = models.component(whole.name).unwrap();

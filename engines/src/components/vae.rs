@@ -178,12 +178,11 @@ pub struct VaeConfig {
     /// Channels of a latent.
     pub latent_channels: usize,
     /// Paths of the modules whose branch adds zero, such as `decoder.upsamples.14`. The graphs have
-    /// only their shortcut. The published model has none.
+    /// only their shortcut.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub idle_branches: BTreeSet<String>,
     /// Paths of the causal convolutions whose weights for older frames are zero, such as
-    /// `decoder.head.2`. They see one frame at a time and have no cache. The published model has
-    /// none.
+    /// `decoder.head.2`. They see one frame at a time and have no cache.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub frame_convolutions: BTreeSet<String>,
 }

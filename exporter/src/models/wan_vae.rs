@@ -303,46 +303,34 @@ fn upsample<'g>(stream: Stream<'_>, s: Scope<'g>, x: Value<'g>) -> Value<'g> {
 }
 
 /// Doubles the rows and columns of frames and applies a 3x3 convolution. Each pixel of the result
-/// sees 2x2 pixels of `x`, because neighbours in the doubled picture are equal. So four convolutions
-/// with the sums of weights give the four pixels of each place, with 4/9 of the products.
+/// sees 2x2 pixels of `x`, because neighbours in the doubled picture are equal. Four convolutions
+/// with sums of weights give the four pixels of each place, with 4/9 of the products.
 fn doubling_conv<'g>(s: Scope<'g>, x: Value<'g>, out: usize) -> Value<'g> {
-    let (b, stored) = (
-        s.builder(),
-        [out.into_dim(), x.dim(1), 3.into_dim(), 3.into_dim()],
-    );
+    let stored = [out.into_dim(), x.dim(1), 3.into_dim(), 3.into_dim()];
     let bias = s.weight_like(x, "bias", [out]);
-    let pixels = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(row, column)| {
-        // An even row sees the row above and, by two weights, its own; an odd row the other way.
-        let fold = |axis: usize, odd: i64| Transform::Fold {
+    let pixels = [(0_usize, 0_usize), (0, 1), (1, 0), (1, 1)].map(|(row, column)| {
+        // The first of two rows sees the row above with one weight and its own with two, the
+        // second its own with two and the row below with one. Columns do the same.
+        let sum = |axis, place| Transform::Fold {
             axis,
-            index: if odd == 1 { 0 } else { 1 },
+            index: 1 - place,
         };
-        let sums = Transform::Chain(vec![fold(2, row), fold(3, column)]);
+        let sums = Transform::Chain(vec![sum(2, row), sum(3, column)]);
         let w = s.weight_of(x.dtype(), "weight", stored.clone(), sums);
-        let pads = [1 - row, 1 - column, row, column];
+        let [above, left] = [row, column].map(|place| i64::from(place == 0));
+        let pads = [above, left, 1 - above, 1 - left];
         x.conv2d(w, Some(bias), [1, 1], pads, 1).unsqueeze(3)
     });
     let [frames, channels, rows, columns] = [0, 1, 2, 4].map(|axis| pixels[0].dim(axis));
+    let [one, two] = [1, 2].map(Dim::from);
+    let (t, c, h) = (frames.clone(), channels.clone(), rows.clone());
     // [T, C, h, 4, w] -> [T, C, h, 2, w, 2] -> [T, C, 2*h, 2*w].
-    let y = b
-        .concat(3, &pixels)
-        .reshape([
-            frames.clone(),
-            channels.clone(),
-            rows.clone(),
-            2.into_dim(),
-            2.into_dim(),
-            columns,
-        ])
+    let pixels = s.builder().concat(3, &pixels);
+    let y = pixels
+        .reshape([t, c, h, two.clone(), two.clone(), columns])
         .transpose(&[0, 1, 2, 3, 5, 4])
         .flatten(4..6);
-    let doubled = [
-        1.into_dim(),
-        frames,
-        channels,
-        rows * Dim::from(2),
-        y.dim(4),
-    ];
+    let doubled = [one, frames, channels, rows * two, y.dim(4)];
     s.out(y.reshape(doubled).squeeze(0))
 }
 
