@@ -164,7 +164,8 @@ pub fn export_with(
     staging::check_target(&request.out)?;
     drop(staging::unused(&request.out)?);
     let mut checkpoints = Checkpoints::open(&request.ckpt_dir, &request.loras)?;
-    for notice in checkpoints.lora_notices() {
+    let notices = checkpoints.lora_notices();
+    for notice in notices.into_iter().chain(checkpoints.vae_notice()) {
         observe(Event::Notice(&notice));
     }
     if let Some(layers) = request.layers {

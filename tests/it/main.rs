@@ -14,3 +14,4 @@ mod rooms;
 mod signals;
 mod stream;
 mod umt5;
+mod zeros;

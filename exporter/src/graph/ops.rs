@@ -876,6 +876,21 @@ impl<'g> Value<'g> {
         self.conv(w, bias, [stride], &pads, groups)
     }
 
+    /// Applies a convolution: `[B, C, H, W] -> [B, O, H', W']`. w `[O, C/groups, Kh, Kw]`, pads
+    /// `[top, left, bottom, right]`.
+    #[track_caller]
+    #[must_use]
+    pub fn conv2d(
+        self,
+        w: Self,
+        bias: Option<Self>,
+        stride: [i64; 2],
+        pads: [i64; 4],
+        groups: i64,
+    ) -> Self {
+        self.conv(w, bias, stride, &pads, groups)
+    }
+
     /// Applies a convolution: `[B, C, T, H, W] -> [B, O, T', H', W']`. w
     /// `[O, C/groups, Kt, Kh, Kw]`, pads `[front, top, left, back, bottom, right]`.
     #[track_caller]
