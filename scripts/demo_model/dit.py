@@ -89,8 +89,10 @@ def start():
             t = random(*s) / math.sqrt(max(1, int(np.prod(s[1:]))))
         if name.startswith(("time_projection", "time_embedding.2")) and leaf == "weight":
             t *= 0.1
-        if name.endswith((".o.weight", "ffn.2.weight")) or "adain_layers" in name and leaf == "weight":
-            t *= BRANCHES
+        if "adain_layers" in name and leaf == "weight":
+            t *= 0.2
+        if name.endswith((".o.weight", "ffn.2.weight")):
+            t *= 10 * BRANCHES if "audio" in name else BRANCHES
         if "cross_attn.norm" in name:
             t *= 2
         if "proj_2x" in name or "proj_4x" in name:
@@ -164,10 +166,10 @@ def padded(contexts):
 
 
 class Dit:
-    """Weights `w` by name; `rows` and `columns` are the tokens of a frame, `corner` is the place of the first in the whole picture."""
+    """Weights `w` by name; `rows` and `columns` are the tokens of a frame."""
 
-    def __init__(self, w, rows, columns, corner=(0, 0)):
-        self.w, self.rows, self.columns, self.corner = w, rows, columns, corner
+    def __init__(self, w, rows, columns):
+        self.w, self.rows, self.columns = w, rows, columns
         self.inverse = [10000.0 ** (-np.arange(n) / n) for n in parts(DIM // HEADS // 2)]
 
     def lin(self, x, p):
@@ -180,8 +182,8 @@ class Dit:
         return x.unflatten(-1, (HEADS, -1))
 
     def table(self, frames, rows, columns):
-        (r0, c0), (f, r, c) = self.corner, self.inverse
-        grid = np.stack(np.meshgrid(np.asarray(frames), np.asarray(rows) + r0, np.asarray(columns) + c0, indexing="ij"), -1).reshape(-1, 3)
+        f, r, c = self.inverse
+        grid = np.stack(np.meshgrid(*map(np.asarray, (frames, rows, columns)), indexing="ij"), -1).reshape(-1, 3)
         a = np.concatenate([grid[:, :1] * f, grid[:, 1:2] * r, grid[:, 2:] * c], 1)
         return torch.from_numpy(np.cos(a)).float(), torch.from_numpy(np.sin(a)).float()
 

@@ -5,8 +5,10 @@ import torch
 class Muon:
     """Momentum whose update is made orthogonal (Newton-Schulz, Keller Jordan 2024): about twice Adam's progress a step here."""
 
-    def __init__(self, matrices):
+    def __init__(self, matrices, parts=None):
+        """`parts` are factors of the rate, one a matrix."""
         self.matrices, self.momentum = matrices, [torch.zeros_like(p) for p in matrices]
+        self.parts = parts or [1.0] * len(matrices)
 
     def clear(self):
         for p in self.matrices:
@@ -14,7 +16,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate):
-        for p, m in zip(self.matrices, self.momentum):
+        for p, m, part in zip(self.matrices, self.momentum, self.parts):
             if p.grad is None:
                 continue
             m.lerp_(p.grad, 0.1)
@@ -25,4 +27,4 @@ class Muon:
             for _ in range(5):
                 a = x @ x.T
                 x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
-            p.add_((x.T if tall else x).view_as(p), alpha=-rate)
+            p.add_((x.T if tall else x).view_as(p), alpha=-rate * part)

@@ -1,6 +1,7 @@
 """Scores what `avatar-run` makes of the demo's model against the drawn truth, on people and sentences that training never saw.
 
-    score.py draw OUT                       OUT/person0.png, OUT/person0.wav ... and the truth of each beside it
+    score.py draw OUT                       OUT/person0.png, OUT/person0.wav ...
+    score.py demo FACE.png SOUND.wav TRUTH.json   the demo's picture, and what its video of that sound should show
     score.py run OUT --models M [--name N] [--people 0,1,2] [-- options of avatar-run generate]
     score.py long OUT --models M --minutes 10
     score.py prompts OUT --models M
@@ -25,7 +26,7 @@ import faces
 from clips import film
 from speech import FPS, HELD_OUT, RATE, UNHEARD, UNHEARD_VOICES, motion_of, talk
 
-SIZE, PEOPLE, SMILE = 256, 6, 0.4
+SIZE, PEOPLE, DEMO, SMILE = 256, 6, 917, 0.4
 RUN = os.environ.get("AVATAR_RUN", "avatar-run")
 PROMPT = "A cartoon character speaks to the camera."
 
@@ -50,6 +51,24 @@ def draw(out):
         picture = faces.draw(face, faces.still(1, smile=SMILE), SIZE)[0]
         Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy()).save(out / f"person{i}.png")
         soundfile.write(out / f"person{i}.wav", sound, RATE, subtype="PCM_16")
+
+
+def demo(picture, sound, truth):
+    """Draws the demo's person, whom training never saw, and writes the opening of the mouth for each frame of a sound as it is read from the pixels."""
+    from scipy.signal import resample_poly
+
+    face = faces.people(1, [DEMO])
+    drawn = faces.draw(face, faces.still(1, smile=SMILE), SIZE)[0]
+    Image.fromarray((drawn.permute(1, 2, 0) * 255).round().byte().numpy()).save(picture, optimize=True)
+    x, rate = soundfile.read(sound, dtype="float32")
+    x = resample_poly(x, RATE, rate).astype(np.float32)
+    frames = film(face, motion(x, round(len(x) / RATE * FPS), smile=1.0))
+    cx, cy, half = (float(v) for v in faces.mouth_of(face))
+    Path(truth).write_text(json.dumps(dict(
+        about="The opening of the mouth in each frame, as a part of the picture: the height of what is no skin in a column. Made by scripts/demo_model/score.py demo.",
+        column=dict(top=round(cy - 0.07, 5), bottom=round(cy + 0.15, 5), left=round(cx - 0.2 * half, 5), right=round(cx + 0.2 * half, 5)),
+        skin=[round(float(v), 5) for v in face["skin"][0]], opening=[round(float(v), 4) for v in faces.openness(frames, face)],
+    )) + "\n")
 
 
 # ------------------------------------------------------------------ measures
@@ -223,8 +242,8 @@ def prompts(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("draw", "run", "codec", "long", "prompts"))
-    parser.add_argument("out", type=Path)
+    parser.add_argument("what", choices=("draw", "demo", "run", "codec", "long", "prompts"))
+    parser.add_argument("out", type=Path, nargs="+")
     parser.add_argument("--models", type=Path)
     parser.add_argument("--ckpt", type=Path)
     parser.add_argument("--name")
@@ -235,6 +254,9 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.name = args.name or args.what
+    if args.what == "demo":
+        return demo(*args.out)
+    args.out = args.out[0]
     if args.what == "draw":
         draw(args.out)
     else:

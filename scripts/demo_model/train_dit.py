@@ -15,26 +15,31 @@ import torch
 from dit import LORA_RANK, LORA_SCALE, Dit, adapted, padded, sigmas, start
 from muon import Muon
 
-BLOCKS, BATCH = 4, 2
-MUON, ADAM, LORA_RATE = 4e-3, 3e-4, 1e-3
-SENSITIVE = ("time", "head", "patch", "trainable")  # parts whose errors stand in every pixel: a slower rate
+MUON, ADAM, LORA_RATE = 1e-3, 6e-4, 1e-3
+HEARING = 3.0  # the parts that hear may change faster
+SENSITIVE = ("time", "head", "patch", "trainable", "blocks.0.self_attn")  # parts that copy the picture: errors there stand in every pixel, so they change slowly
 
-SMALL_PART = 0.45  # of the time on windows of 24 x 24 latents: a third of the work, and the same faces
-MIX = (0.34, 0.22, 0.34, 0.02)  # how often each step's sigma is drawn; else any sigma
+# Up to this part of the time: blocks a clip, clips a step; many short clips teach more than few long ones. Windows of the latents would be cheaper, but then
+# no two tokens are ever far apart, and the fast frequencies of positions repeat themselves.
+PHASES = ((0.85, 2, 3), (1.0, 4, 2))
+SWITCH = 0.5  # mean square between the scene of the picture and that of the video, above which night fell
+MIX = (0.5, 0.2, 0.24, 0.02)  # how often each step's sigma is drawn; else any sigma
 
 
-def sample(data, rng, n, side, held=False):
-    """Draws n clips: reference, motion, features, latents and contexts; the first latent frame; the corner of the window, in tokens."""
+def sample(data, rng, n, blocks=4, held=False):
+    """Draws n clips: reference, motion, features, latents and contexts; the first latent frame."""
     clips = data["held" if held else "clips"]
-    single = rng.random() < 0.25  # as the single-GPU pipeline: the motion frames are those before
+    single = blocks < 4 and rng.random() < 0.25  # as the single-GPU pipeline: the motion frames are those before
     first = 0 if not single and rng.random() < 0.4 else 12 + 3 * int(rng.integers(0, 60)) ** 2
-    blocks, skip = (BLOCKS - 1, 6) if single else (BLOCKS, int(rng.integers(0, 4)))
-    corner = rng.integers(0, (32 - side) // 8 + 1, 2) * 8
+    skip = 15 - 3 * blocks if single else int(rng.integers(0, 16 - 3 * blocks))
+    skip = min(skip, 6)
     ref, motion, audio, x0, contexts = [], [], [], [], []
     for i in rng.integers(0, len(clips), n):
         c = clips[i]
-        z = c["z"][:, :, corner[0] : corner[0] + side, corner[1] : corner[1] + side].float()
+        z = c["z"].float()
         swapped = first > 0 and rng.random() < 0.8  # the anchor is then a frame that the model made
+        if (z[:, 2] - z[:, 0]).pow(2).mean() > SWITCH:
+            swapped = swapped or rng.random() < 0.75  # night falls: one such clip would outweigh many others
         ref.append(z[:, 2:3] if swapped else z[:, 1:2] if single or rng.random() < 0.2 else z[:, :1])
         still = torch.cat([z[:, :1], z[:, 1:2].expand(-1, 18, -1, -1)], 1)
         motion.append(torch.cat([still, z[:, 3 : 3 + skip]], 1)[:, -19:] if single else still)
@@ -42,22 +47,23 @@ def sample(data, rng, n, side, held=False):
         at = c["begin"] + 4 * skip
         audio.append(data["features"][c["sound"], at : at + 12 * blocks])
         contexts.append(c["context"].float())
-    return [torch.stack(v) for v in (ref, motion, audio, x0)], contexts, first, tuple(int(v) // 2 for v in corner)
+    return [torch.stack(v) for v in (ref, motion, audio, x0)], contexts, first
 
 
 def loss_of(w, drawn, sigma, rng):
     """The weighted and the plain error of the flow for each clip; places that move count more."""
-    (ref, motion, audio, x0), contexts, first, corner = drawn
-    net = Dit(w, x0.shape[3] // 2, x0.shape[4] // 2, corner)
+    (ref, motion, audio, x0), contexts, first = drawn
+    net = Dit(w, x0.shape[3] // 2, x0.shape[4] // 2)
     rows, bias = padded(contexts)
     text = (net.text(rows), bias)
     noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
     s = sigma.view(-1, 1, 1, 1, 1)
     v = net.forward((1 - s) * x0 + s * noise, sigma * 1000, audio, net.sink(ref, motion, text), text, first, rng.integers(4, 31, x0.shape[2] // 3).tolist())
     moved = (x0 - ref).pow(2).mean(1, keepdim=True)
-    weight = 1 + (moved / (moved.mean() + 1e-6)).clamp(max=4)
+    weight = 1 + (moved / (moved.mean() + 1e-6)).clamp(max=6)
     error = (v - (noise - x0)).pow(2)
-    return (error * weight).mean((1, 2, 3, 4)), error.detach().mean((1, 2, 3, 4))
+    whole = moved.mean((1, 2, 3, 4)) + 0.1  # every clip counts about the same
+    return (error * weight).mean((1, 2, 3, 4)) / whole, error.detach().mean((1, 2, 3, 4))
 
 
 @torch.no_grad()
@@ -65,7 +71,7 @@ def held_out(w, data):
     """The plain error at the sigmas of the first three steps, on people and sentences that training never saw."""
     rng, out = np.random.default_rng(5), []
     for k in range(3):
-        errors = [loss_of(w, sample(data, rng, 2, 32, held=True), sigmas()[k].expand(2), rng)[1].mean().item() for _ in range(3)]
+        errors = [loss_of(w, sample(data, rng, 2, held=True), sigmas()[k].expand(2), rng)[1].mean().item() for _ in range(3)]
         out.append(float(np.mean(errors)))
     return out
 
@@ -102,11 +108,11 @@ def main():
         nonlocal step, spent, average, state
         for v in free.values():
             v.requires_grad_()
-        matrix = lambda k, v: not lora and v.ndim == 2 and k.startswith(("blocks", "audio_injector.injector."))
-        slow = lambda k: k.startswith(SENSITIVE)
-        muon = Muon([v for k, v in free.items() if matrix(k, v)])
+        matrix = lambda k, v: not lora and v.ndim == 2 and k.startswith(("blocks", "audio_injector")) and not k.startswith(SENSITIVE)
+        part = lambda k: 0.15 if k.startswith(SENSITIVE) else HEARING if "audio" in k else 1.0
+        muon = Muon([v for k, v in free.items() if matrix(k, v)], [part(k) for k, v in free.items() if matrix(k, v)])
         rest = [(k, v) for k, v in free.items() if not matrix(k, v)]
-        opt = torch.optim.AdamW([dict(params=[v for k, v in rest if not slow(k)], part=1.0), dict(params=[v for k, v in rest if slow(k)], part=0.15)], lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+        opt = torch.optim.AdamW([dict(params=[v for k, v in rest if part(k) == q], part=q) for q in sorted({part(k) for k, _ in rest})], lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
         if state:
             opt.load_state_dict(state[0])
             muon.momentum = state[1]
@@ -123,11 +129,11 @@ def main():
             scale = min(1, (own + 1) / 60) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * u)))
             for group in opt.param_groups:
                 group["lr"] = rate * group["part"] * scale
-            side = 24 if not lora and u < SMALL_PART else 32
-            which = rng.choice(5, BATCH, p=(*MIX, 1 - sum(MIX))) if not lora else rng.choice(4, BATCH, p=np.array(MIX) / sum(MIX))
-            any_sigma = 3 * (r := rng.random(BATCH)) / (1 + 2 * r)
+            blocks, batch = next(p[1:] for p in (PHASES if not lora else PHASES[-1:]) if u < p[0])
+            which = rng.choice(5, batch, p=(*MIX, 1 - sum(MIX))) if not lora else rng.choice(4, batch, p=np.array(MIX) / sum(MIX))
+            any_sigma = 3 * (r := rng.random(batch)) / (1 + 2 * r)
             sigma = torch.tensor([float(sigmas()[k]) if k < 4 else float(s) for k, s in zip(which, any_sigma)])
-            loss, error = loss_of(weights(), sample(data, rng, BATCH, side), sigma, rng)
+            loss, error = loss_of(weights(), sample(data, rng, batch, blocks), sigma, rng)
             opt.zero_grad(set_to_none=True)
             muon.clear()
             loss.mean().backward()
@@ -140,7 +146,7 @@ def main():
                 if k < 4:
                     track[k].append(e)
             if step % 50 == 0:
-                say(f"{step} {spent:.0f} s, side {side}, error by step " + " ".join(f"{np.mean(t[-60:]):.4f}" if t else "-" for t in track))
+                say(f"{step} {spent:.0f} s, {blocks} blocks, error by step " + " ".join(f"{np.mean(t[-100:]):.4f}" if t else "-" for t in track))
             if step % 200 == 0:
                 say("  held out " + " ".join(f"{v:.4f}" for v in held_out(merged(w, {k: [average[f"{k}.{i}"] for i in (0, 1)] for k in lora}) if lora else average, data)))
                 save()
