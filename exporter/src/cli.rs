@@ -2,8 +2,9 @@
 //! be written with underscores or with dashes.
 use crate::build::BuildError;
 use crate::build::command::{self, BuildArgs};
+use crate::checkpoint::sums::SumsWatch;
 use crate::checkpoint::{LoraFile, LoraScale};
-use crate::export::{self, ExportError, LimitsOutcome, MeasureLimits};
+use crate::export::{self, Event, ExportError, LimitsOutcome, MeasureLimits};
 use crate::graphs::{self, GraphsError};
 use crate::inspect::{self, InspectError};
 use crate::progress::Screen;
@@ -345,7 +346,16 @@ fn claim(out: &Path, reads: &[(&str, &Path)]) -> Result<Claims, CliError> {
 }
 
 fn inspect(a: &InspectArgs) -> Result<ExitCode, CliError> {
-    let found = inspect::inspect(&a.dir, a.lora.as_deref())?;
+    let mut screen = Screen::new();
+    // Nothing is written, so a signal ends the process.
+    let mut sums = SumsWatch {
+        stop: None,
+        observe: Box::new(|progress| screen.show(Event::Checking(progress))),
+    };
+    let found = inspect::inspect(&a.dir, a.lora.as_deref(), &mut sums);
+    drop(sums);
+    screen.finish();
+    let found = found?;
     let text = match a.json {
         true => serde_json::to_string_pretty(&found).expect("an inspection is plain data"),
         false => found.to_string(),
