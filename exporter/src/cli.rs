@@ -54,7 +54,8 @@ enum Task {
 
 #[derive(Debug, Args)]
 struct InspectArgs {
-    /// Folder that holds Wan2.2-S2V-14B and LiveAvatar, or the folder Wan2.2-S2V-14B itself
+    /// Folder that holds Wan2.2-S2V-14B and LiveAvatar, or the folder Wan2.2-S2V-14B itself. Where
+    /// SHA256SUMS lies in Wan2.2-S2V-14B, the files that it names are hashed
     dir: PathBuf,
     /// File of the LoRA to check with the checkpoint [default:
     /// LiveAvatar/liveavatar.safetensors beside it, where it exists]
@@ -114,7 +115,8 @@ fn parse_recipe(text: &str) -> Result<Recipe, String> {
 
 #[derive(Debug, Args)]
 struct OnnxArgs {
-    /// Folder of the base checkpoint, for example ckpt/Wan2.2-S2V-14B
+    /// Folder of the base checkpoint, for example ckpt/Wan2.2-S2V-14B. Where the folder holds
+    /// SHA256SUMS, the files that it names are hashed first
     #[arg(long = "ckpt_dir", visible_alias = "ckpt-dir")]
     ckpt_dir: PathBuf,
     /// File or PEFT folder of a LoRA to merge into the transformer, for example

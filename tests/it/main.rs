@@ -13,4 +13,5 @@ mod readme;
 mod rooms;
 mod signals;
 mod stream;
+mod sums;
 mod umt5;
