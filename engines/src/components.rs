@@ -46,6 +46,17 @@ pub struct ModelConfig {
     pub speech: speech::SpeechConfig,
 }
 
+impl ModelConfig {
+    /// Finds the contract that a component of this model keeps, by the contract's name.
+    pub fn contract(&self, name: &str) -> Option<&'static Contract> {
+        let whole = ALL.iter().find(|c| c.name == name)?;
+        Some(match vae::ALL.contains(whole) {
+            true => self.vae.contract(whole),
+            false => whole,
+        })
+    }
+}
+
 impl Sizes for ModelConfig {
     /// Every symbol that any component's configuration fixes.
     fn bindings(&self) -> Bindings {

@@ -6,6 +6,7 @@ pub use crate::dtype::DType;
 use crate::dim::{Bindings, Dim};
 use crate::recipe::Recipe;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 /// Element type of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,6 +168,35 @@ impl Contract {
             .iter()
             .map(|p| (p.name.to_owned(), p))
             .chain(state)
+    }
+
+    /// Returns the contract without the state ports for which `absent` is true. The same ports give
+    /// the same contract again: each lives as long as the process, because sessions refer to it.
+    #[must_use]
+    pub fn without_state(&'static self, absent: impl Fn(&Port) -> bool) -> &'static Self {
+        static NARROWED: Mutex<Vec<&Contract>> = Mutex::new(Vec::new());
+        let kept = self.state.iter().filter(|port| !absent(port));
+        let kept: Vec<Port> = kept.copied().collect();
+        if kept.len() == self.state.len() {
+            return self;
+        }
+        let mut known = NARROWED.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |c: &Self| {
+            let whole = Self {
+                state: self.state,
+                ..*c
+            };
+            c.state == kept && whole == *self
+        };
+        if let Some(found) = known.iter().find(|c| same(c)) {
+            return found;
+        }
+        let narrowed = Box::leak(Box::new(Self {
+            state: Vec::leak(kept),
+            ..*self
+        }));
+        known.push(narrowed);
+        narrowed
     }
 
     /// Hashes every name, type and shape. Equal contracts have equal fingerprints on every machine.

@@ -5,7 +5,6 @@ pub use crate::components::ModelConfig;
 
 use crate::cancel::Cancel;
 use crate::claims::Holder;
-use crate::components;
 use crate::contract::{Contract, DType};
 use crate::error_kind::{ErrorKind, reason};
 use crate::recipe::Recipe;
@@ -470,11 +469,8 @@ impl Models {
             .iter()
             .find(|c| c.name == name)
             .ok_or_else(missing)?;
-        let contract = components::ALL
-            .iter()
-            .find(|c| c.name == entry.contract)
-            .ok_or_else(missing)?;
-        Ok((entry, contract))
+        let contract = self.config().contract(&entry.contract);
+        Ok((entry, contract.ok_or_else(missing)?))
     }
 
     /// Finds one weight of a component and the file that holds it.
@@ -535,10 +531,8 @@ impl Models {
 
     fn check_contracts(&self) -> Result<(), ManifestError> {
         for c in &self.manifest.components {
-            let want = components::ALL
-                .iter()
-                .find(|k| k.name == c.contract)
-                .map_or_else(|| "none".to_owned(), Contract::fingerprint);
+            let contract = self.config().contract(&c.contract);
+            let want = contract.map_or_else(|| "none".to_owned(), Contract::fingerprint);
             if want != c.fingerprint {
                 return Err(ManifestError::Fingerprint {
                     path: self.dir.join(FILE),

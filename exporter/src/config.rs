@@ -1,5 +1,7 @@
 //! Reads the sizes of a model from its tensors. Heads, injected layers and strides show in no
 //! tensor, so they come from `config.json`.
+mod zeros;
+
 use crate::checkpoint::layout::{DitSizes, SizeError, T5Sizes, VaeSizes, WavSizes};
 use crate::checkpoint::{Checkpoint, CheckpointError, read_json};
 use engines::components::dit::{AudioConfig, DitConfig};
@@ -9,6 +11,9 @@ use engines::components::vae::VaeConfig;
 use engines::error_kind::ErrorKind;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use zeros::Zeros;
+
+pub(crate) use zeros::notice as zeros_notice;
 
 /// Latent frames of one block, `num_frames_per_block` of the reference's pipelines.
 const BLOCK_FRAMES: usize = 3;
@@ -276,15 +281,18 @@ pub(crate) fn text(checkpoint: &Checkpoint) -> Result<TextConfig, ConfigError> {
     })
 }
 
-/// Reads the sizes of the VAE.
+/// Reads the sizes of the VAE, and finds the parts that its zeros make idle.
 pub(crate) fn vae(checkpoint: &Checkpoint) -> Result<VaeConfig, ConfigError> {
     let s = VaeSizes::derive(checkpoint).map_err(|source| ConfigError::Size {
         path: checkpoint.path().to_owned(),
         source,
     })?;
+    let zeros = Zeros::of(checkpoint)?;
     Ok(VaeConfig {
         dim: s.dim,
         latent_channels: s.z_dim,
+        idle_branches: zeros.idle_branches,
+        frame_convolutions: zeros.frame_convolutions,
     })
 }
 

@@ -175,7 +175,8 @@ pub fn export_with(
     if let Some(count) = checkpoints.sums {
         observe(Event::Notice(&count.to_string()));
     }
-    for notice in checkpoints.lora_notices() {
+    let notices = checkpoints.lora_notices();
+    for notice in notices.into_iter().chain(checkpoints.vae_notice()) {
         observe(Event::Notice(&notice));
     }
     if let Some(layers) = request.layers {

@@ -181,15 +181,18 @@ impl ModelShapes<'_> {
                 &mut errors,
                 |f| {
                     for contract in [&vae::ENCODER_FIRST, &vae::ENCODER_NEXT] {
+                        let contract = c.vae.contract(contract);
                         f.add(contract.name, contract, &c.vae, |b| {
                             wan_vae::encoder(b, contract, &c.vae);
                         });
                     }
                     for contract in [&vae::DECODER_FIRST, &vae::DECODER_NEXT] {
+                        let contract = c.vae.contract(contract);
                         f.add(contract.name, contract, &c.vae, |b| {
                             wan_vae::decoder(b, contract, &c.vae);
                         });
                     }
+                    f.leave_out(&c.vae.idle_branches);
                 },
             ),
             Family::build(
@@ -326,6 +329,16 @@ impl FamilyBuilder<'_> {
                 });
             }
         }
+    }
+
+    /// Counts the tensors of idle branches as read.
+    fn leave_out(&mut self, modules: &BTreeSet<String>) {
+        let keys = self.source.keys().into_iter();
+        let inside = |key: &String| {
+            let rest = modules.iter().filter_map(|m| key.strip_prefix(m.as_str()));
+            rest.into_iter().any(|rest| rest.starts_with('.'))
+        };
+        self.met.extend(keys.filter(inside));
     }
 
     /// Returns an error when the checkpoint holds a tensor that no graph reads and no rule excuses.

@@ -174,6 +174,13 @@ pub enum Transform {
         /// Which slice.
         index: usize,
     },
+    /// Adds one index of an axis to the index before it, so that the axis is one shorter.
+    Fold {
+        /// Counted from the front.
+        axis: usize,
+        /// The index that takes the sum.
+        index: usize,
+    },
     /// Another shape with the same elements.
     Reshape(Vec<usize>),
     /// Joins this tensor and the tensors of other keys along one axis.
@@ -203,6 +210,7 @@ impl fmt::Display for Transform {
             Self::Identity => f.write_str("as stored"),
             Self::Transpose2 => f.write_str("transpose"),
             Self::Select { axis, index } => write!(f, "select{axis}.{index}"),
+            Self::Fold { axis, index } => write!(f, "fold{axis}.{index}"),
             Self::Reshape(shape) => write!(f, "reshape{shape:?}"),
             Self::Concat { axis, with } => write!(f, "concat{axis}({})", with.join(", ")),
             Self::Chain(steps) => f.write_str(

@@ -1,7 +1,7 @@
 //! Reports the content of a checkpoint folder: components, sizes, types, the published files that
-//! it recognises, and the LoRA. It reads headers only, and whole files where a list states their
-//! sums. `verdict.rs` decides whether the folder can
-//! be exported; a damaged component does not hide the others.
+//! it recognises, and the LoRA. It reads headers, the VAE's weights as far as they are zero, and
+//! whole files where a list states their sums. `verdict.rs` decides whether the folder can be
+//! exported; a damaged component does not hide the others.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -88,6 +88,9 @@ pub(crate) struct Component {
     pub sizes: Value,
     /// Facts from its config file.
     pub config: BTreeMap<String, Value>,
+    /// A line about the parts that an export leaves out, because they are zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
     pub problems: Vec<Problem>,
 }
 
@@ -197,7 +200,7 @@ impl Component {
         path: PathBuf,
         refusals: &Refusals,
     ) -> Self {
-        let (files, dtypes, config) = Default::default();
+        let (files, dtypes, config, left_out) = Default::default();
         Self {
             name,
             path,
@@ -209,6 +212,7 @@ impl Component {
             published: None,
             sizes: Value::Null,
             config,
+            left_out,
             problems: refusals.of(of).map(Problem::from).collect(),
         }
     }
@@ -313,9 +317,13 @@ fn tokenizer(wan: &Path, opened: &Opened) -> Component {
 
 fn vae(wan: &Path, opened: &Opened) -> Component {
     let name = ("vae", verdict::Component::Vae);
-    Component::new(name, wan.join(VAE_FILE), &opened.refusals)
+    let vae = Component::new(name, wan.join(VAE_FILE), &opened.refusals)
         .files(wan, |n| n == VAE_FILE)
-        .tensors(&opened.vae, published::VAE)
+        .tensors(&opened.vae, published::VAE);
+    Component {
+        left_out: opened.vae_notice(),
+        ..vae
+    }
 }
 
 fn audio_encoder(wan: &Path, opened: &Opened) -> Component {
@@ -421,6 +429,9 @@ impl fmt::Display for Component {
         writeln!(f, "{}: {}", self.name, self.path.display())?;
         pairs(f, "sizes", self.sizes.as_object().into_iter().flatten())?;
         pairs(f, "config", &self.config)?;
+        if let Some(left_out) = &self.left_out {
+            writeln!(f, "  {left_out}")?;
+        }
         match (&self.names_md5, self.published) {
             (Some(hash), Some(true)) => {
                 writeln!(f, "  names and shapes: the published file's (md5 {hash})")?;

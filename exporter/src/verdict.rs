@@ -404,6 +404,12 @@ impl Opened {
         }
     }
 
+    /// Returns a line about the parts of the VAE that an export leaves out.
+    pub(crate) fn vae_notice(&self) -> Option<String> {
+        let (checkpoint, config) = (self.vae.checkpoint.as_ref()?, self.config.as_ref()?);
+        config::zeros_notice(checkpoint, &config.vae)
+    }
+
     /// Returns the components of a folder without a fault.
     ///
     /// # Errors

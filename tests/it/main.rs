@@ -15,3 +15,4 @@ mod signals;
 mod stream;
 mod sums;
 mod umt5;
+mod zeros;

@@ -116,6 +116,7 @@ impl Preset {
             vae: VaeConfig {
                 dim: row.vae_dim,
                 latent_channels: 16,
+                ..VaeConfig::default()
             },
             text: row.text.clone(),
             speech: SpeechConfig {

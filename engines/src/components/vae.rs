@@ -7,6 +7,7 @@
 use super::symbols;
 use crate::contract::{Contract, DType::F32, DType::U8, Port, Sizes, StateKind, Weights};
 use crate::dim::Bindings;
+use std::collections::BTreeSet;
 
 /// The first pixel frame, `[1, 3, 1, 8*H, 8*W]`, RGB in [-1, 1].
 pub const PIXELS_FIRST: Port = Port::new("pixels", F32, "1 3 1 8*H 8*W");
@@ -160,19 +161,46 @@ pub const DECODER_NEXT: Contract = Contract {
     weights: Weights::Inside,
 };
 
+/// Every contract of the VAE.
+pub const ALL: [Contract; 4] = [ENCODER_FIRST, ENCODER_NEXT, DECODER_FIRST, DECODER_NEXT];
+
 /// Pixels per latent row or column.
 pub const SPATIAL_STRIDE: usize = 8;
 /// Pixel frames per latent frame after the first.
 pub const TEMPORAL_STRIDE: usize = 4;
 
-/// Sizes of the VAE.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+/// Sizes of the VAE, and the parts that its graphs leave out because their weights are zero.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VaeConfig {
     /// Base width: 96 in the published model.
     pub dim: usize,
     /// Channels of a latent.
     pub latent_channels: usize,
+    /// Paths of the modules whose branch adds zero, such as `decoder.upsamples.14`. The graphs have
+    /// only their shortcut.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub idle_branches: BTreeSet<String>,
+    /// Paths of the causal convolutions whose weights for older frames are zero, such as
+    /// `decoder.head.2`. They see one frame at a time and have no cache.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub frame_convolutions: BTreeSet<String>,
+}
+
+impl VaeConfig {
+    /// Returns a contract of the VAE without the caches that this model does not have.
+    pub fn contract(&self, whole: &'static Contract) -> &'static Contract {
+        whole.without_state(|port| !self.has_cache(port.name))
+    }
+
+    /// Returns whether a causal convolution keeps frames of the past.
+    fn has_cache(&self, convolution: &str) -> bool {
+        let inside = |module: &String| {
+            let rest = convolution.strip_prefix(module.as_str());
+            rest.is_some_and(|rest| rest.starts_with('.'))
+        };
+        !self.frame_convolutions.contains(convolution) && !self.idle_branches.iter().any(inside)
+    }
 }
 
 /// Mean of each latent channel: `WanVAE.mean` of the reference.
@@ -192,5 +220,45 @@ impl Sizes for VaeConfig {
             (symbols::VAE_WIDTH, self.dim),
             (symbols::LATENT_CHANNELS, self.latent_channels),
         ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(contract: &Contract) -> Vec<&'static str> {
+        contract.state.iter().map(|port| port.name).collect()
+    }
+
+    #[test]
+    fn idle_branches_and_convolutions_of_one_frame_have_no_cache() {
+        let config = VaeConfig {
+            idle_branches: ["decoder.upsamples.1".to_owned()].into(),
+            frame_convolutions: ["decoder.head.2".to_owned()].into(),
+            ..VaeConfig::default()
+        };
+        let gone = [
+            "decoder.upsamples.1.residual.2",
+            "decoder.upsamples.1.residual.6",
+            "decoder.head.2",
+        ];
+        for whole in [&DECODER_FIRST, &DECODER_NEXT] {
+            let mut want = names(whole);
+            // The modules 12 to 14 begin with the same letters.
+            want.retain(|name| !gone.contains(name));
+            let found = config.contract(whole);
+            assert_eq!(names(found), want);
+            assert_ne!(found.fingerprint(), whole.fingerprint());
+            assert!(std::ptr::eq(found, config.contract(whole)));
+        }
+        assert_eq!(config.contract(&ENCODER_NEXT), &ENCODER_NEXT);
+    }
+
+    #[test]
+    fn a_config_without_zeros_reads_and_writes_as_before() {
+        let text = r#"{"dim":96,"latent_channels":16}"#;
+        let config: VaeConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&config).unwrap(), text);
     }
 }

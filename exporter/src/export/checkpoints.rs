@@ -3,6 +3,7 @@ use super::error::ExportError;
 use super::journal::{Identity, MergedLora, Stamp};
 use crate::checkpoint::sums::{SumsCount, SumsWatch};
 use crate::checkpoint::{Checkpoint, CheckpointError, LoraFile, LoraReport, StoredDType, layout};
+use crate::config::zeros_notice;
 use crate::families::{CheckpointKind, Family, FamilyErrors, ModelShapes};
 use crate::graph::WeightSource;
 use crate::graph::data::{DataPlan, WeightBytes};
@@ -135,6 +136,11 @@ impl Checkpoints {
             .collect();
         let notice = |lora| lora_notice(lora, &adaptable);
         self.dit.loras().map(notice).collect()
+    }
+
+    /// Returns a line about the parts of the VAE that are left out, where there are any.
+    pub(super) fn vae_notice(&self) -> Option<String> {
+        zeros_notice(&self.vae, &self.config.vae)
     }
 
     /// Returns the LoRAs as the manifest lists them. `hashes` are the hashes of their files.

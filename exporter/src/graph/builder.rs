@@ -1169,6 +1169,15 @@ impl Transform {
                 }
                 dims.remove(*axis);
             }
+            Self::Fold { axis, index } => {
+                let size = dims.get_mut(*axis);
+                let size = size.ok_or_else(|| format!("no axis {axis}"))?;
+                let numbers = size.as_const().map(usize::try_from);
+                if numbers.is_some_and(|n| n.is_ok_and(|n| index + 1 >= n)) {
+                    return Err(format!("axis {axis} has no index {}", index + 1));
+                }
+                *size = size.clone() - Dim::from(1);
+            }
             Self::Reshape(shape) => {
                 let want: Vec<Dim> = shape.iter().map(IntoDim::into_dim).collect();
                 let product = |dims: &[Dim]| dims.iter().cloned().fold(Dim::from(1), |a, d| a * d);
@@ -1529,7 +1538,7 @@ mod tests {
 
     #[test]
     fn transforms_give_their_shape_or_say_why_not() {
-        use Transform::{Chain, Concat, Reshape, Select};
+        use Transform::{Chain, Concat, Fold, Reshape, Select};
         let concat = |axis, with: &str| Concat {
             axis,
             with: vec![with.to_owned()],
@@ -1539,6 +1548,8 @@ mod tests {
             (Select { axis: 0, index: 3 }, "[8]"),
             (Select { axis: 0, index: 4 }, "axis 0 has no index 4"),
             (Select { axis: 2, index: 0 }, "no axis 2"),
+            (Fold { axis: 1, index: 6 }, "[4, 7]"),
+            (Fold { axis: 1, index: 7 }, "axis 1 has no index 8"),
             (Reshape(vec![2, 16]), "[2, 16]"),
             (
                 Reshape(vec![2, 15]),

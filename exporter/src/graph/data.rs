@@ -541,6 +541,21 @@ impl Transform {
                     shape,
                 )
             }
+            Self::Fold { axis, index } => {
+                let inner: usize = shape[axis + 1..].iter().product();
+                let size = shape[*axis];
+                shape[*axis] = size - 1;
+                let mut folded = Vec::with_capacity(data.len() / size.max(1) * (size - 1));
+                for outer in data.chunks_exact((size * inner).max(1)) {
+                    let (before, rest) = outer.split_at(index * inner);
+                    let (sum, rest) = rest.split_at(inner);
+                    let (added, after) = rest.split_at(inner);
+                    folded.extend_from_slice(before);
+                    folded.extend(sum.iter().zip(added).map(|(a, b)| a + b));
+                    folded.extend_from_slice(after);
+                }
+                (folded, shape)
+            }
             Self::Concat { axis, with } => {
                 let others = with
                     .iter()
@@ -658,17 +673,20 @@ mod tests {
 
     #[test]
     fn transforms_move_the_elements_they_promise() {
-        use Transform::{Chain, Concat, Identity, Reshape, Select, Transpose2};
+        use Transform::{Chain, Concat, Fold, Identity, Reshape, Select, Transpose2};
         let concat = |axis| Concat {
             axis,
             with: vec!["other".into()],
         };
-        let cases: [(Transform, &[usize], &[f32]); 8] = [
+        let cases: [(Transform, &[usize], &[f32]); 11] = [
             (Identity, &[2, 3], &[0., 1., 2., 3., 4., 5.]),
             (Reshape(vec![3, 2]), &[3, 2], &[0., 1., 2., 3., 4., 5.]),
             (Transpose2, &[3, 2], &[0., 3., 1., 4., 2., 5.]),
             (Select { axis: 0, index: 1 }, &[3], &[3., 4., 5.]),
             (Select { axis: 1, index: 2 }, &[2], &[2., 5.]),
+            (Fold { axis: 0, index: 0 }, &[1, 3], &[3., 5., 7.]),
+            (Fold { axis: 1, index: 0 }, &[2, 2], &[1., 2., 7., 5.]),
+            (Fold { axis: 1, index: 1 }, &[2, 2], &[0., 3., 3., 9.]),
             (
                 concat(0),
                 &[4, 3],

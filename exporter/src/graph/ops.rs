@@ -876,6 +876,21 @@ impl<'g> Value<'g> {
         self.conv(w, bias, [stride], &pads, groups)
     }
 
+    /// Applies a convolution: `[B, C, H, W] -> [B, O, H', W']`. w `[O, C/groups, Kh, Kw]`, pads
+    /// `[top, left, bottom, right]`.
+    #[track_caller]
+    #[must_use]
+    pub fn conv2d(
+        self,
+        w: Self,
+        bias: Option<Self>,
+        stride: [i64; 2],
+        pads: [i64; 4],
+        groups: i64,
+    ) -> Self {
+        self.conv(w, bias, stride, &pads, groups)
+    }
+
     /// Applies a convolution: `[B, C, T, H, W] -> [B, O, T', H', W']`. w
     /// `[O, C/groups, Kt, Kh, Kw]`, pads `[front, top, left, back, bottom, right]`.
     #[track_caller]
@@ -891,19 +906,19 @@ impl<'g> Value<'g> {
         self.conv(w, bias, stride, &pads, groups)
     }
 
-    /// Repeats each pixel twice along the last two axes, as torch's `nearest-exact` (and `nearest`)
-    /// with factor 2. ONNX Runtime has no Resize in bf16 on any device, so bf16 goes through f16:
-    /// the same values between 2^-14 and 65504, rounded to 2^-24 below.
+    /// Repeats each pixel twice along the last `axes` axes, as torch's `nearest-exact` (and
+    /// `nearest`) with factor 2. ONNX Runtime has no Resize in bf16 on any device, so bf16 goes
+    /// through f16: the same values between 2^-14 and 65504, rounded to 2^-24 below.
     #[track_caller]
     #[must_use]
-    pub fn resize_nearest2x(self) -> Self {
+    pub fn resize_nearest2x(self, axes: usize) -> Self {
         if self.dtype() == DType::BF16 {
-            let half = self.cast(DType::F16).resize_nearest2x();
+            let half = self.cast(DType::F16).resize_nearest2x(axes);
             return half.cast(DType::BF16);
         }
         let rank = self.rank();
         let scales = (0..rank)
-            .map(|i| if i + 2 >= rank { 2.0 } else { 1.0 })
+            .map(|i| if i + axes >= rank { 2.0 } else { 1.0 })
             .collect();
         let inputs = [
             Some(self),
@@ -917,10 +932,10 @@ impl<'g> Value<'g> {
         ];
         self.node("Resize", inputs, attributes, || {
             let mut fact = float(self.fact())?;
-            let [.., h, w] = fact.dims.as_mut_slice() else {
-                return Err("wants two axes or more".into());
+            let Some(kept) = rank.checked_sub(axes) else {
+                return Err(format!("wants {axes} axes or more"));
             };
-            for d in [h, w] {
+            for d in &mut fact.dims[kept..] {
                 *d = d.clone() * Dim::from(2);
             }
             Ok(fact)
@@ -1324,7 +1339,7 @@ mod tests {
             ),
             (
                 &["T 4 h w"],
-                |v| v[0].resize_nearest2x(),
+                |v| v[0].resize_nearest2x(2),
                 "f32 [T, 4, 2*h, 2*w]",
             ),
         ];

@@ -483,6 +483,7 @@ mod tests {
         let vae = VaeConfig {
             dim: 1,
             latent_channels: 16,
+            ..VaeConfig::default()
         };
         let plan = Plan::new(&Stages::default(), Lanes::Auto, 1, 4).unwrap();
         let (feedback, _inbox) = executor::inbox(&plan, 4);
@@ -605,6 +606,7 @@ mod tests {
             &VaeConfig {
                 dim: 1,
                 latent_channels: 16,
+                ..VaeConfig::default()
             },
         )
         .unwrap();

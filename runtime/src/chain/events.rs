@@ -167,6 +167,11 @@ pub struct Summary {
     pub frames_per_second: f64,
     /// Time from the start of the command to the first frames on the disk.
     pub first_frame_seconds: f64,
+    /// Real-time factor: `wall_seconds` as a part of the video's length. Below 1, a video is made
+    /// faster than it plays.
+    pub real_time_factor: f64,
+    /// `first_frame_seconds` as a part of the video's length.
+    pub first_frame_factor: f64,
     /// Most resident memory of the process, where the system says it.
     pub peak_memory_bytes: Option<u64>,
     /// Size that the user asked for.

@@ -307,14 +307,17 @@ fn summary_text(s: &Summary) -> String {
         .map(|p| p.display().to_string())
         .unwrap_or_default();
     format!(
-        "{} frames ({:.2} s) of {} (asked for {}) in {:.1} s: {:.2} FPS, first frames after {:.1} s, peak memory {memory}\n{out}",
+        "{} frames ({:.2} s) of {} (asked for {}) in {:.1} s, {:.2} times its length: {:.2} FPS; \
+         first frames after {:.1} s, {:.2} times its length; peak memory {memory}\n{out}",
         s.frames,
         s.video_seconds,
         s.effective_size,
         s.requested_size,
         s.wall_seconds,
+        s.real_time_factor,
         s.frames_per_second,
         s.first_frame_seconds,
+        s.first_frame_factor,
     )
 }
 

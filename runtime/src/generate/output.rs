@@ -124,13 +124,17 @@ impl<'a> Output<'a> {
             trace.write(path, geometry)?;
         }
         let wall_seconds = begun.elapsed().as_secs_f64();
+        let video_seconds = frames as f64 / f64::from(FPS);
+        let first_frame_seconds = self.first_frame_seconds.unwrap_or(wall_seconds);
         let summary = Summary {
             out: Some(out),
             frames,
-            video_seconds: frames as f64 / f64::from(FPS),
+            video_seconds,
             wall_seconds,
             frames_per_second: frames as f64 / denoising,
-            first_frame_seconds: self.first_frame_seconds.unwrap_or(wall_seconds),
+            first_frame_seconds,
+            real_time_factor: wall_seconds / video_seconds,
+            first_frame_factor: first_frame_seconds / video_seconds,
             peak_memory_bytes: peak_memory_bytes(),
             requested_size: self.requested,
             effective_size: geometry.size,

@@ -337,7 +337,8 @@ impl Count<'_> {
     }
 
     fn decoder(&self, device: usize) -> Result<Footprint, PlacementError> {
-        let mut all = self.component(device, &vae::DECODER_NEXT, 1)?;
+        let next = self.work.config.vae.contract(&vae::DECODER_NEXT);
+        let mut all = self.component(device, next, 1)?;
         all.weights += self.weights(device, vae::DECODER_FIRST.name)?;
         if self.work.encodes_motion {
             all.add(&self.picture(device)?);
@@ -346,7 +347,8 @@ impl Count<'_> {
     }
 
     fn picture(&self, device: usize) -> Result<Footprint, PlacementError> {
-        let mut all = self.component(device, &vae::ENCODER_NEXT, 1)?;
+        let next = self.work.config.vae.contract(&vae::ENCODER_NEXT);
+        let mut all = self.component(device, next, 1)?;
         all.weights += self.weights(device, vae::ENCODER_FIRST.name)?;
         Ok(all)
     }

@@ -396,20 +396,26 @@ impl Work {
             pixels,
             times,
         };
+        // With zeros, four sets of 2x2 weights give the pixels of a doubled picture.
+        let on_frames = !self.config.vae.frame_convolutions.is_empty();
+        let doubling = |input, output, pixels| match on_frames {
+            true => conv(4, input, 4 * output, pixels / 4, 1),
+            false => conv(9, input, output, pixels, 1),
+        };
         vec![
             conv(1, z, z, at, 1),
             conv(27, z, 4 * c, at, 1),
             conv(27, 4 * c, 4 * c, at, 10),
             conv(1, 4 * c, 16 * c, at, 1),
             conv(3, 4 * c, 8 * c, at, 1),
-            conv(9, 4 * c, 2 * c, 8 * at, 1),
+            doubling(4 * c, 2 * c, 8 * at),
             conv(27, 2 * c, 4 * c, 8 * at, 1),
             conv(1, 2 * c, 4 * c, 8 * at, 1),
             conv(27, 4 * c, 4 * c, 8 * at, 5),
             conv(3, 4 * c, 8 * c, 8 * at, 1),
-            conv(9, 4 * c, 2 * c, 64 * at, 1),
+            doubling(4 * c, 2 * c, 64 * at),
             conv(27, 2 * c, 2 * c, 64 * at, 6),
-            conv(9, 2 * c, c, 256 * at, 1),
+            doubling(2 * c, c, 256 * at),
             conv(27, c, c, 256 * at, 6),
             conv(27, c, 3, 256 * at, 1),
         ]
@@ -494,8 +500,9 @@ impl Work {
     }
 }
 
-/// Counts the elements of a component's state.
-fn caches(config: &ModelConfig, size: Size, contract: &Contract) -> u64 {
+/// Counts the elements of the caches that a graph of the VAE has in this model.
+fn caches(config: &ModelConfig, size: Size, whole: &'static Contract) -> u64 {
+    let contract = config.vae.contract(whole);
     let (h, w) = size.latent();
     let mut sizes = config.vae.bindings();
     sizes.extend([("H".to_owned(), h as i64), ("W".to_owned(), w as i64)]);
