@@ -39,6 +39,7 @@ pub(crate) mod product;
 mod repack;
 mod safetensors;
 mod stored;
+pub(crate) mod sums;
 mod text;
 mod torch;
 mod weight_norm;
@@ -54,6 +55,7 @@ pub use lora::{Lora, LoraFile, LoraForm, LoraReport, LoraScale};
 pub(crate) use names_hash::names_hash;
 pub use repack::Repack;
 pub use stored::TensorInfo;
+pub use sums::SumsProgress;
 pub(crate) use text::{read_json, read_text};
 
 use lora::Merge;

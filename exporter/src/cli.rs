@@ -2,8 +2,9 @@
 //! be written with underscores or with dashes.
 use crate::build::BuildError;
 use crate::build::command::{self, BuildArgs};
+use crate::checkpoint::sums::SumsWatch;
 use crate::checkpoint::{LoraFile, LoraScale};
-use crate::export::{self, ExportError, LimitsOutcome, MeasureLimits};
+use crate::export::{self, Event, ExportError, LimitsOutcome, MeasureLimits};
 use crate::graphs::{self, GraphsError};
 use crate::inspect::{self, InspectError};
 use crate::progress::Screen;
@@ -53,7 +54,8 @@ enum Task {
 
 #[derive(Debug, Args)]
 struct InspectArgs {
-    /// Folder that holds Wan2.2-S2V-14B and LiveAvatar, or the folder Wan2.2-S2V-14B itself
+    /// Folder that holds Wan2.2-S2V-14B and LiveAvatar, or the folder Wan2.2-S2V-14B itself. Where
+    /// SHA256SUMS lies in Wan2.2-S2V-14B, the files that it names are hashed
     dir: PathBuf,
     /// File of the LoRA to check with the checkpoint [default:
     /// LiveAvatar/liveavatar.safetensors beside it, where it exists]
@@ -113,7 +115,8 @@ fn parse_recipe(text: &str) -> Result<Recipe, String> {
 
 #[derive(Debug, Args)]
 struct OnnxArgs {
-    /// Folder of the base checkpoint, for example ckpt/Wan2.2-S2V-14B
+    /// Folder of the base checkpoint, for example ckpt/Wan2.2-S2V-14B. Where the folder holds
+    /// SHA256SUMS, the files that it names are hashed first
     #[arg(long = "ckpt_dir", visible_alias = "ckpt-dir")]
     ckpt_dir: PathBuf,
     /// File or PEFT folder of a LoRA to merge into the transformer, for example
@@ -345,7 +348,16 @@ fn claim(out: &Path, reads: &[(&str, &Path)]) -> Result<Claims, CliError> {
 }
 
 fn inspect(a: &InspectArgs) -> Result<ExitCode, CliError> {
-    let found = inspect::inspect(&a.dir, a.lora.as_deref())?;
+    let mut screen = Screen::new();
+    // Nothing is written, so a signal ends the process.
+    let mut sums = SumsWatch {
+        stop: None,
+        observe: Box::new(|progress| screen.show(Event::Checking(progress))),
+    };
+    let found = inspect::inspect(&a.dir, a.lora.as_deref(), &mut sums);
+    drop(sums);
+    screen.finish();
+    let found = found?;
     let text = match a.json {
         true => serde_json::to_string_pretty(&found).expect("an inspection is plain data"),
         false => found.to_string(),

@@ -16,7 +16,8 @@ pub use limits::{Limits, Rates};
 pub use staging::Start;
 pub use writer::Progress;
 
-use crate::checkpoint::{LoraFile, layout, read_text};
+use crate::checkpoint::sums::SumsWatch;
+use crate::checkpoint::{LoraFile, SumsProgress, layout, read_text};
 use crate::families::{Family, generic};
 use crate::graph::data::{BLOCK, DataLayout, DataPlan};
 use crate::graph::write::{WeightPlacement, to_model, write_model};
@@ -72,6 +73,8 @@ pub const LONG_EXPORT_SECONDS: f64 = 20.0;
 pub enum Event<'a> {
     /// A fact that the user should know.
     Notice(&'a str),
+    /// A file of the checkpoint is compared with its list of sums.
+    Checking(SumsProgress<'a>),
     /// A block of a data file is in place.
     Progress(Progress<'a>),
 }
@@ -102,7 +105,7 @@ pub struct Report {
     pub kept: u64,
     /// Number of tensors that the LoRAs change.
     pub lora_targets: usize,
-    /// Wall time, in seconds.
+    /// Wall time, in seconds. It includes the comparison with lists of sums.
     pub seconds: f64,
     /// Processor time of all threads, in seconds. The difference to `seconds` is time spent
     /// waiting.
@@ -163,7 +166,15 @@ pub fn export_with(
     }
     staging::check_target(&request.out)?;
     drop(staging::unused(&request.out)?);
-    let mut checkpoints = Checkpoints::open(&request.ckpt_dir, &request.loras)?;
+    let mut sums = SumsWatch {
+        stop: options.stop,
+        observe: Box::new(|progress| observe(Event::Checking(progress))),
+    };
+    let mut checkpoints = Checkpoints::open(&request.ckpt_dir, &request.loras, &mut sums)?;
+    drop(sums);
+    if let Some(count) = checkpoints.sums {
+        observe(Event::Notice(&count.to_string()));
+    }
     let notices = checkpoints.lora_notices();
     for notice in notices.into_iter().chain(checkpoints.vae_notice()) {
         observe(Event::Notice(&notice));

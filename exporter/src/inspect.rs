@@ -1,7 +1,7 @@
 //! Reports the content of a checkpoint folder: components, sizes, types, the published files that
-//! it recognises, and the LoRA. It reads headers, and the VAE's weights as far as they are zero.
-//! `verdict.rs` decides whether the folder can be exported; a damaged component does not hide the
-//! others.
+//! it recognises, and the LoRA. It reads headers, the VAE's weights as far as they are zero, and
+//! whole files where a list states their sums. `verdict.rs` decides whether the folder can be
+//! exported; a damaged component does not hide the others.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,6 +17,7 @@ use crate::checkpoint::layout::{
     DIT_STEM, DitSizes, LORA_FILE, T5_FILE, TOKENIZER_DIR, TOKENIZER_FILE, VAE_FILE, WAN_DIR,
     WAV2VEC2_DIR, published,
 };
+use crate::checkpoint::sums::{Stopped, SumsCount, SumsWatch};
 use crate::checkpoint::{
     Checkpoint, CheckpointError, LayoutFault, LoraFile, LoraReport, LoraScale, read_json,
 };
@@ -35,6 +36,8 @@ pub enum InspectError {
     Empty { dir: PathBuf },
     #[error(transparent)]
     Refused(#[from] Refusals),
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 impl InspectError {
@@ -42,6 +45,7 @@ impl InspectError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Refused(e) => e.kind(),
+            Self::Stopped(_) => ErrorKind::Interrupted,
             _ => ErrorKind::Model,
         }
     }
@@ -56,6 +60,9 @@ pub(crate) struct Inspection {
     pub sound: bool,
     pub components: Vec<Component>,
     pub lora: LoraFacts,
+    /// The comparison with lists of sums; `None` where no list is there or names one of the files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sums: Option<SumsFacts>,
     /// The reasons why `onnx` refuses the folder.
     #[serde(skip)]
     pub refusals: Refusals,
@@ -122,6 +129,14 @@ pub(crate) struct LoraFacts {
     pub problems: Vec<Problem>,
 }
 
+/// The comparison of files with lists of their sums.
+#[derive(Debug, Serialize)]
+pub(crate) struct SumsFacts {
+    #[serde(flatten)]
+    pub count: SumsCount,
+    pub problems: Vec<Problem>,
+}
+
 impl Inspection {
     /// Returns the number of parameters of all components and the LoRA.
     #[cfg(test)]
@@ -135,9 +150,13 @@ impl Inspection {
 /// a LoRA may be absent.
 ///
 /// # Errors
-/// A folder without a checkpoint. A checkpoint that cannot be exported is no error here:
-/// [`Inspection::refusals`] says why.
-pub(crate) fn inspect(dir: &Path, lora: Option<&Path>) -> Result<Inspection, InspectError> {
+/// A folder without a checkpoint, or a stop that was asked for. A checkpoint that cannot be
+/// exported is no error here: [`Inspection::refusals`] says why.
+pub(crate) fn inspect(
+    dir: &Path,
+    lora: Option<&Path>,
+    sums: &mut SumsWatch<'_>,
+) -> Result<Inspection, InspectError> {
     verdict::check_folder(dir)?;
     let (wan, parent) = match dir.join(WAN_DIR) {
         inner if inner.is_dir() => (inner, dir.to_owned()),
@@ -150,7 +169,7 @@ pub(crate) fn inspect(dir: &Path, lora: Option<&Path>) -> Result<Inspection, Ins
         scale: LoraScale::default(),
         strength: 1.0,
     });
-    let mut opened = Opened::open(&wan, laid.as_slice());
+    let mut opened = Opened::open(&wan, laid.as_slice(), sums)?;
     // The precision of the graphs does not change whether they can be built.
     opened.build_graphs(Recipe::Bf16);
     let components = vec![
@@ -170,6 +189,7 @@ pub(crate) fn inspect(dir: &Path, lora: Option<&Path>) -> Result<Inspection, Ins
         sound: opened.refusals.is_empty(),
         components,
         lora: lora_facts(place, &opened),
+        sums: sums_facts(&opened),
         refusals: opened.refusals,
     })
 }
@@ -351,6 +371,16 @@ fn lora_facts(path: PathBuf, opened: &Opened) -> LoraFacts {
     }
 }
 
+fn sums_facts(opened: &Opened) -> Option<SumsFacts> {
+    let reasons = opened.refusals.of(verdict::Component::Sums);
+    let problems: Vec<Problem> = reasons.map(Problem::from).collect();
+    if opened.sums.is_none() && problems.is_empty() {
+        return None;
+    }
+    let count = opened.sums.unwrap_or_default();
+    Some(SumsFacts { count, problems })
+}
+
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.dir.display())?;
@@ -377,10 +407,20 @@ impl fmt::Display for Inspection {
             write!(f, "\n{c}")?;
         }
         write!(f, "\n{}", self.lora)?;
+        if let Some(sums) = &self.sums {
+            write!(f, "\n{sums}")?;
+        }
         f.write_str(match self.sound {
             true => "\nsound: avatar-export onnx can export it",
             false => "\nnot sound: avatar-export onnx refuses it",
         })
+    }
+}
+
+impl fmt::Display for SumsFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "sums: {}", self.count)?;
+        problems(f, &self.problems)
     }
 }
 
@@ -482,6 +522,11 @@ mod tests {
     use super::*;
     use crate::export::{self, Request};
     use crate::synth::{Preset, SynthOptions, synth};
+
+    /// Inspects without an observer.
+    fn inspect(dir: &Path, lora: Option<&Path>) -> Result<Inspection, InspectError> {
+        super::inspect(dir, lora, &mut SumsWatch::idle())
+    }
 
     /// A tiny checkpoint in the folder `c`.
     fn tiny() -> TempDir {
@@ -746,7 +791,8 @@ mod tests {
     fn absent_fields_have_the_published_values() {
         let dir = tiny();
         let path = wan(&dir).join("config.json");
-        let config = || Opened::open(&wan(&dir), &[]).finish().unwrap().config.dit;
+        let open = || Opened::open(&wan(&dir), &[], &mut SumsWatch::idle()).unwrap();
+        let config = || open().finish().unwrap().config.dit;
         let stated = config();
         let mut fields: Value = read_json(&path).unwrap();
         for field in ["text_len", "eps", "num_audio_token"] {

@@ -14,8 +14,17 @@ const SETTLED: Duration = Duration::from_millis(200);
 /// Shows the events of one export.
 pub(crate) struct Screen {
     bar: Option<ProgressBar>,
+    phase: Phase,
+    /// Start of the phase.
     began: Instant,
     told: Instant,
+}
+
+/// A part of an export that has a speed of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Checking,
+    Writing,
 }
 
 impl Screen {
@@ -23,6 +32,7 @@ impl Screen {
         let began = Instant::now();
         Self {
             bar: std::io::stderr().is_terminal().then(progress_bar),
+            phase: Phase::Writing,
             began,
             told: began,
         }
@@ -34,16 +44,39 @@ impl Screen {
                 bar.suspend(|| console::tell(format_args!("note: {text}")));
             }
             (Event::Notice(text), None) => console::tell(format_args!("note: {text}")),
-            (Event::Progress(p), Some(bar)) => {
+            (Event::Checking(p), _) => {
+                let p = Progress {
+                    file: p.file,
+                    done: p.done,
+                    kept: 0,
+                    total: p.total,
+                };
+                self.advance(Phase::Checking, p);
+            }
+            (Event::Progress(p), _) => self.advance(Phase::Writing, p),
+        }
+    }
+
+    fn advance(&mut self, phase: Phase, p: Progress<'_>) {
+        if self.phase != phase {
+            (self.phase, self.began) = (phase, Instant::now());
+        }
+        let name = match phase {
+            Phase::Checking => "checking ",
+            Phase::Writing => "",
+        };
+        let message = || name.to_owned() + &line(p, self.began.elapsed());
+        match &self.bar {
+            Some(bar) => {
                 bar.set_length(p.total);
-                bar.set_message(line(p, self.began.elapsed()));
+                bar.set_message(message());
                 bar.set_position(p.done);
             }
-            (Event::Progress(p), None) if self.told.elapsed() >= EVERY => {
+            None if self.told.elapsed() >= EVERY => {
+                console::tell(message());
                 self.told = Instant::now();
-                console::tell(line(p, self.began.elapsed()));
             }
-            (Event::Progress(_), None) => {}
+            None => {}
         }
     }
 

@@ -461,6 +461,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::Checkpoint;
+    use crate::checkpoint::sums::SumsWatch;
     use crate::config;
     use crate::inspect::inspect;
 
@@ -492,7 +493,7 @@ mod tests {
             seed: 3,
         };
         let report = synth(Preset::Tiny, &options, &dir.path().join("a")).unwrap();
-        let inspection = inspect(&dir.path().join("a"), None).unwrap();
+        let inspection = inspect(&dir.path().join("a"), None, &mut SumsWatch::idle()).unwrap();
         assert!(inspection.sound, "{inspection}");
         assert_eq!(inspection.parameters(), report.parameters());
         fs::create_dir(dir.path().join("b")).unwrap();

@@ -21,6 +21,7 @@ use crate::checkpoint::layout::{
     self, DIT_STEM, DitSizes, SizeError, T5_FILE, T5Sizes, TOKENIZER_DIR, TOKENIZER_FILE,
     TensorSpec, VAE_FILE, VaeSizes, WAV2VEC2_DIR, WavSizes,
 };
+use crate::checkpoint::sums::{self, SUMS_FILE, Stopped, SumFault, SumsCount, SumsWatch};
 use crate::checkpoint::{
     Checkpoint, CheckpointError, LayoutFaults, Lora, LoraFile, LoraReport, Repack, names_hash,
     read_json,
@@ -40,6 +41,8 @@ pub(crate) enum Component {
     Vae,
     AudioEncoder,
     Lora,
+    /// The lists of sums and the files that they name.
+    Sums,
 }
 
 impl Component {
@@ -51,6 +54,7 @@ impl Component {
             Self::Tokenizer => "google/umt5-xxl/tokenizer.json",
             Self::Vae => VAE_FILE,
             Self::AudioEncoder => "wav2vec2-large-xlsr-53-english/model.safetensors",
+            Self::Sums => SUMS_FILE,
             Self::Lora => return "liveavatar.safetensors of Quark-Vision/Live-Avatar".to_owned(),
         };
         format!("{file} of {REPOSITORY}")
@@ -91,6 +95,9 @@ pub(crate) enum Reason {
     /// A graph cannot be built.
     #[error(transparent)]
     Family(#[from] FamilyError),
+    /// A file differs from the sum that a list states, or the list is malformed.
+    #[error(transparent)]
+    Sum(#[from] SumFault),
 }
 
 /// The reasons why a folder cannot be exported, one line each.
@@ -113,6 +120,7 @@ impl Refusals {
         let lacks = |(_, reason): &(Component, Reason)| match reason {
             Reason::Checkpoint(e) => e.kind() == ErrorKind::Resources,
             Reason::Config(e) => e.kind() == ErrorKind::Resources,
+            Reason::Sum(e) => e.kind() == ErrorKind::Resources,
             Reason::Family(_) => false,
         };
         match self.0.iter().all(lacks) {
@@ -263,6 +271,8 @@ pub(crate) struct Opened {
     pub(crate) speech: Part,
     /// LoRAs that could be opened, in the order of their merge.
     pub(crate) loras: Vec<OpenedLora>,
+    /// Files that were compared with lists of sums; `None` where no list names one.
+    pub(crate) sums: Option<SumsCount>,
     config: Option<ModelConfig>,
     pub(crate) refusals: Refusals,
 }
@@ -273,12 +283,21 @@ pub(crate) struct Sound {
     pub(crate) text: Checkpoint,
     pub(crate) vae: Checkpoint,
     pub(crate) speech: Checkpoint,
+    pub(crate) sums: Option<SumsCount>,
     pub(crate) config: ModelConfig,
 }
 
 impl Opened {
     /// Opens the components of the base folder `dir` and compares them with the published layout.
-    pub(crate) fn open(dir: &Path, loras: &[LoraFile]) -> Self {
+    /// Then compares the files with the lists of sums, where there are lists.
+    ///
+    /// # Errors
+    /// A stop that was asked for during the second comparison.
+    pub(crate) fn open(
+        dir: &Path,
+        loras: &[LoraFile],
+        watch: &mut SumsWatch<'_>,
+    ) -> Result<Self, Stopped> {
         let mut refusals = Refusals::default();
         let speech_dir = dir.join(WAV2VEC2_DIR);
         refusals.note(Component::Tokenizer, tokenizer(dir));
@@ -298,12 +317,18 @@ impl Opened {
             ),
             speech: speech(&speech_dir, &mut refusals),
             loras: Vec::new(),
+            sums: None,
             config: None,
             refusals,
         };
         opened.lay(dir, loras);
         opened.config = opened.sizes(dir, &speech_dir);
-        opened
+        let report = sums::check(dir, loras.iter().map(|l| l.path.as_path()), watch)?;
+        opened.sums = (report.count.files > 0).then_some(report.count);
+        for fault in report.faults {
+            opened.refusals.note::<()>(Component::Sums, Err(fault));
+        }
+        Ok(opened)
     }
 
     /// Lays the LoRAs over the transformer, in their order. After a fault, the base is kept.
@@ -397,6 +422,7 @@ impl Opened {
                 text,
                 vae,
                 speech,
+                sums: self.sums,
                 config,
             }),
             _ => Err(self.refusals),

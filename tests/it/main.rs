@@ -13,5 +13,6 @@ mod readme;
 mod rooms;
 mod signals;
 mod stream;
+mod sums;
 mod umt5;
 mod zeros;

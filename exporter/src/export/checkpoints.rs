@@ -1,6 +1,7 @@
 //! The four opened checkpoints of an export: their sizes, their identity and the graphs they give.
 use super::error::ExportError;
 use super::journal::{Identity, MergedLora, Stamp};
+use crate::checkpoint::sums::{SumsCount, SumsWatch};
 use crate::checkpoint::{Checkpoint, CheckpointError, LoraFile, LoraReport, StoredDType, layout};
 use crate::config::zeros_notice;
 use crate::families::{CheckpointKind, Family, FamilyErrors, ModelShapes};
@@ -22,6 +23,8 @@ pub(super) struct Checkpoints {
     pub(super) vae: Checkpoint,
     pub(super) speech: Checkpoint,
     pub(super) config: ModelConfig,
+    /// Files that are as their lists of sums say; `None` where no list names one.
+    pub(super) sums: Option<SumsCount>,
     /// Layers of the checkpoint, when only the first of them are exported.
     pub(super) layers_of: Option<usize>,
 }
@@ -30,16 +33,21 @@ impl Checkpoints {
     /// Opens the folder's checkpoints and reads their sizes.
     ///
     /// # Errors
-    /// Every fault of every checkpoint, together.
-    pub(super) fn open(dir: &Path, loras: &[LoraFile]) -> Result<Self, ExportError> {
+    /// Every fault of every checkpoint, together; a stop that was asked for.
+    pub(super) fn open(
+        dir: &Path,
+        loras: &[LoraFile],
+        watch: &mut SumsWatch<'_>,
+    ) -> Result<Self, ExportError> {
         verdict::check_folder(dir)?;
-        let sound = verdict::Opened::open(dir, loras).finish()?;
+        let sound = verdict::Opened::open(dir, loras, watch)?.finish()?;
         Ok(Self {
             dit: sound.dit,
             text: sound.text,
             vae: sound.vae,
             speech: sound.speech,
             config: sound.config,
+            sums: sound.sums,
             layers_of: None,
         })
     }

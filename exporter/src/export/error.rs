@@ -1,5 +1,6 @@
 //! Reasons why an export fails.
 use crate::checkpoint::CheckpointError;
+use crate::checkpoint::sums;
 use crate::families::FamilyErrors;
 use crate::graph::error::WriteError;
 use crate::verdict::{NoFolder, Refusals};
@@ -60,6 +61,12 @@ pub enum ExportError {
         path: PathBuf,
         source: std::io::Error,
     },
+}
+
+impl From<sums::Stopped> for ExportError {
+    fn from(_: sums::Stopped) -> Self {
+        Self::Stopped
+    }
 }
 
 impl ExportError {
