@@ -76,14 +76,18 @@ def main():
         z = normalised(vae, (frames * 2 - 1).contiguous(memory_format=torch.channels_last), len(frames))
         return dict(z=z.transpose(0, 1).half().contiguous(), sound=j, begin=begin, context=text(words).half(), words=words)
 
+    def save():
+        torch.save(found, file.with_suffix(".new"))
+        file.with_suffix(".new").rename(file)
+
     while len(found["held"]) < args.held_out:
         found["held"].append(encoded(len(found["held"]), 1))
     while time.time() - began < args.minutes * 60:
         found["clips"].append(encoded(len(found["clips"]), 0))
-        if len(found["clips"]) % 50 == 0:
+        if len(found["clips"]) % 100 == 0:
+            save()
             print(len(found["clips"]), f"{time.time() - began:.0f} s", "deviation", found["clips"][-1]["z"].float().std().item(), flush=True)
-    torch.save(found, file.with_suffix(".new"))
-    file.with_suffix(".new").rename(file)
+    save()
     print(len(found["clips"]), "clips")
 
 

@@ -165,11 +165,20 @@ def padded(contexts):
     return rows, bias
 
 
-class Dit:
-    """Weights `w` by name; `rows` and `columns` are the tokens of a frame."""
+def tokens(x):
+    """Cuts [B, 16, T, H, W] into patches, [B, T, tokens, 64], as the head gives them: (row, column, channel)."""
+    return x.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 2, 3, 5, 4, 6, 1).flatten(4).flatten(2, 3)
 
-    def __init__(self, w, rows, columns):
+
+class Dit:
+    """Weights `w` by name; `rows` and `columns` are the tokens of a frame.
+
+    With `keep` (numbers of tokens in a frame) only these are computed, at their true places: a part of the work, and attention sees near and far.
+    """
+
+    def __init__(self, w, rows, columns, keep=None):
         self.w, self.rows, self.columns = w, rows, columns
+        self.keep = torch.arange(rows * columns) if keep is None else keep
         self.inverse = [10000.0 ** (-np.arange(n) / n) for n in parts(DIM // HEADS // 2)]
 
     def lin(self, x, p):
@@ -188,7 +197,8 @@ class Dit:
         return torch.from_numpy(np.cos(a)).float(), torch.from_numpy(np.sin(a)).float()
 
     def frame_table(self, frames):
-        return self.table(frames, range(self.rows), range(self.columns))
+        tables = self.table(frames, range(self.rows), range(self.columns))
+        return tuple(t.unflatten(0, (len(frames), -1))[:, self.keep].flatten(0, 1) for t in tables)
 
     def motion_table(self):
         at = lambda n, m: np.linspace(0, n - 1, m).astype(int)
@@ -205,7 +215,7 @@ class Dit:
         """[B, 16, T, H, W] -> [B, tokens, DIM]"""
         k = self.w[p + ".weight"]
         if k.shape[2:] == (1, 2, 2):
-            x = x.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
+            x = x.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)[:, :, self.keep].flatten(1, 2)
             return F.linear(x, k.flatten(1), self.w[p + ".bias"])
         return F.conv3d(x, k, self.w[p + ".bias"], stride=k.shape[2:]).flatten(2).transpose(1, 2)
 
@@ -259,7 +269,7 @@ class Dit:
     def inject(self, j, x, audio):
         """Every frame's tokens look at that frame's five audio tokens."""
         glo, loc = audio
-        n = self.rows * self.columns
+        n = len(self.keep)
         shift, scale = self.lin(F.silu(glo), f"audio_injector.injector_adain_layers.{j}.linear").unsqueeze(1).chunk(2, -1)
         z, p = norm(x, 1e-5).reshape(-1, n, DIM) * (1 + scale) + shift, f"audio_injector.injector.{j}."
         q = self.heads(self.rms(self.lin(z, p + "q"), p + "norm_q"))
@@ -267,8 +277,8 @@ class Dit:
         return self.lin(attend(q, k, self.heads(self.lin(loc, p + "v"))), p + "o").view_as(x)
 
     def forward(self, x, t, audio, sink, text, first, distance):
-        """Predicts the flow of K blocks: x [B, 16, 3K, H, W], t [B], audio [B, 12K, width], `first` global latent frame of the clip, `distance` [K] of the reference."""
-        batch, n, blocks = len(x), self.rows * self.columns, x.shape[2] // FRAMES
+        """Predicts the flow of K blocks as patches [B, 3K, tokens, 64]: x [B, 16, 3K, H, W], t [B], audio [B, 12K, width], `first` global latent frame of the clip, `distance` [K] of the reference."""
+        batch, n, blocks = len(x), len(self.keep), x.shape[2] // FRAMES
         e, e0 = self.time(t)
         heard = self.audio(audio.reshape(batch * blocks, 12, -1))
         heard = heard[0].flatten(0, 1), heard[1].flatten(0, 1)
@@ -291,5 +301,4 @@ class Dit:
             if i in INJECT:
                 x = x + self.inject(INJECT.index(i), x, heard)
         shift, scale = (self.w["head.modulation"] + e[:, None]).chunk(2, 1)
-        y = self.lin(norm(x) * (1 + scale) + shift, "head.head").view(batch, FRAMES * blocks, self.rows, self.columns, 2, 2, LATENTS)
-        return y.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, LATENTS, FRAMES * blocks, 2 * self.rows, 2 * self.columns)
+        return self.lin(norm(x) * (1 + scale) + shift, "head.head").view(batch, FRAMES * blocks, n, PATCH)

@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit import LORA_RANK, LORA_SCALE, Dit, adapted, padded, sigmas, start
+from dit import LORA_RANK, LORA_SCALE, Dit, adapted, padded, sigmas, start, tokens
 from muon import Muon
 
 MUON, ADAM, LORA_RATE = 1e-3, 6e-4, 1e-3
 HEARING = 3.0  # the parts that hear may change faster
 SENSITIVE = ("time", "head", "patch", "trainable", "blocks.0.self_attn")  # parts that copy the picture: errors there stand in every pixel, so they change slowly
 
-# Up to this part of the time: blocks a clip, clips a step; many short clips teach more than few long ones. Windows of the latents would be cheaper, but then
-# no two tokens are ever far apart, and the fast frequencies of positions repeat themselves.
-PHASES = ((0.85, 2, 3), (1.0, 4, 2))
+# Up to this part of the time: blocks a clip, clips a step, tokens a frame. Many short clips teach more than few long ones. Half of a part of the tokens are
+# those that move most, half are drawn anywhere: a window would be as cheap, but no two of its tokens are far apart, and the fast frequencies of positions
+# repeat themselves.
+PHASES = ((0.6, 2, 8, 96), (0.9, 2, 3, 256), (1.0, 4, 2, 256))
 SWITCH = 0.5  # mean square between the scene of the picture and that of the video, above which night fell
 MIX = (0.5, 0.2, 0.24, 0.02)  # how often each step's sigma is drawn; else any sigma
 
@@ -50,20 +51,28 @@ def sample(data, rng, n, blocks=4, held=False):
     return [torch.stack(v) for v in (ref, motion, audio, x0)], contexts, first
 
 
-def loss_of(w, drawn, sigma, rng):
+def loss_of(w, drawn, sigma, rng, kept=256):
     """The weighted and the plain error of the flow for each clip; places that move count more."""
     (ref, motion, audio, x0), contexts, first = drawn
-    net = Dit(w, x0.shape[3] // 2, x0.shape[4] // 2)
+    moved = tokens(x0 - ref).pow(2).mean(3)  # [B, T, tokens]
+    places = moved.shape[2]
+    keep = None
+    if kept < places:
+        most = moved.mean((0, 1)).topk(kept // 2).indices
+        rest = torch.ones(places, dtype=torch.bool)
+        rest[most] = False
+        others = rest.nonzero().flatten()[torch.from_numpy(rng.permutation(places - len(most))[: kept - len(most)])]
+        keep = torch.cat([most, others]).sort().values
+    net = Dit(w, x0.shape[3] // 2, x0.shape[4] // 2, keep)
     rows, bias = padded(contexts)
     text = (net.text(rows), bias)
     noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
     s = sigma.view(-1, 1, 1, 1, 1)
     v = net.forward((1 - s) * x0 + s * noise, sigma * 1000, audio, net.sink(ref, motion, text), text, first, rng.integers(4, 31, x0.shape[2] // 3).tolist())
-    moved = (x0 - ref).pow(2).mean(1, keepdim=True)
-    weight = 1 + (moved / (moved.mean() + 1e-6)).clamp(max=6)
-    error = (v - (noise - x0)).pow(2)
-    whole = moved.mean((1, 2, 3, 4)) + 0.1  # every clip counts about the same
-    return (error * weight).mean((1, 2, 3, 4)) / whole, error.detach().mean((1, 2, 3, 4))
+    error = (v - tokens(noise - x0)[:, :, net.keep]).pow(2).mean(3)
+    whole = moved.mean((1, 2), keepdim=True)
+    weight = (1 + (moved / (whole + 1e-6)).clamp(max=8))[:, :, net.keep] / (whole + 0.1)  # every clip counts about the same
+    return (error * weight).mean((1, 2)), error.detach().mean((1, 2))
 
 
 @torch.no_grad()
@@ -129,11 +138,11 @@ def main():
             scale = min(1, (own + 1) / 60) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * u)))
             for group in opt.param_groups:
                 group["lr"] = rate * group["part"] * scale
-            blocks, batch = next(p[1:] for p in (PHASES if not lora else PHASES[-1:]) if u < p[0])
+            blocks, batch, kept = next(p[1:] for p in (PHASES if not lora else PHASES[-1:]) if u < p[0])
             which = rng.choice(5, batch, p=(*MIX, 1 - sum(MIX))) if not lora else rng.choice(4, batch, p=np.array(MIX) / sum(MIX))
             any_sigma = 3 * (r := rng.random(batch)) / (1 + 2 * r)
             sigma = torch.tensor([float(sigmas()[k]) if k < 4 else float(s) for k, s in zip(which, any_sigma)])
-            loss, error = loss_of(weights(), sample(data, rng, batch, blocks), sigma, rng)
+            loss, error = loss_of(weights(), sample(data, rng, batch, blocks), sigma, rng, kept)
             opt.zero_grad(set_to_none=True)
             muon.clear()
             loss.mean().backward()
@@ -146,7 +155,7 @@ def main():
                 if k < 4:
                     track[k].append(e)
             if step % 50 == 0:
-                say(f"{step} {spent:.0f} s, {blocks} blocks, error by step " + " ".join(f"{np.mean(t[-100:]):.4f}" if t else "-" for t in track))
+                say(f"{step} {spent:.0f} s, {blocks} blocks, {kept} tokens, error by step " + " ".join(f"{np.mean(t[-100:]):.4f}" if t else "-" for t in track))
             if step % 200 == 0:
                 say("  held out " + " ".join(f"{v:.4f}" for v in held_out(merged(w, {k: [average[f"{k}.{i}"] for i in (0, 1)] for k in lora}) if lora else average, data)))
                 save()
