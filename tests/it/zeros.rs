@@ -332,6 +332,28 @@ fn idle_parts_leave_no_node_no_weight_and_no_cache() {
     }
 }
 
+/// Doubling has a set of 2x3 weights for each of two rows. The planner counts the same
+/// (`runtime/src/planner/tests.rs`).
+#[test]
+fn doubling_on_frames_stores_two_sets_of_six_weights() {
+    let mut ckpt = Zeroed::new(&[], &["decoder.head.2"]);
+    let [pruned, whole] = pruned_and_whole(&mut ckpt, Recipe::Fp32);
+    let elements = |folder: &Path| -> usize {
+        let models = Models::open(folder).unwrap();
+        let (entry, _) = models.component(vae::DECODER_NEXT.name).unwrap();
+        let kernels = entry
+            .weights
+            .keys()
+            .filter(|w| w.contains("resample.1.weight"));
+        let sizes = kernels.map(|name| {
+            let (_, weight) = models.weight(entry, &entry.weights[name]).unwrap();
+            weight.shape.iter().product::<usize>()
+        });
+        sizes.sum()
+    };
+    assert_eq!(9 * elements(&pruned), 12 * elements(&whole));
+}
+
 /// Counts the bytes of the decoder's device for a video of 64x64 pixels.
 fn footprint(models: &Path) -> Footprint {
     let backend = open(models);

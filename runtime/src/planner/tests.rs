@@ -63,6 +63,36 @@ fn first_principles_are_met_at_the_published_size() {
     near(work.transformer_weights() as f64 / 1e9, 34.0, "weights");
 }
 
+/// With a convolution of one frame, doubling has two sets of six weights instead of one of nine
+/// (`tests/it/zeros.rs` counts them in an export), and 2/3 of the products.
+#[test]
+fn doubling_on_frames_is_counted_as_it_is_exported() {
+    let whole = Preset::Small.config();
+    let mut frames = whole.clone();
+    frames.vae.frame_convolutions = ["decoder.head.2".to_owned()].into();
+    let [whole, frames] =
+        [&whole, &frames].map(|config| Work::new(config, Recipe::Fp32, size("256*256"), 4));
+    // Products of input and output channels of the three convolutions that follow doubling.
+    let c = Preset::Small.config().vae.dim as u64;
+    let pairs = [4 * c * 2 * c, 4 * c * 2 * c, 2 * c * c];
+    let kernels = 3 * pairs.iter().sum::<u64>() * 4;
+    let more = frames.decoder_weights() - whole.decoder_weights();
+    // Beside the kernels there are only biases and the padding of each weight.
+    assert!(
+        (kernels..kernels + 8 * 1024).contains(&more),
+        "{more}, kernels {kernels}"
+    );
+    let latent = 32 * 32;
+    let pixels = [8 * latent, 64 * latent, 256 * latent];
+    let products: u64 = pairs.iter().zip(pixels).map(|(pair, at)| pair * at).sum();
+    let saved = whole.decode_operations() - frames.decode_operations();
+    near(
+        saved,
+        (3 * 2 * 3 * products) as f64,
+        "operations of a block",
+    );
+}
+
 #[test]
 fn the_layouts_of_four_two_and_one_device_weigh_what_they_should() {
     // The figures are rings, one anchor's sink and the share of 34 GB of weights, for ten and for

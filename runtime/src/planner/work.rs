@@ -396,10 +396,10 @@ impl Work {
             pixels,
             times,
         };
-        // With zeros, four sets of 2x2 weights give the pixels of a doubled picture.
+        // With zeros, two sets of 2x3 weights give the rows of a doubled picture.
         let on_frames = !self.config.vae.frame_convolutions.is_empty();
         let doubling = |input, output, pixels| match on_frames {
-            true => conv(4, input, 4 * output, pixels / 4, 1),
+            true => conv(6, input, 2 * output, pixels / 2, 1),
             false => conv(9, input, output, pixels, 1),
         };
         vec![
