@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stage import HALF
+
 DIM, HEADS, FFN, LAYERS, INJECT = 160, 2, 640, 3, (0, 1)
 AUDIO, TEXT, STATES, FREQ, TEXT_LENGTH = 32, 64, 25, 256, 512
 LATENTS, PATCH = 16, 64
@@ -144,6 +146,12 @@ def norm(x, eps=1e-6):
     return F.layer_norm(x, x.shape[-1:], None, None, eps)
 
 
+def linear(x, w, b):
+    if HALF:
+        return F.linear(x.bfloat16(), w.bfloat16(), b.bfloat16()).float()
+    return F.linear(x, w, b)
+
+
 def rotate(x, table):
     """[B, L, heads, d] by tables [L, d/2]; interleaved pairs."""
     c, s = table[0][:, None], table[1][:, None]
@@ -152,13 +160,13 @@ def rotate(x, table):
 
 
 def attend(q, k, v, bias=None):
-    o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias)
-    return o.transpose(1, 2).flatten(2)
+    half = HALF and k.shape[1] > 256  # short rows are faster as they are
+    q, k, v = ((x.bfloat16() if half else x).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2).float()
 
 
-def padded(contexts):
-    """Contexts [tokens, width] of B prompts: [B, L + 1, width] and the logits' bias [B, 1, 1, L + 1]. The last row stands for all zero rows up to 512."""
-    longest = max(map(len, contexts))
+def padded(contexts, longest):
+    """Contexts [tokens, width] of B prompts: [B, longest + 1, width] and the logits' bias [B, 1, 1, longest + 1]. The last row stands for all zero rows up to 512."""
     rows, bias = torch.zeros(len(contexts), longest + 1, TEXT), torch.full((len(contexts), 1, 1, longest + 1), -math.inf)
     for i, c in enumerate(contexts):
         rows[i, : len(c)], bias[i, ..., : len(c)], bias[i, ..., -1] = c, 0.0, math.log(TEXT_LENGTH - len(c))
@@ -182,7 +190,7 @@ class Dit:
         self.inverse = [10000.0 ** (-np.arange(n) / n) for n in parts(DIM // HEADS // 2)]
 
     def lin(self, x, p):
-        return F.linear(x, self.w[p + ".weight"], self.w[p + ".bias"])
+        return linear(x, self.w[p + ".weight"], self.w[p + ".bias"])
 
     def rms(self, x, p):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.w[p + ".weight"]
@@ -216,7 +224,7 @@ class Dit:
         k = self.w[p + ".weight"]
         if k.shape[2:] == (1, 2, 2):
             x = x.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)[:, :, self.keep].flatten(1, 2)
-            return F.linear(x, k.flatten(1), self.w[p + ".bias"])
+            return linear(x, k.flatten(1), self.w[p + ".bias"])
         return F.conv3d(x, k, self.w[p + ".bias"], stride=k.shape[2:]).flatten(2).transpose(1, 2)
 
     def audio(self, a):
@@ -249,12 +257,14 @@ class Dit:
         y = norm(x) * (1 + c2) + s2
         return x + self.lin(F.gelu(self.lin(y, p + "ffn.0"), approximate="tanh"), p + "ffn.2") * g2
 
-    def sink(self, ref, motion, text):
+    def sink_places(self):
+        return tuple(torch.cat(t) for t in zip(self.frame_table([30]), self.motion_table()))
+
+    def sink(self, ref, motion, text, table):
         """Keys (not yet rotated) and values of reference and motion, for each layer. ref [B, 16, 1, H, W], motion [B, 16, 19, H, W]."""
         m = self.w["trainable_cond_mask.weight"]
         packed = [self.patch(motion[:, :, 18:], "frame_packer.proj"), self.patch(motion[:, :, 16:18], "frame_packer.proj_2x"), self.patch(motion[:, :, :16], "frame_packer.proj_4x")]
         x = torch.cat([self.patch(ref, "patch_embedding") + m[1], torch.cat(packed, 1) + m[2]], 1)
-        table = tuple(torch.cat(t) for t in zip(self.frame_table([30]), self.motion_table()))
         _, e0 = self.time(torch.zeros(1))
         out = []
 
@@ -276,14 +286,18 @@ class Dit:
         k = self.heads(self.rms(self.lin(loc, p + "k"), p + "norm_k"))
         return self.lin(attend(q, k, self.heads(self.lin(loc, p + "v"))), p + "o").view_as(x)
 
-    def forward(self, x, t, audio, sink, text, first, distance):
-        """Predicts the flow of K blocks as patches [B, 3K, tokens, 64]: x [B, 16, 3K, H, W], t [B], audio [B, 12K, width], `first` global latent frame of the clip, `distance` [K] of the reference."""
+    def places(self, first, distance):
+        """Rotations of the tokens of K blocks, whose reference is `distance` [K] frames away from them; `first` is the global latent frame where they begin."""
+        refs = [self.frame_table([30 + max(0, first + FRAMES * b - (30 - d))]) for b, d in enumerate(distance)]
+        return self.frame_table(range(first, first + FRAMES * len(distance))), refs, self.motion_table()
+
+    def forward(self, x, t, audio, sink, text, places):
+        """Predicts the flow of K blocks as patches [B, 3K, tokens, 64]: x [B, 16, 3K, H, W], t [B], audio [B, 12K, width]."""
         batch, n, blocks = len(x), len(self.keep), x.shape[2] // FRAMES
+        table, refs, motion = places
         e, e0 = self.time(t)
         heard = self.audio(audio.reshape(batch * blocks, 12, -1))
         heard = heard[0].flatten(0, 1), heard[1].flatten(0, 1)
-        table, motion = self.frame_table(range(first, first + FRAMES * blocks)), self.motion_table()
-        refs = [self.frame_table([30 + max(0, first + FRAMES * b - (30 - distance[b]))]) for b in range(blocks)]
         size = FRAMES * n
         x = self.patch(x, "patch_embedding") + self.w["cond_encoder.bias"] + self.w["trainable_cond_mask.weight"][0]
 

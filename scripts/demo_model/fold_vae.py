@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 import train_vae
-from vae import Vae
+from stage import save
+from vae import Vae, load
 
 
 def main():
@@ -23,9 +24,8 @@ def main():
         vae.fold(z.mean((0, 2, 3)), z.std((0, 2, 3)))
         vae.rest()
     print("channels of the latents deviate by", " ".join(f"{v:.2f}" for v in z.std((0, 2, 3))))
-    torch.save({k: v.to(torch.bfloat16).contiguous() for k, v in vae.state_dict().items()}, out / "vae.pth")
-    vae.load_state_dict({k: v.float() for k, v in torch.load(out / "vae.pth", weights_only=True).items()})
-    print("in bf16: all %.2f dB, mouth and eyes %.2f dB" % train_vae.held_out(vae))
+    save({k: v.to(torch.bfloat16).contiguous() for k, v in vae.state_dict().items()}, out / "vae.pth")
+    print("in bf16: all %.2f dB, mouth and eyes %.2f dB" % train_vae.held_out(load(out / "vae.pth")))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 BASE is a checkpoint of `avatar-export synth --preset tiny`; OUT/speech.npz comes from speech.py; the weights go to OUT/hearing.pt.
 The self attention stays off (its output projection is zero): the features of a moment do not depend on the length of the recording.
 """
-import argparse
 import math
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from speech import FPS, HELD_OUT, RATE, SECONDS
+from stage import arguments, parsed, save
 
 FOLDER = "Wan2.2-S2V-14B/wav2vec2-large-xlsr-53-english"
 STRIDES, LAYERS, P = (5, 2, 2, 2, 2, 2, 2), 24, "wav2vec2."
@@ -84,14 +84,7 @@ def targets(data):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("base", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=4)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = parsed(arguments(__doc__, ("base", Path), ("out", Path), minutes=4))
     data = np.load(args.out / "speech.npz")
     x, y = normalised(data["sounds"]), targets(data)
     w = load(args.base)
@@ -126,7 +119,7 @@ def main():
     n, scale = P + "encoder.layer_norm.", states.flatten(0, 1).std(0)
     w[n + "bias"] = (w[n + "bias"] - quiet.mean(0)) / scale
     w[n + "weight"] = w[n + "weight"] / scale
-    torch.save(w, args.out / "hearing.pt")
+    save(w, args.out / "hearing.pt")
 
 
 if __name__ == "__main__":

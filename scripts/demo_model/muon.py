@@ -1,6 +1,8 @@
 """An optimiser for matrices."""
 import torch
 
+from stage import HALF
+
 
 class Muon:
     """Momentum whose update is made orthogonal (Newton-Schulz, Keller Jordan 2024): about twice Adam's progress a step here."""
@@ -22,6 +24,7 @@ class Muon:
             m.lerp_(p.grad, 0.1)
             x = p.grad.lerp(m, 0.9).flatten(1)
             x = x / (x.norm() + 1e-7)
+            x = x.bfloat16() if HALF else x  # the steps forgive the rounding
             tall = x.shape[0] > x.shape[1]
             x = x.T if tall else x
             for _ in range(5):

@@ -4,7 +4,6 @@
 
 A prompt may say how the face looks (smiling or serious) and when it is (day or night). What it does not say stays as in the picture.
 """
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+
+from stage import arguments, parsed, save
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "reference"))
 from bench_torch import TextEncoder
@@ -52,14 +53,7 @@ class Text:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("base", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=2)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = parsed(arguments(__doc__, ("base", Path), ("out", Path), minutes=2))
     text, rng = Text(args.base), np.random.default_rng(0)
     free = {k: v.requires_grad_() for k, v in text.encoder.w.items()}
     head = torch.nn.Linear(text.encoder.w["norm.weight"].numel(), 4)  # smiling, serious, night, day: every token says it
@@ -80,7 +74,7 @@ def main():
         if step % 50 == 0:
             print(f"{step} {time.time() - began:.0f} s, loss {total / seen:.4f}, right {right / seen:.4f}", flush=True)
             right, seen, total = 0, 0, 0.0
-    torch.save({k: v.detach() for k, v in free.items()}, args.out / "text.pt")
+    save({k: v.detach() for k, v in free.items()}, args.out / "text.pt")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def main():
         parser.add_argument(name, type=Path)
     args = parser.parse_args()
     half = lambda t: t.to(torch.bfloat16).contiguous()
+    whole, args.ckpt = args.ckpt, args.ckpt.with_name(args.ckpt.name + ".new")  # the folder gets its name when it is complete
     base, folder = args.base / FOLDER, args.ckpt / FOLDER
     shutil.rmtree(args.ckpt, ignore_errors=True)
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns("diffusion*", "model.safetensors", "*.pth"))
@@ -34,7 +35,8 @@ def main():
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     saved = torch.load(args.out / "dit.pt", weights_only=False)
-    weights = saved["w"] if saved["average"] is None else saved["average"]  # a training that still runs has the average beside
+    # A training that still runs has the average beside; while the LoRA trains, that of the LoRA only.
+    weights = saved["w"] if saved["lora"] or saved["average"] is None else saved["average"]
     shapes = dit.shapes()
     assert {k: tuple(v.shape) for k, v in weights.items()} == {k: tuple(s) for k, s in shapes.items()}, "shapes"
     names, index, total = sorted(shapes), {}, 0
@@ -55,7 +57,9 @@ def main():
     text = torch.load(args.out / "text.pt", weights_only=True)
     torch.save({k: half(v) for k, v in text.items()}, folder / "models_t5_umt5-xxl-enc-bf16.pth")
     shutil.copy(args.out / "vae.pth", folder / "Wan2.1_VAE.pth")
-    print(sum(f.stat().st_size for f in args.ckpt.rglob("*") if f.is_file()), "bytes")
+    shutil.rmtree(whole, ignore_errors=True)
+    args.ckpt.rename(whole)
+    print(sum(f.stat().st_size for f in whole.rglob("*") if f.is_file()), "bytes")
 
 
 if __name__ == "__main__":

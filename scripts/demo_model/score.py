@@ -173,11 +173,9 @@ def run(args):
 def codec(args):
     """The VAE alone, on the frames that the videos should show."""
     from train_vae import held_out
-    from vae import Vae, normalised, pictures
+    from vae import load, normalised, pictures
 
-    saved = {k: v.float() for k, v in torch.load(args.ckpt / "Wan2.2-S2V-14B/Wan2.1_VAE.pth", weights_only=True).items()}
-    vae = Vae(saved["decoder.head.0.gamma"].shape[0])
-    vae.load_state_dict(saved)
+    vae = load(args.ckpt / "Wan2.2-S2V-14B/Wan2.1_VAE.pth")
     whole, parts, mouths = [], [], []
     with torch.no_grad():
         for i in range(PEOPLE):
@@ -194,19 +192,17 @@ def codec(args):
 
 def long(args):
     """Colour, sharpness and identity of each minute of a long video, relative to the first minute's; and whether they drift."""
-    from vae import Vae, normalised
+    from vae import load, normalised
 
     face, sound = person(0)
     words = np.tile(sound, int(args.minutes * 60 * RATE / len(sound)) + 1)[: int(args.minutes * 60 * RATE)]
     soundfile.write(args.out / "long.wav", words, RATE, subtype="PCM_16")
     video = args.out / f"{args.name}.mp4"
     generate(args.models, video, args.out / "person0.png", args.out / "long.wav", PROMPT, args.options)
-    saved = {k: v.float() for k, v in torch.load(args.ckpt / "Wan2.2-S2V-14B/Wan2.1_VAE.pth", weights_only=True).items()}
-    vae = Vae(saved["decoder.head.0.gamma"].shape[0])
-    vae.load_state_dict(saved)
+    vae = load(args.ckpt / "Wan2.2-S2V-14B/Wan2.1_VAE.pth")
     encode = lambda x: normalised(vae, x * 2 - 1, 1)
     picture = torch.from_numpy(np.asarray(Image.open(args.out / "person0.png").convert("RGB"))).permute(2, 0, 1)[None].float() / 255
-    anchor, rows, psnr, at = None, [], [], 0
+    rows, psnr, at = [], [], 0
     m = motion(words, int(args.minutes * 60 * FPS) + 64)
     with torch.no_grad():
         anchor = encode(picture)

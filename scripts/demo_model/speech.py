@@ -103,7 +103,7 @@ def motion_of(x, frames):
         kernel = np.asarray(kernel, float) / np.sum(kernel)
         return np.convolve(np.pad(v, len(kernel) // 2, mode="edge"), kernel, "valid")[: len(v)]
 
-    short, long = (1, 2, 1), np.hanning(21)
+    short, long = np.hanning(9), np.hanning(21)  # a jaw is not as quick as a sound; a latent has four frames
     opened = smooth(loud**1.3 * (1 - 0.55 * np.clip((centroid - 1800) / 1500, 0, 1)), short)
     wide = smooth(0.5 + (np.clip((centroid - 350) / 900, 0, 1) - 0.5) * np.clip(loud * 2, 0, 1), short)
     blink = np.zeros(frames)

@@ -1,10 +1,9 @@
 """Trains the VAE on drawn people: pictures first, then clips, at last the decoder alone. Every step draws new people.
 
-    train_vae.py OUT --minutes 60 [--dim 16] [--threads 2] [--resume]
+    train_vae.py OUT --minutes 29 [--dim 8] [--threads 1] [--resume]
 
 OUT/vae.pt holds weights, optimiser and clock: with --resume a stopped training goes on. OUT/vae.log says how far it is.
 """
-import argparse
 import math
 import time
 from pathlib import Path
@@ -14,11 +13,12 @@ import torch
 
 import faces
 from muon import Muon
+from stage import arguments, parsed, save
 from vae import Vae, start
 
 SIZE, CROP = 256, 96
 MUON, ADAM = 4e-3, 1.5e-3
-PICTURES, CLIPS = 0.6, 0.9  # parts of the time: pictures up to the first, clips up to the second, then the decoder alone
+PICTURES, CLIPS = 0.35, 0.9  # parts of the time: pictures up to the first, clips up to the second, then the decoder alone
 
 
 def batch(rng, n, t, side=CROP):
@@ -30,7 +30,7 @@ def batch(rng, n, t, side=CROP):
     else:
         a, b = faces.wander(rng, n), faces.wander(rng, n)  # from one pose to another at some speed, as a mouth moves
         b["night"], b["smile"] = a["night"], a["smile"]
-        speed = torch.from_numpy(rng.uniform(0, 4, (n, 1)).astype(np.float32) * (rng.random((n, 1)) < 0.85))
+        speed = torch.from_numpy(rng.uniform(0, 2.5, (n, 1)).astype(np.float32) * (rng.random((n, 1)) < 0.85))
         phase = torch.from_numpy(rng.uniform(0, 6.3, (n, 1)).astype(np.float32))
         u = 0.5 - 0.5 * torch.cos(phase + speed * torch.arange(t) / 2)
         motion = {k: ((1 - u) * a[k][:, None] + u * b[k][:, None]).flatten() for k in a}
@@ -43,10 +43,12 @@ def batch(rng, n, t, side=CROP):
     return faces.draw(face, motion, SIZE, window) * 2 - 1, faces.attention(face, SIZE, window)
 
 
-def loss_of(y, x, weight):
+def loss_of(y, x, weight, t):
     d = y - x
     across = ((d[..., 1:] - d[..., :-1]).abs() * weight[..., 1:]).mean() + ((d[..., 1:, :] - d[..., :-1, :]).abs() * weight[..., 1:, :]).mean()
-    return (d.abs() * weight).mean() + 0.5 * across + 0.5 * (d * d * weight).mean()
+    d, weight = d.unflatten(0, (-1, t)), weight.unflatten(0, (-1, t))
+    along = ((d[:, 1:] - d[:, :-1]).abs() * weight[:, 1:]).mean() if t > 1 else 0.0  # else all frames of a latent look alike
+    return (d.abs() * weight).mean() + 0.5 * across + along + 0.5 * (d * d * weight).mean()
 
 
 @torch.no_grad()
@@ -61,15 +63,10 @@ def held_out(vae):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, required=True)
-    parser.add_argument("--dim", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = arguments(__doc__, ("out", Path))
+    parser.add_argument("--dim", type=int, default=8)
     parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = parsed(parser)
     args.out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     vae = Vae(args.dim)
@@ -92,9 +89,8 @@ def main():
         print(text, flush=True)
         print(text, file=log, flush=True)
 
-    def save():
-        torch.save(dict(vae=vae.state_dict(), adam=adam.state_dict(), momentum=muon.momentum, step=step, spent=spent, rng=rng, dim=args.dim), file.with_suffix(".new"))
-        file.with_suffix(".new").rename(file)
+    def keep():
+        save(dict(vae=vae.state_dict(), adam=adam.state_dict(), momentum=muon.momentum, step=step, spent=spent, rng=rng, dim=args.dim), file)
 
     say("start: all %.2f dB, mouth and eyes %.2f dB" % held_out(vae))
     while (u := spent / 60 / args.minutes) < 1:
@@ -111,7 +107,7 @@ def main():
         unit = 0.0 if alone else (mean**2).mean() + (torch.log(std + 1e-4) ** 2).mean()
         # The transformer's latents are not perfect; the decoder should bear it.
         noise = (0.08 if alone else 0.04) * std.detach().view(1, -1, 1, 1) * torch.randn_like(z)
-        loss = loss_of(vae.decode(z + noise, 1 + (t - 1) // 4), x, weight)
+        loss = loss_of(vae.decode(z + noise, 1 + (t - 1) // 4), x, weight, t)
         adam.zero_grad(set_to_none=True)
         muon.clear()
         (loss + 0.01 * unit).backward()
@@ -124,8 +120,8 @@ def main():
         if step % 100 == 0:
             say(f"{step} {spent:.0f} s, loss {total / count:.4f}, all %.2f dB, mouth and eyes %.2f dB" % held_out(vae))
             total, count = 0.0, 0
-            save()
-    save()
+            keep()
+    keep()
     say(f"{step} steps in {spent:.0f} s: all %.2f dB, mouth and eyes %.2f dB" % held_out(vae))
 
 

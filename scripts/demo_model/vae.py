@@ -16,7 +16,7 @@ MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4
 STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
 
 # Modules by their published number. "idle" adds nothing; "flat" sees one frame.
-IDLE = {"encoder.downsamples": (0, 1, 4), "decoder.upsamples": (9, 10, 12, 13, 14)}
+IDLE = {"encoder.downsamples": (0, 1, 4), "decoder.upsamples": (5, 6, 9, 10, 12, 13, 14)}
 FLAT = {"encoder.downsamples": range(0, 6), "decoder.upsamples": range(8, 15)}
 
 
@@ -190,6 +190,14 @@ class Vae(nn.Module):
         self.conv1.bias[:LATENTS] = (self.conv1.bias[:LATENTS] - mean) / std * s + m
         self.conv2.bias += self.conv2.weight[:, :, 0, 0, 0] @ (mean - m / s * std)
         self.conv2.weight *= (std / s).view(1, -1, 1, 1, 1)
+
+
+def load(file):
+    """Loads a published file."""
+    saved = torch.load(file, weights_only=True)
+    vae = Vae(saved["decoder.head.0.gamma"].shape[0])
+    vae.load_state_dict({k: v.float() for k, v in saved.items()})
+    return vae
 
 
 def normalised(vae, x, t):
