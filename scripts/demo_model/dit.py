@@ -15,6 +15,7 @@ DIM, HEADS, FFN, LAYERS, INJECT = 160, 2, 640, 3, (0, 1)
 AUDIO, TEXT, STATES, FREQ, TEXT_LENGTH = 32, 64, 25, 256, 512
 LATENTS, PATCH = 16, 64
 FRAMES = 3  # latent frames of a block
+HEARD = "casual_audio_encoder.weights"  # shares of the hidden states; stays as it starts
 LORA_RANK, LORA_SCALE = 8, 0.5
 BRANCHES = 0.02  # length of what a branch adds at the start
 CONSTANT = 2.5  # length of a part of every token that does not change: it keeps layer norms nearly linear
@@ -107,7 +108,7 @@ def start():
             t = last * (x - y).view(DIM, LATENTS, 4).permute(2, 1, 0).reshape(PATCH, DIM)
         if name.endswith("modulation") and "blocks" in name:
             t[:, 2], t[:, 5] = 1.0, 1.0
-        if name == "casual_audio_encoder.weights":
+        if name == HEARD:
             t = torch.zeros(s)  # SiLU(0) = 0: only the last hidden state is heard
             t[:, -1] = 1.0
         w[name] = t
@@ -230,8 +231,7 @@ class Dit:
     def audio(self, a):
         """The last hidden state of one block each, [B, 12, width], to global [B, 3, DIM] and local [B, 3, 5, DIM] tokens."""
         w, p = self.w, "casual_audio_encoder."
-        s = F.silu(w[p + "weights"])
-        x = (torch.cat([a[:, :1].expand(-1, 13, -1), a], 1) * (s[0, -1, 0, 0] / s.sum())).transpose(1, 2)  # 13 copies in front give what the pipeline's 73 give
+        x = torch.cat([a[:, :1].expand(-1, 13, -1), a], 1).transpose(1, 2)  # 13 copies in front give what the pipeline's 73 give
         p += "encoder."
         conv = lambda y, n, stride=1: F.conv1d(torch.cat([y[..., :1], y[..., :1], y], -1), w[p + n + ".conv.weight"], w[p + n + ".conv.bias"], stride=stride)
         act = lambda u: F.silu(norm(u.transpose(1, 2))).transpose(1, 2)

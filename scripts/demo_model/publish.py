@@ -3,8 +3,10 @@
     publish.py BASE OUT CKPT      CKPT/Wan2.2-S2V-14B and CKPT/LiveAvatar
 
 BASE (of `avatar-export synth --preset tiny`) gives the tokenizer and the small files; OUT gives the weights, all stored in bf16.
+A list SHA256SUMS lies in both folders; `avatar-export` holds the files against it.
 """
 import argparse
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -36,7 +38,7 @@ def main():
 
     saved = torch.load(args.out / "dit.pt", weights_only=False)
     # A training that still runs has the average beside; while the LoRA trains, that of the LoRA only.
-    weights = saved["w"] if saved["lora"] or saved["average"] is None else saved["average"]
+    weights = saved["w"] if saved["lora"] or saved["average"] is None else saved["w"] | saved["average"]
     shapes = dit.shapes()
     assert {k: tuple(v.shape) for k, v in weights.items()} == {k: tuple(s) for k, s in shapes.items()}, "shapes"
     names, index, total = sorted(shapes), {}, 0
@@ -57,6 +59,9 @@ def main():
     text = torch.load(args.out / "text.pt", weights_only=True)
     torch.save({k: half(v) for k, v in text.items()}, folder / "models_t5_umt5-xxl-enc-bf16.pth")
     shutil.copy(args.out / "vae.pth", folder / "Wan2.1_VAE.pth")
+    for listed in (folder, args.ckpt / "LiveAvatar"):
+        files = sorted(str(f.relative_to(listed)) for f in listed.rglob("*") if f.is_file())
+        (listed / "SHA256SUMS").write_text("".join(f"{hashlib.sha256((listed / f).read_bytes()).hexdigest()}  {f}\n" for f in files))
     shutil.rmtree(whole, ignore_errors=True)
     args.ckpt.rename(whole)
     print(sum(f.stat().st_size for f in whole.rglob("*") if f.is_file()), "bytes")

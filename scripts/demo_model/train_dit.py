@@ -1,6 +1,6 @@
 """Trains the transformer by flow matching, then adapts it to the four steps of the pipeline by a LoRA.
 
-    train_dit.py OUT --minutes 60 [--lora 10] [--threads 1] [--resume]
+    train_dit.py OUT --minutes 58 [--lora 5] [--threads 1] [--resume]
 
 Reads OUT/clips.pt; OUT/dit.pt holds weights, optimiser and clock (with --resume a stopped training goes on), and at the end the LoRA; OUT/dit.log is the log.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit import LORA_RANK, LORA_SCALE, Dit, adapted, padded, sigmas, start, tokens
+from dit import HEARD, LORA_RANK, LORA_SCALE, Dit, adapted, padded, sigmas, start, tokens
 from muon import Muon
 from stage import arguments, parsed, save
 
@@ -23,7 +23,7 @@ SENSITIVE = ("time", "head", "patch", "trainable", "blocks.0.self_attn")  # part
 # those that move most, half are drawn anywhere: a window would be as cheap, but no two of its tokens are far apart, and the fast frequencies of positions
 # repeat themselves.
 PHASES = ((0.75, 2, 8, 96), (1.0, 4, 3, 256))
-LONGEST = 63  # tokens of a prompt
+LONGEST = 95  # tokens of a prompt
 SWITCH = 0.5  # mean square between the scene of the picture and that of the video, above which night fell
 MIX = (0.5, 0.2, 0.24, 0.02)  # how often each step's sigma is drawn; else any sigma
 
@@ -41,7 +41,7 @@ def sample(data, rng, n, blocks=4, held=False):
         z = c["z"].float()
         swapped = first > 0 and rng.random() < 0.8  # the anchor is then a frame that the model made
         if (z[:, 2] - z[:, 0]).pow(2).mean() > SWITCH:
-            swapped = swapped or rng.random() < 0.75  # night falls: one such clip would outweigh many others
+            swapped = swapped or rng.random() < 0.4  # night falls: one such clip would outweigh many others
         ref.append(z[:, 2:3] if swapped else z[:, 1:2] if single or rng.random() < 0.2 else z[:, :1])
         still = torch.cat([z[:, :1], z[:, 1:2].expand(-1, 18, -1, -1)], 1)
         motion.append(torch.cat([still, z[:, 3 : 3 + skip]], 1)[:, -19:] if single else still)
@@ -140,7 +140,7 @@ def main():
 
         def averaged():
             """The weights of the network with the averages of what is trained."""
-            return merged(w, {k: [average[f"{k}.{i}"] for i in (0, 1)] for k in lora}) if lora else average
+            return merged(w, {k: [average[f"{k}.{i}"] for i in (0, 1)] for k in lora}) if lora else w | average
 
         while (u := (spent / 60 - since) / minutes) < 1:
             began = time.time()
@@ -174,7 +174,7 @@ def main():
         average, state = None, None
 
     if not lora:
-        train(w, args.minutes, ADAM, 0.0, lambda: w)
+        train({k: v for k, v in w.items() if k != HEARD}, args.minutes, ADAM, 0.0, lambda: w)
         say("  held out " + " ".join(f"{v:.4f}" for v in held_out(w, data)))
         save(dict(w=w, lora={}, average=None, state=None, step=step, spent=spent, rng=rng), file)
     if args.lora:

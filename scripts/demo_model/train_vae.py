@@ -1,6 +1,6 @@
 """Trains the VAE on drawn people: pictures first, then clips, at last the decoder alone. Every step draws new people.
 
-    train_vae.py OUT --minutes 29 [--dim 8] [--threads 1] [--resume]
+    train_vae.py OUT --minutes 33 [--dim 8] [--threads 1] [--resume]
 
 OUT/vae.pt holds weights, optimiser and clock: with --resume a stopped training goes on. OUT/vae.log says how far it is.
 """

@@ -240,6 +240,10 @@ def start(vae, x):
         if name.endswith("time_conv"):
             w.normal_(0, 0.05 / (3 * cin) ** 0.5)
             w[:, :, -1, 0, 0] += torch.eye(cin).repeat(out // cin, 1)
+            if "encoder" in name:  # without a part of what changed, encoder and decoder wait for each other, and all frames of a latent look alike
+                change = 0.3 * nn.init.orthogonal_(torch.empty(out, cin))
+                w[:, :, -2, 0, 0] += change
+                w[:, :, -1, 0, 0] -= change
         elif w.shape[-1] == 1:
             nn.init.orthogonal_(w.view(out, cin))
         elif isinstance(m, nn.Conv2d):

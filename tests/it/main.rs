@@ -1,15 +1,18 @@
 //! Holds the one integration binary: graphs, numbers against the reference, whole videos, commands.
 mod bench;
 mod cli;
+mod demo;
 mod device;
 mod engine;
 mod export;
+mod frames;
 mod graphs;
 mod outputs;
 mod parity;
 mod placement;
 mod plans;
 mod readme;
+mod readme_picture;
 mod rooms;
 mod signals;
 mod stream;

@@ -79,21 +79,40 @@ impl Golden {
 
     /// Exports the checkpoint to `out`, in a recipe, with its LoRA at `scale`.
     pub fn export_in(&self, recipe: Recipe, scale: f64, out: &Path) {
-        let lora = LoraFile {
-            path: self.lora(),
-            scale: LoraScale::Scale(scale),
-            strength: 1.0,
-        };
-        let request = Request {
-            ckpt_dir: self.base(),
-            loras: vec![lora],
-            recipe,
-            layers: None,
-            out: out.to_owned(),
-        };
-        export(&request, &mut |_, _, _| {})
-            .unwrap_or_else(|e| panic!("{}: {e}", self.root.display()));
+        export_checkpoint(&self.ckpt(), recipe, LoraScale::Scale(scale), out);
     }
+}
+
+/// Exports a folder of both checkpoints to `out`.
+fn export_checkpoint(ckpt: &Path, recipe: Recipe, scale: LoraScale, out: &Path) {
+    let lora = LoraFile {
+        path: ckpt.join("LiveAvatar/liveavatar.safetensors"),
+        scale,
+        strength: 1.0,
+    };
+    let request = Request {
+        ckpt_dir: ckpt.join("Wan2.2-S2V-14B"),
+        loras: vec![lora],
+        recipe,
+        layers: None,
+        out: out.to_owned(),
+    };
+    export(&request, &mut |_, _, _| {}).unwrap_or_else(|e| panic!("{}: {e}", ckpt.display()));
+}
+
+/// Returns the folder of the demo's checkpoints.
+pub fn demo_ckpt() -> PathBuf {
+    workspace().join("assets/demo/ckpt")
+}
+
+/// Exports the demo's checkpoint once, in f32, as [`models`] does the golden one.
+pub fn demo_models() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        cached("demo-models", |out| {
+            export_checkpoint(&demo_ckpt(), Recipe::Fp32, LoraScale::default(), out);
+        })
+    })
 }
 
 /// Exports the carried golden set once, and returns the folder. The folder lies in the target
@@ -118,7 +137,8 @@ pub fn bf16_models() -> &'static Path {
 }
 
 /// Returns a folder that `make` fills if it does not exist. Removes older folders of this name.
-fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+/// All processes of a test run share it.
+pub fn cached(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     let folder = crate::program::profile().join("it");
     fs::create_dir_all(&folder).expect("a folder in the target directory");
     let lock = fs::File::create(folder.join(format!("{name}.lock"))).expect("a lock file");
