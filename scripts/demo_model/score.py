@@ -246,8 +246,11 @@ def main():
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--people", type=lambda v: [int(i) for i in v.split(",")], default=list(range(PEOPLE)))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("options", nargs="*")
-    args = parser.parse_args()
+    own, options = sys.argv[1:], []
+    if "--" in own:
+        own, options = own[: own.index("--")], own[own.index("--") + 1 :]
+    args = parser.parse_args(own)
+    args.options = options
     torch.set_num_threads(args.threads)
     args.name = args.name or args.what
     if args.what == "demo":
