@@ -191,7 +191,7 @@ fn the_prompt_makes_it_smile() {
         mean(frames(&out).iter().map(|f| mouth.corners(f)))
     };
     let (smiling, serious) = (lift("smiling"), lift("with a serious face"));
-    // In pixels of 256. The truth's corners differ by eight.
+    // In pixels of 256.
     assert!(
         smiling - serious > 1.5,
         "{smiling:.2}, {serious:.2} pixels up"
