@@ -2,6 +2,7 @@
 
 pub(crate) mod call;
 pub(crate) mod cancellable;
+pub(crate) mod clock;
 pub(crate) mod decoders;
 pub(crate) mod encoders;
 pub(crate) mod error;
@@ -18,6 +19,7 @@ pub(crate) mod source;
 pub(crate) mod stage;
 pub(crate) mod vae;
 
+pub use clock::{Begun, Clock, Spent};
 pub use decoders::Mode;
 pub use encoders::encode_speech;
 pub use engines::cancel::Cancel;

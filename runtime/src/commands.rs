@@ -19,7 +19,7 @@ use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engines::backend::Backend;
 use engines::backend::ort::Runtime;
@@ -29,6 +29,7 @@ use engines::error_kind::ErrorKind;
 use engines::manifest::Models;
 
 use crate::chain::cancellable::Cancellable;
+use crate::chain::clock::{Begun, Clock};
 use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
 use crate::checks::{bench, exec, parity, synthetic, verify};
@@ -81,14 +82,15 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
 }
 
 fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {
-    let begun = Instant::now();
+    let clock = Arc::<Clock>::default();
+    let begun = clock.begin();
     let (request, notices) = args.request(random_seed)?;
     let screen = Arc::new(Screen::new(style));
     for notice in notices {
         screen.event(&Event::Notice(notice));
     }
     let claimed = outputs::claim_video(args, &request, cancel)?;
-    let made = make_video(args, claimed, &screen, cancel, begun);
+    let made = make_video(args, claimed, &screen, cancel, begun, clock);
     made.map_err(|error| match &error {
         Error::Generate(_) => error,
         _ if error.kind() == ErrorKind::Interrupted => {
@@ -103,10 +105,11 @@ fn make_video(
     claimed: ClaimedRequest,
     screen: &Arc<Screen>,
     cancel: &Cancel,
-    begun: Instant,
+    begun: Begun,
+    clock: Arc<Clock>,
 ) -> Result<(), Error> {
     screen.event(&Event::Phase(Phase::OpeningModels));
-    let models = Models::open_until(&args.models, cancel)?;
+    let models = clock.opening(|| Models::open_until(&args.models, cancel))?;
     let claims = claimed.clone();
     let (export, shown) = (models.clone(), Arc::clone(screen));
     // Nothing in the readers of files hears a request to stop.
@@ -118,8 +121,8 @@ fn make_video(
         return Err(Error::Interrupted);
     };
     let prepared = prepared?;
-    let placed = machine::place(args, &prepared, &models, &**screen)?;
-    let engine = Engine::new(models, placed.devices, placed.plan);
+    let placed = clock.opening(|| machine::place(args, &prepared, &models, &**screen))?;
+    let engine = Engine::timed(models, placed.devices, placed.plan, clock);
     engine.generate_since(&prepared, &**screen, cancel, begun)?;
     Ok(())
 }

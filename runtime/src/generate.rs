@@ -21,6 +21,7 @@ use engines::tensor::Tensor;
 
 use crate::chain::call::Tables;
 use crate::chain::cancellable::Cancellable;
+use crate::chain::clock::Begun;
 use crate::chain::decoders::{Decoding, PictureLatents, VideoDecoder, VideoLength};
 use crate::chain::encoders;
 use crate::chain::error::ChainError;
@@ -55,7 +56,7 @@ pub fn generate(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Summary, GenerateError> {
-    let begun = Instant::now();
+    let begun = engine.clock().begin();
     let prepared = Prepared::open(request.clone(), engine.models(), observer)?;
     engine.generate_since(&prepared, observer, cancel, begun)
 }
@@ -72,7 +73,7 @@ impl Engine {
         observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<Summary, GenerateError> {
-        self.generate_since(prepared, observer, cancel, Instant::now())
+        self.generate_since(prepared, observer, cancel, self.clock().begin())
     }
 
     /// As [`Self::generate`]; `begun` is when the user began to wait.
@@ -84,7 +85,7 @@ impl Engine {
         prepared: &Prepared,
         observer: &dyn Observer,
         cancel: &Cancel,
-        begun: Instant,
+        begun: Begun,
     ) -> Result<Summary, GenerateError> {
         let changed = |source| GenerateError::Suspect {
             source,
@@ -99,7 +100,7 @@ impl Engine {
             Output::create(request, &prepared.speech, &video.settings, observer, begun)?;
         match video.produce(&mut output) {
             Ok(()) => match self.models().unchanged() {
-                Ok(()) => output.finish(&video.geometry),
+                Ok(()) => output.finish(&video.geometry, self.clock()),
                 Err(changed) => Err(output.suspect(changed)),
             },
             Err(error) => Err(output.abandon(error, cancel)),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use engines::tensor::{Tensor, View};
 
+use crate::chain::clock::Spent;
 use crate::chain::vae::Frames;
 use crate::numbers::size::{Size, SizeMode};
 use crate::placement::wavefront::Item;
@@ -172,6 +173,13 @@ pub struct Summary {
     pub real_time_factor: f64,
     /// `first_frame_seconds` as a part of the video's length.
     pub first_frame_factor: f64,
+    /// Time of opening the export and its components, a part of `wall_seconds`. It is 0 for a video
+    /// on an engine that has all of them open.
+    pub opening_seconds: f64,
+    /// Time of the video encoder and the disk.
+    pub writing_seconds: f64,
+    /// Calls of each component, the longest first.
+    pub components: Vec<Spent>,
     /// Most resident memory of the process, where the system says it.
     pub peak_memory_bytes: Option<u64>,
     /// Size that the user asked for.

@@ -301,6 +301,10 @@ fn summary_text(s: &Summary) -> String {
         || "unknown".to_owned(),
         |b| format!("{:.2} GB", b as f64 / 1e9),
     );
+    let each = s
+        .components
+        .iter()
+        .map(|c| format!("{} {:.1} s in {}, ", c.component, c.seconds, c.calls));
     let out = s
         .out
         .as_ref()
@@ -308,7 +312,8 @@ fn summary_text(s: &Summary) -> String {
         .unwrap_or_default();
     format!(
         "{} frames ({:.2} s) of {} (asked for {}) in {:.1} s, {:.2} times its length: {:.2} FPS; \
-         first frames after {:.1} s, {:.2} times its length; peak memory {memory}\n{out}",
+         first frames after {:.1} s, {:.2} times its length; peak memory {memory}\n\
+         opening the models {:.1} s; after that, some at once: {}writing {:.1} s\n{out}",
         s.frames,
         s.video_seconds,
         s.effective_size,
@@ -318,6 +323,9 @@ fn summary_text(s: &Summary) -> String {
         s.frames_per_second,
         s.first_frame_seconds,
         s.first_frame_factor,
+        s.opening_seconds,
+        each.collect::<String>(),
+        s.writing_seconds,
     )
 }
 

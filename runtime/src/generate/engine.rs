@@ -6,6 +6,7 @@ use engines::backend::{Backend, LoadOptions, Loading, plain};
 use engines::cancel::Cancel;
 use engines::manifest::Models;
 
+use crate::chain::clock::{Clock, Timed};
 use crate::chain::encoders::AudioAdapter;
 use crate::chain::error::ChainError;
 use crate::chain::events::Observer;
@@ -30,6 +31,7 @@ pub struct Engine {
     /// Where the encoders run.
     encoders: Option<Arc<dyn Backend>>,
     loaded: Mutex<Option<Arc<Loaded>>>,
+    clock: Arc<Clock>,
 }
 
 /// The parts of an engine that stay loaded between videos.
@@ -44,13 +46,20 @@ pub(crate) struct Loaded {
 impl Engine {
     /// Makes an engine without taps or faults.
     pub fn new(models: Models, devices: Devices, plan: Plan) -> Self {
+        Self::timed(models, devices, plan, Arc::default())
+    }
+
+    /// As [`Self::new`], with a clock that the opening of the models may have used already.
+    pub fn timed(models: Models, devices: Devices, plan: Plan, clock: Arc<Clock>) -> Self {
+        let timed = |backend| Arc::new(Timed::new(backend, Arc::clone(&clock))) as Arc<dyn Backend>;
         Self {
             models,
-            devices,
+            devices: devices.map(timed),
             plan,
             loading: plain(),
             encoders: None,
             loaded: Mutex::new(None),
+            clock,
         }
         .with_encoders()
     }
@@ -78,6 +87,11 @@ impl Engine {
     /// The placement.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Counts the time of every component.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Taps and faults by component.

@@ -2,12 +2,13 @@
 //! and the trace. This file also decides which files stay after a failure or an interruption.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engines::cancel::Cancel;
 use engines::manifest::ManifestError;
 use engines::tensor::Tensor;
 
+use crate::chain::clock::{Begun, Clock};
 use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Settings, Summary};
@@ -37,10 +38,12 @@ pub(crate) struct Output<'a> {
     sheet: Option<ContactSheet>,
     trace: Option<Trace>,
     observer: &'a dyn Observer,
-    begun: Instant,
+    begun: Begun,
     /// When denoising began.
     pub(crate) denoising: Option<Instant>,
     first_frame_seconds: Option<f64>,
+    /// Time of the encoder and the disk.
+    writing: Duration,
 }
 
 impl<'a> Output<'a> {
@@ -50,7 +53,7 @@ impl<'a> Output<'a> {
         speech: &Speech,
         settings: &Settings,
         observer: &'a dyn Observer,
-        begun: Instant,
+        begun: Begun,
     ) -> Result<Self, GenerateError> {
         // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips are
         // 120 ms early.
@@ -72,6 +75,7 @@ impl<'a> Output<'a> {
             begun,
             denoising: None,
             first_frame_seconds: None,
+            writing: Duration::ZERO,
         })
     }
 
@@ -103,14 +107,19 @@ impl<'a> Output<'a> {
     }
 
     /// Gives every file its name.
-    pub(crate) fn finish(self, geometry: &Geometry) -> Result<Summary, GenerateError> {
+    pub(crate) fn finish(
+        mut self,
+        geometry: &Geometry,
+        clock: &Clock,
+    ) -> Result<Summary, GenerateError> {
         let frames = self.writer.frames();
-        let begun = self.begun;
+        let (begun, finishing) = (self.begun.at, Instant::now());
         let denoising = self.denoising.unwrap_or(begun).elapsed().as_secs_f64();
         let Finished {
             path: out,
             fragmented,
         } = self.writer.finish()?;
+        self.writing += finishing.elapsed();
         if let Some(reason) = fragmented {
             self.observer.event(&Event::Notice(format!(
                 "{}: the complete video keeps its fragments, a copy without them cannot be written: {reason}",
@@ -126,6 +135,7 @@ impl<'a> Output<'a> {
         let wall_seconds = begun.elapsed().as_secs_f64();
         let video_seconds = frames as f64 / f64::from(FPS);
         let first_frame_seconds = self.first_frame_seconds.unwrap_or(wall_seconds);
+        let times = clock.since(&self.begun);
         let summary = Summary {
             out: Some(out),
             frames,
@@ -135,6 +145,9 @@ impl<'a> Output<'a> {
             first_frame_seconds,
             real_time_factor: wall_seconds / video_seconds,
             first_frame_factor: first_frame_seconds / video_seconds,
+            opening_seconds: times.opening.as_secs_f64(),
+            writing_seconds: self.writing.as_secs_f64(),
+            components: times.spent(),
             peak_memory_bytes: peak_memory_bytes(),
             requested_size: self.requested,
             effective_size: geometry.size,
@@ -200,9 +213,11 @@ impl BlockSink for Output<'_> {
             frames: &block.frames,
         });
         let rgb = block.frames.rgb;
+        let writing = Instant::now();
         self.writer.write_frames(rgb.bytes())?;
+        self.writing += writing.elapsed();
         self.first_frame_seconds
-            .get_or_insert_with(|| self.begun.elapsed().as_secs_f64());
+            .get_or_insert_with(|| self.begun.at.elapsed().as_secs_f64());
         if let Some(sheet) = &mut self.sheet {
             sheet.push(rgb.bytes());
         }

@@ -46,6 +46,17 @@ impl Devices {
         Self { host, ..self }
     }
 
+    /// Returns the same devices, each backend as `wrap` gives it back. One that stands for every
+    /// device stays one.
+    #[must_use]
+    pub(crate) fn map(self, wrap: impl Fn(Arc<dyn Backend>) -> Arc<dyn Backend>) -> Self {
+        let backends = match self.backends {
+            Backends::One(backend) => Backends::One(wrap(backend)),
+            Backends::Each(all) => Backends::Each(all.into_iter().map(wrap).collect()),
+        };
+        Self { backends, ..self }
+    }
+
     /// Returns the ledger of host memory.
     pub fn host(&self) -> &Arc<Ledger> {
         &self.host
