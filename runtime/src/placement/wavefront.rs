@@ -4,6 +4,7 @@
 //! thread and no clock here.
 
 use std::collections::VecDeque;
+use std::iter;
 use std::ops::Range;
 
 use crate::placement::plan::Plan;
@@ -57,8 +58,8 @@ impl Grid {
 struct ChainState {
     steps: Range<usize>,
     lanes: usize,
-    /// Calls that may be under way at once: one a stage, and one waiting.
-    depth: usize,
+    /// Each has one call under way, and one more call waits.
+    stages: usize,
     in_flight: usize,
 }
 
@@ -89,7 +90,7 @@ impl Wavefront {
             .map(|c| ChainState {
                 steps: c.steps.clone(),
                 lanes: c.lanes,
-                depth: c.stages.len() + 1,
+                stages: c.stages.len(),
                 in_flight: 0,
             })
             .collect();
@@ -107,10 +108,22 @@ impl Wavefront {
         }
     }
 
-    /// Returns the oldest call that may start now, if any. The caller must start it.
+    /// Returns the next call among those that may start now, if any. The caller must start it.
+    ///
+    /// A chain of one stage takes the oldest block first: its blocks come one by one, the first
+    /// after as many calls as there are steps. Stages in a row take the oldest wave first, which
+    /// keeps all of them busy.
     pub(crate) fn issue(&mut self) -> Option<Group> {
         self.look_ahead();
-        let at = self.pending.iter().position(|g| self.may_start(g))?;
+        let mut ready = (0..self.pending.len()).filter(|&i| self.may_start(&self.pending[i]));
+        let first = ready.next()?;
+        let chain = self.pending[first].chain;
+        let at = match self.chains[chain].stages {
+            1 => iter::once(first)
+                .chain(ready.filter(|&i| self.pending[i].chain == chain))
+                .min_by_key(|&i| self.pending[i].items.last().map(|item| item.block))?,
+            _ => first,
+        };
         let group = self.pending.remove(at)?;
         self.chains[group.chain].in_flight += 1;
         for item in &group.items {
@@ -180,7 +193,10 @@ impl Wavefront {
             _ => self.done[step - 1] > block,
         };
         let in_turn = |i: &Item| self.issued[i.step] == i.block;
-        chain.in_flight < chain.depth
+        // A call that waits in front of a lone stage would hold up the first block, which a user
+        // awaits.
+        let waiting = usize::from(chain.stages > 1 || self.done.last() != Some(&0));
+        chain.in_flight < chain.stages + waiting
             && group.anchor < self.anchors
             && group.items.iter().all(|i| in_turn(i) && fed(i))
     }
@@ -255,8 +271,37 @@ mod tests {
         }
         assert!(f.is_complete());
         assert_eq!(calls[3], [(3, 0), (2, 1), (1, 2), (0, 3)]);
-        assert_eq!(calls[4..6], [vec![(4, 0)], vec![(3, 1), (2, 2), (1, 3)]]);
+        let old = [vec![(3, 1), (2, 2), (1, 3)], vec![(3, 2), (2, 3)], vec![(3, 3)]];
+        assert_eq!(calls[4..7], old, "the blocks of the first anchor go first");
         assert_eq!(calls.last(), Some(&vec![(5, 3)]));
+    }
+
+    #[test]
+    fn one_lane_on_one_stage_finishes_a_block_with_its_fourth_call() {
+        let mut f = front(9, 4, Some(4), &Stages::default(), 1);
+        f.anchored();
+        f.anchored();
+        (0..9).for_each(|_| f.prepared());
+        let mut calls = Vec::new();
+        let mut waiting = VecDeque::new();
+        loop {
+            waiting.extend(iter::from_fn(|| f.issue()));
+            // Two calls in a row would make the first block wait for the second one.
+            assert!(waiting.len() <= 1 + usize::from(calls.len() >= 4));
+            let Some(g) = waiting.pop_front() else { break };
+            f.finished(&g);
+            calls.push(g.items[0]);
+            if g.items[0].step == 3 {
+                f.delivered();
+            }
+        }
+        assert!(f.is_complete());
+        let ends = calls.iter().enumerate().filter(|(_, i)| i.step == 3);
+        let ends: Vec<(usize, usize)> = ends.map(|(call, i)| (i.block, call + 1)).collect();
+        assert_eq!(ends[0], (0, 4));
+        // One call of the next block is always under way already.
+        let late = |&(block, call): &(usize, usize)| call <= 4 * (block + 1) + 4;
+        assert!(ends.iter().all(late), "{ends:?}");
     }
 
     #[test]
