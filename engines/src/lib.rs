@@ -64,3 +64,4 @@ pub mod signals;
 pub mod tensor;
 pub mod tensor_file;
 pub mod weights;
+pub mod words;

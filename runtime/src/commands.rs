@@ -6,13 +6,16 @@ pub(crate) mod compat;
 pub(crate) mod device_args;
 pub(crate) mod error;
 mod foresee;
+mod layers;
 mod machine;
 mod outputs;
+mod presets;
 mod print;
 pub(crate) mod progress;
 
 pub use cli::{Cli, as_typed, complaint};
 pub use error::Error;
+pub use layers::{Layered, Origin, layered};
 pub use progress::{Style, failed};
 
 use std::io::IsTerminal;
@@ -21,6 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use clap::CommandFactory;
 use engines::backend::Backend;
 use engines::backend::ort::Runtime;
 use engines::cancel::Cancel;
@@ -71,6 +75,7 @@ pub fn grace(cli: &Cli) -> Option<Duration> {
 pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
     match &cli.command {
         Command::Generate(g) => run_generate(g, style, cancel),
+        Command::Presets => print(presets::table().trim_end()),
         Command::Exec(e) => run_exec(e, cancel),
         Command::Verify(v) => run_verify(v, style, cancel),
         Command::Bench(b) => run_bench(b),
@@ -78,7 +83,37 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
         Command::Probe(p) => run_probe(p),
         Command::Plan(p) => foresee::plan(p),
         Command::Simulate(s) => foresee::simulate(s, cancel),
+        Command::Completions { shell } => print(completions(*shell).trim_end()),
+        Command::Man { command } => print(manual(command.as_deref())?.trim_end()),
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "avatar-run", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+fn manual(name: Option<&str>) -> Result<String, Error> {
+    let mut cli = Cli::command();
+    cli.build();
+    let page = match name {
+        None => cli,
+        Some(name) => {
+            let found = cli.get_subcommands().find(|c| c.get_name() == name);
+            let Some(found) = found.cloned() else {
+                let known = cli.get_subcommands().map(clap::Command::get_name);
+                let known: Vec<&str> = known.filter(|&n| n != "help").collect();
+                let known = known.join(", ");
+                return Err(Error::Usage(format!("man {name}: wanted one of {known}")));
+            };
+            found
+        }
+    };
+    let mut text = Vec::new();
+    let rendered = clap_mangen::Man::new(page).render(&mut text);
+    rendered.expect("memory takes every write");
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {

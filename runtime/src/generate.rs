@@ -150,7 +150,11 @@ impl<'a> Video<'a> {
         }
         let open = |path| Replay::open(path, &geometry, prepared.length.clips, request.steps);
         let replay = request.replay.as_deref().map(open).transpose()?;
-        let tables = Arc::new(Tables::new(geometry.clone(), request.steps)?);
+        let tables = Arc::new(Tables::sampled(
+            geometry.clone(),
+            request.steps,
+            request.sampling,
+        )?);
         shorter_ring(&geometry, observer);
         Ok(Self {
             settings: settings(prepared, &geometry, plan.to_string()),
@@ -346,6 +350,8 @@ fn settings(prepared: &Prepared, geometry: &Geometry, placement: String) -> Sett
         video_seconds: frames as f64 / f64::from(FPS),
         audio_seconds: prepared.speech.seconds(),
         steps: request.steps,
+        solver: request.sampling.solver.name(),
+        shift: request.sampling.shift,
         infer_frames: request.infer_frames,
         seed: request.seed,
         prompt: prepared.prompt.cleaned.clone(),

@@ -10,20 +10,28 @@ use engines::signals;
 use runtime::chain::Cancel;
 use runtime::commands;
 use runtime::commands::Error;
-use runtime::commands::{Cli, Style, as_typed, complaint};
+use runtime::commands::{Cli, Style, as_typed, complaint, layered};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let cli = match Cli::read(args.iter().cloned()) {
+    let refuse = |text: &str, kind: ErrorKind| {
+        console::tell(format_args!("error: {}", as_typed(text, &args)));
+        ExitCode::from(kind.code())
+    };
+    let layered = match layered(args.clone(), std::env::vars_os()) {
+        Ok(layered) => layered,
+        Err(error) => return refuse(&error.to_string(), error.kind()),
+    };
+    let cli = match Cli::read(layered.args.iter().cloned()) {
         Ok(cli) => cli,
         Err(error) => match complaint(&error) {
-            Some(text) => {
-                console::tell(format_args!("error: {}", as_typed(&text, &args)));
-                return ExitCode::from(ErrorKind::Usage.code());
-            }
+            Some(text) => return refuse(&layered.with_origin(text), ErrorKind::Usage),
             None => error.exit(),
         },
     };
+    for notice in &layered.notices {
+        console::tell(notice);
+    }
     signals::prepare();
     let style = commands::style(&cli);
     let cancel = Cancel::default();

@@ -7,8 +7,10 @@ pub(crate) mod rng;
 pub(crate) mod rope;
 pub(crate) mod schedule;
 pub(crate) mod size;
+pub(crate) mod solver;
 pub(crate) mod timing;
 
 pub use geometry::Geometry;
 pub use size::{Size, SizeMode};
+pub use solver::{Sampling, Solver};
 pub use timing::Timing;

@@ -21,7 +21,7 @@ use exporter::synth::{Preset, SynthOptions, synth};
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent};
 use runtime::generate::{self, Engine, GenerateError, generate};
 use runtime::inputs::Speech;
-use runtime::numbers::Geometry;
+use runtime::numbers::{Geometry, Sampling};
 use runtime::placement::{
     Devices, Footprints, Lanes, PlacementError, Residency, Rings, Told, Workload,
 };
@@ -408,6 +408,7 @@ fn the_planner_never_plans_less_than_the_footprint_counts() {
             let ask = Ask {
                 size,
                 steps,
+                sampling: Sampling::default(),
                 infer_frames,
                 clips: Some(clips),
             };

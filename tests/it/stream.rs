@@ -16,7 +16,7 @@ use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
 use runtime::generate::{Clips, Engine, OutputFiles, Request, generate};
 use runtime::inputs::Channels;
 use runtime::media::{Encoding, Fit, Probe, Reading, probe};
-use runtime::numbers::{SizeMode, Timing};
+use runtime::numbers::{Sampling, SizeMode, Timing};
 use runtime::placement::{Devices, Lanes, Told};
 use tempfile::TempDir;
 use tests::close::Close;
@@ -68,6 +68,7 @@ impl Run {
             clips: Clips::Auto,
             timing: Timing::Reference,
             steps: 4,
+            sampling: Sampling::default(),
             infer_frames: 48,
             seed: 420,
             mode: Mode::Tpp,

@@ -1,8 +1,9 @@
 //! Opens profiles: built-in ones by name, others from files.
 
-use super::keys::{self, Places, nearest};
+use super::keys::{self, Places};
 use super::{BUILT_IN, Profile, ProfileError};
 use crate::recipe::Recipe;
+use crate::words::nearest;
 use std::path::Path;
 
 impl Profile {

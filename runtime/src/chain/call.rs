@@ -12,6 +12,7 @@ use ndarray::{Array, Array1, ArrayView2, Axis, stack};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::rope::{Rope, Table, ref_shift};
 use crate::numbers::schedule::{self, ScheduleError};
+use crate::numbers::solver::{Path, Sampling};
 use crate::placement::wavefront::Item;
 
 /// Keys and values of the sink and of the text for one layer. They are the same for every lane,
@@ -164,8 +165,7 @@ pub(crate) struct Prefill {
 pub(crate) struct Tables {
     geometry: Geometry,
     rope: Rope,
-    sigmas: Vec<f32>,
-    timesteps: Vec<f32>,
+    path: Path,
 }
 
 impl Tables {
@@ -174,13 +174,29 @@ impl Tables {
     /// # Errors
     /// There is no schedule of so many steps.
     pub(crate) fn new(geometry: Geometry, steps: usize) -> Result<Self, ScheduleError> {
+        Self::sampled(geometry, steps, Sampling::default())
+    }
+
+    /// As [`Self::new`], with another solver or shift.
+    ///
+    /// # Errors
+    /// There is no schedule of so many steps, or with such a shift.
+    pub(crate) fn sampled(
+        geometry: Geometry,
+        steps: usize,
+        sampling: Sampling,
+    ) -> Result<Self, ScheduleError> {
         let (h, w) = geometry.tokens;
         Ok(Self {
             rope: Rope::new(h, w, geometry.head_dim),
-            sigmas: schedule::sigmas(steps)?,
-            timesteps: schedule::timesteps(steps)?,
+            path: Path::new(sampling, steps)?,
             geometry,
         })
+    }
+
+    /// Returns the solver's path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Returns the sizes of the video.
@@ -198,7 +214,7 @@ impl Tables {
         let shift = |l: &Lane<'_>| ref_shift(first_frame(l), l.relative_dist);
         let noisy = |l: &Lane<'_>| self.rope.noisy(first_frame(l));
         let sink = |l: &Lane<'_>| self.rope.cond(shift(l));
-        let time = |l: &Lane<'_>| schedule::sinusoid(self.timesteps[l.item.step]);
+        let time = |l: &Lane<'_>| schedule::sinusoid(self.path.timesteps()[l.item.step]);
         let time: Vec<_> = lanes.iter().map(time).collect();
         let time_shape = (lanes.len(), g.block_frames, schedule::FREQUENCIES);
         let zeros = Tensor::zeros(DType::F32, &g.latents_shape(g.block_frames));
@@ -212,7 +228,7 @@ impl Tables {
             ),
             sinusoid: Array::from_shape_fn(time_shape, |(lane, _, at)| time[lane][at]).into(),
             sigmas: Array::from_shape_fn((lanes.len(), 2), |(lane, end)| {
-                self.sigmas[lanes[lane].item.step + end]
+                self.path.sigmas()[lanes[lane].item.step + end]
             })
             .into(),
             rope: tables(&lanes.iter().map(noisy).collect::<Vec<_>>()),

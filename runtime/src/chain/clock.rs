@@ -250,7 +250,7 @@ mod tests {
     use crate::fixtures::sizes::{config, geometry};
     use engines::backend::FeatureCache;
     use engines::components::vae;
-    use engines::dtype::DType;
+    use engines::contract::DType;
     use engines::tensor::Tensor;
     use std::sync::Barrier;
     use std::thread;
@@ -274,7 +274,10 @@ mod tests {
         call();
         let calls = |begun| {
             let spent = clock.since(begun).spent();
-            spent.iter().map(|s| (s.component, s.calls)).collect::<Vec<_>>()
+            spent
+                .iter()
+                .map(|s| (s.component, s.calls))
+                .collect::<Vec<_>>()
         };
         assert_eq!(calls(&first), [("VAE encoder", 4)]);
         assert_eq!(calls(&second), [("VAE encoder", 1)]);
@@ -296,14 +299,21 @@ mod tests {
             }
         });
         let (opening, most) = (clock.since(&begun).opening, begun.at.elapsed());
-        assert!(opening >= pause && opening <= most, "{opening:?} in {most:?}");
+        assert!(
+            opening >= pause && opening <= most,
+            "{opening:?} in {most:?}"
+        );
     }
 
     #[test]
     fn the_component_that_took_longest_comes_first() {
         let mut times = Times::default();
-        times.calls.insert("transformer", (4, Duration::from_secs(1)));
-        times.calls.insert("VAE decoder", (3, Duration::from_secs(2)));
+        times
+            .calls
+            .insert("transformer", (4, Duration::from_secs(1)));
+        times
+            .calls
+            .insert("VAE decoder", (3, Duration::from_secs(2)));
         let names: Vec<_> = times.spent().iter().map(|s| s.component).collect();
         assert_eq!(names, ["VAE decoder", "transformer"]);
     }

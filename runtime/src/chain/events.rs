@@ -139,6 +139,10 @@ pub struct Settings {
     pub audio_seconds: f64,
     /// Denoising steps.
     pub steps: usize,
+    /// Solver of the steps.
+    pub solver: &'static str,
+    /// Shift of the sigmas.
+    pub shift: f64,
     /// Frames of a clip.
     pub infer_frames: usize,
     /// Seed of the noise.

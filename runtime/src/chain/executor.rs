@@ -22,6 +22,7 @@ use crate::chain::job::{AnchorInput, Finished, Job, Swap};
 use crate::chain::page_locks::PageLocks;
 use crate::chain::source::Source;
 use crate::numbers::latents;
+use crate::numbers::solver::Memory;
 use crate::placement::devices::Devices;
 use crate::placement::plan::{Plan, StageSpec};
 use crate::placement::queues::PREFILLS;
@@ -190,6 +191,8 @@ pub(crate) fn inbox(plan: &Plan, steps: usize) -> (Feedback, Inbox) {
 /// A block between its first and its last step.
 struct Open {
     latents: Tensor,
+    /// What the solver keeps of earlier steps.
+    memory: Memory,
     audio: BlockAudio,
 }
 
@@ -280,7 +283,7 @@ impl<'a> Scheduler<'a> {
 
     fn call(&self, group: &Group) -> Call {
         let lane = |item: &Item| {
-            let Open { latents, audio } = &self.open[&item.block];
+            let Open { latents, audio, .. } = &self.open[&item.block];
             let relative_dist = self.job.distances.of(item.block, item.step);
             Lane {
                 item: *item,
@@ -336,6 +339,7 @@ impl<'a> Scheduler<'a> {
                     self.received,
                     Open {
                         latents: input.latents,
+                        memory: Memory::default(),
                         audio: input.audio,
                     },
                 );
@@ -362,15 +366,21 @@ impl<'a> Scheduler<'a> {
             );
             self.job.observer.event(&Event::Stepped {
                 item: *item,
-                latents,
-                noise_pred,
+                latents: latents.clone(),
+                noise_pred: noise_pred.clone(),
             });
-            let next = output.next_latents.lanes(one).to_tensor();
+            let open = self.open.get_mut(&item.block);
+            let open = open.expect("a block under way is open");
+            let path = self.job.tables.path();
+            let next = if path.is_in_graph() {
+                output.next_latents.lanes(one).to_tensor()
+            } else {
+                let (x, flow) = (latents.as_slice::<f32>(), noise_pred.as_slice::<f32>());
+                let next = path.advance(item.step, x, flow, &mut open.memory);
+                Tensor::from_slice(open.latents.shape(), &next)
+            };
             if item.step + 1 < self.job.steps {
-                self.open
-                    .get_mut(&item.block)
-                    .expect("a block under way is open")
-                    .latents = next;
+                open.latents = next;
             } else {
                 self.leave(item.block, next)?;
             }

@@ -13,6 +13,7 @@ use crate::chain::decoders::Mode;
 use crate::commands::compat::Upstream;
 use crate::commands::device_args::DeviceArgs;
 use crate::commands::error::Error;
+use crate::commands::presets;
 use crate::generate::error::GenerateError;
 use crate::generate::{Clips, OutputFiles, Request};
 use crate::inputs::speech::Channels;
@@ -20,7 +21,9 @@ use crate::media::mp4::Encoding;
 use crate::media::picture::{Background, Fit, Icc, Reading};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::memory_size::MemorySize;
+use crate::numbers::schedule::SHIFT;
 use crate::numbers::size::{Size, SizeMode};
+use crate::numbers::solver::{Sampling, Solver};
 use crate::numbers::timing::Timing;
 use crate::placement::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
 use crate::placement::told::Told;
@@ -45,6 +48,8 @@ Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, \
 pub enum Command {
     /// Generate a talking video.
     Generate(Box<Generate>),
+    /// Print the settings that --preset knows by name.
+    Presets,
     /// Run one component of an export on tensors from a file.
     Exec(Exec),
     /// Check an export against a folder of reference tensors.
@@ -60,6 +65,16 @@ pub enum Command {
     Plan(PlanArgs),
     /// Run the schedule of a plan without a model, and show when each device does which work.
     Simulate(SimulateArgs),
+    /// Print a script that completes the flags in a shell.
+    Completions {
+        /// Shell to complete in.
+        shell: clap_complete::Shell,
+    },
+    /// Print a manual page, as roff: that of the program, or of one of its commands.
+    Man {
+        /// Command to describe.
+        command: Option<String>,
+    },
 }
 
 /// Flags that tell a placement. A profile decides all of them.
@@ -86,6 +101,14 @@ pub struct ExistingArgs {
 #[derive(Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Generate {
+    /// Settings of an article by name, such as quick-preview (`avatar-run presets` lists them;
+    /// every other flag wins), or x264's preset: ultrafast to veryslow.
+    #[arg(long, value_name = "NAME", action = clap::ArgAction::Append)]
+    preset: Vec<String>,
+    /// TOML file with flags, such as `sample_steps = 4`. Variables such as AVATAR_SAMPLE_STEPS win
+    /// over it, and flags win over both.
+    #[arg(long, value_name = "F.toml")]
+    config: Option<PathBuf>,
     /// Folder that `avatar-export onnx` made.
     #[arg(long)]
     pub models: PathBuf,
@@ -136,6 +159,12 @@ pub struct Generate {
     /// Number of denoising steps; the model is distilled for 4.
     #[arg(long = "sample-steps", value_name = "N", default_value_t = 4)]
     sample_steps: usize,
+    /// Solver of the steps; the model is distilled for euler.
+    #[arg(long = "sample-solver", value_name = "SOLVER", default_value = "euler")]
+    sample_solver: Solver,
+    /// Shift of the sigmas towards noise; the model is distilled for 3.
+    #[arg(long = "sample-shift", value_name = "SHIFT", default_value_t = SHIFT)]
+    sample_shift: f64,
     /// Video frames of a clip, a multiple of 12.
     #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
     infer_frames: usize,
@@ -580,7 +609,7 @@ pub fn as_typed(text: &str, args: &[OsString]) -> String {
 }
 
 /// Writes a flag's name with dashes: `--num_clip` is `--num-clip`. Values stay unchanged.
-fn dashed(arg: OsString) -> OsString {
+pub(super) fn dashed(arg: OsString) -> OsString {
     let Some(text) = arg.to_str().filter(|t| t.starts_with("--")) else {
         return arg;
     };
@@ -664,6 +693,10 @@ impl Generate {
                 TimingArg::Reference => Timing::Reference,
             },
             steps: self.sample_steps,
+            sampling: Sampling {
+                solver: self.sample_solver,
+                shift: self.sample_shift,
+            },
             infer_frames: self.infer_frames,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
             mode,
@@ -671,15 +704,27 @@ impl Generate {
             files: OutputFiles {
                 existing: Existing::default(),
                 video: self.path(),
-                encoding: Encoding {
-                    crf: self.crf,
-                    ..Encoding::default()
-                },
+                encoding: self.encoding(),
                 contact_sheet: self.contact_sheet.clone(),
                 trace: self.trace.clone(),
             },
         };
         Ok((request, notices))
+    }
+
+    fn encoding(&self) -> Encoding {
+        let encoder = |name: &&String| presets::ENCODER.contains(&name.as_str());
+        let default = Encoding::default();
+        Encoding {
+            crf: self.crf,
+            preset: self
+                .preset
+                .iter()
+                .rfind(encoder)
+                .cloned()
+                .unwrap_or(default.preset),
+            ..Encoding::default()
+        }
     }
 
     /// Refuses upstream's form for two speakers: two recordings joined by a plus sign.
@@ -993,11 +1038,7 @@ mod tests {
     fn what_cannot_be_honoured_is_refused_with_the_reason() {
         for (more, want) in [
             (
-                &["--sample_solver", "unipc"][..],
-                "--sample-solver unipc: only euler is possible",
-            ),
-            (
-                &["--sample_guide_scale", "5"],
+                &["--sample_guide_scale", "5"][..],
                 "--sample-guide-scale 5: only 0 is possible",
             ),
             (

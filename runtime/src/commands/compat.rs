@@ -58,24 +58,10 @@ const FLAGS: &[Flag] = &[
         Rule::Only(&["s2v-14B"], "this is the speech-to-video model"),
     ),
     value(
-        "sample-solver",
-        Rule::Only(
-            &["euler"],
-            "the model is distilled for Euler steps, and upstream raises for any other",
-        ),
-    ),
-    value(
         "sample-guide-scale",
         Rule::Only(
             &["0", "0.0"],
             "there is no guidance pass: upstream reads the flag and never uses it",
-        ),
-    ),
-    value(
-        "sample-shift",
-        Rule::Only(
-            &["3", "3.0"],
-            "the schedule's shift is 3, whatever upstream's flag says",
         ),
     ),
     value(

@@ -52,6 +52,22 @@ pub enum Error {
         /// Its value.
         path: PathBuf,
     },
+    /// A configuration file cannot be read.
+    #[error("--config {}: cannot read: {}", file.display(), reason(source))]
+    Config {
+        /// The file.
+        file: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A configuration file has a fault.
+    #[error("{place}: {message}")]
+    ConfigField {
+        /// File, line and column.
+        place: String,
+        /// What is wrong, what was wanted and what was got.
+        message: String,
+    },
     /// A file to write is read too, exists, or belongs to another run.
     #[error(transparent)]
     Claim(#[from] ClaimError),
@@ -102,7 +118,7 @@ impl Error {
     /// Returns the kind of the failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Usage(_) => ErrorKind::Usage,
+            Self::Usage(_) | Self::ConfigField { .. } => ErrorKind::Usage,
             Self::Size(e) => e.kind(),
             Self::Plan(e) => e.kind(),
             Self::Planner(e) => e.kind(),
@@ -112,6 +128,7 @@ impl Error {
             Self::Engine(e) => e.kind(),
             Self::Probe(e) => e.kind(),
             Self::NoPath { .. } => ErrorKind::Input,
+            Self::Config { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Signal { .. } => ErrorKind::Resources,
             Self::Claim(e) => e.kind(),
             Self::Interrupted => ErrorKind::Interrupted,

@@ -275,7 +275,7 @@ fn settings_text(s: &Settings) -> String {
     format!(
         "size {} ({} mode) -> {}, picture {}\n\
          {} clip{} of {} frames, {} frames = {:.2} s; speech {:.2} s fills {}\n\
-         mode {}, {} steps, seed {}, {} prompt tokens\n\
+         mode {}, {} steps of {}, seed {}, {} prompt tokens\n\
          {}",
         s.requested_size,
         format!("{:?}", s.size_mode).to_lowercase(),
@@ -290,6 +290,7 @@ fn settings_text(s: &Settings) -> String {
         s.clips_in_audio,
         s.mode,
         s.steps,
+        s.solver,
         s.seed,
         s.prompt_tokens,
         s.placement,

@@ -15,8 +15,9 @@ use crate::inputs::prompt::{Prompt, Prompter};
 use crate::inputs::speech::Speech;
 use crate::media::picture::{Coverage, Fit, Picture};
 use crate::numbers::geometry::Geometry;
-use crate::numbers::schedule;
+use crate::numbers::schedule::SHIFT;
 use crate::numbers::size::{Size, SizeMode};
+use crate::numbers::solver::{Path, Sampling, Solver};
 use crate::numbers::timing::{Length, Timing, Units};
 
 /// The inputs of one video.
@@ -70,7 +71,7 @@ impl Prepared {
         }
         let framing = Framing::new(request.size, request.size_mode, request.fit, &picture)?;
         let geometry = Geometry::new(&models.config().dit, framing.size, request.infer_frames)?;
-        schedule::sigmas(request.steps)?;
+        Path::new(request.sampling, request.steps)?;
         let prompt = Prompter::open(&models.tokenizer())?.encode(&request.prompt)?;
         let most = match request.clips {
             Clips::Auto => usize::MAX,
@@ -125,6 +126,18 @@ impl Prepared {
             let steps = self.request.steps;
             tell(format!(
                 "sample_steps {steps}: the model is distilled for 4"
+            ));
+        }
+        let Sampling { solver, shift } = self.request.sampling;
+        if solver != Solver::Euler {
+            tell(format!(
+                "sample_solver {}: the model is distilled for euler",
+                solver.name()
+            ));
+        }
+        if shift != SHIFT {
+            tell(format!(
+                "sample_shift {shift}: the model is distilled for {SHIFT}"
             ));
         }
     }

@@ -13,6 +13,7 @@ use crate::media::mp4::Encoding;
 use crate::media::partial::partial_path;
 use crate::media::picture::{Fit, Reading};
 use crate::numbers::size::{Size, SizeMode};
+use crate::numbers::solver::Sampling;
 use crate::numbers::timing::Timing;
 
 /// How many clips to make.
@@ -50,6 +51,8 @@ pub struct Request {
     pub timing: Timing,
     /// Denoising steps.
     pub steps: usize,
+    /// Solver of the steps and shift of their sigmas.
+    pub sampling: Sampling,
     /// Video frames of a clip.
     pub infer_frames: usize,
     /// Seed of the noise.

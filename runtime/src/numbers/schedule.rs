@@ -1,10 +1,11 @@
 //! Computes the denoising schedule: sigmas, timesteps and the sinusoid of a timestep.
 //!
-//! The graph does the Euler update. This file gives the sigmas before and after it.
+//! The graph does the Euler update. This file gives the sigmas before and after it. Other updates
+//! are in [`super::solver`], which takes its sigmas from here as well.
 
 use engines::error_kind::ErrorKind;
 
-/// Flow-matching shift. The reference fixes it and ignores its own `--sample_shift`.
+/// Flow-matching shift of the model. The reference fixes it and ignores its own `--sample_shift`.
 pub(crate) const SHIFT: f64 = 3.0;
 /// Number of training timesteps: `t = 1000 * sigma`.
 pub(crate) const TRAIN_STEPS: f64 = 1000.0;
@@ -28,6 +29,14 @@ pub enum ScheduleError {
         /// Largest number of steps.
         most: usize,
     },
+    /// The shift is no positive number.
+    #[error(
+        "sample_shift wants a number from 0.01 to 100, got {got}; the model is distilled for 3"
+    )]
+    Shift {
+        /// The shift, as text.
+        got: String,
+    },
 }
 
 impl ScheduleError {
@@ -40,33 +49,80 @@ impl ScheduleError {
 /// Largest number of steps. The model was trained with as many, so more have no meaning.
 pub(crate) const MAX_STEPS: usize = 1000;
 
-/// Returns `n + 1` sigmas that fall from 1 to 0.
-///
-/// `sigma = 3u / (1 + 2u)` over `n` even points. They go from 1 to the smallest training sigma,
-/// which is *already shifted*. A last sigma of 0 follows. Source: diffusers
-/// `FlowMatchEulerDiscreteScheduler(shift=3).set_timesteps(n)`.
+/// Returns the sigmas of `n` steps with the model's own shift, see [`shifted_sigmas`].
 ///
 /// # Errors
 /// `n` is outside `1..=1000`.
 pub(crate) fn sigmas(n: usize) -> Result<Vec<f32>, ScheduleError> {
-    match n {
-        0 => return Err(ScheduleError::NoSteps { got: n }),
-        MAX_STEPS.. if n > MAX_STEPS => {
-            return Err(ScheduleError::TooManySteps {
-                got: n,
-                most: MAX_STEPS,
-            });
-        }
-        _ => {}
-    }
-    let lowest = shifted(1.0 / TRAIN_STEPS);
+    shifted_sigmas(n, SHIFT)
+}
+
+/// Returns `n + 1` sigmas that fall from 1 to 0.
+///
+/// `sigma = s u / (1 + (s - 1) u)` for a shift `s`, over `n` even points. They go from 1 to the
+/// smallest training sigma, which is *already shifted*. A last sigma of 0 follows. Source:
+/// diffusers `FlowMatchEulerDiscreteScheduler(shift=s).set_timesteps(n)`.
+///
+/// # Errors
+/// `n` is outside `1..=1000`, or the shift outside `0.01..=100`.
+pub(crate) fn shifted_sigmas(n: usize, shift: f64) -> Result<Vec<f32>, ScheduleError> {
+    usable(n, shift)?;
+    let lowest = shifted(1.0 / TRAIN_STEPS, shift);
     let step = if n > 1 {
         (lowest - 1.0) / (n - 1) as f64
     } else {
         0.0
     };
-    let points = (0..n).map(|i| shifted(1.0 + step * i as f64) as f32);
+    let points = (0..n).map(|i| shifted(1.0 + step * i as f64, shift) as f32);
     Ok(points.chain([0.0]).collect())
+}
+
+fn usable(n: usize, shift: f64) -> Result<(), ScheduleError> {
+    if !(0.01..=100.0).contains(&shift) {
+        let got = shift.to_string();
+        return Err(ScheduleError::Shift { got });
+    }
+    match n {
+        0 => Err(ScheduleError::NoSteps { got: n }),
+        MAX_STEPS.. if n > MAX_STEPS => Err(ScheduleError::TooManySteps {
+            got: n,
+            most: MAX_STEPS,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// How the points of an even schedule lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Even {
+    /// The first point is 1, less what keeps logarithms finite. Source: diffusers
+    /// `UniPCMultistepScheduler(use_flow_sigmas=True)`.
+    FromOne,
+    /// The points are even from 0.999 to 0. Source: diffusers
+    /// `DPMSolverMultistepScheduler(use_flow_sigmas=True)`.
+    ToZero,
+}
+
+/// Returns `n + 1` sigmas and `n` timesteps whose unshifted points are even. The timesteps are
+/// whole numbers, as in the sources.
+///
+/// # Errors
+/// `n` is outside `1..=1000`, or the shift outside `0.01..=100`.
+pub(crate) fn even(
+    n: usize,
+    shift: f64,
+    even: Even,
+) -> Result<(Vec<f32>, Vec<f32>), ScheduleError> {
+    usable(n, shift)?;
+    let step = (1.0 - 1.0 / TRAIN_STEPS) / n as f64;
+    let sigma = |i: usize| match even {
+        Even::FromOne if i == 0 => 1.0 - 1e-6,
+        Even::FromOne => shifted(1.0 - step * i as f64, shift),
+        Even::ToZero => shifted(step * (n - i) as f64, shift),
+    };
+    let sigmas = (0..n).map(|i| sigma(i) as f32).chain([0.0]).collect();
+    let timesteps = (0..n).map(|i| (sigma(i) * TRAIN_STEPS).floor() as f32);
+    Ok((sigmas, timesteps.collect()))
 }
 
 /// Returns `n` timesteps `1000 * sigma`, one per step.
@@ -74,16 +130,19 @@ pub(crate) fn sigmas(n: usize) -> Result<Vec<f32>, ScheduleError> {
 /// # Errors
 /// The same as [`sigmas`].
 pub(crate) fn timesteps(n: usize) -> Result<Vec<f32>, ScheduleError> {
-    let mut t = sigmas(n)?;
-    t.pop();
-    Ok(t.into_iter()
-        .map(|sigma| sigma * TRAIN_STEPS as f32)
-        .collect())
+    Ok(timesteps_of(&sigmas(n)?))
 }
 
-/// Returns the sigma of a time `u` with the model's shift.
-fn shifted(u: f64) -> f64 {
-    SHIFT * u / (1.0 + (SHIFT - 1.0) * u)
+/// Returns the timesteps of the steps between `sigmas`.
+pub(crate) fn timesteps_of(sigmas: &[f32]) -> Vec<f32> {
+    let steps = sigmas.len().saturating_sub(1);
+    let time = |sigma: &f32| sigma * TRAIN_STEPS as f32;
+    sigmas[..steps].iter().map(time).collect()
+}
+
+/// Returns the sigma of a time `u` with a shift.
+fn shifted(u: f64, shift: f64) -> f64 {
+    shift * u / (1.0 + (shift - 1.0) * u)
 }
 
 /// Returns `[cos | sin]` of `t * 10000^(-i/128)`, `[256]`, computed in f64.

@@ -271,7 +271,11 @@ mod tests {
         }
         assert!(f.is_complete());
         assert_eq!(calls[3], [(3, 0), (2, 1), (1, 2), (0, 3)]);
-        let old = [vec![(3, 1), (2, 2), (1, 3)], vec![(3, 2), (2, 3)], vec![(3, 3)]];
+        let old = [
+            vec![(3, 1), (2, 2), (1, 3)],
+            vec![(3, 2), (2, 3)],
+            vec![(3, 3)],
+        ];
         assert_eq!(calls[4..7], old, "the blocks of the first anchor go first");
         assert_eq!(calls.last(), Some(&vec![(5, 3)]));
     }

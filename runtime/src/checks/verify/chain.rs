@@ -22,6 +22,7 @@ use crate::media::mp4::Encoding;
 use crate::media::picture::{Fit, Reading};
 use crate::numbers::latents;
 use crate::numbers::size::SizeMode;
+use crate::numbers::solver::Sampling;
 use crate::numbers::timing::Timing;
 use crate::placement::devices::Devices;
 use crate::placement::plan::{Lanes, Plan, Stages};
@@ -175,6 +176,7 @@ fn request(
         clips: Clips::AtMost(clips),
         timing: Timing::Reference,
         steps: checkup.config("steps")?,
+        sampling: Sampling::default(),
         infer_frames: checkup.config("infer_frames")?,
         seed: 0,
         mode,
