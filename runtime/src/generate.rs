@@ -17,6 +17,7 @@ use std::thread;
 use std::time::Instant;
 
 use engines::cancel::Cancel;
+use engines::contract::DType;
 use engines::tensor::Tensor;
 
 use crate::chain::call::Tables;
@@ -28,12 +29,12 @@ use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
 use crate::chain::executor;
 use crate::chain::hearing;
-use crate::chain::job::Job;
-use crate::chain::source::{ClipSource, Noise};
+use crate::chain::job::{Guidance, Job};
+use crate::chain::source::{ClipSource, Noise, everywhere};
 use crate::chain::vae::Encoder;
 use crate::inputs::heard::Heard;
 use crate::inputs::replay::{Distances, Replay};
-use crate::inputs::speech::AudioFeatures;
+use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{FPS, Length};
 use crate::placement::footprints::Workload;
@@ -44,7 +45,7 @@ use output::Output;
 pub use engine::Engine;
 pub use error::GenerateError;
 pub use prepared::Prepared;
-pub use request::{ClaimedRequest, Clips, OutputFiles, Request};
+pub use request::{ClaimedRequest, Clips, Guiding, OutputFiles, Request};
 
 /// Makes one video from a request.
 ///
@@ -124,6 +125,8 @@ struct Video<'a> {
 struct Conditions {
     /// Embedded prompt, `[1, M, D]`.
     text: Arc<Tensor>,
+    /// Embedded negative prompt, with guidance.
+    negative: Option<Arc<Tensor>>,
     features: AudioFeatures,
     latents: PictureLatents,
 }
@@ -136,10 +139,10 @@ impl<'a> Video<'a> {
         cancel: &'a Cancel,
     ) -> Result<Self, GenerateError> {
         let (request, plan) = (&prepared.request, engine.plan());
-        if plan.steps() != request.steps {
+        if plan.steps() != request.calls() {
             return Err(GenerateError::Steps {
                 placed: plan.steps(),
-                wanted: request.steps,
+                wanted: request.calls(),
             });
         }
         let size = prepared.framing.size;
@@ -150,11 +153,8 @@ impl<'a> Video<'a> {
         }
         let open = |path| Replay::open(path, &geometry, prepared.length.clips, request.steps);
         let replay = request.replay.as_deref().map(open).transpose()?;
-        let tables = Arc::new(Tables::sampled(
-            geometry.clone(),
-            request.steps,
-            request.sampling,
-        )?);
+        let tables = Tables::sampled(geometry.clone(), request.steps, request.sampling)?;
+        let tables = Arc::new(tables.with_passes(request.passes()));
         shorter_ring(&geometry, observer);
         Ok(Self {
             settings: settings(prepared, &geometry, plan.to_string()),
@@ -174,6 +174,7 @@ impl<'a> Video<'a> {
             config,
             geometry: &self.geometry,
             swaps: request.mode.swaps() && self.prepared.length.clips > 1,
+            passes: request.passes(),
             encodes_motion: request.mode.encodes_motion(),
             speech_frames: self.heard().most_frames(),
         }
@@ -207,6 +208,8 @@ impl<'a> Video<'a> {
         let conditions = self.conditions(&distances, output)?;
         self.begin(Phase::Denoising)?;
         let loaded = self.engine.load(self.observer, self.cancel)?;
+        let guidance = conditions.negative.map(|text| self.guidance(&loaded, text));
+        let guidance = guidance.transpose()?;
         let job = Job {
             tables: Arc::clone(&self.tables),
             steps: request.steps,
@@ -214,6 +217,7 @@ impl<'a> Video<'a> {
             swap: request.mode.swap(),
             distances: &distances,
             text: conditions.text,
+            guidance,
             anchor: conditions.latents.anchor(),
             cancel: self.cancel,
             observer: self.observer,
@@ -237,6 +241,12 @@ impl<'a> Video<'a> {
         self.begin(Phase::EncodingPrompt)?;
         let context = encoders::encode_text(backend, loading, &self.prepared.prompt.ids)?;
         let text = encoders::embed_text(backend, loading, &config.dit, &context)?;
+        let negative = self.prepared.negative.as_ref().map(|negative| {
+            let context = encoders::encode_text(backend, loading, &negative.ids)?;
+            let text = encoders::embed_text(backend, loading, &config.dit, &context)?;
+            Ok::<_, ChainError>(Arc::new(text))
+        });
+        let negative = negative.transpose()?;
         self.begin(Phase::EncodingSpeech)?;
         let (heard, speech) = (self.heard(), &config.speech);
         let windows = heard.windows();
@@ -249,8 +259,22 @@ impl<'a> Video<'a> {
         output.keep_conditions(&context, &latents, distances, &self.settings);
         Ok(Conditions {
             text: Arc::new(text),
+            negative,
             features,
             latents,
+        })
+    }
+
+    /// Makes what a guided video is led away from: the negative prompt, and no sound.
+    fn guidance(&self, loaded: &Loaded, text: Arc<Tensor>) -> Result<Guidance, ChainError> {
+        let (g, width) = (&self.geometry, self.engine.models().config().speech.dim);
+        let shape = [1, HIDDEN_LAYERS, width, g.block_video_frames()];
+        let silence = Tensor::zeros(DType::F32, &shape);
+        let adapter = loaded.adapter(self.cancel);
+        Ok(Guidance {
+            scale: self.prepared.request.guidance.scale.get(),
+            text,
+            audio: adapter.tokens(&silence, everywhere(g))?,
         })
     }
 
@@ -352,6 +376,7 @@ fn settings(prepared: &Prepared, geometry: &Geometry, placement: String) -> Sett
         steps: request.steps,
         solver: request.sampling.solver.name(),
         shift: request.sampling.shift,
+        guide_scale: request.guidance.scale.get(),
         infer_frames: request.infer_frames,
         seed: request.seed,
         prompt: prepared.prompt.cleaned.clone(),

@@ -30,7 +30,17 @@ fn help_of_every_command() {
         (
             Program::Run,
             "run",
-            &["generate", "exec", "verify", "bench", "parity", "probe"],
+            &[
+                "generate",
+                "presets",
+                "exec",
+                "verify",
+                "bench",
+                "parity",
+                "probe",
+                "completions",
+                "man",
+            ],
         ),
     ];
     for (program, name, subcommands) in commands {
@@ -210,6 +220,10 @@ fn bad_usage() {
         ),
         ("--infer_frames", &["0", "13", "32", "-12", "x"]),
         ("--sample_steps", &["0", "-1", "1001", "four"]),
+        ("--sample_solver", &["heun"]),
+        ("--sample_shift", &["0", "x", "nan"]),
+        ("--sample_guide_scale", &["-1", "31", "much"]),
+        ("--preset", &["quick"]),
         ("--num_clip", &["0", "-1", "many"]),
         ("--stages", &["4x1", "rows=2"]),
         ("--num_gpus_dit", &["0", "5"]),

@@ -14,6 +14,7 @@ mod plans;
 mod readme;
 mod readme_picture;
 mod rooms;
+mod settings;
 mod signals;
 mod stream;
 mod sums;

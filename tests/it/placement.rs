@@ -21,7 +21,7 @@ use exporter::synth::{Preset, SynthOptions, synth};
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent};
 use runtime::generate::{self, Engine, GenerateError, generate};
 use runtime::inputs::Speech;
-use runtime::numbers::{Geometry, Sampling};
+use runtime::numbers::Geometry;
 use runtime::placement::{
     Devices, Footprints, Lanes, PlacementError, Residency, Rings, Told, Workload,
 };
@@ -296,6 +296,7 @@ fn wanted(told: &Told, request: &generate::Request) -> Footprints {
         config,
         geometry: &geometry,
         swaps: request.mode.swaps(),
+        passes: 1,
         encodes_motion: request.mode.encodes_motion(),
         speech_frames: config.speech.frames(samples).unwrap(),
     };
@@ -408,7 +409,7 @@ fn the_planner_never_plans_less_than_the_footprint_counts() {
             let ask = Ask {
                 size,
                 steps,
-                sampling: Sampling::default(),
+                passes: 1,
                 infer_frames,
                 clips: Some(clips),
             };
@@ -430,6 +431,7 @@ fn the_planner_never_plans_less_than_the_footprint_counts() {
                 config,
                 geometry: &geometry,
                 swaps: true,
+                passes: 1,
                 encodes_motion: false,
                 speech_frames,
             };

@@ -13,7 +13,7 @@ use engines::error_kind::ErrorKind;
 use engines::tensor::Tensor;
 use engines::tensor_file;
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
-use runtime::generate::{Clips, Engine, OutputFiles, Request, generate};
+use runtime::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
 use runtime::inputs::Channels;
 use runtime::media::{Encoding, Fit, Probe, Reading, probe};
 use runtime::numbers::{Sampling, SizeMode, Timing};
@@ -69,6 +69,7 @@ impl Run {
             timing: Timing::Reference,
             steps: 4,
             sampling: Sampling::default(),
+            guidance: Guiding::default(),
             infer_frames: 48,
             seed: 420,
             mode: Mode::Tpp,

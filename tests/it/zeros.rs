@@ -364,6 +364,7 @@ fn footprint(models: &Path) -> Footprint {
         config,
         geometry: &geometry,
         swaps: false,
+        passes: 1,
         encodes_motion: false,
         speech_frames: 100,
     };

@@ -42,6 +42,11 @@ impl Program {
             .stderr(Stdio::piped())
             .env("COLUMNS", COLUMNS)
             .env_remove("RUST_BACKTRACE");
+        // Settings of the developer's shell are not those of the test.
+        let names = std::env::vars_os().map(|(name, _)| name);
+        for name in names.filter(|n| n.to_string_lossy().starts_with("AVATAR_")) {
+            command.env_remove(name);
+        }
         command
     }
 

@@ -166,6 +166,8 @@ pub(crate) struct Tables {
     geometry: Geometry,
     rope: Rope,
     path: Path,
+    /// Passes of a step.
+    passes: usize,
 }
 
 impl Tables {
@@ -190,8 +192,25 @@ impl Tables {
         Ok(Self {
             rope: Rope::new(h, w, geometry.head_dim),
             path: Path::new(sampling, steps)?,
+            passes: 1,
             geometry,
         })
+    }
+
+    /// The same tables, for steps of several passes.
+    #[must_use]
+    pub(crate) fn with_passes(self, passes: usize) -> Self {
+        Self { passes, ..self }
+    }
+
+    /// Returns the denoising step of an item, and its pass.
+    pub(crate) fn step_and_pass(&self, item: &Item) -> (usize, usize) {
+        (item.step / self.passes, item.step % self.passes)
+    }
+
+    /// Returns the passes of a step.
+    pub(crate) fn passes(&self) -> usize {
+        self.passes
     }
 
     /// Returns the solver's path.
@@ -210,11 +229,12 @@ impl Tables {
     /// If there are no lanes.
     pub(crate) fn call(&self, lanes: &[Lane<'_>], anchor: Arc<Anchor>) -> Call {
         let g = &self.geometry;
+        let step = |l: &Lane<'_>| self.step_and_pass(&l.item).0;
         let first_frame = |l: &Lane<'_>| g.first_frame(l.item.block);
         let shift = |l: &Lane<'_>| ref_shift(first_frame(l), l.relative_dist);
         let noisy = |l: &Lane<'_>| self.rope.noisy(first_frame(l));
         let sink = |l: &Lane<'_>| self.rope.cond(shift(l));
-        let time = |l: &Lane<'_>| schedule::sinusoid(self.path.timesteps()[l.item.step]);
+        let time = |l: &Lane<'_>| schedule::sinusoid(self.path.timesteps()[step(l)]);
         let time: Vec<_> = lanes.iter().map(time).collect();
         let time_shape = (lanes.len(), g.block_frames, schedule::FREQUENCIES);
         let zeros = Tensor::zeros(DType::F32, &g.latents_shape(g.block_frames));
@@ -228,7 +248,7 @@ impl Tables {
             ),
             sinusoid: Array::from_shape_fn(time_shape, |(lane, _, at)| time[lane][at]).into(),
             sigmas: Array::from_shape_fn((lanes.len(), 2), |(lane, end)| {
-                self.path.sigmas()[lanes[lane].item.step + end]
+                self.path.sigmas()[step(&lanes[lane]) + end]
             })
             .into(),
             rope: tables(&lanes.iter().map(noisy).collect::<Vec<_>>()),

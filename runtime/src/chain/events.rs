@@ -143,6 +143,8 @@ pub struct Settings {
     pub solver: &'static str,
     /// Shift of the sigmas.
     pub shift: f64,
+    /// Scale of the guidance; 1 or less is none.
+    pub guide_scale: f32,
     /// Frames of a clip.
     pub infer_frames: usize,
     /// Seed of the noise.

@@ -6,6 +6,7 @@
 mod worker;
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -194,6 +195,8 @@ struct Open {
     /// What the solver keeps of earlier steps.
     memory: Memory,
     audio: BlockAudio,
+    /// The flow of a step's first pass, while its second one is under way.
+    prompted: Option<Tensor>,
 }
 
 struct Scheduler<'a> {
@@ -204,7 +207,8 @@ struct Scheduler<'a> {
     /// First block of the second anchor, if there will be one.
     swap_at: Option<usize>,
     open: BTreeMap<usize, Open>,
-    anchors: [Option<Arc<Anchor>>; 2],
+    /// The anchors of the picture, one for each pass, then those after the swap.
+    anchors: Vec<Option<Arc<Anchor>>>,
     requests: SyncSender<usize>,
     requested: usize,
     received: usize,
@@ -223,14 +227,15 @@ impl<'a> Scheduler<'a> {
         let swap_at = (job.swap != Swap::Never && job.blocks > clip).then_some(clip);
         let grid = Grid {
             blocks: job.blocks,
-            steps: job.steps,
+            steps: job.steps * job.tables.passes(),
+            passes: job.tables.passes(),
             swap_at,
         };
         Self {
             front: Wavefront::new(grid, &chains.plan),
             swap_at,
             open: BTreeMap::new(),
-            anchors: [None, None],
+            anchors: vec![None; 2 * job.tables.passes()],
             requests,
             requested: 0,
             received: 0,
@@ -253,7 +258,7 @@ impl<'a> Scheduler<'a> {
         for chain in 0..self.chains.heads.len() {
             self.send(chain, Work::Begin)?;
         }
-        self.prefill(0, self.job.anchor.clone())?;
+        self.prefill(0, &self.job.anchor.clone())?;
         while !self.front.is_complete() {
             self.issue()?;
             let report = reports.recv().map_err(|_| ChainError::Stopped)?;
@@ -284,13 +289,15 @@ impl<'a> Scheduler<'a> {
     fn call(&self, group: &Group) -> Call {
         let lane = |item: &Item| {
             let Open { latents, audio, .. } = &self.open[&item.block];
-            let relative_dist = self.job.distances.of(item.block, item.step);
+            let (step, pass) = self.job.tables.step_and_pass(item);
+            let relative_dist = self.job.distances.of(item.block, step);
+            let guidance = self.job.guidance.as_ref().filter(|_| pass > 0);
             Lane {
                 item: *item,
                 relative_dist,
                 latents,
                 pose_latents: None,
-                audio,
+                audio: guidance.map_or(audio, |g| &g.audio),
             }
         };
         let lanes: Vec<Lane<'_>> = group.items.iter().map(lane).collect();
@@ -315,15 +322,26 @@ impl<'a> Scheduler<'a> {
         let index = anchor.index;
         self.anchors[index] = Some(Arc::from(anchor));
         self.front.anchored();
-        self.job.observer.event(&Event::Anchored { index });
+        let passes = self.job.tables.passes();
+        if index % passes + 1 == passes {
+            let index = index / passes;
+            self.job.observer.event(&Event::Anchored { index });
+        }
         Ok(())
     }
 
-    /// Sends a prefill down the first chain. Its condition serves every chain.
-    fn prefill(&mut self, index: usize, input: AnchorInput) -> Result<(), ChainError> {
-        let (tables, text) = (&self.job.tables, Arc::clone(&self.job.text));
-        let prefill = tables.prefill(index, input.ref_latents, input.motion_latents, text);
-        self.send(0, Work::Prefill(Box::new(prefill)))
+    /// Sends the prefills of an anchor down the first chain, one for each pass. Their conditions
+    /// serve every chain.
+    fn prefill(&mut self, index: usize, input: &AnchorInput) -> Result<(), ChainError> {
+        let tables = &self.job.tables;
+        let guidance = self.job.guidance.as_ref().map(|g| &g.text);
+        for (pass, text) in iter::once(&self.job.text).chain(guidance).enumerate() {
+            let index = index * tables.passes() + pass;
+            let (picture, motion) = (input.ref_latents.clone(), input.motion_latents.clone());
+            let prefill = tables.prefill(index, picture, motion, Arc::clone(text));
+            self.send(0, Work::Prefill(Box::new(prefill)))?;
+        }
+        Ok(())
     }
 
     fn send(&self, chain: usize, work: Work) -> Result<(), ChainError> {
@@ -341,6 +359,7 @@ impl<'a> Scheduler<'a> {
                         latents: input.latents,
                         memory: Memory::default(),
                         audio: input.audio,
+                        prompted: None,
                     },
                 );
                 self.received += 1;
@@ -348,7 +367,7 @@ impl<'a> Scheduler<'a> {
                 Ok(())
             }
             Report::Anchored { anchor, chain } => self.anchored(anchor, chain),
-            Report::Fed(input) => self.prefill(1, *input),
+            Report::Fed(input) => self.prefill(1, &input),
             Report::Done(group, call) => self.done(&group, *call),
             Report::Failed(error) => Err(error),
             Report::Gone => Err(ChainError::Stopped),
@@ -360,26 +379,36 @@ impl<'a> Scheduler<'a> {
         self.front.finished(group);
         for (lane, item) in group.items.iter().enumerate() {
             let one = lane..lane + 1;
-            let (latents, noise_pred) = (
-                call.latents.lanes(one.clone()),
-                output.noise_pred.lanes(one.clone()),
-            );
-            self.job.observer.event(&Event::Stepped {
-                item: *item,
-                latents: latents.clone(),
-                noise_pred: noise_pred.clone(),
-            });
+            let noise_pred = output.noise_pred.lanes(one.clone());
+            let (step, pass) = self.job.tables.step_and_pass(item);
             let open = self.open.get_mut(&item.block);
             let open = open.expect("a block under way is open");
+            if pass + 1 < self.job.tables.passes() {
+                open.prompted = Some(noise_pred.to_tensor());
+                continue;
+            }
+            let guided = self.job.guidance.as_ref().zip(open.prompted.take());
+            let guided = guided.map(|(guidance, prompted)| {
+                let other = noise_pred.as_slice::<f32>();
+                let flow = guidance.flow(prompted.as_slice::<f32>(), other);
+                Tensor::from_slice(noise_pred.shape(), &flow)
+            });
+            let noise_pred = guided.as_ref().map_or(noise_pred, Tensor::view);
+            self.job.observer.event(&Event::Stepped {
+                item: Item { step, ..*item },
+                latents: open.latents.view(),
+                noise_pred: noise_pred.clone(),
+            });
             let path = self.job.tables.path();
-            let next = if path.is_in_graph() {
+            let next = if path.is_in_graph() && guided.is_none() {
                 output.next_latents.lanes(one).to_tensor()
             } else {
-                let (x, flow) = (latents.as_slice::<f32>(), noise_pred.as_slice::<f32>());
-                let next = path.advance(item.step, x, flow, &mut open.memory);
+                let x = open.latents.as_slice::<f32>();
+                let flow = noise_pred.as_slice::<f32>();
+                let next = path.advance(step, x, flow, &mut open.memory);
                 Tensor::from_slice(open.latents.shape(), &next)
             };
-            if item.step + 1 < self.job.steps {
+            if step + 1 < self.job.steps {
                 open.latents = next;
             } else {
                 self.leave(item.block, next)?;
@@ -396,10 +425,10 @@ impl<'a> Scheduler<'a> {
                 ref_latents: latents::frames(&latents, 0..1),
                 motion_latents: self.job.anchor.motion_latents.clone(),
             };
-            self.prefill(1, input)?;
+            self.prefill(1, &input)?;
         }
         if self.swap_at == Some(block + 1) {
-            self.anchors[0] = None;
+            self.anchors[..self.job.tables.passes()].fill(None);
         }
         self.job.observer.event(&Event::Denoised {
             block,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engines::cancel::Cancel;
 use engines::tensor::Tensor;
 
-use crate::chain::call::Tables;
+use crate::chain::call::{BlockAudio, Tables};
 use crate::chain::events::Observer;
 use crate::inputs::replay::Distances;
 
@@ -30,6 +30,26 @@ pub(crate) struct AnchorInput {
     pub motion_latents: Tensor,
 }
 
+/// Guidance: each step has a second pass, with another prompt and without speech, and goes away
+/// from what it predicts. Source: Wan 2.2's `WanS2V.generate`, which has zeros as sound there.
+#[derive(Clone)]
+pub(crate) struct Guidance {
+    /// How far: the flow is `u + scale * (c - u)` for the flow `c` of the prompt and `u` of this.
+    pub scale: f32,
+    /// Embedded negative prompt, `[1, M, D]`.
+    pub text: Arc<Tensor>,
+    /// Audio tokens of a block without sound.
+    pub audio: BlockAudio,
+}
+
+impl Guidance {
+    /// Returns the flow that a step follows.
+    pub(crate) fn flow(&self, prompted: &[f32], other: &[f32]) -> Vec<f32> {
+        let pairs = prompted.iter().zip(other);
+        pairs.map(|(c, u)| u + self.scale * (c - u)).collect()
+    }
+}
+
 /// Everything that one run takes besides the loaded stages.
 pub(crate) struct Job<'a> {
     /// Sizes, positions and timesteps of the run.
@@ -44,6 +64,8 @@ pub(crate) struct Job<'a> {
     pub distances: &'a Distances<'a>,
     /// Embedded prompt, `[1, M, D]`.
     pub text: Arc<Tensor>,
+    /// What the video is led away from, if it is.
+    pub guidance: Option<Guidance>,
     /// Input of the first anchor.
     pub anchor: AnchorInput,
     /// Stops this run.

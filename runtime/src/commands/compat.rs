@@ -58,13 +58,6 @@ const FLAGS: &[Flag] = &[
         Rule::Only(&["s2v-14B"], "this is the speech-to-video model"),
     ),
     value(
-        "sample-guide-scale",
-        Rule::Only(
-            &["0", "0.0"],
-            "there is no guidance pass: upstream reads the flag and never uses it",
-        ),
-    ),
-    value(
         "ulysses-size",
         Rule::Only(
             &["1"],

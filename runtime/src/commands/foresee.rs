@@ -68,7 +68,10 @@ pub(super) fn simulate(args: &SimulateArgs, cancel: &Cancel) -> Result<(), Error
     let ask = &planned.ask;
     let title = format!(
         "{}, {}, {} steps, {} blocks",
-        planned.profile.name, ask.size, ask.steps, args.blocks
+        planned.profile.name,
+        ask.size,
+        ask.steps / ask.passes,
+        args.blocks
     );
     if let Some(path) = &args.svg {
         let drawn = svg::draw(&timeline, &title, &names);
@@ -136,9 +139,11 @@ fn config(target: &Target) -> Result<ModelConfig, Error> {
 
 fn ask(target: &Target) -> Result<Ask, Error> {
     let size = target.size.effective(SizeMode::Exact, target.size)?;
+    let passes = target.sample_guide_scale.passes();
     Ok(Ask {
         size,
-        steps: target.sample_steps,
+        steps: target.sample_steps * passes,
+        passes,
         infer_frames: target.infer_frames,
         clips: match target.num_clip {
             Clips::Auto => None,

@@ -120,7 +120,7 @@ fn told_devices(
     prepared: &Prepared,
     models: &Models,
 ) -> Result<Placed, Error> {
-    let steps = prepared.request.steps;
+    let steps = prepared.request.calls();
     if let Some(n) = args.wishes().dit_devices.filter(|n| *n > steps) {
         return Err(Error::Usage(format!(
             "--num_gpus_dit {n}: wants at most {steps} on a CPU, one for each denoising step"
@@ -147,7 +147,7 @@ fn profile_devices(
     models: &Models,
 ) -> Result<Placed, Error> {
     let layers = models.config().dit.layers;
-    let plan = planned.placement.plan(layers, prepared.request.steps)?;
+    let plan = planned.placement.plan(layers, prepared.request.calls())?;
     let gpu = planned.profile.each_device().any(|d| d.kind == Kind::Gpu);
     let budgets: Vec<u64> = planned.devices.iter().map(|d| d.usable).collect();
     match (gpu, args.virtual_devices) {
@@ -200,7 +200,8 @@ fn planned(
     let request = &prepared.request;
     let ask = Ask {
         size: prepared.framing.size,
-        steps: request.steps,
+        steps: request.calls(),
+        passes: request.passes(),
         infer_frames: request.infer_frames,
         clips: match request.clips {
             Clips::Auto => None,

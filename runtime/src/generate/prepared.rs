@@ -29,6 +29,8 @@ pub struct Prepared {
     pub framing: Framing,
     /// Tokens of the prompt.
     pub prompt: Prompt,
+    /// Tokens of the negative prompt, with guidance.
+    pub negative: Option<Prompt>,
     /// Samples of the recording.
     pub speech: Speech,
     /// Clips that the recording fills.
@@ -72,7 +74,11 @@ impl Prepared {
         let framing = Framing::new(request.size, request.size_mode, request.fit, &picture)?;
         let geometry = Geometry::new(&models.config().dit, framing.size, request.infer_frames)?;
         Path::new(request.sampling, request.steps)?;
-        let prompt = Prompter::open(&models.tokenizer())?.encode(&request.prompt)?;
+        let prompter = Prompter::open(&models.tokenizer())?;
+        let prompt = prompter.encode(&request.prompt)?;
+        let guided = request.guidance.scale.is_on();
+        let negative = guided.then(|| prompter.encode(&request.guidance.negative_prompt));
+        let negative = negative.transpose()?;
         let most = match request.clips {
             Clips::Auto => usize::MAX,
             Clips::AtMost(n) => {
@@ -86,6 +92,7 @@ impl Prepared {
             request,
             framing,
             prompt,
+            negative,
             speech,
             clips_in_audio,
             length,
@@ -133,6 +140,17 @@ impl Prepared {
             tell(format!(
                 "sample_solver {}: the model is distilled for euler",
                 solver.name()
+            ));
+        }
+        let scale = self.request.guidance.scale;
+        if scale.is_on() {
+            tell(format!(
+                "sample_guide_scale {scale}: the model is distilled to do without; each step takes \
+                 two passes, and the rings are twice as large"
+            ));
+        } else if scale.get() > 0.0 {
+            tell(format!(
+                "sample_guide_scale {scale}: 1 or less is no guidance"
             ));
         }
         if shift != SHIFT {

@@ -12,6 +12,7 @@ use crate::media::contact_sheet;
 use crate::media::mp4::Encoding;
 use crate::media::partial::partial_path;
 use crate::media::picture::{Fit, Reading};
+use crate::numbers::guide_scale::GuideScale;
 use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::solver::Sampling;
 use crate::numbers::timing::Timing;
@@ -53,6 +54,8 @@ pub struct Request {
     pub steps: usize,
     /// Solver of the steps and shift of their sigmas.
     pub sampling: Sampling,
+    /// Guidance away from a negative prompt and from silence.
+    pub guidance: Guiding,
     /// Video frames of a clip.
     pub infer_frames: usize,
     /// Seed of the noise.
@@ -64,6 +67,30 @@ pub struct Request {
     /// Files to write.
     pub files: OutputFiles,
 }
+
+/// Guidance as it is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guiding {
+    /// How far the video is led away. 1 or less is no guidance, as in Wan 2.2.
+    pub scale: GuideScale,
+    /// What the video should not show.
+    pub negative_prompt: String,
+}
+
+impl Default for Guiding {
+    fn default() -> Self {
+        Self {
+            scale: GuideScale::default(),
+            negative_prompt: NEGATIVE_PROMPT.to_owned(),
+        }
+    }
+}
+
+/// The negative prompt of Wan 2.2's `wan_s2v_14B.py`.
+pub(crate) const NEGATIVE_PROMPT: &str = "\
+    画面模糊，最差质量，画面模糊，细节模糊不清，情绪激动剧烈，手快速抖动，字幕，丑陋的，残缺的，\
+    多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，\
+    形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
 
 /// The files that a run writes.
 #[derive(Clone, Debug)]
@@ -96,6 +123,16 @@ impl ClaimedRequest {
 }
 
 impl Request {
+    /// Returns the passes of a step: 2 with guidance.
+    pub fn passes(&self) -> usize {
+        self.guidance.scale.passes()
+    }
+
+    /// Returns the calls of a block, which a placement is made for.
+    pub fn calls(&self) -> usize {
+        self.steps * self.passes()
+    }
+
     /// Claims the files to write, before anything is read. `also_read` are files and folders that
     /// the run reads besides those of the request, with the flags that name them.
     ///

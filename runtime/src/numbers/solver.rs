@@ -5,21 +5,19 @@
 //! block keeps a [`Memory`]. A prediction is a flow `v`, and `x - sigma * v` is the clean latent
 //! that it means.
 
+use std::str::FromStr;
+
 use crate::numbers::schedule::{self, Even, SHIFT, ScheduleError};
 
 /// A solver, by the name that `--sample_solver` takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Solver {
     /// One step along the flow, on the model's own sigmas.
     #[default]
     Euler,
     /// UniPC of second order: predictor and corrector.
-    #[value(name = "unipc")]
-    #[serde(rename = "unipc")]
     UniPc,
     /// DPM-Solver++ of second order over several steps.
-    #[value(name = "dpm++", aliases = ["dpmpp_2m", "dpmpp"])]
-    #[serde(rename = "dpm++")]
     DpmPlusPlus,
 }
 
@@ -30,6 +28,22 @@ impl Solver {
             Self::Euler => "euler",
             Self::UniPc => "unipc",
             Self::DpmPlusPlus => "dpm++",
+        }
+    }
+}
+
+impl FromStr for Solver {
+    type Err = String;
+
+    /// Reads a solver's name. The articles write `dpmpp_2m` for `dpm++`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "euler" => Ok(Self::Euler),
+            "unipc" => Ok(Self::UniPc),
+            "dpm++" | "dpmpp_2m" => Ok(Self::DpmPlusPlus),
+            _ => Err(format!(
+                "euler, unipc or dpm++ (also called dpmpp_2m) is wanted, got `{text}`"
+            )),
         }
     }
 }
@@ -287,6 +301,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn names_are_read_and_written_and_a_wrong_one_is_refused() {
+        for solver in SOLVERS {
+            assert_eq!(solver.name().parse(), Ok(solver));
+        }
+        assert_eq!("dpmpp_2m".parse(), Ok(Solver::DpmPlusPlus));
+        assert!("heun".parse::<Solver>().is_err());
     }
 
     #[test]

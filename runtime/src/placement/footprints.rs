@@ -39,6 +39,8 @@ pub struct Workload<'a> {
     /// Whether a second anchor follows the first. While blocks of both are computed, both lie on
     /// the devices.
     pub swaps: bool,
+    /// Passes of a step; each has anchors of its own.
+    pub passes: usize,
     /// Whether the decoder's device encodes motion between clips.
     pub encodes_motion: bool,
     /// Frames of the speech encoder for the whole recording.
@@ -65,7 +67,7 @@ impl Footprints {
             }
         }
         for (home, layers) in layers_by_home(devices, plan) {
-            let anchors = if work.swaps { 2 } else { 1 };
+            let anchors = if work.swaps { 2 } else { 1 } * work.passes as u64;
             let condition = count.condition(home, anchors)? * layers.len() as u64;
             all.devices.entry(home).or_default().condition = condition;
         }

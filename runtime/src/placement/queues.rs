@@ -3,5 +3,6 @@
 /// Finished blocks that may wait for the decoder.
 pub(crate) const FINISHED_WAITING: usize = 1;
 
-/// Prefills that may wait at the head of a chain, beside its calls: one for each anchor.
-pub(crate) const PREFILLS: usize = 2;
+/// Prefills that may wait at the head of a chain, beside its calls: one for each anchor, of the
+/// prompt and of what guidance leads away from.
+pub(crate) const PREFILLS: usize = 4;

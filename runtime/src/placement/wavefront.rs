@@ -14,7 +14,7 @@ use crate::placement::plan::Plan;
 pub struct Item {
     /// Global block number.
     pub block: usize,
-    /// Denoising step.
+    /// Denoising step. In a [`Grid`] of several passes: the step times the passes, plus the pass.
     pub step: usize,
 }
 
@@ -23,7 +23,7 @@ pub struct Item {
 pub(crate) struct Group {
     /// Number of the chain.
     pub chain: usize,
-    /// Number of the anchor: 0 for the picture's, 1 for the one after the swap.
+    /// Number of the anchor: the picture's for each pass, then those after the swap.
     pub anchor: usize,
     /// Items in ascending order of steps, so in descending order of blocks.
     pub items: Vec<Item>,
@@ -34,16 +34,19 @@ pub(crate) struct Group {
 pub(crate) struct Grid {
     /// Blocks of the video.
     pub blocks: usize,
-    /// Denoising steps.
+    /// Calls of a block: its denoising steps, times the passes of a step.
     pub steps: usize,
+    /// Passes of a step, each with an anchor of its own. Guidance takes two.
+    pub passes: usize,
     /// First block that needs the second anchor.
     pub swap_at: Option<usize>,
 }
 
 impl Grid {
-    /// Returns the anchor of a block.
-    pub(crate) fn anchor(&self, block: usize) -> usize {
-        usize::from(self.swap_at.is_some_and(|at| block >= at))
+    /// Returns the anchor of an item.
+    pub(crate) fn anchor(&self, item: &Item) -> usize {
+        let swapped = usize::from(self.swap_at.is_some_and(|at| item.block >= at));
+        swapped * self.passes + item.step % self.passes
     }
 
     fn waves(&self) -> usize {
@@ -213,7 +216,7 @@ fn groups(grid: &Grid, wave: usize, index: usize, chain: &ChainState) -> Vec<Gro
             block: wave - step,
             step,
         };
-        let anchor = grid.anchor(item.block);
+        let anchor = grid.anchor(&item);
         match out.last_mut() {
             Some(g) if g.anchor == anchor && g.items.len() < chain.lanes => g.items.push(item),
             _ => out.push(Group {
@@ -244,6 +247,7 @@ mod tests {
             Grid {
                 blocks,
                 steps,
+                passes: 1,
                 swap_at,
             },
             &plan,

@@ -148,13 +148,15 @@ fn smaller(profile: &Profile, config: &ModelConfig, ask: &Ask) -> Vec<Change> {
                 },
             )
         });
-    let steps = (1..ask.steps).rev().map(|steps| {
-        let cost = 40 + 10 * (ask.steps - steps) as u32;
+    let passes = ask.passes;
+    let all = ask.steps / passes;
+    let steps = (1..all).rev().map(move |steps| {
+        let cost = 40 + 10 * (all - steps) as u32;
         change(
             format!("sample_steps {steps}"),
             cost,
             Ask {
-                steps,
+                steps: steps * passes,
                 ..ask.clone()
             },
         )

@@ -10,8 +10,10 @@ use crate::numbers::timing::FRAMES_PER_LATENT;
 pub struct Ask {
     /// Size of the video in pixels.
     pub size: Size,
-    /// Denoising steps.
+    /// Denoising steps, times the passes of a step.
     pub steps: usize,
+    /// Passes of a step: 2 with guidance, else 1. Each has rings and anchors of its own.
+    pub passes: usize,
     /// Video frames of a clip.
     pub infer_frames: usize,
     /// Clips of the video; `None` for as many as the recording fills.

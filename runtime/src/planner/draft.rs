@@ -197,6 +197,7 @@ impl Draft {
         let schedule = Schedule {
             plan: &plan,
             steps: self.ask.steps,
+            passes: self.ask.passes,
             blocks,
             swap_at,
             devices: self.placement.stages.iter().map(|s| s.device).collect(),

@@ -335,6 +335,7 @@ mod tests {
                 height: 384,
             },
             steps: 4,
+            passes: 1,
             infer_frames: 48,
             clips: None,
         }

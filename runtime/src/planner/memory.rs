@@ -84,7 +84,8 @@ impl HostBudget {
 /// Counts the anchors that exist at once: the second is made before the last block of the first
 /// clip has left.
 fn anchors(ask: &Ask) -> u64 {
-    if ask.clips == Some(1) { 1 } else { 2 }
+    let swaps = if ask.clips == Some(1) { 1 } else { 2 };
+    swaps * ask.passes as u64
 }
 
 /// Returns the memory of every device of `profile`, in order.

@@ -53,9 +53,10 @@ impl Display for Report<'_> {
         writeln!(f, "profile {}: {}", profile.name, profile.about)?;
         writeln!(
             f,
-            "{}, {} steps, clips of {} frames, recipe {}, {} a call, ring of {} blocks",
+            "{}, {} steps{}, clips of {} frames, recipe {}, {} a call, ring of {} blocks",
             ask.size,
-            ask.steps,
+            ask.steps / ask.passes,
+            if ask.passes > 1 { " of two passes" } else { "" },
             ask.infer_frames,
             profile.recipe,
             counted(p.placement.lanes, "lane"),

@@ -59,6 +59,8 @@ pub(crate) struct Schedule<'a> {
     pub steps: usize,
     /// Blocks of the video.
     pub blocks: usize,
+    /// Passes of a step.
+    pub(crate) passes: usize,
     /// First block that needs the second anchor; the first latent of block 0 is its picture.
     pub swap_at: Option<usize>,
     /// Device of each stage, and of the decoder: pieces of work on one device take turns.
@@ -300,6 +302,7 @@ impl<'a> Simulation<'a> {
         let grid = Grid {
             blocks: schedule.blocks,
             steps: schedule.steps,
+            passes: schedule.passes,
             swap_at: schedule.swap_at,
         };
         let (mut stages, mut heads) = (Vec::new(), Vec::new());
@@ -339,8 +342,14 @@ impl<'a> Simulation<'a> {
             sim.after(schedule.costs.load(stage), Event::Stage(stage));
         }
         sim.start_decoding(None, schedule.costs.prime());
-        sim.stages[sim.heads[0]].queue.push_back(Packet::Prefill(0));
+        sim.prefill(0);
         sim
+    }
+
+    /// Sends the prefills of an anchor into the first chain, one for each pass.
+    fn prefill(&mut self, anchor: usize) {
+        let prefills = (0..self.schedule.passes).map(|_| Packet::Prefill(anchor));
+        self.stages[self.heads[0]].queue.extend(prefills);
     }
 
     fn after(&mut self, time: f64, event: Event) {
@@ -443,8 +452,7 @@ impl<'a> Simulation<'a> {
     fn clean(&mut self, block: usize) {
         self.out.denoised[block] = seconds(self.now);
         if block == 0 && self.schedule.swap_at.is_some() {
-            let head = self.heads[0];
-            self.stages[head].queue.push_back(Packet::Prefill(1));
+            self.prefill(1);
         }
         self.leaving = Some(block);
     }

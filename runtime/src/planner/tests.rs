@@ -23,6 +23,7 @@ fn ask(at: &str, steps: usize) -> Ask {
     Ask {
         size: size(at),
         steps,
+        passes: 1,
         infer_frames: 48,
         clips: None,
     }

@@ -10,12 +10,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::chain::call::Tables;
 use crate::chain::events::Silent;
+use crate::chain::job::Guidance;
 use crate::chain::source::{BlockInput, everywhere};
 use crate::chain::stage::{Site, Stage, StageState, anchor_of};
 use crate::fixtures::fake::{Fake, Fault};
 use crate::fixtures::sizes::{config, small_geometry as geometry};
 use crate::inputs::replay::Distances;
 use crate::numbers::geometry::Geometry;
+use crate::numbers::solver::{self, Sampling, Solver};
 use crate::placement::plan::{Lanes, Residency, Rings, StageSpec, Stages};
 use crate::placement::queues::FINISHED_WAITING;
 
@@ -86,6 +88,9 @@ struct Case {
     residency: Residency,
     /// Virtual devices with so much memory each; all in the process's own without.
     budget: Option<u64>,
+    sampling: Sampling,
+    /// Whether each step has a second pass.
+    guided: bool,
 }
 
 impl Case {
@@ -102,13 +107,40 @@ impl Case {
             cancel_at: None,
             residency: Residency::default(),
             budget: None,
+            sampling: Sampling::default(),
+            guided: false,
         }
     }
 }
 
 impl Case {
+    fn passes(&self) -> usize {
+        1 + usize::from(self.guided)
+    }
+
+    fn calls(&self) -> usize {
+        self.steps * self.passes()
+    }
+
+    /// Another prompt, other sound, and a scale that changes every flow.
+    fn guidance(&self) -> Option<Guidance> {
+        self.guided.then(|| Guidance {
+            scale: 2.5,
+            text: Arc::new(named(&[1, 6, 8], 4.0)),
+            audio: BlockAudio {
+                global: named(&[1, 1, 3, 8], 20.5),
+                local: named(&[1, 1, 3, 5, 8], 20.25),
+                mask: everywhere(&geometry(12)),
+            },
+        })
+    }
+
+    fn tables(&self, g: &Geometry) -> Tables {
+        Tables::sampled(g.clone(), self.steps, self.sampling).unwrap()
+    }
+
     fn plan(&self) -> Plan {
-        let plan = Plan::new(&self.stages, self.lanes, LAYERS, self.steps).unwrap();
+        let plan = Plan::new(&self.stages, self.lanes, LAYERS, self.calls()).unwrap();
         plan.with_residency(self.residency).unwrap()
     }
 }
@@ -185,12 +217,13 @@ fn run_on(
 ) -> (Result<(), ChainError>, Blocks) {
     let cancel = Cancel::default();
     let job = Job {
-        tables: Arc::new(Tables::new(g.clone(), case.steps).unwrap()),
+        tables: Arc::new(case.tables(g).with_passes(case.passes())),
         steps: case.steps,
         blocks: case.blocks,
         swap: case.swap,
         distances: &Distances { seed, replay: None },
         text: Arc::new(named(&[1, 6, 8], 3.0)),
+        guidance: case.guidance(),
         anchor: anchor(g, 9.0),
         cancel: &cancel,
         observer,
@@ -200,7 +233,7 @@ fn run_on(
         asked: Vec::new(),
         fails_at: case.source_fails_at,
     };
-    let (feedback, inbox) = inbox(&case.plan(), case.steps);
+    let (feedback, inbox) = inbox(&case.plan(), case.calls());
     let (sender, receiver) = sync_channel(FINISHED_WAITING);
     let (cancel, takes) = (&cancel, case.takes);
     thread::scope(|scope| {
@@ -223,10 +256,11 @@ fn run_on(
 }
 
 /// Computes the blocks in the reference's order on one stage: block by block, step by step, one
-/// lane, with the anchor swapped between clips.
+/// lane, with the anchor swapped between clips. The passes of a step have a run each.
 fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
     let backend = Arc::new(Fake::new(config(LAYERS), g.clone()));
-    let tables = Tables::new(g.clone(), case.steps).unwrap();
+    let tables = case.tables(g);
+    let guidance = case.guidance();
     let distances = Distances {
         seed: 1,
         replay: None,
@@ -234,18 +268,24 @@ fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
     let model = config(LAYERS);
     let site = Site::alone(backend, &model, case.steps, plain());
     let mut stage = Stage::load(site, &StageSpec::whole(LAYERS, case.steps)).unwrap();
-    let mut state = stage.begin(g, &Cancel::default()).unwrap();
-    let prefilled = |stage: &mut Stage, state: &StageState, index: usize, input: AnchorInput| {
-        let mut p = tables.prefill(
-            index,
-            input.ref_latents,
-            input.motion_latents,
-            Arc::new(named(&[1, 6, 8], 3.0)),
-        );
-        stage.prefill(state, &mut p, &|| false).unwrap();
-        Arc::new(anchor_of(p))
-    };
-    let mut held = prefilled(&mut stage, &state, 0, anchor(g, 9.0));
+    let begun = (0..case.passes()).map(|_| stage.begin(g, &Cancel::default()).unwrap());
+    let mut states: Vec<StageState> = begun.collect();
+    let texts = [
+        Some(Arc::new(named(&[1, 6, 8], 3.0))),
+        guidance.as_ref().map(|g| g.text.clone()),
+    ];
+    let texts: Vec<Arc<Tensor>> = texts.into_iter().flatten().collect();
+    let prefilled =
+        |stage: &mut Stage, states: &[StageState], index: usize, input: &AnchorInput| {
+            let pass = |(state, text): (&StageState, &Arc<Tensor>)| {
+                let (picture, motion) = (input.ref_latents.clone(), input.motion_latents.clone());
+                let mut p = tables.prefill(index, picture, motion, Arc::clone(text));
+                stage.prefill(state, &mut p, &|| false).unwrap();
+                Arc::new(anchor_of(p))
+            };
+            states.iter().zip(&texts).map(pass).collect::<Vec<_>>()
+        };
+    let mut held = prefilled(&mut stage, &states, 0, &anchor(g, 9.0));
     let mut out = Blocks::new();
     for block in 0..case.blocks {
         if block == g.clip_blocks && case.swap != Swap::Never {
@@ -257,21 +297,51 @@ fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
                 },
                 _ => anchor(g, 11.0),
             };
-            held = prefilled(&mut stage, &state, 1, input);
+            held = prefilled(&mut stage, &states, 1, &input);
         }
         let BlockInput { mut latents, audio } = input(g, block);
+        let mut memory = solver::Memory::default();
         for step in 0..case.steps {
             let item = Item { block, step };
-            let lane = Lane {
-                item,
-                relative_dist: distances.of(block, step),
-                latents: &latents,
-                pose_latents: None,
-                audio: &audio,
+            let heard = iter::once(&audio).chain(guidance.as_ref().map(|g| &g.audio));
+            let mut pass = |((state, anchor), audio): ((&mut StageState, &Arc<Anchor>), _)| {
+                let lane = Lane {
+                    item,
+                    relative_dist: distances.of(block, step),
+                    latents: &latents,
+                    pose_latents: None,
+                    audio,
+                };
+                let mut call = tables.call(&[lane], Arc::clone(anchor));
+                stage.denoise(state, &mut call, &|| false).unwrap();
+                call.output.unwrap()
             };
-            let mut call = tables.call(&[lane], held.clone());
-            stage.denoise(&mut state, &mut call, &|| false).unwrap();
-            latents = call.output.unwrap().next_latents;
+            let outputs: Vec<_> = states
+                .iter_mut()
+                .zip(&held)
+                .zip(heard)
+                .map(&mut pass)
+                .collect();
+            let values = |t: &Tensor| t.as_slice::<f32>().to_vec();
+            let flow = match &outputs[..] {
+                [prompted, other] => {
+                    let pairs = values(&prompted.noise_pred)
+                        .into_iter()
+                        .zip(values(&other.noise_pred));
+                    Some(pairs.map(|(c, u)| u + 2.5 * (c - u)).collect())
+                }
+                [only] if !tables.path().is_in_graph() => Some(values(&only.noise_pred)),
+                _ => None,
+            };
+            latents = match flow {
+                Some(flow) => {
+                    let next = tables
+                        .path()
+                        .advance(step, &values(&latents), &flow, &mut memory);
+                    Tensor::from_slice(latents.shape(), &next)
+                }
+                None => outputs.into_iter().next().unwrap().next_latents,
+            };
         }
         out.push((block, latents.as_slice::<f32>().to_vec()));
     }
@@ -285,16 +355,39 @@ proptest! {
     fn every_placement_computes_what_one_block_after_the_other_does(
         blocks in 1usize..8, steps in 1usize..5, l in 1usize..5, s in 1usize..5,
         lanes in 0usize..5, clip in 1usize..4, swap in 0usize..3,
-        ring in 1usize..4,
+        ring in 1usize..4, solver in 0usize..3, guided in prop::bool::ANY,
     ) {
         let g = geometry(12 * clip).with_ring(ring.min(clip)).unwrap();
         let swap = [Swap::Never, Swap::FirstLatent, Swap::Fed][swap];
         let stages = Stages::Grid { layers: l, steps: s.min(steps) };
         let lanes = if lanes == 0 { Lanes::Auto } else { Lanes::AtMost(lanes.min(steps)) };
-        let case = Case { stages, lanes, ..Case::new(blocks, steps, swap) };
+        let solver = [Solver::Euler, Solver::UniPc, Solver::DpmPlusPlus][solver];
+        let sampling = Sampling { solver, ..Sampling::default() };
+        let case = Case { stages, lanes, sampling, guided, ..Case::new(blocks, steps, swap) };
         let (result, finished, _) = execute(&case, &g);
         prop_assert!(result.is_ok(), "{result:?}");
         prop_assert_eq!(finished, one_by_one(&case, &g));
+    }
+}
+
+#[test]
+fn guidance_and_solvers_change_every_block() {
+    let g = geometry(24);
+    let plain = Case::new(3, 4, Swap::FirstLatent);
+    let guided = Case {
+        guided: true,
+        ..Case::new(3, 4, Swap::FirstLatent)
+    };
+    let solved = Case {
+        sampling: Sampling {
+            solver: Solver::UniPc,
+            ..Sampling::default()
+        },
+        ..Case::new(3, 4, Swap::FirstLatent)
+    };
+    let [plain, guided, solved] = [plain, guided, solved].map(|case| execute(&case, &g).1);
+    for ((a, b), c) in plain.iter().zip(&guided).zip(&solved) {
+        assert!(a.0 == b.0 && a.1 != b.1 && a.1 != c.1, "block {}", a.0);
     }
 }
 

@@ -16,7 +16,7 @@ use super::subject::Subject;
 use crate::chain::decoders::Mode;
 use crate::chain::events::{Event, Observer};
 use crate::checks::error::CheckError;
-use crate::generate::{Clips, Engine, OutputFiles, Request, generate};
+use crate::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
 use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
 use crate::media::picture::{Fit, Reading};
@@ -177,6 +177,7 @@ fn request(
         timing: Timing::Reference,
         steps: checkup.config("steps")?,
         sampling: Sampling::default(),
+        guidance: Guiding::default(),
         infer_frames: checkup.config("infer_frames")?,
         seed: 0,
         mode,

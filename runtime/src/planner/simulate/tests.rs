@@ -192,6 +192,7 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
             replay: None,
         },
         text: Arc::new(Tensor::zeros(DType::F32, &[1, 6, 8])),
+        guidance: None,
         anchor: AnchorInput {
             ref_latents: zeros(1),
             motion_latents: zeros(19),
@@ -294,6 +295,7 @@ fn simulated(plan: &Plan, blocks: usize, known: Known) -> Timeline {
         plan,
         steps: STEPS,
         blocks,
+        passes: 1,
         swap_at: Some(4),
         devices: (0..stages).collect(),
         decoder: stages,
@@ -386,6 +388,7 @@ fn a_device_that_decodes_as_well_does_one_thing_at_a_time() {
             plan: &plan,
             steps: STEPS,
             blocks: 20,
+            passes: 1,
             swap_at: None,
             devices: vec![0],
             decoder,
