@@ -3,7 +3,8 @@
     clips.py BASE OUT --minutes 8 [--threads 1]
 
 Reads OUT/speech.npz, OUT/hearing.pt, OUT/text.pt and OUT/vae.pth; writes OUT/clips.pt at the end. A stopped run goes on with OUT/clips.part.pt.
-A clip is 5 frames of the still picture, 4 of another moment in the scene of the prompt, then 60 of talk: 18 latents.
+A clip is 5 frames of the still picture, 4 of another moment in the scene of the prompt, then 60 of talk: 18 latents. Two of three clips are short, with 24
+frames of talk, and their prompt asks for another scene than the picture shows: many people teach that better than much talk.
 """
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from speech import FPS, HELD_OUT, SECONDS
 from stage import arguments, parsed, save
 from vae import load, normalised
 
-STILL, OTHER, TALK, SIZE = 5, 4, 60, 256
+STILL, OTHER, TALK, SHORT, SIZE = 5, 4, 60, 24, 256
 
 
 def scene(rng):
@@ -28,19 +29,29 @@ def scene(rng):
     return words, before, (before[0] if smile is None else float(smile), before[1] if night is None else float(night))
 
 
-def clip(i, speech, kind=0):
-    """Returns one clip: frames [69, 3, 256, 256], number of the sound, its first frame, the prompt."""
+def other_scene(rng):
+    """As `scene`, where the video differs from the picture: mostly by night, else by smile."""
+    least = rng.choice([1.0, 0.4], p=[0.75, 0.25])
+    while True:
+        words, before, after = scene(rng)
+        if (least == 1 and before[1] != after[1]) or (least < 1 and abs(before[0] - after[0]) > least):
+            return words, before, after
+
+
+def clip(i, speech, kind=0, short=False):
+    """Returns one clip: frames [9 + talk, 3, 256, 256], number of the sound, its first frame, the prompt."""
     rng = np.random.default_rng((2026, 100 + kind, i))
+    talk = SHORT if short else TALK
     sounds = len(speech["sounds"])
     j = int(rng.integers(sounds - HELD_OUT) if kind == 0 else rng.integers(sounds - HELD_OUT, sounds))
-    begin, other = int(rng.integers(0, SECONDS * FPS - TALK - 8)), int(rng.integers(0, SECONDS * FPS - OTHER))
-    words, before, after = scene(rng)
+    begin, other = int(rng.integers(0, SECONDS * FPS - talk - 8)), int(rng.integers(0, SECONDS * FPS - OTHER))
+    words, before, after = other_scene(rng) if short else scene(rng)
     mouth = rng.uniform(0, 0.6) if rng.random() < 0.3 else 0.0  # the mouth of a given picture may be open
     still = faces.still(1, open=mouth, wide=rng.uniform(0.3, 0.7) if mouth else 0.5, smile=before[0], night=before[1])
     moved = lambda k, at, n: torch.from_numpy(speech[k][j, at : at + n])
-    motion = {k: torch.cat([still[k].expand(STILL), moved(k, other, OTHER), moved(k, begin, TALK)]) for k in ("open", "wide", "blink", "dx", "dy")}
+    motion = {k: torch.cat([still[k].expand(STILL), moved(k, other, OTHER), moved(k, begin, talk)]) for k in ("open", "wide", "blink", "dx", "dy")}
     for k, a, b in zip(("smile", "night"), before, after):
-        motion[k] = torch.cat([torch.full((STILL,), a), torch.full((OTHER + TALK,), b)])
+        motion[k] = torch.cat([torch.full((STILL,), a), torch.full((OTHER + talk,), b)])
     return film(faces.people(kind, [5000 + i]), motion), j, begin, words
 
 
@@ -63,27 +74,29 @@ def main():
     hearing = torch.load(args.out / "hearing.pt", weights_only=True)
     text = Text(args.base, torch.load(args.out / "text.pt", weights_only=True))
     unfinished = args.out / "clips.part.pt"
-    began, found = time.time(), torch.load(unfinished, weights_only=False) if unfinished.exists() else dict(clips=[], held=[], spent=0.0)
+    began, found = time.time(), torch.load(unfinished, weights_only=False) if unfinished.exists() else dict(clips=[], short=[], held=[], spent=0.0)
     before = found["spent"]
     found["features"] = torch.stack([last_state(hearing, s) for s in speech["sounds"]])
 
     @torch.no_grad()
-    def encoded(i, kind):
-        frames, j, begin, words = clip(i, speech, kind)
+    def encoded(i, kind, short=False):
+        frames, j, begin, words = clip(i, speech, kind, short)
         z = normalised(vae, (frames * 2 - 1).contiguous(memory_format=torch.channels_last), len(frames))
         return dict(z=z.transpose(0, 1).half().contiguous(), sound=j, begin=begin, context=text(words).half(), words=words)
 
     while len(found["held"]) < args.held_out:
         found["held"].append(encoded(len(found["held"]), 1))
     while found["spent"] < args.minutes * 60:
-        found["clips"].append(encoded(len(found["clips"]), 0))
+        made = len(found["clips"]) + len(found["short"])
+        short = made % 3 > 0
+        found["short" if short else "clips"].append(encoded(made, 0, short))
         found["spent"] = before + time.time() - began
-        if len(found["clips"]) % 100 == 0:
+        if made % 150 == 0:
             save(found, unfinished)
-            print(len(found["clips"]), f"{found['spent']:.0f} s", "deviation", found["clips"][-1]["z"].float().std().item(), flush=True)
+            print(made, f"{found['spent']:.0f} s", "deviation", found["clips"][-1]["z"].float().std().item(), flush=True)
     save(found, args.out / "clips.pt")
     unfinished.unlink(missing_ok=True)
-    print(len(found["clips"]), "clips")
+    print(len(found["clips"]), "clips and", len(found["short"]), "short ones")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains the transformer by flow matching, then adapts it to the four steps of the pipeline by a LoRA.
 
-    train_dit.py OUT --minutes 58 [--lora 5] [--threads 1] [--resume]
+    train_dit.py OUT --minutes 58 [--lora 5] [--threads 1] [--resume] [--rate 1]
 
 Reads OUT/clips.pt; OUT/dit.pt holds weights, optimiser and clock (with --resume a stopped training goes on), and at the end the LoRA; OUT/dit.log is the log.
 """
@@ -24,24 +24,23 @@ SENSITIVE = ("time", "head", "patch", "trainable", "blocks.0.self_attn")  # part
 # repeat themselves.
 PHASES = ((0.75, 2, 8, 96), (1.0, 4, 3, 256))
 LONGEST = 95  # tokens of a prompt
-SWITCH = 0.5  # mean square between the scene of the picture and that of the video, above which night fell
+SHORT = 0.5  # share of the steps of two blocks that take clips with another scene than their picture
 MIX = (0.5, 0.2, 0.24, 0.02)  # how often each step's sigma is drawn; else any sigma
 
 
 def sample(data, rng, n, blocks=4, held=False):
     """Draws n clips: reference, motion, features, latents and contexts; the first latent frame."""
-    clips = data["held" if held else "clips"]
-    single = blocks < 4 and rng.random() < 0.25  # as the single-GPU pipeline: the motion frames are those before
-    first = 0 if not single and rng.random() < 0.4 else 12 + 3 * int(rng.integers(0, 60)) ** 2
+    short = blocks == 2 and not held and rng.random() < SHORT
+    clips = data["held" if held else "short" if short else "clips"]
+    single = blocks < 4 and not short and rng.random() < 0.25  # as the single-GPU pipeline: the motion frames are those before
+    first = 0 if not single and rng.random() < (0.8 if short else 0.4) else 12 + 3 * int(rng.integers(0, 60)) ** 2
     skip = 15 - 3 * blocks if single else int(rng.integers(0, 16 - 3 * blocks))
-    skip = min(skip, 6)
+    skip = 0 if short else min(skip, 6)
     ref, motion, audio, x0, contexts = [], [], [], [], []
     for i in rng.integers(0, len(clips), n):
         c = clips[i]
         z = c["z"].float()
         swapped = first > 0 and rng.random() < 0.8  # the anchor is then a frame that the model made
-        if (z[:, 2] - z[:, 0]).pow(2).mean() > SWITCH:
-            swapped = swapped or rng.random() < 0.4  # night falls: one such clip would outweigh many others
         ref.append(z[:, 2:3] if swapped else z[:, 1:2] if single or rng.random() < 0.2 else z[:, :1])
         still = torch.cat([z[:, :1], z[:, 1:2].expand(-1, 18, -1, -1)], 1)
         motion.append(torch.cat([still, z[:, 3 : 3 + skip]], 1)[:, -19:] if single else still)
@@ -103,6 +102,7 @@ def main():
     parser = arguments(__doc__, ("out", Path))
     parser.add_argument("--lora", type=float, default=0, help="minutes of the adaptation that follows")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--rate", type=float, default=1.0, help="part of the learning rates: less for weights that are trained already")
     args = parsed(parser)
     data = torch.load(args.out / "clips.pt", weights_only=False)
     rng = np.random.default_rng(1)
@@ -144,7 +144,7 @@ def main():
 
         while (u := (spent / 60 - since) / minutes) < 1:
             began = time.time()
-            scale = min(1, (own + 1) / 60) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * u)))
+            scale = args.rate * min(1, (own + 1) / 60) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * u)))
             for group in opt.param_groups:
                 group["lr"] = rate * group["part"] * scale
             blocks, batch, kept = next(p[1:] for p in (PHASES if not lora else PHASES[-1:]) if u < p[0])

@@ -16,6 +16,9 @@ use crate::frames::frames;
 /// Words of the prompt that `scripts/demo` gives.
 const PROMPT: &str = "A friendly cartoon character speaks to the camera, smiling, in warm light.";
 
+/// Flags that `scripts/demo` gives beside.
+const FLAGS: [&str; 2] = ["--ring-blocks=2", "--preset=veryfast"];
+
 /// Opening of the mouth, from pixels, as `faces.openness` of `scripts/demo_model` reads it.
 struct Mouth {
     truth: Vec<f64>,
@@ -135,7 +138,7 @@ fn face() -> PathBuf {
 pub(crate) fn video() -> PathBuf {
     let folder = cached("demo-video", |out| {
         fs::create_dir(out).unwrap();
-        generate(&face(), PROMPT, &out.join("demo.mp4"), &[]).ok();
+        generate(&face(), PROMPT, &out.join("demo.mp4"), &FLAGS).ok();
     });
     folder.join("demo.mp4")
 }
@@ -196,6 +199,28 @@ fn the_prompt_makes_it_smile() {
         smiling - serious > 1.5,
         "{smiling:.2}, {serious:.2} pixels up"
     );
+}
+
+#[test]
+fn the_prompt_makes_night_fall() {
+    let dir = tempfile::tempdir().unwrap();
+    // Brightness of the wall in both upper corners, from 0 to 1.
+    let wall = |words: &str| {
+        let out = dir.path().join(format!("{words}.mp4"));
+        let prompt = format!("A cartoon character speaks to the camera, {words}.");
+        generate(&face(), &prompt, &out, &["--num_clip=1"]).ok();
+        mean(frames(&out).iter().map(|frame| {
+            let corners = (0..40)
+                .chain(216..256)
+                .flat_map(|x| (0..40).map(move |y| (x, y)));
+            mean(corners.map(|(x, y)| {
+                let pixel = frame.get_pixel(x, y).0;
+                pixel.iter().map(|&p| f64::from(p)).sum::<f64>() / 3.0 / 255.0
+            }))
+        }))
+    };
+    let (day, night) = (wall("by day"), wall("at night"));
+    assert!(day - night > 0.2 && night < 0.35, "{day:.2}, {night:.2}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::frames::{frames, write_webp};
 /// Every second frame of the first seconds.
 const FRAMES: usize = 50;
 const RATE: i32 = 25 / 2;
-const QUALITY: u32 = 60;
+const QUALITY: u32 = 80;
 
 /// The README states that the picture has less than 1 MB.
 const MOST_BYTES: usize = 1_000_000;
