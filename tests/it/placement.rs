@@ -283,7 +283,7 @@ fn held(
     Ok((memories.iter().map(peak).collect(), host.counts().peak))
 }
 
-fn wanted(told: &Told, request: &generate::Request) -> Footprints {
+pub(crate) fn wanted(told: &Told, request: &generate::Request) -> Footprints {
     let backend = open(models());
     let config = backend.models().config();
     let plan = told.plan(config.dit.layers, request.steps).unwrap();
