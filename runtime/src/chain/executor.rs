@@ -258,7 +258,8 @@ impl<'a> Scheduler<'a> {
         for chain in 0..self.chains.heads.len() {
             self.send(chain, Work::Begin)?;
         }
-        self.prefill(0, &self.job.anchor.clone())?;
+        let job = self.job;
+        self.prefill(0, &job.anchor)?;
         while !self.front.is_complete() {
             self.issue()?;
             let report = reports.recv().map_err(|_| ChainError::Stopped)?;

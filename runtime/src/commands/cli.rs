@@ -739,17 +739,16 @@ impl Generate {
     }
 
     fn encoding(&self) -> Encoding {
-        let encoder = |name: &&String| presets::ENCODER.contains(&name.as_str());
         let default = Encoding::default();
+        let preset = self
+            .preset
+            .iter()
+            .rev()
+            .find_map(|name| presets::encoder(name));
         Encoding {
             crf: self.crf,
-            preset: self
-                .preset
-                .iter()
-                .rfind(encoder)
-                .cloned()
-                .unwrap_or(default.preset),
-            ..Encoding::default()
+            preset: preset.map_or(default.preset, str::to_owned),
+            threads: default.threads,
         }
     }
 
@@ -1058,6 +1057,19 @@ mod tests {
             let (r, told) = request(&[more, &["--out", "o.mp4"]].concat()).unwrap();
             assert_eq!((r.mode, told.len()), (mode, notices), "{more:?}: {told:?}");
         }
+    }
+
+    #[test]
+    fn the_last_preset_of_the_encoder_counts_in_any_spelling() {
+        let preset = |more: &[&str]| {
+            let (r, _) = request(&[more, &["--out", "o.mp4"]].concat()).unwrap();
+            r.files.encoding.preset
+        };
+        assert_eq!(preset(&[]), Encoding::default().preset);
+        let both = [
+            "--preset", "slow", "--preset", "hd", "--preset", "VeryFast", "--preset", "hd",
+        ];
+        assert_eq!(preset(&both), "veryfast");
     }
 
     #[test]

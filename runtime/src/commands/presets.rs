@@ -140,7 +140,7 @@ pub(crate) const PRESETS: &[Preset] = &[
 ];
 
 /// Names of x264's presets, from fast to small. `--preset` takes them as well.
-pub(crate) const ENCODER: [&str; 9] = [
+const ENCODER: [&str; 9] = [
     "ultrafast",
     "superfast",
     "veryfast",
@@ -152,16 +152,27 @@ pub(crate) const ENCODER: [&str; 9] = [
     "veryslow",
 ];
 
+/// Returns a name as presets have it: in small letters, with dashes.
+fn plain(name: &str) -> String {
+    name.to_ascii_lowercase().replace(['_', ' '], "-")
+}
+
+/// Returns the video encoder's preset of a name, if there is one.
+pub(crate) fn encoder(name: &str) -> Option<&'static str> {
+    let name = plain(name);
+    ENCODER.into_iter().find(|preset| *preset == name)
+}
+
 /// Returns the preset of a name, or `None` for a preset of the video encoder. Underscores may stand
 /// for dashes.
 ///
 /// # Errors
 /// [`Error::Usage`] with the nearest name.
 pub(crate) fn find(name: &str) -> Result<Option<&'static Preset>, Error> {
-    let dashed = name.to_ascii_lowercase().replace(['_', ' '], "-");
-    if ENCODER.contains(&dashed.as_str()) {
+    if encoder(name).is_some() {
         return Ok(None);
     }
+    let dashed = plain(name);
     let found = PRESETS.iter().find(|p| p.name == dashed);
     found.map(Some).ok_or_else(|| {
         let names = PRESETS.iter().map(|p| p.name).chain(ENCODER);
@@ -245,7 +256,9 @@ mod tests {
             find("Quick_Preview").unwrap().map(|p| p.name),
             Some("quick-preview")
         );
-        assert!(find("veryfast").unwrap().is_none());
+        assert!(find("VeryFast").unwrap().is_none());
+        assert_eq!(encoder("VeryFast"), Some("veryfast"));
+        assert_eq!(encoder("quick-preview"), None);
         let error = find("social").unwrap_err().to_string();
         assert!(error.starts_with("--preset social is not known"), "{error}");
     }

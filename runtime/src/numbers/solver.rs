@@ -158,7 +158,7 @@ impl Path {
             Solver::DpmPlusPlus => {
                 let before = memory.clean.last().map(Vec::as_slice);
                 let last = step + 1 == self.timesteps.len();
-                let next = sum(&self.dpm(step, latents, &clean, before.filter(|_| !last)));
+                let next = sum(&self.prediction(step, latents, &clean, before.filter(|_| !last)));
                 memory.clean = vec![clean];
                 next
             }
@@ -196,24 +196,8 @@ impl Path {
         f64::from(self.sigmas[to]) / f64::from(self.sigmas[from])
     }
 
-    fn dpm<'a>(
-        &self,
-        step: usize,
-        latents: &'a [f32],
-        clean: &'a [f32],
-        before: Option<&'a [f32]>,
-    ) -> Terms<'a> {
-        let h = self.lambda(step + 1) - self.lambda(step);
-        let by = -self.alpha(step + 1) * (-h).exp_m1();
-        let mut terms = vec![(self.falls(step, step + 1), latents), (by, clean)];
-        if let Some(before) = before {
-            let ratio = (self.lambda(step) - self.lambda(step - 1)) / h;
-            terms.extend([(0.5 * by / ratio, clean), (-0.5 * by / ratio, before)]);
-        }
-        terms
-    }
-
-    /// The predictor of UniPC: from the beginning of `step` to its end.
+    /// Goes from the beginning of `step` to its end, by one prediction or by two. With two, the
+    /// midpoint rule of DPM-Solver++ and the predictor of UniPC are one rule.
     fn prediction<'a>(
         &self,
         step: usize,
