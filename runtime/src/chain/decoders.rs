@@ -257,7 +257,7 @@ impl VideoDecoder {
         cancel: &Cancel,
     ) -> Result<(), Decoding<S::Error>> {
         match self {
-            Self::Continuous(decoder) => decoder.run(finished, sink, cancel),
+            Self::Continuous(decoder) => decoder.run(finished, feedback, sink, cancel),
             Self::Clips(clips) => clips.run(finished, feedback, sink, cancel),
         }
     }
@@ -282,6 +282,7 @@ impl ContinuousDecoder {
     fn run<S: BlockSink>(
         mut self,
         finished: &Receiver<Finished>,
+        feedback: &Feedback,
         sink: &mut S,
         cancel: &Cancel,
     ) -> Result<(), Decoding<S::Error>> {
@@ -295,6 +296,7 @@ impl ContinuousDecoder {
             unless_cancelled(cancel)?;
             let dropped = if block == 0 { DROPPED_FRAMES } else { 0 };
             let frames = self.decoder.decode(&latents)?.skip(dropped);
+            feedback.decoded(block);
             if block == 0 && self.length.clips > 1 {
                 let ref_latents = latents::frames(&latents, 0..1);
                 sink.anchor(
@@ -343,7 +345,9 @@ impl ClipDecoder {
             std::iter::repeat_n(picture, SINGLE_REPEATS * MOTION_PIXEL_FRAMES).collect();
         let mut before = 0;
         for clip in 0..self.length.clips {
-            let Some(first) = self.clip(&mut window, finished, sink, cancel, &mut before)? else {
+            let Some(first) =
+                self.clip(&mut window, (finished, feedback), sink, cancel, &mut before)?
+            else {
                 break;
             };
             if clip + 1 == self.length.clips {
@@ -368,7 +372,7 @@ impl ClipDecoder {
     fn clip<S: BlockSink>(
         &mut self,
         window: &mut VecDeque<Arc<Tensor>>,
-        finished: &Receiver<Finished>,
+        (finished, feedback): (&Receiver<Finished>, &Feedback),
         sink: &mut S,
         cancel: &Cancel,
         before: &mut usize,
@@ -387,6 +391,7 @@ impl ClipDecoder {
             unless_cancelled(cancel)?;
             let dropped = if block == 0 { DROPPED_FRAMES } else { 0 };
             let frames = self.decoder.decode(&latents)?.skip(dropped);
+            feedback.decoded(block);
             remember(window, &frames.pixels);
             first.get_or_insert_with(|| latents::frames(&latents, 0..1));
             sink.block(VideoBlock {

@@ -156,10 +156,19 @@ impl Drop for Chains {
     }
 }
 
-/// The decoder's way back to the scheduler. Dropping it early stops the run.
+/// The decoder's way back to the scheduler. It must tell of the first block. Dropping it early
+/// stops the run.
 pub(crate) struct Feedback(SyncSender<Report>);
 
 impl Feedback {
+    /// Tells that a block is decoded. A chain on the decoder's device waits for the first one.
+    pub(crate) fn decoded(&self, block: usize) {
+        if block == 0 {
+            // As for an anchor.
+            drop(self.0.send(Report::Shown));
+        }
+    }
+
     /// Sends the input of the second anchor, for [`Swap::Fed`].
     pub(crate) fn anchor(&self, input: AnchorInput) {
         // A scheduler that is gone has its own error to show.
@@ -185,7 +194,7 @@ pub(crate) struct Inbox {
 pub(crate) fn inbox(plan: &Plan, steps: usize) -> (Feedback, Inbox) {
     let stages: usize = plan.chains.iter().map(|c| c.stages.len()).sum();
     let calls = stages + plan.chains.len();
-    let (sender, receiver) = sync_channel(calls + PREFILLS + 2 * steps + 2 * stages + 8);
+    let (sender, receiver) = sync_channel(calls + PREFILLS + 2 * steps + 2 * stages + 9);
     (Feedback(sender.clone()), Inbox { sender, receiver })
 }
 
@@ -368,6 +377,10 @@ impl<'a> Scheduler<'a> {
                 Ok(())
             }
             Report::Anchored { anchor, chain } => self.anchored(anchor, chain),
+            Report::Shown => {
+                self.front.shown();
+                Ok(())
+            }
             Report::Fed(input) => self.prefill(1, &input),
             Report::Done(group, call) => self.done(&group, *call),
             Report::Failed(error) => Err(error),

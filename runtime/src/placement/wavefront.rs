@@ -63,6 +63,8 @@ struct ChainState {
     lanes: usize,
     /// Each has one call under way, and one more call waits.
     stages: usize,
+    /// It has one stage, on the decoder's device.
+    shares: bool,
     in_flight: usize,
 }
 
@@ -81,6 +83,8 @@ pub(crate) struct Wavefront {
     done: Vec<usize>,
     prepared: usize,
     delivered: usize,
+    /// The first block is decoded.
+    shown: bool,
     anchors: usize,
 }
 
@@ -94,6 +98,7 @@ impl Wavefront {
                 steps: c.steps.clone(),
                 lanes: c.lanes,
                 stages: c.stages.len(),
+                shares: matches!(&c.stages[..], [one] if one.device == plan.vae),
                 in_flight: 0,
             })
             .collect();
@@ -107,6 +112,7 @@ impl Wavefront {
             done: vec![0; steps],
             prepared: 0,
             delivered: 0,
+            shown: false,
             anchors: 0,
         }
     }
@@ -164,6 +170,11 @@ impl Wavefront {
         self.delivered += 1;
     }
 
+    /// Records that the first block is decoded.
+    pub(crate) fn shown(&mut self) {
+        self.shown = true;
+    }
+
     /// Returns whether every item is finished.
     pub(crate) fn is_complete(&self) -> bool {
         self.done.iter().all(|&n| n == self.grid.blocks)
@@ -199,7 +210,10 @@ impl Wavefront {
         // A call that waits in front of a lone stage would hold up the first block, which a user
         // awaits.
         let waiting = usize::from(chain.stages > 1 || self.done.last() != Some(&0));
+        // A user awaits the first block, so its decoding has the device alone.
+        let yields = chain.shares && self.delivered > 0 && !self.shown;
         chain.in_flight < chain.stages + waiting
+            && !yields
             && group.anchor < self.anchors
             && group.items.iter().all(|i| in_turn(i) && fed(i))
     }
@@ -271,6 +285,7 @@ mod tests {
             f.finished(&g);
             if g.items.iter().any(|i| i.step == 3) {
                 f.delivered();
+                f.shown();
             }
         }
         assert!(f.is_complete());
@@ -301,6 +316,12 @@ mod tests {
             calls.push(g.items[0]);
             if g.items[0].step == 3 {
                 f.delivered();
+                let first = calls.len() == 4;
+                assert!(
+                    !first || f.issue().is_none(),
+                    "the first block is decoded alone"
+                );
+                f.shown();
             }
         }
         assert!(f.is_complete());
@@ -418,6 +439,7 @@ mod tests {
                     0 if f.prepared < f.wanted() => f.prepared(),
                     1 if anchors < 2 => { anchors += 1; f.anchored(); }
                     2 if left < f.done[steps - 1] => { left += 1; f.delivered(); }
+                    3 if left > 0 && !f.shown => f.shown(),
                     n => {
                         let chain = n % flying.len();
                         if let Some(g) = flying[chain].pop_front() {

@@ -609,6 +609,9 @@ impl<'a> Simulation<'a> {
                 .push_back(Worker::Decoder);
         } else if let Some(block) = job.block {
             self.out.decoded[block] = seconds(self.now);
+            if block == 0 {
+                self.front.shown();
+            }
         }
         self.leave_device(device);
     }

@@ -240,6 +240,7 @@ fn run_on(
         let decoder = scope.spawn(move || {
             let mut seen = Vec::new();
             for Finished { block, latents } in receiver.iter().take(takes) {
+                feedback.decoded(block);
                 if case.swap == Swap::Fed && block + 1 == g.clip_blocks {
                     feedback.anchor(anchor(g, 11.0));
                 }

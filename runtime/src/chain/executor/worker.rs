@@ -105,6 +105,8 @@ pub(super) enum Report {
         anchor: Box<Anchor>,
         chain: usize,
     },
+    /// The first block is decoded.
+    Shown,
     Fed(Box<AnchorInput>),
     Failed(ChainError),
     /// A thread ended before its work did; its own error, or panic, says why.

@@ -4,7 +4,7 @@ use super::*;
 use crate::chain::call::{BlockAudio, Tables};
 use crate::chain::events::{Event as Heard, Observer, Silent};
 use crate::chain::executor::{Chains, inbox};
-use crate::chain::job::{AnchorInput, Job, Swap};
+use crate::chain::job::{AnchorInput, Finished, Job, Swap};
 use crate::chain::source::{BlockInput, Source, everywhere};
 use crate::fixtures::fake::Fake;
 use crate::fixtures::sizes::{config, small_geometry};
@@ -206,8 +206,9 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
         let start = watch.0;
         let decoder = scope.spawn(move || {
             pause(known.prime);
-            let all = receiver.iter().map(|_| {
+            let all = receiver.iter().map(|Finished { block, .. }| {
                 pause(known.decode);
+                feedback.decoded(block);
                 start.elapsed().as_secs_f64()
             });
             let all: Vec<f64> = all.collect();
