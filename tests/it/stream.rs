@@ -13,7 +13,7 @@ use engines::error_kind::ErrorKind;
 use engines::tensor::Tensor;
 use engines::tensor_file;
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
-use runtime::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
+use runtime::generate::{Clips, Engine, Guiding, Keeping, OutputFiles, Request, generate};
 use runtime::inputs::Channels;
 use runtime::media::{Encoding, Fit, Probe, Reading, probe};
 use runtime::numbers::{Sampling, SizeMode, Timing};
@@ -74,6 +74,7 @@ impl Run {
             seed: 420,
             mode: Mode::Tpp,
             replay: None,
+            keeping: Keeping::default(),
             files: OutputFiles {
                 existing: Existing::Keep,
                 video: self.out(),
