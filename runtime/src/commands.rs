@@ -49,6 +49,7 @@ use crate::numbers::size::SizeMode;
 /// How this command shows what it does.
 pub fn style(cli: &Cli) -> Style {
     match &cli.command {
+        Command::Generate(g) if g.json && g.fills_stdout() => Style::JsonAside,
         Command::Generate(g) if g.json => Style::Json,
         Command::Probe(p) if p.json => Style::Json,
         _ if std::io::stderr().is_terminal() => Style::Bar,

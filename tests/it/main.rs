@@ -5,6 +5,7 @@ mod demo;
 mod device;
 mod engine;
 mod export;
+mod formats;
 mod frames;
 mod graphs;
 mod outputs;

@@ -1,7 +1,7 @@
 //! The files of one run, written as the run goes on: the video, and on request the contact sheet
 //! and the trace. This file also decides which files stay after a failure or an interruption.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use engines::cancel::Cancel;
@@ -20,8 +20,10 @@ use crate::generate::trace::Trace;
 use crate::inputs::replay::{Distances, noise_key};
 use crate::inputs::speech::Speech;
 use crate::media::contact_sheet::ContactSheet;
-use crate::media::mp4::{Finished, Writer};
-use crate::media::partial::{self, Partial, partial_path};
+use crate::media::partial::{self, Partial};
+use crate::media::target::Target;
+use crate::media::video_error::VideoError;
+use crate::media::video_writer::{Finished, VideoWriter};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
 use crate::numbers::timing::FPS;
@@ -34,7 +36,8 @@ pub(crate) struct Output<'a> {
     files: &'a OutputFiles,
     mode: Mode,
     requested: Size,
-    writer: Writer,
+    /// The video first. All get the same frames.
+    writers: Vec<VideoWriter>,
     sheet: Option<ContactSheet>,
     trace: Option<Trace>,
     observer: &'a dyn Observer,
@@ -55,17 +58,27 @@ impl<'a> Output<'a> {
         observer: &'a dyn Observer,
         begun: Begun,
     ) -> Result<Self, GenerateError> {
-        // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips are
-        // 120 ms early.
-        let mut track = speech.track()?;
-        track.skip(request.timing.skipped_frames())?;
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
-        move_aside(&files.video, observer)?;
+        let mut writers: Vec<VideoWriter> = Vec::new();
+        for target in files.targets()? {
+            move_aside(&target, observer)?;
+            // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips
+            // are 120 ms early.
+            let mut track = speech.track(target.sound_rate())?;
+            track.skip(request.timing.skipped_frames())?;
+            match VideoWriter::create(&target, size, &files.encoding, Some(track)) {
+                Ok(writer) => writers.push(writer),
+                Err(error) => {
+                    drop(close(writers));
+                    return Err(error.into());
+                }
+            }
+        }
         Ok(Self {
             files,
             mode: request.mode,
             requested: request.size,
-            writer: Writer::create(&files.video, size, &files.encoding, Some(track))?,
+            writers,
             sheet: files
                 .contact_sheet
                 .as_ref()
@@ -77,6 +90,11 @@ impl<'a> Output<'a> {
             first_frame_seconds: None,
             writing: Duration::ZERO,
         })
+    }
+
+    /// Counts the frames so far.
+    fn frames(&self) -> usize {
+        self.writers.first().map_or(0, VideoWriter::frames)
     }
 
     /// Keeps what was computed before denoising, if a trace is asked for.
@@ -112,20 +130,11 @@ impl<'a> Output<'a> {
         geometry: &Geometry,
         clock: &Clock,
     ) -> Result<Summary, GenerateError> {
-        let frames = self.writer.frames();
+        let frames = self.frames();
         let (begun, finishing) = (self.begun.at, Instant::now());
         let denoising = self.denoising.unwrap_or(begun).elapsed().as_secs_f64();
-        let Finished {
-            path: out,
-            fragmented,
-        } = self.writer.finish()?;
+        let named = finish(std::mem::take(&mut self.writers), self.observer)?;
         self.writing += finishing.elapsed();
-        if let Some(reason) = fragmented {
-            self.observer.event(&Event::Notice(format!(
-                "{}: the complete video keeps its fragments, a copy without them cannot be written: {reason}",
-                out.display()
-            )));
-        }
         if let (Some(sheet), Some(path)) = (&self.sheet, &self.files.contact_sheet) {
             sheet.write(path)?;
         }
@@ -137,7 +146,7 @@ impl<'a> Output<'a> {
         let first_frame_seconds = self.first_frame_seconds.unwrap_or(wall_seconds);
         let times = clock.since(&self.begun);
         let summary = Summary {
-            out: Some(out),
+            out: named.into_iter().next(),
             frames,
             video_seconds,
             wall_seconds,
@@ -160,7 +169,7 @@ impl<'a> Output<'a> {
     /// error to report: the cause of a failure, or, after an interruption, the path of the partial
     /// file.
     pub(crate) fn abandon(self, error: GenerateError, cancel: &Cancel) -> GenerateError {
-        let partial = self.writer.finish_partial();
+        let partial = close(self.writers);
         let interrupted = match &error {
             GenerateError::Chain(ChainError::Cancelled) => true,
             GenerateError::Chain(ChainError::Stopped) => cancel.is_cancelled(),
@@ -183,16 +192,60 @@ impl<'a> Output<'a> {
 
     /// Keeps a video that was made with a model that changed, under its partial name.
     pub(crate) fn suspect(self, source: ManifestError) -> GenerateError {
-        match self.writer.finish_partial() {
+        match close(self.writers) {
             Ok(partial) => GenerateError::Suspect { source, partial },
             Err(error) => error.into(),
         }
     }
 }
 
+/// Gives every output its name. Where one fails, those after it stay under their partial names.
+fn finish(
+    writers: Vec<VideoWriter>,
+    observer: &dyn Observer,
+) -> Result<Vec<PathBuf>, GenerateError> {
+    let mut named: Vec<PathBuf> = Vec::new();
+    let mut writers = writers.into_iter();
+    while let Some(writer) = writers.next() {
+        let Finished { path, fragmented } = match writer.finish() {
+            Ok(finished) => finished,
+            Err(error) => {
+                drop(close(writers.collect()));
+                return Err(error.into());
+            }
+        };
+        if let Some(reason) = fragmented {
+            observer.event(&Event::Notice(format!(
+                "{}: the complete video keeps its fragments, a copy without them cannot be written: {reason}",
+                path.display()
+            )));
+        }
+        if !named.is_empty() {
+            let text = format!("the same video is also here: {}", path.display());
+            observer.event(&Event::Notice(text));
+        }
+        named.push(path);
+    }
+    Ok(named)
+}
+
+/// Closes unfinished outputs. Returns the first one that kept something.
+fn close(writers: Vec<VideoWriter>) -> Result<Option<Partial>, VideoError> {
+    let mut first = Ok(None);
+    for writer in writers {
+        let closed = writer.finish_partial();
+        if matches!(first, Ok(None)) {
+            first = closed;
+        }
+    }
+    first
+}
+
 /// Moves what an earlier run left at the partial name aside, and tells where.
-fn move_aside(video: &Path, observer: &dyn Observer) -> Result<(), GenerateError> {
-    let partial = partial_path(video)?;
+fn move_aside(target: &Target, observer: &dyn Observer) -> Result<(), GenerateError> {
+    let Some(partial) = target.partial() else {
+        return Ok(());
+    };
     let moved = partial::move_aside(&partial).map_err(|source| GenerateError::Aside {
         path: partial.clone(),
         source,
@@ -214,7 +267,9 @@ impl BlockSink for Output<'_> {
         });
         let rgb = block.frames.rgb;
         let writing = Instant::now();
-        self.writer.write_frames(rgb.bytes())?;
+        for writer in &mut self.writers {
+            writer.write_frames(rgb.bytes())?;
+        }
         self.writing += writing.elapsed();
         self.first_frame_seconds
             .get_or_insert_with(|| self.begun.at.elapsed().as_secs_f64());
@@ -227,7 +282,7 @@ impl BlockSink for Output<'_> {
         }
         self.observer.event(&Event::Written {
             block: block.index,
-            frames: self.writer.frames(),
+            frames: self.frames(),
         });
         Ok(())
     }
