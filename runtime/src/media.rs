@@ -16,6 +16,12 @@ mod ffmpeg_log;
 mod filters;
 pub(crate) mod input_file;
 #[cfg(feature = "media")]
+mod joining;
+#[cfg_attr(not(feature = "media"), path = "media/absent/merge.rs")]
+pub(crate) mod merge;
+#[cfg_attr(not(feature = "media"), path = "media/absent/merge_error.rs")]
+pub(crate) mod merge_error;
+#[cfg(feature = "media")]
 mod mp4_boxes;
 #[cfg(feature = "media")]
 mod mp4_index;
@@ -54,6 +60,8 @@ pub(crate) mod wav_header;
 mod yuv;
 
 pub use encoding::{BitRate, BitRateError, Encoding, Rate};
+pub use merge::{Merged, merge};
+pub use merge_error::MergeError;
 pub use partial::{NameError, Partial};
 pub use picture::{Background, Fit, Icc, Reading};
 pub use target::{Format, FormatError, Target};

@@ -8,6 +8,7 @@ mod export;
 mod formats;
 mod frames;
 mod graphs;
+mod merge;
 mod outputs;
 mod parity;
 mod placement;

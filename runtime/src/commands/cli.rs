@@ -62,6 +62,8 @@ pub enum Command {
     Parity(Parity),
     /// Print the size, frame rate, lengths and sound of a video file.
     Probe(Probe),
+    /// Join videos of equal settings: frames are copied, and the sound stays in step.
+    Merge(Merge),
     /// Print what a machine can do, before anything is loaded: the memory of every device, the
     /// times, and the part that limits them.
     Plan(PlanArgs),
@@ -473,6 +475,22 @@ pub struct Parity {
 pub struct Probe {
     /// Video file.
     pub file: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `merge`.
+#[derive(Debug, Args)]
+pub struct Merge {
+    /// Videos to join, in this order.
+    #[arg(value_name = "V.mp4", required = true, num_args = 2..)]
+    pub videos: Vec<PathBuf>,
+    /// File to write the joined video to: mp4, mkv or webm.
+    #[arg(long, value_name = "F.mp4")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

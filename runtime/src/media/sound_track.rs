@@ -59,6 +59,24 @@ impl Sound {
         Ok(())
     }
 
+    /// Reads the sound of the first `frames` frames of a video of `rate` frames per second.
+    ///
+    /// # Errors
+    /// The sound cannot be decoded.
+    pub(super) fn read_to_time(&mut self, frames: usize, rate: Rational) -> Result<(), AudioError> {
+        let seconds = frames as f64 / f64::from(rate);
+        let end = (seconds * f64::from(self.source.rate())).round() as usize;
+        self.pending.extend(self.source.read(end - self.read)?);
+        self.read = end;
+        Ok(())
+    }
+
+    /// Goes on with another recording of the same rate and channels, without a gap.
+    pub(super) fn go_on_with(&mut self, source: AudioTrack) {
+        self.source = source;
+        self.read = 0;
+    }
+
     /// Encodes every whole frame of the codec.
     pub(super) fn encode(&mut self, muxer: &mut Output) -> Result<(), Error> {
         let whole = self.track.encoder.frame_size() as usize * self.source.channels();
