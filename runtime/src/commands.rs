@@ -28,7 +28,7 @@ use clap::CommandFactory;
 use engines::backend::Backend;
 use engines::backend::ort::Runtime;
 use engines::cancel::Cancel;
-use engines::claims::FilePlan;
+use engines::claims::{FilePlan, real};
 use engines::error_kind::ErrorKind;
 use engines::manifest::Models;
 
@@ -37,20 +37,24 @@ use crate::chain::clock::{Begun, Clock};
 use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
 use crate::checks::{bench, exec, parity, synthetic, verify};
-use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe, Verify};
+use crate::commands::cli::{Bench, Command, Exec, Generate, Merge, Parity, Probe, Verify};
 use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
 use crate::generate::error::GenerateError;
 use crate::generate::{ClaimedRequest, Engine, Prepared};
+use crate::media::merge::merge;
+use crate::media::target::Target;
 use crate::media::video_facts::probe;
 use crate::numbers::size::SizeMode;
 
 /// How this command shows what it does.
 pub fn style(cli: &Cli) -> Style {
     match &cli.command {
+        Command::Generate(g) if g.json && g.fills_stdout() => Style::JsonAside,
         Command::Generate(g) if g.json => Style::Json,
         Command::Probe(p) if p.json => Style::Json,
+        Command::Merge(m) if m.json => Style::Json,
         _ if std::io::stderr().is_terminal() => Style::Bar,
         _ => Style::Lines,
     }
@@ -63,7 +67,7 @@ const GRACE: Duration = Duration::from_millis(700);
 /// close and hears a signal everywhere.
 pub fn grace(cli: &Cli) -> Option<Duration> {
     match &cli.command {
-        Command::Generate(_) => None,
+        Command::Generate(_) | Command::Merge(_) => None,
         _ => Some(GRACE),
     }
 }
@@ -81,6 +85,7 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
         Command::Bench(b) => run_bench(b),
         Command::Parity(p) => run_parity(p),
         Command::Probe(p) => run_probe(p),
+        Command::Merge(m) => run_merge(m, cancel),
         Command::Plan(p) => foresee::plan(p),
         Command::Simulate(s) => foresee::simulate(s, cancel),
         Command::Completions { shell } => print(completions(*shell).trim_end()),
@@ -275,6 +280,22 @@ fn run_parity(args: &Parity) -> Result<(), Error> {
 fn run_probe(args: &Probe) -> Result<(), Error> {
     let facts = probe(&args.file)?;
     show(&facts, args.json)
+}
+
+/// Joins videos under a name that no input has.
+fn run_merge(args: &Merge, cancel: &Cancel) -> Result<(), Error> {
+    let out = real(&args.out).ok().flatten();
+    let target = Target::of(out.as_deref().unwrap_or(&args.out), None)?;
+    let mut plan = FilePlan::with_folders();
+    for video in &args.videos {
+        plan.reads("a video to join", video);
+    }
+    plan.writes("--out", &args.out);
+    if let Some(partial) = target.partial() {
+        plan.passes_through("the unfinished video of --out", &partial);
+    }
+    let _claims = outputs::claim(&plan, args.existing.overwrite, cancel)?;
+    show(&merge(&args.videos, &target, cancel)?, args.json)
 }
 
 /// Different at every call; shown in the settings, so that a run can be repeated.

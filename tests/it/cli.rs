@@ -7,7 +7,7 @@ use std::process::Command;
 
 use engines::error_kind::ErrorKind;
 use runtime::media::probe;
-use runtime::media::{Encoding, Writer};
+use runtime::media::{Encoding, Target, VideoWriter};
 use runtime::numbers::Size;
 use runtime::placement::{Lanes, Plan, PlanError, Stages};
 use serde_json::{Value, json};
@@ -316,7 +316,8 @@ fn bad_pictures() {
 /// Writes a video without sound.
 fn silent_film(path: &Path) {
     let size: Size = "64*64".parse().unwrap();
-    let mut writer = Writer::create(path, size, &Encoding::default(), None).unwrap();
+    let target = Target::of(path, None).unwrap();
+    let mut writer = VideoWriter::create(&target, size, &Encoding::default(), None).unwrap();
     writer.write_frames(&vec![90; 3 * 64 * 64 * 4]).unwrap();
     writer.finish().unwrap();
 }

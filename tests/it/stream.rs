@@ -78,6 +78,8 @@ impl Run {
             files: OutputFiles {
                 existing: Existing::Keep,
                 video: self.out(),
+                copies: Vec::new(),
+                format: None,
                 encoding: Encoding::default(),
                 contact_sheet: None,
                 trace: Some(self.trace()),

@@ -18,8 +18,9 @@ use crate::commands::presets;
 use crate::generate::error::GenerateError;
 use crate::generate::{Clips, Guiding, Keeping, OutputFiles, Request};
 use crate::inputs::speech::Channels;
-use crate::media::mp4::Encoding;
+use crate::media::encoding::{BitRate, Encoding, Rate};
 use crate::media::picture::{Background, Fit, Icc, Reading};
+use crate::media::target::{Format, Target as Output};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::guide_scale::GuideScale;
 use crate::numbers::memory_size::MemorySize;
@@ -62,6 +63,8 @@ pub enum Command {
     Parity(Parity),
     /// Print the size, frame rate, lengths and sound of a video file.
     Probe(Probe),
+    /// Join videos of equal settings: frames are copied, and the sound stays in step.
+    Merge(Merge),
     /// Print what a machine can do, before anything is loaded: the memory of every device, the
     /// times, and the part that limits them.
     Plan(PlanArgs),
@@ -190,18 +193,25 @@ pub struct Generate {
         allow_negative_numbers = true
     )]
     base_seed: i64,
-    /// File to write the video to.
+    /// File to write the video to. Its ending says the format: mp4, mkv, webm, y4m or rgb. A folder
+    /// with --format frames, - for standard output, or a URL: rtmp, srt, udp or tcp. Repeat the
+    /// flag for several outputs.
     #[arg(
         long,
         alias = "save-file",
         value_name = "F.mp4",
-        required_unless_present = "save_dir"
+        required_unless_present = "save_dir",
+        action = clap::ArgAction::Append
     )]
-    out: Option<PathBuf>,
+    out: Vec<PathBuf>,
     /// Folder to write the video to. The file gets its name from the picture and the speech, with a
     /// number where that name is taken.
     #[arg(long = "save-dir", value_name = "DIR", conflicts_with = "out")]
     save_dir: Option<PathBuf>,
+    /// Format where the name says none: mp4, mkv, webm, frames (numbered PNG files and sound.wav),
+    /// raw (bare RGB frames, no sound) or y4m (YUV4MPEG2, no sound).
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
     /// Pipeline of the reference to follow: the multi-GPU one (tpp) or a single-GPU one.
     #[arg(long, default_value = "tpp")]
     mode: ModeArg,
@@ -297,6 +307,20 @@ pub struct Generate {
     /// Quality of the video: 0 is lossless, 51 is worst.
     #[arg(long, value_name = "N", default_value_t = 17, value_parser = crf())]
     crf: u8,
+    /// Bits per second of the video in place of a quality, such as 2500k or 4M.
+    #[arg(long, value_name = "RATE", conflicts_with = "crf")]
+    bitrate: Option<BitRate>,
+    /// Video encoder of FFmpeg, such as libx265 or h264_nvenc. It is libx264 by default, and
+    /// libvpx-vp9 in WebM. An encoder that does not open is refused.
+    #[arg(long, value_name = "NAME")]
+    vcodec: Option<String>,
+    /// Filters of FFmpeg on the frames, such as "hqdn3d=1.5:1.5:6:6,scale=1920:1080".
+    #[arg(long, value_name = "FILTERS")]
+    vf: Option<String>,
+    /// Frames per second of the video. The model makes 25; FFmpeg's fps filter repeats or drops
+    /// frames.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=240))]
+    fps: Option<u32>,
     /// Print one JSON object for each event on standard output.
     #[arg(long)]
     pub json: bool,
@@ -460,6 +484,22 @@ pub struct Parity {
 pub struct Probe {
     /// Video file.
     pub file: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `merge`.
+#[derive(Debug, Args)]
+pub struct Merge {
+    /// Videos to join, in this order.
+    #[arg(value_name = "V.mp4", required = true, num_args = 2..)]
+    pub videos: Vec<PathBuf>,
+    /// File to write the joined video to: mp4, mkv or webm.
+    #[arg(long, value_name = "F.mp4")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -699,6 +739,7 @@ impl Generate {
                     .to_owned(),
             );
         }
+        notices.extend(self.output_notices());
         if self.negative_prompt.is_some() && !self.sample_guide_scale.is_on() {
             notices.push(
                 "--negative_prompt has no effect: only guidance reads it (--sample_guide_scale 5)"
@@ -748,6 +789,8 @@ impl Generate {
             files: OutputFiles {
                 existing: Existing::default(),
                 video: self.path(),
+                copies: self.out.iter().skip(1).cloned().collect(),
+                format: self.format,
                 encoding: self.encoding(),
                 contact_sheet: self.contact_sheet.clone(),
                 trace: self.trace.clone(),
@@ -769,17 +812,48 @@ impl Generate {
         }
     }
 
+    /// Tells what an output leaves out or changes.
+    fn output_notices(&self) -> Vec<String> {
+        let mut notices = Vec::new();
+        if let Some(fps) = self.fps {
+            notices.push(format!(
+                "--fps {fps}: the model makes 25 frames a second; FFmpeg's fps filter repeats or \
+                 drops frames, and the motion stays the same"
+            ));
+        }
+        for out in &self.out {
+            if let Ok(Output::File { format, .. } | Output::Stdout { format }) =
+                Output::of(out, self.format)
+                && format.is_silent()
+            {
+                notices.push(format!(
+                    "--out {}: the format {format} holds frames alone; add an --out of another \
+                     format for the sound",
+                    out.display()
+                ));
+            }
+        }
+        notices
+    }
+
+    /// Returns whether the video goes to standard output, where no text may stand then.
+    pub fn fills_stdout(&self) -> bool {
+        self.out.iter().any(|out| out == Path::new("-"))
+    }
+
     fn encoding(&self) -> Encoding {
-        let default = Encoding::default();
         let preset = self
             .preset
             .iter()
             .rev()
             .find_map(|name| presets::encoder(name));
         Encoding {
-            crf: self.crf,
-            preset: preset.map_or(default.preset, str::to_owned),
-            threads: default.threads,
+            rate: self.bitrate.map_or(Rate::Quality(self.crf), Rate::Bits),
+            preset: preset.map(str::to_owned),
+            codec: self.vcodec.clone(),
+            filters: self.vf.clone(),
+            fps: self.fps,
+            ..Encoding::default()
         }
     }
 
@@ -868,7 +942,7 @@ impl Generate {
 
     /// Returns whether the video gets its name from its inputs.
     pub fn names_video(&self) -> bool {
-        self.out.is_none()
+        self.out.is_empty()
     }
 
     fn path(&self) -> PathBuf {
@@ -878,10 +952,11 @@ impl Generate {
                 .to_string_lossy()
                 .into_owned()
         };
-        match (&self.out, &self.save_dir) {
+        let ending = self.format.unwrap_or(Format::Mp4).ending();
+        match (self.out.first(), &self.save_dir) {
             (Some(out), _) => out.clone(),
             (None, dir) => dir.clone().unwrap_or_default().join(format!(
-                "{}-{}.mp4",
+                "{}-{}{ending}",
                 stem(&self.image),
                 stem(&self.audio)
             )),
@@ -1096,11 +1171,11 @@ mod tests {
             let (r, _) = request(&[more, &["--out", "o.mp4"]].concat()).unwrap();
             r.files.encoding.preset
         };
-        assert_eq!(preset(&[]), Encoding::default().preset);
+        assert_eq!(preset(&[]), None);
         let both = [
             "--preset", "slow", "--preset", "hd", "--preset", "VeryFast", "--preset", "hd",
         ];
-        assert_eq!(preset(&both), "veryfast");
+        assert_eq!(preset(&both).as_deref(), Some("veryfast"));
     }
 
     #[test]
@@ -1144,6 +1219,11 @@ mod tests {
             (&["--device-memory", "big"], "device-memory wants a size"),
             (&["--offload_model", "perhaps"], "offload-model"),
             (&["--crf", "60"], "60 is not in 0..=51"),
+            (&["--bitrate", "fast"], "bitrate wants bits per second"),
+            (&["--bitrate", "4M", "--crf", "17"], "cannot be used with"),
+            (&["--fps", "0"], "0 is not in 1..=240"),
+            (&["--format", "avi"], "format wants mp4, mkv"),
+            (&["--format", "-"], "--out - writes to standard output"),
             (&["--no_such_flag"], "unexpected argument '--no-such-flag'"),
             (
                 &["--stages", "1", "--num_gpus_dit", "4"],

@@ -9,6 +9,8 @@ use engines::manifest::ManifestError;
 
 use crate::checks::error::CheckError;
 use crate::generate::error::GenerateError;
+use crate::media::merge_error::MergeError;
+use crate::media::partial::NameError;
 use crate::media::video_facts::ProbeError;
 use crate::numbers::size::SizeError;
 use crate::placement::plan::PlanError;
@@ -44,6 +46,12 @@ pub enum Error {
     /// A video file cannot be read.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// Videos cannot be joined.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// The name of an output says no format.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// A flag names a path that does not exist.
     #[error("{flag} {}: there is no such file or folder", path.display())]
     NoPath {
@@ -127,6 +135,8 @@ impl Error {
             Self::Manifest(e) => e.kind(),
             Self::Engine(e) => e.kind(),
             Self::Probe(e) => e.kind(),
+            Self::Merge(e) => e.kind(),
+            Self::Name(e) => e.kind(),
             Self::NoPath { .. } => ErrorKind::Input,
             Self::Config { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Signal { .. } => ErrorKind::Resources,

@@ -22,7 +22,11 @@ const PREFIX: &str = "AVATAR_";
 /// Variables with the prefix that scripts use, and that are no flags.
 const NO_FLAGS: [&str; 2] = ["AVATAR_RUN", "AVATAR_EXPORT"];
 /// Flags of which one is given at most. A layer that has one hides the others of lower layers.
-const ONE_OF: [&[&str]; 2] = [&["out", "save-dir"], &["stages", "num-gpus-dit"]];
+const ONE_OF: [&[&str]; 3] = [
+    &["out", "save-dir"],
+    &["stages", "num-gpus-dit"],
+    &["crf", "bitrate"],
+];
 
 /// The layer that gave a flag.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -65,7 +65,9 @@ fn numbered(video: &Path, number: usize) -> PathBuf {
         return video.to_owned();
     }
     let stem = video.file_stem().unwrap_or_default().to_string_lossy();
-    video.with_file_name(format!("{stem}-{number}.mp4"))
+    let ending = video.extension().unwrap_or_default();
+    let name = format!("{stem}-{number}");
+    video.with_file_name(name).with_added_extension(ending)
 }
 
 /// Says whether the name alone is taken, so that another one may do.

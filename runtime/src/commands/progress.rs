@@ -18,6 +18,23 @@ pub enum Style {
     Lines,
     /// JSON objects on standard output.
     Json,
+    /// JSON objects on standard error, beside a video on standard output.
+    JsonAside,
+}
+
+impl Style {
+    fn is_json(self) -> bool {
+        matches!(self, Self::Json | Self::JsonAside)
+    }
+
+    /// Writes an object as a line. A line that cannot be written is no reason to stop a run: the
+    /// file is what counts.
+    fn object(self, object: &serde_json::Value) {
+        match self {
+            Self::JsonAside => console::tell(object),
+            _ => drop(console::print_line(object)),
+        }
+    }
 }
 
 /// Shows events as they come.
@@ -111,7 +128,7 @@ impl Screen {
         match self.style {
             Style::Bar => self.bar.suspend(|| console::tell(text)),
             Style::Lines => console::tell(text),
-            Style::Json => {}
+            Style::Json | Style::JsonAside => {}
         }
     }
 
@@ -221,9 +238,9 @@ impl Screen {
 
 impl Observer for Screen {
     fn event(&self, event: &Event<'_>) {
-        if self.style == Style::Json {
+        if self.style.is_json() {
             if let Some(object) = json(event) {
-                to_stdout(&object.to_string());
+                self.style.object(&object);
             }
         } else {
             self.show(event);
@@ -234,21 +251,15 @@ impl Observer for Screen {
 /// Shows the failure of a command, which ends the process with `code`: one line for people, one
 /// object for programs.
 pub fn failed(style: Style, message: &str, code: u8) {
-    if style == Style::Json {
+    if style.is_json() {
         let object = serde_json::json!({
             "event": "error",
             "message": message,
             "exit": code,
         });
-        to_stdout(&object.to_string());
+        style.object(&object);
     }
     console::tell(format_args!("error: {message}"));
-}
-
-/// Writes a line to standard output. A line that cannot be written is no reason to stop a run: the
-/// file is what counts.
-fn to_stdout(text: &str) {
-    drop(console::print_line(text));
 }
 
 fn position(run: &Run, block: usize, step: Option<usize>) -> String {

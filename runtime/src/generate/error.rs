@@ -14,9 +14,9 @@ use crate::inputs::prompt::PromptError;
 use crate::inputs::replay::ReplayError;
 use crate::media::audio_file::AudioError;
 use crate::media::contact_sheet::ContactSheetError;
-use crate::media::mp4::Mp4Error;
 use crate::media::partial::{NameError, Partial};
 use crate::media::picture::PictureError;
+use crate::media::video_error::VideoError;
 use crate::numbers::geometry::{ClipLengthError, RingLengthError};
 use crate::numbers::schedule::ScheduleError;
 use crate::numbers::size::SizeError;
@@ -50,7 +50,7 @@ pub enum GenerateError {
     Audio(#[from] AudioError),
     /// The video cannot be written.
     #[error(transparent)]
-    Mp4(#[from] Mp4Error),
+    Video(#[from] VideoError),
     /// The contact sheet cannot be written.
     #[error(transparent)]
     ContactSheet(#[from] ContactSheetError),
@@ -167,7 +167,7 @@ impl GenerateError {
             Self::Prompt(e) => e.kind(),
             Self::Picture(e) => e.kind(),
             Self::Audio(e) => e.kind(),
-            Self::Mp4(e) => e.kind(),
+            Self::Video(e) => e.kind(),
             Self::ContactSheet(e) => e.kind(),
             Self::Journal(e) => e.kind(),
             Self::Replay(e) => e.kind(),

@@ -11,7 +11,8 @@ use crate::chain::snapshot::{Begin, Keeper, Kept};
 use crate::generate::Video;
 use crate::generate::error::GenerateError;
 use crate::generate::journal::{Found, Identity, Journal, JournalError};
-use crate::media::partial::partial_path;
+use crate::media::partial;
+use crate::media::target::{Format, Target};
 
 /// The state that a run begins with, and the states that it keeps.
 #[derive(Default)]
@@ -38,7 +39,14 @@ impl StateOf {
                 false => Ok(Self::default()),
             };
         }
-        let folder = state_path(&video.prepared.request.files.video)?;
+        if let Some(reason) = hindrance(video)? {
+            return match keeping.resume {
+                true => Err(JournalError::Outputs { reason }.into()),
+                false => Ok(Self::default()),
+            };
+        }
+        let partial = partial::name(&video.prepared.request.files.video);
+        let folder = partial.with_extension(STATE);
         let identity = identity(video)?;
         let found = match keeping.resume {
             true => Found::open(&folder, &identity)?.map(Arc::new),
@@ -113,9 +121,27 @@ fn unrepeatable(video: &Video<'_>) -> Option<(&'static str, PathBuf)> {
     found.map(|(flag, path)| (flag, path.clone()))
 }
 
-/// Returns the folder of a video's state: `talk.mp4` has `talk.partial.state`.
-pub(crate) fn state_path(video: &Path) -> Result<PathBuf, GenerateError> {
-    Ok(partial_path(video)?.with_extension("state"))
+/// Ending of the folder of a video's state: `talk.mp4` has `talk.partial.state`.
+pub(crate) const STATE: &str = "state";
+
+/// Returns why a run with these outputs cannot go on to the same bytes, if so.
+fn hindrance(video: &Video<'_>) -> Result<Option<String>, GenerateError> {
+    let files = &video.prepared.request.files;
+    let mp4 = |target: &Target| {
+        let format = Format::Mp4;
+        matches!(target, Target::File { format: f, .. } if *f == format)
+    };
+    let encoding = &files.encoding;
+    let codec = encoding.codec.as_deref().unwrap_or("libx264");
+    Ok(match &files.targets()?[..] {
+        [target] if !mp4(target) => Some("the output is another one".to_owned()),
+        [_] if codec != "libx264" => Some(format!("--vcodec is {codec}")),
+        [_] if encoding.filters.is_some() || encoding.fps.is_some() => {
+            Some("filters remember earlier frames".to_owned())
+        }
+        [_] => None,
+        all => Some(format!("there are {} outputs", all.len())),
+    })
 }
 
 /// Returns everything that the bytes of a video depend on.

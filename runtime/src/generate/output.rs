@@ -17,14 +17,16 @@ use crate::chain::job::AnchorInput;
 use crate::chain::source::Noise;
 use crate::generate::error::{GenerateError, RESUMES, length};
 use crate::generate::journal::{self, Found, with_anchor};
-use crate::generate::keeping::{StateOf, state_path};
+use crate::generate::keeping::{STATE, StateOf};
 use crate::generate::prepared::Prepared;
 use crate::generate::request::OutputFiles;
 use crate::generate::trace::Trace;
 use crate::inputs::replay::{Distances, noise_key};
 use crate::media::contact_sheet::ContactSheet;
-use crate::media::mp4::{Finished, Writer};
-use crate::media::partial::{self, NameError, Partial, partial_path};
+use crate::media::partial::{self, Partial};
+use crate::media::target::Target;
+use crate::media::video_error::VideoError;
+use crate::media::video_writer::{Finished, VideoWriter};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
 use crate::numbers::timing::{DROPPED_FRAMES, FPS};
@@ -37,7 +39,8 @@ pub(crate) struct Output<'a> {
     files: &'a OutputFiles,
     mode: Mode,
     requested: Size,
-    writer: Writer,
+    /// The video first. All get the same frames.
+    writers: Vec<VideoWriter>,
     sheet: Option<ContactSheet>,
     trace: Option<Trace>,
     observer: &'a dyn Observer,
@@ -67,25 +70,39 @@ impl<'a> Output<'a> {
         let Prepared {
             request, speech, ..
         } = prepared;
-        // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips are
-        // 120 ms early.
-        let mut track = speech.track()?;
-        track.skip(request.timing.skipped_frames())?;
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
+        let targets = files.targets()?;
         let earlier = match state.found() {
             Some(_) => Some(Earlier::of(&files.video)?),
             None => {
-                move_aside(&files.video, request.keeping.resume, observer)?;
+                if request.keeping.resume {
+                    let text = "--resume: there is no state of an unfinished run, so the video begins anew";
+                    observer.event(&Event::Notice(text.to_owned()));
+                }
+                move_aside(&targets, observer)?;
                 None
             }
         };
-        let mut writer = Writer::create(&files.video, size, &files.encoding, Some(track))?;
+        let mut writers: Vec<VideoWriter> = Vec::new();
+        for target in targets {
+            // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips
+            // are 120 ms early.
+            let mut track = speech.track(target.sound_rate())?;
+            track.skip(request.timing.skipped_frames())?;
+            match VideoWriter::create(&target, size, &files.encoding, Some(track)) {
+                Ok(writer) => writers.push(writer),
+                Err(error) => {
+                    drop(close(writers));
+                    return Err(error.into());
+                }
+            }
+        }
         let mut sheet = files
             .contact_sheet
             .as_ref()
             .map(|_| ContactSheet::new(size, frames, SHEET_TILES));
-        if let (Some(earlier), Some(found)) = (earlier, state.found()) {
-            earlier.into_writer(&mut writer, found, settings)?;
+        if let (Some(earlier), Some(found), [writer]) = (earlier, state.found(), &mut writers[..]) {
+            earlier.into_writer(writer, found, settings)?;
             if let (Some(sheet), Some(tiles)) = (&mut sheet, found.decoder.get(TILES)) {
                 sheet.restore(found.frames(), tiles);
             }
@@ -93,14 +110,14 @@ impl<'a> Output<'a> {
             observer.event(&Event::Notice(text));
         }
         Ok(Self {
-            earlier: writer.frames(),
+            earlier: writers.first().map_or(0, VideoWriter::frames),
             state,
             clip_blocks: settings.clip_blocks,
             clips: settings.clips,
             files,
             mode: request.mode,
             requested: request.size,
-            writer,
+            writers,
             sheet,
             trace: files.trace.as_ref().map(|_| Trace::default()),
             observer,
@@ -109,6 +126,11 @@ impl<'a> Output<'a> {
             first_frame_seconds: None,
             writing: Duration::ZERO,
         })
+    }
+
+    /// Counts the frames so far.
+    fn frames(&self) -> usize {
+        self.writers.first().map_or(0, VideoWriter::frames)
     }
 
     /// Keeps what was computed before denoising, if a trace is asked for.
@@ -144,20 +166,11 @@ impl<'a> Output<'a> {
         geometry: &Geometry,
         clock: &Clock,
     ) -> Result<Summary, GenerateError> {
-        let frames = self.writer.frames();
+        let frames = self.frames();
         let (begun, finishing) = (self.begun.at, Instant::now());
         let denoising = self.denoising.unwrap_or(begun).elapsed().as_secs_f64();
-        let Finished {
-            path: out,
-            fragmented,
-        } = self.writer.finish()?;
+        let named = finish(std::mem::take(&mut self.writers), self.observer)?;
         self.writing += finishing.elapsed();
-        if let Some(reason) = fragmented {
-            self.observer.event(&Event::Notice(format!(
-                "{}: the complete video keeps its fragments, a copy without them cannot be written: {reason}",
-                out.display()
-            )));
-        }
         if let (Some(sheet), Some(path)) = (&self.sheet, &self.files.contact_sheet) {
             sheet.write(path)?;
         }
@@ -175,7 +188,7 @@ impl<'a> Output<'a> {
         let first_frame_seconds = self.first_frame_seconds.unwrap_or(wall_seconds);
         let times = clock.since(&self.begun);
         let summary = Summary {
-            out: Some(out),
+            out: named.into_iter().next(),
             frames,
             video_seconds,
             wall_seconds,
@@ -199,7 +212,7 @@ impl<'a> Output<'a> {
     /// error to report: the cause of a failure, or, after an interruption, the path of the partial
     /// file.
     pub(crate) fn abandon(self, error: GenerateError, cancel: &Cancel) -> GenerateError {
-        let (partial, resumes) = (self.writer.finish_partial(), self.state.resumes());
+        let (partial, resumes) = (close(self.writers), self.state.resumes());
         let interrupted = match &error {
             GenerateError::Chain(ChainError::Cancelled) => true,
             GenerateError::Chain(ChainError::Stopped) => cancel.is_cancelled(),
@@ -223,47 +236,88 @@ impl<'a> Output<'a> {
 
     /// Keeps a video that was made with a model that changed, under its partial name.
     pub(crate) fn suspect(self, source: ManifestError) -> GenerateError {
-        match self.writer.finish_partial() {
+        match close(self.writers) {
             Ok(partial) => GenerateError::Suspect { source, partial },
             Err(error) => error.into(),
         }
     }
 }
 
+/// Gives every output its name. Where one fails, those after it stay under their partial names.
+fn finish(
+    writers: Vec<VideoWriter>,
+    observer: &dyn Observer,
+) -> Result<Vec<PathBuf>, GenerateError> {
+    let mut named: Vec<PathBuf> = Vec::new();
+    let mut writers = writers.into_iter();
+    while let Some(writer) = writers.next() {
+        let Finished { path, fragmented } = match writer.finish() {
+            Ok(finished) => finished,
+            Err(error) => {
+                drop(close(writers.collect()));
+                return Err(error.into());
+            }
+        };
+        if let Some(reason) = fragmented {
+            observer.event(&Event::Notice(format!(
+                "{}: the complete video keeps its fragments, a copy without them cannot be written: {reason}",
+                path.display()
+            )));
+        }
+        if !named.is_empty() {
+            let text = format!("the same video is also here: {}", path.display());
+            observer.event(&Event::Notice(text));
+        }
+        named.push(path);
+    }
+    Ok(named)
+}
+
+/// Closes unfinished outputs. Returns the first one that kept something.
+fn close(writers: Vec<VideoWriter>) -> Result<Option<Partial>, VideoError> {
+    let mut first = Ok(None);
+    for writer in writers {
+        let closed = writer.finish_partial();
+        if matches!(first, Ok(None)) {
+            first = closed;
+        }
+    }
+    first
+}
+
 /// Moves what an earlier run left at the partial name aside, and tells where.
-fn move_aside(video: &Path, resume: bool, observer: &dyn Observer) -> Result<(), GenerateError> {
+fn move_aside(targets: &[Target], observer: &dyn Observer) -> Result<(), GenerateError> {
     let aside = |path: PathBuf| {
         let moved = partial::move_aside(&path);
         moved.map_err(|source| GenerateError::Aside { path, source })
     };
     let tell = |text: String| observer.event(&Event::Notice(text));
-    if resume {
-        tell("--resume: no state of an unfinished run is there, so the video begins anew".into());
-    }
-    for earlier in [earlier_path(video)?, partial_path(video)?] {
-        if let Some(moved) = aside(earlier)? {
-            let text = format!("an earlier unfinished video is kept: {}", moved.display());
+    for partial in targets.iter().filter_map(Target::partial) {
+        for unfinished in [earlier_path(&partial), partial.clone()] {
+            if let Some(moved) = aside(unfinished)? {
+                let text = format!("an earlier unfinished video is kept: {}", moved.display());
+                tell(text);
+            }
+        }
+        let state = partial.with_extension(STATE);
+        if journal::is_of_no_use(&state) {
+            // What cannot be removed takes room and does no harm.
+            drop(std::fs::remove_dir_all(&state));
+        }
+        if let Some(moved) = aside(state)? {
+            let text = format!(
+                "its state is kept: {}; --resume would have gone on",
+                moved.display()
+            );
             tell(text);
         }
-    }
-    let state = state_path(video)?;
-    if journal::is_of_no_use(&state) {
-        // What cannot be removed takes room and does no harm.
-        drop(std::fs::remove_dir_all(&state));
-    }
-    if let Some(moved) = aside(state)? {
-        let text = format!(
-            "its state is kept: {}; --resume would have gone on",
-            moved.display()
-        );
-        tell(text);
     }
     Ok(())
 }
 
 /// Returns the name of an unfinished video while its frames move into a new file.
-fn earlier_path(video: &Path) -> Result<PathBuf, NameError> {
-    Ok(partial_path(video)?.with_extension("earlier.mp4"))
+fn earlier_path(partial: &Path) -> PathBuf {
+    partial.with_extension("earlier.mp4")
 }
 
 /// The unfinished video of an earlier run, out of the way of the new one.
@@ -273,7 +327,8 @@ impl Earlier {
     /// Moves the unfinished video out of the way. A run that was stopped while it took the frames
     /// of this file has left it there, beside a shorter one.
     fn of(video: &Path) -> Result<Self, GenerateError> {
-        let (partial, earlier) = (partial_path(video)?, earlier_path(video)?);
+        let partial = partial::name(video);
+        let earlier = earlier_path(&partial);
         let moved = match earlier.exists() {
             true => Ok(()),
             false => std::fs::rename(&partial, &earlier),
@@ -288,7 +343,7 @@ impl Earlier {
     /// Takes the frames that the kept state follows, and removes the file.
     fn into_writer(
         self,
-        writer: &mut Writer,
+        writer: &mut VideoWriter,
         found: &Found,
         settings: &Settings,
     ) -> Result<(), GenerateError> {
@@ -320,7 +375,9 @@ impl BlockSink for Output<'_> {
         });
         let rgb = block.frames.rgb;
         let writing = Instant::now();
-        self.writer.write_frames(rgb.bytes())?;
+        for writer in &mut self.writers {
+            writer.write_frames(rgb.bytes())?;
+        }
         self.writing += writing.elapsed();
         self.first_frame_seconds
             .get_or_insert_with(|| self.begun.at.elapsed().as_secs_f64());
@@ -333,10 +390,11 @@ impl BlockSink for Output<'_> {
         }
         self.observer.event(&Event::Written {
             block: block.index,
-            frames: self.writer.frames(),
+            frames: self.frames(),
         });
         if (block.index + 1).is_multiple_of(self.clip_blocks) {
-            self.writer.restart_encoder()?;
+            let restart = VideoWriter::restart_encoder;
+            self.writers.iter_mut().try_for_each(restart)?;
         }
         if let Some(failure) = self.state.journal.as_ref().and_then(|j| j.failure()) {
             self.observer.event(&Event::Notice(failure));
@@ -362,8 +420,8 @@ impl BlockSink for Output<'_> {
         if let Some(sheet) = &self.sheet {
             state.insert(TILES.to_owned(), sheet.kept());
         }
-        self.writer.sync()?;
-        journal.decoder(block, self.writer.frames(), &state);
+        self.writers.iter().try_for_each(VideoWriter::sync)?;
+        journal.decoder(block, self.frames(), &state);
         Ok(())
     }
 

@@ -532,6 +532,8 @@ pub(crate) struct TrackSound {
     pub(crate) only: Option<usize>,
     /// Factor of every sample.
     pub(crate) gain: f32,
+    /// The only sampling rate that the video takes, or any of those that it takes.
+    pub(crate) rate: Option<u32>,
 }
 
 /// The sound of the output video: the original recording, in mono or stereo.
@@ -556,12 +558,21 @@ impl AudioTrack {
     /// # Errors
     /// The file cannot be opened or decoded, or FFmpeg cannot resample it.
     pub fn open(path: &Path) -> Result<Self, AudioError> {
+        Self::open_at(path, None)
+    }
+
+    /// As [`Self::open`], at `rate` samples per second if it is given.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_at(path: &Path, rate: Option<u32>) -> Result<Self, AudioError> {
         let file = SoundFile::open(path)?;
         let first = AudioFile::of(&file)?.next_chunk()?;
         let sound = TrackSound {
             channels: first.map_or(1, |chunk| chunk.channels.min(2)),
             only: None,
             gain: 1.0,
+            rate,
         };
         Self::of(&file, sound)
     }
@@ -576,10 +587,10 @@ impl AudioTrack {
         let first = file
             .next_chunk()?
             .ok_or_else(|| AudioError::NoSamples { path: path.clone() })?;
-        let rate = if TRACK_RATES.contains(&first.rate) {
-            first.rate
-        } else {
-            TRACK_RATES[0]
+        let rate = match sound.rate {
+            Some(rate) => rate,
+            None if TRACK_RATES.contains(&first.rate) => first.rate,
+            None => TRACK_RATES[0],
         };
         let mut track = Self {
             file,
@@ -823,6 +834,7 @@ mod tests {
             channels: 2,
             only: None,
             gain: 0.5,
+            rate: None,
         };
         let mut track = AudioTrack::of(&SoundFile::open(&path).unwrap(), sound).unwrap();
         assert!(track.channels() == 2 && (peak(&mut track) - 0.25).abs() < 1e-4);

@@ -18,7 +18,7 @@ use crate::chain::events::{Event, Observer};
 use crate::checks::error::CheckError;
 use crate::generate::{Clips, Engine, Guiding, Keeping, OutputFiles, Request, generate};
 use crate::inputs::speech::Channels;
-use crate::media::mp4::Encoding;
+use crate::media::encoding::Encoding;
 use crate::media::picture::{Fit, Reading};
 use crate::numbers::latents;
 use crate::numbers::size::SizeMode;
@@ -185,6 +185,8 @@ fn request(
         files: OutputFiles {
             existing: Existing::Keep,
             video: folder.join("video.mp4"),
+            copies: Vec::new(),
+            format: None,
             encoding: Encoding::default(),
             contact_sheet: None,
             trace: Some(folder.join(TRACE)),

@@ -168,6 +168,8 @@ pub(crate) struct TrackSound {
     pub(crate) only: Option<usize>,
     /// Factor of every sample.
     pub(crate) gain: f32,
+    /// The only sampling rate that the video takes, or any of those that it takes.
+    pub(crate) rate: Option<u32>,
 }
 
 /// A stand-in for the sound of the output video. This build writes no video.
