@@ -42,6 +42,7 @@ use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
 use crate::generate::error::GenerateError;
+use crate::generate::run_file::Asked;
 use crate::generate::{ClaimedRequest, Engine, Prepared};
 use crate::media::video_facts::probe;
 use crate::numbers::size::SizeMode;
@@ -68,13 +69,13 @@ pub fn grace(cli: &Cli) -> Option<Duration> {
     }
 }
 
-/// Runs the command.
+/// Runs the command. `layered` is the command line that `cli` was read from.
 ///
 /// # Errors
 /// As the library's.
-pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
+pub fn run(cli: &Cli, layered: &Layered, style: Style, cancel: &Cancel) -> Result<(), Error> {
     match &cli.command {
-        Command::Generate(g) => run_generate(g, style, cancel),
+        Command::Generate(g) => run_generate(g, layered.asked()?, style, cancel),
         Command::Presets => print(presets::table().trim_end()),
         Command::Exec(e) => run_exec(e, cancel),
         Command::Verify(v) => run_verify(v, style, cancel),
@@ -116,10 +117,11 @@ fn manual(name: Option<&str>) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {
+fn run_generate(args: &Generate, asked: Asked, style: Style, cancel: &Cancel) -> Result<(), Error> {
     let clock = Arc::<Clock>::default();
     let begun = clock.begin();
-    let (request, notices) = args.request(random_seed)?;
+    let (mut request, notices) = args.request(random_seed)?;
+    request.files.asked = Some(asked);
     let screen = Arc::new(Screen::new(style));
     for notice in notices {
         screen.event(&Event::Notice(notice));

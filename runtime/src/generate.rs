@@ -11,6 +11,7 @@ pub(crate) mod keeping;
 pub(crate) mod output;
 pub(crate) mod prepared;
 pub(crate) mod request;
+pub mod run_file;
 pub(crate) mod trace;
 
 use std::sync::Arc;
@@ -100,10 +101,11 @@ impl Engine {
         video.fits()?;
         observer.event(&Event::Started(&video.settings));
         let kept = StateOf::video(&video)?;
-        let mut output = Output::create(prepared, &video.settings, observer, begun, kept)?;
+        let shape = (&video.geometry, &video.settings);
+        let mut output = Output::create(prepared, shape, observer, begun, kept)?;
         match video.produce(&mut output) {
             Ok(()) => match self.models().unchanged() {
-                Ok(()) => output.finish(&video.geometry, self.clock()),
+                Ok(()) => output.finish(prepared, shape, self),
                 Err(changed) => Err(output.suspect(changed)),
             },
             Err(error) => Err(output.abandon(error, cancel)),

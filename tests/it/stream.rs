@@ -77,6 +77,7 @@ impl Run {
             keeping: Keeping::default(),
             files: OutputFiles {
                 existing: Existing::Keep,
+                asked: None,
                 video: self.out(),
                 encoding: Encoding::default(),
                 contact_sheet: None,

@@ -747,6 +747,7 @@ impl Generate {
             replay: self.replay.clone(),
             files: OutputFiles {
                 existing: Existing::default(),
+                asked: None,
                 video: self.path(),
                 encoding: self.encoding(),
                 contact_sheet: self.contact_sheet.clone(),
@@ -778,8 +779,8 @@ impl Generate {
             .find_map(|name| presets::encoder(name));
         Encoding {
             crf: self.crf,
-            preset: preset.map_or(default.preset, str::to_owned),
-            threads: default.threads,
+            preset: preset.map_or(default.preset.clone(), str::to_owned),
+            ..default
         }
     }
 

@@ -9,6 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use clap::parser::ValueSource;
 use clap::{ArgAction, CommandFactory};
 use engines::words::{line_and_column, nearest};
 use toml::de::{DeTable, DeValue};
@@ -16,6 +17,7 @@ use toml::de::{DeTable, DeValue};
 use crate::commands::cli::{Cli, dashed};
 use crate::commands::error::Error;
 use crate::commands::presets::{self, Preset};
+use crate::generate::run_file::{Asked, Value};
 
 /// Prefix of the variables that stand for flags: `AVATAR_SAMPLE_STEPS` is `--sample-steps`.
 const PREFIX: &str = "AVATAR_";
@@ -77,6 +79,47 @@ impl Layered {
             }
             _ => text,
         }
+    }
+}
+
+impl Layered {
+    /// Returns the command and the value of each flag, for the run file.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: the command line is malformed.
+    pub fn asked(&self) -> Result<Asked, Error> {
+        let command = self.args.iter().map(|a| a.to_string_lossy().into_owned());
+        let words = self.args.iter().cloned().map(dashed);
+        let matches = Cli::command().try_get_matches_from(words);
+        let matches = matches.map_err(|e| Error::Usage(e.to_string()))?;
+        let Some(given) = matches.subcommand_matches("generate") else {
+            return Ok(Asked::default());
+        };
+        let cli = Cli::command();
+        let flags = cli.find_subcommand("generate").into_iter();
+        let values = flags.flat_map(|c| c.get_arguments()).filter_map(|arg| {
+            let (name, id) = (arg.get_long()?, arg.get_id().as_str());
+            let raw = given.get_raw(id)?;
+            let raw: Vec<String> = raw.map(|v| v.to_string_lossy().into_owned()).collect();
+            let value = match (arg.get_action(), raw.as_slice()) {
+                (ArgAction::SetTrue, [on]) => (on == "true").into(),
+                (ArgAction::Append, all) => all.to_vec().into(),
+                (_, all) => all.last()?.as_str().into(),
+            };
+            let from = match given.value_source(id)? {
+                ValueSource::DefaultValue => "default".to_owned(),
+                _ => self
+                    .origins
+                    .get(name)
+                    .unwrap_or(&Origin::CommandLine)
+                    .to_string(),
+            };
+            Some((name.to_owned(), Value { value, from }))
+        });
+        Ok(Asked {
+            command: command.collect(),
+            values: values.collect(),
+        })
     }
 }
 

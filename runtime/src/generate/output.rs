@@ -9,21 +9,23 @@ use engines::manifest::ManifestError;
 use engines::tensor::Tensor;
 use engines::tensor_file::Tensors;
 
-use crate::chain::clock::{Begun, Clock};
+use crate::chain::clock::Begun;
 use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Settings, Summary};
 use crate::chain::job::AnchorInput;
 use crate::chain::source::Noise;
+use crate::generate::engine::Engine;
 use crate::generate::error::{GenerateError, RESUMES, length};
 use crate::generate::journal::{self, Found, with_anchor};
 use crate::generate::keeping::{StateOf, state_path};
 use crate::generate::prepared::Prepared;
 use crate::generate::request::OutputFiles;
+use crate::generate::run_file::{self, Hashes};
 use crate::generate::trace::Trace;
 use crate::inputs::replay::{Distances, noise_key};
 use crate::media::contact_sheet::ContactSheet;
-use crate::media::mp4::{Finished, Writer};
+use crate::media::mp4::{Encoding, Finished, Writer};
 use crate::media::partial::{self, NameError, Partial, partial_path};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
@@ -40,6 +42,8 @@ pub(crate) struct Output<'a> {
     writer: Writer,
     sheet: Option<ContactSheet>,
     trace: Option<Trace>,
+    /// Hashes of the frames, for the run file.
+    hashes: Option<Hashes>,
     observer: &'a dyn Observer,
     begun: Begun,
     /// When denoising began.
@@ -59,7 +63,7 @@ impl<'a> Output<'a> {
     /// Starts the video. A failure leaves nothing behind. `begun` is the start of the command.
     pub(crate) fn create(
         prepared: &'a Prepared,
-        settings: &Settings,
+        (geometry, settings): (&Geometry, &Settings),
         observer: &'a dyn Observer,
         begun: Begun,
         state: StateOf,
@@ -71,6 +75,10 @@ impl<'a> Output<'a> {
         // 120 ms early.
         let mut track = speech.track()?;
         track.skip(request.timing.skipped_frames())?;
+        let encoding = Encoding {
+            comment: run_file::tag(prepared, geometry),
+            ..request.files.encoding.clone()
+        };
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
         let earlier = match state.found() {
             Some(_) => Some(Earlier::of(&files.video)?),
@@ -79,7 +87,7 @@ impl<'a> Output<'a> {
                 None
             }
         };
-        let mut writer = Writer::create(&files.video, size, &files.encoding, Some(track))?;
+        let mut writer = Writer::create(&files.video, size, &encoding, Some(track))?;
         let mut sheet = files
             .contact_sheet
             .as_ref()
@@ -100,6 +108,8 @@ impl<'a> Output<'a> {
             files,
             mode: request.mode,
             requested: request.size,
+            // A run that goes on did not see the first frames.
+            hashes: (files.asked.is_some() && writer.frames() == 0).then(Hashes::default),
             writer,
             sheet,
             trace: files.trace.as_ref().map(|_| Trace::default()),
@@ -141,8 +151,9 @@ impl<'a> Output<'a> {
     /// Gives every file its name.
     pub(crate) fn finish(
         mut self,
-        geometry: &Geometry,
-        clock: &Clock,
+        prepared: &Prepared,
+        (geometry, settings): (&Geometry, &Settings),
+        engine: &Engine,
     ) -> Result<Summary, GenerateError> {
         let frames = self.writer.frames();
         let (begun, finishing) = (self.begun.at, Instant::now());
@@ -150,6 +161,7 @@ impl<'a> Output<'a> {
         let Finished {
             path: out,
             fragmented,
+            sound_seconds,
         } = self.writer.finish()?;
         self.writing += finishing.elapsed();
         if let Some(reason) = fragmented {
@@ -173,7 +185,7 @@ impl<'a> Output<'a> {
         let wall_seconds = begun.elapsed().as_secs_f64();
         let video_seconds = frames as f64 / f64::from(FPS);
         let first_frame_seconds = self.first_frame_seconds.unwrap_or(wall_seconds);
-        let times = clock.since(&self.begun);
+        let times = engine.clock().since(&self.begun);
         let summary = Summary {
             out: Some(out),
             frames,
@@ -191,6 +203,10 @@ impl<'a> Output<'a> {
             requested_size: self.requested,
             effective_size: geometry.size,
         };
+        if let Some(hashes) = self.hashes {
+            let ran = (settings, engine.models());
+            run_file::write(prepared, ran, hashes, (&summary, sound_seconds))?;
+        }
         self.observer.event(&Event::Finished(&summary));
         Ok(summary)
     }
@@ -324,6 +340,9 @@ impl BlockSink for Output<'_> {
         self.writing += writing.elapsed();
         self.first_frame_seconds
             .get_or_insert_with(|| self.begun.at.elapsed().as_secs_f64());
+        if let Some(hashes) = &mut self.hashes {
+            hashes.frames(rgb.bytes());
+        }
         if let Some(sheet) = &mut self.sheet {
             sheet.push(rgb.bytes());
         }

@@ -1,6 +1,7 @@
 //! The inputs of one video, read and decided before anything is placed or loaded. The planner and
 //! the run both take them from here, so that size and length are decided once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use engines::claims::Claims;
@@ -9,6 +10,7 @@ use engines::manifest::Models;
 use crate::chain::events::{Event, Observer, Phase};
 use crate::generate::error::GenerateError;
 use crate::generate::request::{ClaimedRequest, Clips, Request};
+use crate::generate::run_file::{self, InputFile, RunFileError};
 use crate::inputs::framing::Framing;
 use crate::inputs::heard::{self, Heard};
 use crate::inputs::prompt::{Prompt, Prompter};
@@ -37,6 +39,8 @@ pub struct Prepared {
     pub clips_in_audio: usize,
     /// Length of the video.
     pub(crate) length: Length,
+    /// The files that were read, where a run file describes them.
+    pub(crate) inputs: BTreeMap<String, InputFile>,
     /// Keeps other runs from the files to write.
     _claims: Arc<Claims>,
 }
@@ -67,6 +71,10 @@ impl Prepared {
     ) -> Result<Self, GenerateError> {
         let ClaimedRequest { request, claims } = claimed;
         observer.event(&Event::Phase(Phase::ReadingInputs));
+        let inputs = match request.files.asked {
+            Some(_) => run_file::inputs(&request),
+            None => Ok(BTreeMap::new()),
+        };
         let (picture, facts) = Picture::open(&request.image, request.reading)?;
         for fact in facts {
             observer.event(&Event::Notice(fact.to_string()));
@@ -87,6 +95,11 @@ impl Prepared {
             }
         };
         let speech = Speech::listen(&request.audio, request.channels, most)?;
+        // A file that cannot be read was refused above, in its reader's own words.
+        let inputs = inputs.map_err(|source| RunFileError::Read {
+            path: request.audio.clone(),
+            source,
+        })?;
         let (clips_in_audio, length) = length(&request, &speech, &geometry);
         let prepared = Self {
             request,
@@ -96,6 +109,7 @@ impl Prepared {
             speech,
             clips_in_audio,
             length,
+            inputs,
             _claims: claims,
         };
         prepared.notices(observer);

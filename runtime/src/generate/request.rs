@@ -8,6 +8,7 @@ use engines::claims::{Claims, Existing, FilePlan, real};
 
 use crate::chain::decoders::Mode;
 use crate::generate::error::GenerateError;
+use crate::generate::run_file::{self, Asked, RunFile};
 use crate::inputs::speech::Channels;
 use crate::media::contact_sheet;
 use crate::media::mp4::Encoding;
@@ -117,6 +118,8 @@ pub struct OutputFiles {
     pub contact_sheet: Option<PathBuf>,
     /// Every tensor that the run computes on its way.
     pub trace: Option<PathBuf>,
+    /// The command, for the run file beside the video. Without it, none is written.
+    pub asked: Option<Asked>,
     /// What happens to files that exist under these names.
     pub existing: Existing,
 }
@@ -177,6 +180,14 @@ impl Request {
             "the unfinished video of --out",
             &partial_path(&files.video)?,
         );
+        if files.asked.is_some() {
+            // The run file of a video that is gone has no use.
+            let (name, path) = ("the run file of --out", run_file::path_of(&files.video));
+            match RunFile::read(&path) {
+                Ok(_) => plan.passes_through(name, &path),
+                Err(_) => plan.writes(name, &path),
+            }
+        }
         if let Some(sheet) = &files.contact_sheet {
             plan.writes("--contact-sheet", sheet);
         }

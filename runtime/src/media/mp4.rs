@@ -132,6 +132,8 @@ pub struct Encoding {
     ///
     /// The number changes the bytes of the file, so it does not depend on the machine.
     pub threads: u32,
+    /// Text that the finished file carries in its metadata.
+    pub comment: String,
 }
 
 impl Default for Encoding {
@@ -140,6 +142,7 @@ impl Default for Encoding {
             crf: 17,
             preset: "fast".to_owned(),
             threads: 4,
+            comment: String::new(),
         }
     }
 }
@@ -151,6 +154,8 @@ pub struct Finished {
     pub path: PathBuf,
     /// Why the file keeps its fragments, if it has no index first. It plays in both forms.
     pub fragmented: Option<BoxError>,
+    /// Length of the sound.
+    pub sound_seconds: f64,
 }
 
 /// A video file that is being written.
@@ -260,6 +265,11 @@ impl Writer {
             }
             None => None,
         };
+        if !encoding.comment.is_empty() {
+            let mut metadata = Dictionary::new();
+            metadata.set("comment", &encoding.comment);
+            muxer.set_metadata(metadata);
+        }
         let mut options = Dictionary::new();
         // The header waits for the first fragment. By then the lead-in of the AAC encoder is
         // known, and the header can tell players to skip it.
@@ -432,9 +442,11 @@ impl Writer {
                 source,
             })?;
         }
+        let sound = self.audio.as_ref().map_or(0.0, Sound::seconds);
         Ok(Finished {
             path: self.out,
             fragmented,
+            sound_seconds: sound,
         })
     }
 
@@ -617,6 +629,11 @@ impl Sound {
             read: 0,
             sent: 0,
         })
+    }
+
+    /// Returns the length of what was encoded.
+    fn seconds(&self) -> f64 {
+        self.sent as f64 / f64::from(self.source.rate())
     }
 
     /// Reads the sound of the first `frames` of video.

@@ -39,6 +39,8 @@ pub struct Encoding {
     pub preset: String,
     /// Slices that are encoded at once.
     pub threads: u32,
+    /// Text that the finished file carries in its metadata.
+    pub comment: String,
 }
 
 impl Default for Encoding {
@@ -47,6 +49,7 @@ impl Default for Encoding {
             crf: 17,
             preset: "fast".to_owned(),
             threads: 4,
+            comment: String::new(),
         }
     }
 }
@@ -58,6 +61,8 @@ pub struct Finished {
     pub path: PathBuf,
     /// Why the file keeps its fragments.
     pub fragmented: Option<Infallible>,
+    /// Length of the sound.
+    pub sound_seconds: f64,
 }
 
 /// A stand-in for the video file. This build cannot create one.
