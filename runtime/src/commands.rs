@@ -1,6 +1,7 @@
 //! The commands of `avatar-run`. Each opens the files that its flags name, calls the library and
 //! shows the result.
 
+mod batch;
 pub(crate) mod cli;
 pub(crate) mod compat;
 pub(crate) mod device_args;
@@ -22,7 +23,7 @@ use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::CommandFactory;
 use engines::backend::Backend;
@@ -37,7 +38,7 @@ use crate::chain::clock::{Begun, Clock};
 use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
 use crate::checks::{bench, exec, parity, synthetic, verify};
-use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe, Verify};
+use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe, Verify, random_seed};
 use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
@@ -51,6 +52,7 @@ use crate::numbers::size::SizeMode;
 pub fn style(cli: &Cli) -> Style {
     match &cli.command {
         Command::Generate(g) if g.json => Style::Json,
+        Command::Batch(b) if b.json() => Style::Json,
         Command::Probe(p) if p.json => Style::Json,
         _ if std::io::stderr().is_terminal() => Style::Bar,
         _ => Style::Lines,
@@ -64,7 +66,7 @@ const GRACE: Duration = Duration::from_millis(700);
 /// close and hears a signal everywhere.
 pub fn grace(cli: &Cli) -> Option<Duration> {
     match &cli.command {
-        Command::Generate(_) => None,
+        Command::Generate(_) | Command::Batch(_) => None,
         _ => Some(GRACE),
     }
 }
@@ -76,6 +78,7 @@ pub fn grace(cli: &Cli) -> Option<Duration> {
 pub fn run(cli: &Cli, layered: &Layered, style: Style, cancel: &Cancel) -> Result<(), Error> {
     match &cli.command {
         Command::Generate(g) => run_generate(g, layered.asked()?, style, cancel),
+        Command::Batch(b) => batch::run(b, style, cancel),
         Command::Presets => print(presets::table().trim_end()),
         Command::Exec(e) => run_exec(e, cancel),
         Command::Verify(v) => run_verify(v, style, cancel),
@@ -277,12 +280,4 @@ fn run_parity(args: &Parity) -> Result<(), Error> {
 fn run_probe(args: &Probe) -> Result<(), Error> {
     let facts = probe(&args.file)?;
     show(&facts, args.json)
-}
-
-/// Different at every call; shown in the settings, so that a run can be repeated.
-fn random_seed() -> u64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    now.as_nanos() as u64 & u64::from(u32::MAX)
 }

@@ -10,6 +10,7 @@ pub(crate) mod journal;
 pub(crate) mod keeping;
 pub(crate) mod output;
 pub(crate) mod prepared;
+pub(crate) mod record;
 pub(crate) mod request;
 pub mod run_file;
 pub(crate) mod trace;
@@ -29,7 +30,7 @@ use crate::chain::clock::Begun;
 use crate::chain::decoders::{Decoding, PictureLatents, Resumed, VideoDecoder, VideoLength};
 use crate::chain::encoders;
 use crate::chain::error::ChainError;
-use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
+use crate::chain::events::{Event, Observer, Phase, Settings, Silent, Summary};
 use crate::chain::executor;
 use crate::chain::hearing;
 use crate::chain::job::{Guidance, Job};
@@ -40,7 +41,7 @@ use crate::inputs::replay::{Distances, Replay};
 use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{FPS, Length};
-use crate::placement::footprints::Workload;
+use crate::placement::footprints::{AtATime, Workload};
 use crate::placement::queues::FINISHED_WAITING;
 use engine::Loaded;
 use keeping::StateOf;
@@ -110,6 +111,19 @@ impl Engine {
             },
             Err(error) => Err(output.abandon(error, cancel)),
         }
+    }
+}
+
+impl Engine {
+    /// Counts the videos like `prepared` that this engine can make at a time, if the process may
+    /// take `host` bytes of memory.
+    ///
+    /// # Errors
+    /// The placement does not fit the request, or lacks a device.
+    pub fn at_a_time(&self, prepared: &Prepared, host: u64) -> Result<AtATime, GenerateError> {
+        let cancel = Cancel::default();
+        let video = Video::new(self, prepared, &Silent, &cancel)?;
+        Ok(self.videos(video.workload(), host)?)
     }
 }
 

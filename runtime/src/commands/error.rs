@@ -1,6 +1,7 @@
 //! Why a command failed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use engines::backend::EngineError;
 use engines::claims::ClaimError;
@@ -11,6 +12,7 @@ use crate::checks::error::CheckError;
 use crate::generate::error::GenerateError;
 use crate::media::video_facts::ProbeError;
 use crate::numbers::size::SizeError;
+use crate::placement::footprints::AtATime;
 use crate::placement::plan::PlanError;
 use crate::planner::PlannerError;
 
@@ -59,6 +61,52 @@ pub enum Error {
         file: PathBuf,
         /// The system's reason.
         source: std::io::Error,
+    },
+    /// A list of a batch cannot be read.
+    #[error("{}: cannot read: {}", file.display(), reason(source))]
+    List {
+        /// The list.
+        file: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A list of a batch has a fault.
+    #[error("{place}: {message}")]
+    ListField {
+        /// File, line and, where it is known, column.
+        place: String,
+        /// What is wrong, what was wanted and what was got.
+        message: String,
+    },
+    /// Fewer videos fit at a time than were asked for.
+    #[error("--jobs {wanted}: {fit} fit at a time: {room}; --jobs auto takes what fits")]
+    Jobs {
+        /// Videos that were asked for.
+        wanted: usize,
+        /// Videos that fit.
+        fit: usize,
+        /// The memory that limits them.
+        room: AtATime,
+    },
+    /// A video of a batch took too long.
+    #[error("--timeout: stopped after {:.1} s; {stopped}", after.as_secs_f64())]
+    Timeout {
+        /// The longest time of a video.
+        after: Duration,
+        /// What is left.
+        stopped: Box<Error>,
+    },
+    /// Videos of a batch failed.
+    #[error("{failed} of {all} videos failed, first {}: {first}", item.display())]
+    Batch {
+        /// Videos that failed.
+        failed: usize,
+        /// Videos of the batch.
+        all: usize,
+        /// The first of them.
+        item: PathBuf,
+        /// Why it failed.
+        first: Box<Error>,
     },
     /// A configuration file has a fault.
     #[error("{place}: {message}")]
@@ -118,7 +166,9 @@ impl Error {
     /// Returns the kind of the failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Usage(_) | Self::ConfigField { .. } => ErrorKind::Usage,
+            Self::Usage(_) | Self::ConfigField { .. } | Self::ListField { .. } => ErrorKind::Usage,
+            Self::Jobs { .. } | Self::Timeout { .. } => ErrorKind::Resources,
+            Self::Batch { first, .. } => first.kind(),
             Self::Size(e) => e.kind(),
             Self::Plan(e) => e.kind(),
             Self::Planner(e) => e.kind(),
@@ -128,7 +178,9 @@ impl Error {
             Self::Engine(e) => e.kind(),
             Self::Probe(e) => e.kind(),
             Self::NoPath { .. } => ErrorKind::Input,
-            Self::Config { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
+            Self::Config { source, .. } | Self::List { source, .. } => {
+                ErrorKind::of_io(source, ErrorKind::Input)
+            }
             Self::Signal { .. } => ErrorKind::Resources,
             Self::Claim(e) => e.kind(),
             Self::Interrupted => ErrorKind::Interrupted,

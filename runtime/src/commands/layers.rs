@@ -83,6 +83,12 @@ impl Layered {
 }
 
 impl Layered {
+    /// Says that a flag comes from a line of a file, such as a list.
+    pub(super) fn from_line(&mut self, flag: &str, file: &Path, line: usize) {
+        let origin = Origin::Config(file.to_owned(), line);
+        self.origins.insert(flag.to_owned(), origin);
+    }
+
     /// Returns the command and the value of each flag, for the run file.
     ///
     /// # Errors
@@ -124,17 +130,17 @@ impl Layered {
 }
 
 /// A flag of `generate`.
-struct Known {
+pub(super) struct Known {
     /// Name without dashes in front.
-    name: String,
-    takes_value: bool,
+    pub(super) name: String,
+    pub(super) takes_value: bool,
 }
 
 /// The flags of `generate`: by their names, and by their aliases.
-struct Flags(BTreeMap<String, Known>);
+pub(super) struct Flags(BTreeMap<String, Known>);
 
 impl Flags {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let cli = Cli::command();
         let generate = cli.find_subcommand("generate");
         let mut flags = BTreeMap::new();
@@ -152,11 +158,11 @@ impl Flags {
         Self(flags)
     }
 
-    fn get(&self, name: &str) -> Option<&Known> {
+    pub(super) fn get(&self, name: &str) -> Option<&Known> {
         self.0.get(name)
     }
 
-    fn nearest(&self, name: &str) -> Option<String> {
+    pub(super) fn nearest(&self, name: &str) -> Option<String> {
         nearest(name, self.0.keys().map(String::as_str))
     }
 }
@@ -380,23 +386,9 @@ fn configured(file: &Path, text: &str, flags: &Flags) -> Result<Vec<Given>, Erro
         };
         let origin = Origin::Config(file.to_owned(), line_and_column(text, start).0);
         let flag = known.name.clone();
-        let value = match (value.get_ref(), known.takes_value) {
-            (DeValue::Boolean(false), false) => continue,
-            (DeValue::Boolean(true), false) => None,
-            (DeValue::String(s), true) => Some(OsString::from(s.as_ref())),
-            (DeValue::Boolean(b), true) => Some(b.to_string().into()),
-            (DeValue::Integer(n), true) => Some(n.to_string().into()),
-            (DeValue::Float(x), true) => Some(x.to_string().into()),
-            (other, takes_value) => {
-                let want = if takes_value {
-                    "a string, a number or a boolean"
-                } else {
-                    "true or false"
-                };
-                let got = other.type_str();
-                let message = format!("key {typed} wants {want}, got {got}");
-                return Err(fault(value.span().start, message));
-            }
+        let plain = plain_value(typed, known, value.get_ref());
+        let Some(value) = plain.map_err(|message| fault(value.span().start, message))? else {
+            continue;
         };
         given.push((
             start,
@@ -409,6 +401,35 @@ fn configured(file: &Path, text: &str, flags: &Flags) -> Result<Vec<Given>, Erro
     }
     given.sort_by_key(|(start, _)| *start);
     Ok(given.into_iter().map(|(_, g)| g).collect())
+}
+
+/// Returns the value of a flag in TOML: none for a switch that is off, and none inside for one that
+/// is on.
+///
+/// # Errors
+/// The value has a type that no flag takes.
+pub(super) fn plain_value(
+    key: &str,
+    known: &Known,
+    value: &DeValue<'_>,
+) -> Result<Option<Option<OsString>>, String> {
+    Ok(Some(match (value, known.takes_value) {
+        (DeValue::Boolean(false), false) => return Ok(None),
+        (DeValue::Boolean(true), false) => None,
+        (DeValue::String(s), true) => Some(OsString::from(s.as_ref())),
+        (DeValue::Boolean(b), true) => Some(b.to_string().into()),
+        (DeValue::Integer(n), true) => Some(n.to_string().into()),
+        (DeValue::Float(x), true) => Some(x.to_string().into()),
+        (other, takes_value) => {
+            let want = if takes_value {
+                "a string, a number or a boolean"
+            } else {
+                "true or false"
+            };
+            let got = other.type_str();
+            return Err(format!("key {key} wants {want}, got {got}"));
+        }
+    }))
 }
 
 impl Preset {

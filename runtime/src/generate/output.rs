@@ -20,8 +20,8 @@ use crate::generate::error::{GenerateError, RESUMES, length};
 use crate::generate::journal::{self, Found, with_anchor};
 use crate::generate::keeping::{StateOf, state_path};
 use crate::generate::prepared::Prepared;
+use crate::generate::record::{self, Hashes};
 use crate::generate::request::OutputFiles;
-use crate::generate::run_file::{self, Hashes};
 use crate::generate::trace::Trace;
 use crate::inputs::replay::{Distances, noise_key};
 use crate::media::contact_sheet::ContactSheet;
@@ -76,7 +76,7 @@ impl<'a> Output<'a> {
         let mut track = speech.track()?;
         track.skip(request.timing.skipped_frames())?;
         let encoding = Encoding {
-            comment: run_file::tag(prepared, geometry),
+            comment: record::tag(prepared, geometry),
             ..request.files.encoding.clone()
         };
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
@@ -205,7 +205,7 @@ impl<'a> Output<'a> {
         };
         if let Some(hashes) = self.hashes {
             let ran = (settings, engine.models());
-            run_file::write(prepared, ran, hashes, (&summary, sound_seconds))?;
+            record::write(prepared, ran, hashes, (&summary, sound_seconds))?;
         }
         self.observer.event(&Event::Finished(&summary));
         Ok(summary)

@@ -2,6 +2,8 @@
 //! the run both take them from here, so that size and length are decided once.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use engines::claims::Claims;
@@ -10,7 +12,7 @@ use engines::manifest::Models;
 use crate::chain::events::{Event, Observer, Phase};
 use crate::generate::error::GenerateError;
 use crate::generate::request::{ClaimedRequest, Clips, Request};
-use crate::generate::run_file::{self, InputFile, RunFileError};
+use crate::generate::run_file::{InputFile, RunFileError};
 use crate::inputs::framing::Framing;
 use crate::inputs::heard::{self, Heard};
 use crate::inputs::prompt::{Prompt, Prompter};
@@ -72,7 +74,7 @@ impl Prepared {
         let ClaimedRequest { request, claims } = claimed;
         observer.event(&Event::Phase(Phase::ReadingInputs));
         let inputs = match request.files.asked {
-            Some(_) => run_file::inputs(&request),
+            Some(_) => inputs(&request),
             None => Ok(BTreeMap::new()),
         };
         let (picture, facts) = Picture::open(&request.image, request.reading)?;
@@ -173,6 +175,14 @@ impl Prepared {
             ));
         }
     }
+}
+
+/// Describes the files that a request reads, by flag.
+fn inputs(request: &Request) -> io::Result<BTreeMap<String, InputFile>> {
+    let mut files = vec![("image", &request.image), ("audio", &request.audio)];
+    files.extend(request.replay.as_ref().map(|replay| ("replay", replay)));
+    let described = |(flag, path): (&str, &PathBuf)| Ok((flag.to_owned(), InputFile::of(path)?));
+    files.into_iter().map(described).collect()
 }
 
 /// Tells of a picture that loses more than half of its area, or fills less than half of the video.

@@ -1,6 +1,5 @@
 //! The run file of a video, `NAME.run.json`: everything that made it, and what came out. `replay`
-//! repeats the run, `diff` and other checks compare a video with it. [`tag`] is its compact form,
-//! which the video itself carries.
+//! repeats the run, `diff` and other checks compare a video with it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,19 +7,11 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use engines::files::WholeFile;
-use engines::manifest::Models;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::chain::events::{Settings, Summary};
-use crate::generate::error::GenerateError;
-use crate::generate::prepared::Prepared;
-use crate::generate::request::Request;
-use crate::numbers::geometry::Geometry;
-use crate::numbers::timing::{FPS, Timing};
-
 /// Version of the form. A reader refuses every other one.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 /// Ending of the name, in place of the video's.
 const ENDING: &str = "run.json";
 /// Bytes that are hashed at a time.
@@ -215,7 +206,8 @@ impl RunFile {
         path.with_file_name(&self.result.video)
     }
 
-    fn write(&self, path: &Path) -> io::Result<()> {
+    /// Writes the file under its name when it is whole and on the disk.
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let mut text = serde_json::to_string_pretty(self).expect("plain data is JSON");
         text.push('\n');
         let mut file = WholeFile::create(path)?;
@@ -248,6 +240,12 @@ pub fn sha256_of(path: &Path) -> io::Result<(String, u64)> {
     }
 }
 
+/// Returns name and version of this program.
+pub(crate) fn program() -> String {
+    concat!("avatar-run ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+/// Returns a hash in hexadecimal digits.
 pub(crate) fn hex(hash: Sha256) -> String {
     let bytes = hash.finalize();
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -276,113 +274,6 @@ impl InputFile {
             bytes,
         })
     }
-}
-
-/// Describes the files that a request reads, by flag.
-pub(crate) fn inputs(request: &Request) -> io::Result<BTreeMap<String, InputFile>> {
-    let mut files = vec![("image", &request.image), ("audio", &request.audio)];
-    files.extend(request.replay.as_ref().map(|replay| ("replay", replay)));
-    let described = |(flag, path): (&str, &PathBuf)| Ok((flag.to_owned(), InputFile::of(path)?));
-    files.into_iter().map(described).collect()
-}
-
-/// Returns what decides the frames of a video, as JSON for the metadata of its file. It names no
-/// path and no placement, so that equal frames stay equal files on every machine.
-pub(crate) fn tag(prepared: &Prepared, geometry: &Geometry) -> String {
-    let request = &prepared.request;
-    let mut tag = serde_json::json!({
-        "program": program(),
-        "size": geometry.size.to_string(),
-        "frames": prepared.length.frames,
-        "prompt": prepared.prompt.cleaned,
-        "mode": request.mode.name(),
-        "steps": request.steps,
-        "solver": request.sampling.solver.name(),
-        "shift": request.sampling.shift,
-        "infer_frames": request.infer_frames,
-        "ring_blocks": geometry.ring_blocks,
-    });
-    if request.guidance.scale.is_on() {
-        tag["guide_scale"] = request.guidance.scale.get().into();
-    }
-    if request.timing == Timing::Reference {
-        tag["timing"] = "reference".into();
-    }
-    match request.replay {
-        None => tag["seed"] = request.seed.into(),
-        Some(_) => tag["noise"] = "recorded".into(),
-    }
-    tag.to_string()
-}
-
-fn program() -> String {
-    concat!("avatar-run ", env!("CARGO_PKG_VERSION")).to_owned()
-}
-
-/// Hashes of a video on its way, for its run file.
-#[derive(Default)]
-pub(crate) struct Hashes(Sha256);
-
-impl Hashes {
-    /// Adds frames, `[T, H, W, 3]`.
-    pub(crate) fn frames(&mut self, rgb: &[u8]) {
-        self.0.update(rgb);
-    }
-}
-
-/// Writes the run file of a finished video.
-pub(crate) fn write(
-    prepared: &Prepared,
-    (settings, models): (&Settings, &Models),
-    hashes: Hashes,
-    (summary, sound_seconds): (&Summary, f64),
-) -> Result<(), GenerateError> {
-    let (Some(asked), Some(video)) = (&prepared.request.files.asked, &summary.out) else {
-        return Ok(());
-    };
-    let path = path_of(video);
-    let written = || -> io::Result<()> {
-        let plain = |value: serde_json::Result<serde_json::Value>| value.map_err(io::Error::other);
-        let (sha256, bytes) = sha256_of(video)?;
-        let size = summary.effective_size;
-        let made = Made {
-            video: video.file_name().unwrap_or_default().into(),
-            width: size.width,
-            height: size.height,
-            fps: FPS,
-            frames: summary.frames,
-            video_seconds: summary.video_seconds,
-            sound_seconds,
-            frames_sha256: hex(hashes.0),
-            sha256,
-            bytes,
-            summary: plain(serde_json::to_value(summary))?,
-        };
-        let run = RunFile {
-            liveavatar_run: FORMAT,
-            program: program(),
-            folder: std::env::current_dir()?,
-            command: asked.command.clone(),
-            values: asked.values.clone(),
-            settings: plain(serde_json::to_value(settings))?,
-            inputs: prepared.inputs.clone(),
-            models: UsedModels {
-                path: std::path::absolute(models.dir())?,
-                manifest_sha256: manifest_hash(models.dir())?,
-            },
-            result: made,
-        };
-        run.write(&path)
-    };
-    written().map_err(|source| {
-        let (path, video) = (path.clone(), video.clone());
-        RunFileError::Write {
-            path,
-            video,
-            source,
-        }
-        .into()
-    })
 }
 
 #[cfg(test)]
