@@ -13,6 +13,7 @@ mod outputs;
 mod presets;
 mod print;
 pub(crate) mod progress;
+mod replay;
 
 pub use cli::{Cli, as_typed, complaint};
 pub use error::Error;
@@ -37,8 +38,10 @@ use crate::chain::cancellable::Cancellable;
 use crate::chain::clock::{Begun, Clock};
 use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
-use crate::checks::{bench, exec, parity, synthetic, verify};
-use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe, Verify, random_seed};
+use crate::checks::{bench, diff, exec, parity, synthetic, verify};
+use crate::commands::cli::{
+    Bench, Command, Diff, Exec, Generate, Parity, Probe, Verify, random_seed,
+};
 use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
@@ -52,6 +55,7 @@ use crate::numbers::size::SizeMode;
 pub fn style(cli: &Cli) -> Style {
     match &cli.command {
         Command::Generate(g) if g.json => Style::Json,
+        Command::Replay(r) if r.json => Style::Json,
         Command::Batch(b) if b.json() => Style::Json,
         Command::Probe(p) if p.json => Style::Json,
         _ if std::io::stderr().is_terminal() => Style::Bar,
@@ -66,7 +70,7 @@ const GRACE: Duration = Duration::from_millis(700);
 /// close and hears a signal everywhere.
 pub fn grace(cli: &Cli) -> Option<Duration> {
     match &cli.command {
-        Command::Generate(_) | Command::Batch(_) => None,
+        Command::Generate(_) | Command::Batch(_) | Command::Replay(_) => None,
         _ => Some(GRACE),
     }
 }
@@ -79,6 +83,10 @@ pub fn run(cli: &Cli, layered: &Layered, style: Style, cancel: &Cancel) -> Resul
     match &cli.command {
         Command::Generate(g) => run_generate(g, layered.asked()?, style, cancel),
         Command::Batch(b) => batch::run(b, style, cancel),
+        Command::Replay(r) => {
+            replay::run(r, |args, asked| run_generate(args, asked, style, cancel))
+        }
+        Command::Diff(d) => run_diff(d),
         Command::Presets => print(presets::table().trim_end()),
         Command::Exec(e) => run_exec(e, cancel),
         Command::Verify(v) => run_verify(v, style, cancel),
@@ -274,6 +282,13 @@ fn run_parity(args: &Parity) -> Result<(), Error> {
     let report = parity::run(&device, &host, models, &geometry)?;
     show(&report, args.json)?;
     report.verdict().map_err(CheckError::from)?;
+    Ok(())
+}
+
+fn run_diff(args: &Diff) -> Result<(), Error> {
+    let diff = diff::diff(&args.first, &args.second)?;
+    show(&diff, args.json)?;
+    diff.verdict().map_err(CheckError::from)?;
     Ok(())
 }
 

@@ -22,6 +22,8 @@ pub(crate) mod playlist;
 pub(crate) mod sound_file;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
+#[cfg_attr(not(feature = "media"), path = "media/absent/video_frames.rs")]
+pub(crate) mod video_frames;
 #[cfg(any(test, not(feature = "media")))]
 #[cfg_attr(
     feature = "media",
@@ -37,3 +39,4 @@ pub use mp4::{Encoding, Finished, Writer};
 pub use partial::{NameError, Partial};
 pub use picture::{Background, Fit, Icc, Reading};
 pub use video_facts::{Probe, probe};
+pub use video_frames::{Pixels, SoundError, VideoFrames, VideoSound};

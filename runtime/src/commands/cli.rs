@@ -55,6 +55,10 @@ pub enum Command {
     /// Make a video of every sound file in a folder, or of every line of a list. The models are
     /// opened once.
     Batch(Box<Batch>),
+    /// Repeat the run of a run file with the same values, and compare the frames.
+    Replay(Replay),
+    /// Compare two videos, two run files or two traces: the first block that differs, and the sound.
+    Diff(Diff),
     /// Print the settings that --preset knows by name.
     Presets,
     /// Run one component of an export on tensors from a file.
@@ -356,6 +360,39 @@ pub(crate) struct BatchOnly {
     /// Print one JSON object for each event on standard output; `item` names the video.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Flags of `replay`.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// Run file that `generate` wrote beside a video.
+    #[arg(value_name = "F.run.json")]
+    pub run: PathBuf,
+    /// File to write the video to, by default NAME-replay.mp4 beside the run file.
+    #[arg(long, value_name = "F.mp4")]
+    pub out: Option<PathBuf>,
+    /// Go on where an input or the model is another one than at the run.
+    #[arg(long = "changed-inputs")]
+    pub changed_inputs: bool,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+    /// Print one JSON object for each event on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// Video, run file (NAME.run.json) or trace (NAME.safetensors).
+    #[arg(value_name = "A")]
+    pub first: PathBuf,
+    /// File of the same kind.
+    #[arg(value_name = "B")]
+    pub second: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `exec`.

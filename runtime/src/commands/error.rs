@@ -62,6 +62,36 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// An input of an earlier run, or its model, is another one now.
+    #[error(
+        "{}: {changed}; --changed-inputs goes on with what is there", run.display()
+    )]
+    Changed {
+        /// The run file.
+        run: PathBuf,
+        /// What is another one.
+        changed: String,
+    },
+    /// An input of an earlier run cannot be read.
+    #[error("{flag} {}: cannot read: {}", path.display(), reason(source))]
+    NoInput {
+        /// The flag.
+        flag: String,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A repeated run made other frames.
+    #[error("{}: the frames differ from those of {}: {what}", video.display(), run.display())]
+    NotEqual {
+        /// The new video.
+        video: PathBuf,
+        /// The run file.
+        run: PathBuf,
+        /// The first difference.
+        what: String,
+    },
     /// A list of a batch cannot be read.
     #[error("{}: cannot read: {}", file.display(), reason(source))]
     List {
@@ -167,6 +197,9 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Usage(_) | Self::ConfigField { .. } | Self::ListField { .. } => ErrorKind::Usage,
+            Self::Changed { .. } => ErrorKind::Input,
+            Self::NoInput { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
+            Self::NotEqual { .. } => ErrorKind::Verification,
             Self::Jobs { .. } | Self::Timeout { .. } => ErrorKind::Resources,
             Self::Batch { first, .. } => first.kind(),
             Self::Size(e) => e.kind(),

@@ -35,6 +35,8 @@ pub enum Origin {
     Config(PathBuf, usize),
     /// An environment variable.
     Environment(String),
+    /// A run file.
+    Run(PathBuf),
     /// The command line.
     CommandLine,
 }
@@ -45,6 +47,7 @@ impl fmt::Display for Origin {
             Self::Preset(name) => write!(f, "preset {name}"),
             Self::Config(file, line) => write!(f, "{}:{line}", file.display()),
             Self::Environment(name) => f.write_str(name),
+            Self::Run(file) => write!(f, "{}", file.display()),
             Self::CommandLine => f.write_str("command line"),
         }
     }
@@ -160,6 +163,11 @@ impl Flags {
 
     pub(super) fn get(&self, name: &str) -> Option<&Known> {
         self.0.get(name)
+    }
+
+    /// Returns the names of all flags, without aliases.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.0.values().map(|known| known.name.clone()).collect()
     }
 
     pub(super) fn nearest(&self, name: &str) -> Option<String> {
