@@ -9,5 +9,7 @@ pub(crate) mod parity;
 pub(crate) mod synthetic;
 pub(crate) mod verify;
 
-pub use diff::{BlockDiff, Diff, Distance, FilesDiffer, Picture, Sound, TensorDiff, diff};
+pub use diff::{
+    BlockDiff, Diff, DiffError, Distance, FilesDiffer, Picture, Sound, TensorDiff, diff,
+};
 pub use verify::{Golden, Report, Request, Subject, run};

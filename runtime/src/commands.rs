@@ -286,9 +286,10 @@ fn run_parity(args: &Parity) -> Result<(), Error> {
 }
 
 fn run_diff(args: &Diff) -> Result<(), Error> {
-    let diff = diff::diff(&args.first, &args.second)?;
+    let diff = diff::diff(&args.first, &args.second).map_err(CheckError::from)?;
     show(&diff, args.json)?;
-    diff.verdict().map_err(CheckError::from)?;
+    let differs = |differs| CheckError::from(diff::DiffError::from(differs));
+    diff.verdict().map_err(differs)?;
     Ok(())
 }
 

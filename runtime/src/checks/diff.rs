@@ -6,14 +6,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use engines::contract::DType;
+use engines::error_kind::ErrorKind;
 use engines::tensor::Tensor;
-use engines::tensor_file::{self, Tensors};
+use engines::tensor_file::{self, TensorFileError, Tensors};
 use serde::Serialize;
 
-use crate::checks::error::CheckError;
-use crate::generate::GenerateError;
-use crate::generate::run_file::{self, RunFile};
-use crate::media::video_frames::{Pixels, VideoFrames, VideoSound};
+use crate::generate::run_file::{self, RunFile, RunFileError};
+use crate::media::video_facts::ProbeError;
+use crate::media::video_frames::{Pixels, SoundError, VideoFrames, VideoSound};
 use crate::numbers::timing::FPS;
 
 /// Frames of a block, and those of the first block.
@@ -158,11 +158,53 @@ pub struct FilesDiffer {
     pub what: String,
 }
 
+/// Why files cannot be compared, or how they differ.
+#[derive(Debug, thiserror::Error)]
+pub enum DiffError {
+    /// The files are of two kinds.
+    #[error("{}: wants a file of the kind of {}: a video, a run file or a trace", b.display(), a.display())]
+    Kinds {
+        /// The first file.
+        a: PathBuf,
+        /// The second one.
+        b: PathBuf,
+    },
+    /// They differ.
+    #[error(transparent)]
+    Differ(#[from] FilesDiffer),
+    /// A video cannot be read.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The sound of a video cannot be read.
+    #[error(transparent)]
+    Sound(SoundError),
+    /// A run file cannot be read.
+    #[error(transparent)]
+    RunFile(#[from] RunFileError),
+    /// A trace cannot be read.
+    #[error(transparent)]
+    Tensors(#[from] TensorFileError),
+}
+
+impl DiffError {
+    /// Returns the kind of the failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Kinds { .. } => ErrorKind::Usage,
+            Self::Differ(_) => ErrorKind::Verification,
+            Self::Probe(e) => e.kind(),
+            Self::Sound(e) => e.kind(),
+            Self::RunFile(e) => e.kind(),
+            Self::Tensors(e) => e.kind(),
+        }
+    }
+}
+
 /// Compares two files of the same kind.
 ///
 /// # Errors
 /// A file cannot be read, or the files are of two kinds.
-pub fn diff(a: &Path, b: &Path) -> Result<Diff, CheckError> {
+pub fn diff(a: &Path, b: &Path) -> Result<Diff, DiffError> {
     let kind = |path: &Path| match path.extension() {
         Some(ending) if ending == TRACE => 2,
         _ => u8::from(run_file::is_named(path)),
@@ -173,11 +215,8 @@ pub fn diff(a: &Path, b: &Path) -> Result<Diff, CheckError> {
         (1, 1) => runs(a, b)?,
         (2, 2) => traces(a, b)?,
         _ => {
-            return Err(CheckError::Usage(format!(
-                "{} and {}: diff wants two videos, two run files or two traces",
-                a.display(),
-                b.display()
-            )));
+            let [a, b] = files;
+            return Err(DiffError::Kinds { a, b });
         }
     };
     diff.files = files;
@@ -210,8 +249,8 @@ impl Diff {
 }
 
 /// Compares what two run files state, and their videos.
-fn runs(a: &Path, b: &Path) -> Result<Diff, CheckError> {
-    let read = |path| RunFile::read(path).map_err(GenerateError::from);
+fn runs(a: &Path, b: &Path) -> Result<Diff, DiffError> {
+    let read = |path| RunFile::read(path);
     let (one, two) = (read(a)?, read(b)?);
     let mut stated = Vec::new();
     let mut note = |name: &str, one: String, two: String| {
@@ -242,7 +281,7 @@ fn runs(a: &Path, b: &Path) -> Result<Diff, CheckError> {
 }
 
 /// Compares two videos, frame by frame and sample by sample.
-fn videos(a: &Path, b: &Path) -> Result<Diff, CheckError> {
+fn videos(a: &Path, b: &Path) -> Result<Diff, DiffError> {
     Ok(Diff {
         picture: Some(pictures(a, b)?),
         sound: Some(sounds(a, b)?),
@@ -265,7 +304,7 @@ fn first_frame(block: usize) -> usize {
     }
 }
 
-fn pictures(a: &Path, b: &Path) -> Result<Picture, CheckError> {
+fn pictures(a: &Path, b: &Path) -> Result<Picture, DiffError> {
     let (mut one, mut two) = (VideoFrames::open(a)?, VideoFrames::open(b)?);
     let (mut frames, mut sizes) = ([0, 0], [[0, 0]; 2]);
     let mut blocks: Vec<Option<Sums>> = Vec::new();
@@ -328,8 +367,8 @@ fn levels(a: &Pixels, b: &Pixels) -> Sums {
     sums
 }
 
-fn sounds(a: &Path, b: &Path) -> Result<Sound, CheckError> {
-    let open = |path| VideoSound::open(path).map_err(CheckError::Sound);
+fn sounds(a: &Path, b: &Path) -> Result<Sound, DiffError> {
+    let open = |path| VideoSound::open(path).map_err(DiffError::Sound);
     let (mut one, mut two) = (open(a)?, open(b)?);
     let forms = [&one, &two].map(|sound| sound.as_ref().map(VideoSound::form));
     let (mut lengths, mut sums, mut first) = ([0, 0], Sums::default(), None);
@@ -338,11 +377,11 @@ fn sounds(a: &Path, b: &Path) -> Result<Sound, CheckError> {
             Some(sound) => {
                 let (rate, channels) = sound.form();
                 Ok((
-                    sound.read(rate as usize).map_err(CheckError::Sound)?,
+                    sound.read(rate as usize).map_err(DiffError::Sound)?,
                     channels,
                 ))
             }
-            None => Ok::<_, CheckError>((Vec::new(), 1)),
+            None => Ok::<_, DiffError>((Vec::new(), 1)),
         };
         let ((a, channels), (b, others)) = (read(&mut one)?, read(&mut two)?);
         if a.is_empty() && b.is_empty() {
@@ -371,7 +410,7 @@ fn sounds(a: &Path, b: &Path) -> Result<Sound, CheckError> {
 }
 
 /// Compares the tensors of two traces.
-fn traces(a: &Path, b: &Path) -> Result<Diff, CheckError> {
+fn traces(a: &Path, b: &Path) -> Result<Diff, DiffError> {
     let (one, two): (Tensors, Tensors) = (tensor_file::read(a)?, tensor_file::read(b)?);
     let names: BTreeSet<&String> = one.keys().chain(two.keys()).collect();
     let mut names: Vec<&String> = names.into_iter().collect();

@@ -10,7 +10,7 @@ use engines::memory::MemoryError;
 use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
-use crate::checks::diff::FilesDiffer;
+use crate::checks::diff::DiffError;
 use crate::checks::parity::Differs;
 use crate::checks::verify::error::VerifyError;
 use crate::generate::error::GenerateError;
@@ -19,7 +19,6 @@ use crate::inputs::replay::ReplayError;
 use crate::media::audio_file::AudioError;
 use crate::media::picture::PictureError;
 use crate::media::video_facts::ProbeError;
-use crate::media::video_frames::SoundError;
 use crate::numbers::geometry::ClipLengthError;
 use crate::numbers::schedule::ScheduleError;
 use crate::numbers::size::SizeError;
@@ -37,12 +36,9 @@ pub enum CheckError {
     /// A device differs from the CPU.
     #[error(transparent)]
     Differs(#[from] Differs),
-    /// Two files differ.
+    /// Two files cannot be compared, or differ.
     #[error(transparent)]
-    Files(#[from] FilesDiffer),
-    /// The sound of a video cannot be read.
-    #[error(transparent)]
-    Sound(SoundError),
+    Diff(#[from] DiffError),
     /// A video could not be made.
     #[error(transparent)]
     Generate(Box<GenerateError>),
@@ -128,8 +124,7 @@ impl CheckError {
             Self::Usage(_) => ErrorKind::Usage,
             Self::Verify(e) => e.kind(),
             Self::Differs(e) => e.kind(),
-            Self::Files(_) => ErrorKind::Verification,
-            Self::Sound(e) => e.kind(),
+            Self::Diff(e) => e.kind(),
             Self::Generate(e) => e.kind(),
             Self::Chain(e) => e.kind(),
             Self::Manifest(e) => e.kind(),

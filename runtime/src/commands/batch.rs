@@ -39,6 +39,8 @@ use crate::generate::{Engine, Prepared};
 use crate::placement::plan::Plan;
 use crate::planner::found::{Machine, free_memory};
 
+/// Most videos at a time where nobody says how many: a plan has as many devices at most.
+const MOST_AT_A_TIME: usize = 8;
 /// Flags that no placement depends on, whoever makes it.
 const OF_ONE_VIDEO: [&str; 21] = [
     "audio",
@@ -104,6 +106,7 @@ pub(super) fn run(args: &Batch, style: Style, cancel: &Cancel) -> Result<(), Err
         style,
         cancel,
         gate: Gate::default(),
+        folder: journal.parent().unwrap_or(Path::new("")).join("."),
         clock: Arc::default(),
         journal: Mutex::new(Journal::open(&journal)?),
         models: Mutex::new(None),
@@ -300,6 +303,8 @@ struct Runner<'a> {
     style: Style,
     cancel: &'a Cancel,
     gate: Gate,
+    /// Folder of the journal.
+    folder: PathBuf,
     clock: Arc<Clock>,
     journal: Mutex<Journal>,
     /// The export that was opened last, by its folder.
@@ -339,7 +344,7 @@ impl Runner<'_> {
     fn group(&self, items: &[Item], works: Vec<(usize, Work)>, report: &mut Report) {
         let threads = match self.args.own.jobs {
             Jobs::Exactly(n) => n.min(works.len()),
-            Jobs::Auto => works.len(),
+            Jobs::Auto => works.len().min(MOST_AT_A_TIME),
         };
         let waiting = Mutex::new(VecDeque::from(works));
         let report = Mutex::new(report);
@@ -367,20 +372,14 @@ impl Runner<'_> {
     /// Makes one video, unless it is done, with as many attempts as allowed.
     fn one(&self, item: &Item, work: &Work) -> Outcome {
         let (key, sure) = work.key();
-        let video = match std::path::absolute(&item.video) {
-            Ok(video) => video,
-            Err(source) => {
-                let file = item.video.clone();
-                return Outcome::Failed(Error::List { file, source });
-            }
-        };
-        if sure && self.is_done(&video, &key) {
+        let name = self.name(&item.video);
+        if sure && self.is_done(&item.video, &name, &key) {
             return Outcome::Skipped;
         }
         let most = self.args.own.retries + 1;
         for attempt in 1..=most {
             let entry = |state| Entry {
-                video: video.clone(),
+                video: name.clone(),
                 state,
                 key: key.clone(),
                 attempt,
@@ -393,7 +392,7 @@ impl Runner<'_> {
             }
             match self.attempt(item, work) {
                 Ok(summary) => {
-                    let length = std::fs::metadata(&video).ok().map(|facts| facts.len());
+                    let length = std::fs::metadata(&item.video).ok().map(|facts| facts.len());
                     self.note(Entry {
                         bytes: length,
                         ..entry(State::Done)
@@ -442,10 +441,18 @@ impl Runner<'_> {
         fine
     }
 
-    fn is_done(&self, video: &Path, key: &str) -> bool {
+    /// Returns the name of a video in the journal: from the journal's folder, so that both may move.
+    fn name(&self, video: &Path) -> PathBuf {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let video = absolute(video);
+        let inside = video.strip_prefix(absolute(&self.folder));
+        inside.map_or_else(|_| video.clone(), Path::to_owned)
+    }
+
+    fn is_done(&self, video: &Path, name: &Path, key: &str) -> bool {
         let length = std::fs::metadata(video).ok().map(|facts| facts.len());
         let journal = locked(&self.journal);
-        journal.newest(video).is_some_and(|entry| {
+        journal.newest(name).is_some_and(|entry| {
             let same = entry.key == key && entry.bytes == length;
             entry.state == State::Done && length.is_some() && same
         })
@@ -480,7 +487,7 @@ impl Runner<'_> {
             screen.event(&Event::Notice(notice));
         }
         request.files.asked = Some(work.asked.clone());
-        let existing = match own.existing.overwrite {
+        let existing = match own.overwrite {
             true => Existing::Replace,
             false => Existing::Keep,
         };

@@ -343,8 +343,8 @@ pub(crate) struct BatchOnly {
     /// than one needs memory for each, which is counted first.
     #[arg(long, value_name = "N|auto", default_value = "1", value_parser = jobs)]
     pub(crate) jobs: Jobs,
-    /// Number of further attempts after a failure that may pass: a lack of memory or disk, a failed
-    /// call, or a timeout. Bad input is not tried again.
+    /// Number of further attempts after a failure that may pass: a lack of memory or disk,
+    /// or a timeout. Bad input is not tried again.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) retries: usize,
     /// Longest time of one video, such as 90s, 30m or 2h. A video that takes longer is stopped, and
@@ -355,8 +355,10 @@ pub(crate) struct BatchOnly {
     /// same line skips videos that are done and whose inputs, model and flags are unchanged.
     #[arg(long, value_name = "F.jsonl")]
     pub(crate) journal: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) existing: ExistingArgs,
+    /// Replace videos that exist. Without it, a video that this batch did not make so is kept, and
+    /// its item fails.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
     /// Print one JSON object for each event on standard output; `item` names the video.
     #[arg(long)]
     pub(crate) json: bool,

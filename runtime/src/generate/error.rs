@@ -64,7 +64,7 @@ pub enum GenerateError {
     /// The trace cannot be written.
     #[error(transparent)]
     Trace(#[from] TensorFileError),
-    /// The run file cannot be written.
+    /// A run file cannot be read, or an input of one.
     #[error(transparent)]
     RunFile(#[from] RunFileError),
     /// The placement cannot be used.

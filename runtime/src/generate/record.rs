@@ -2,13 +2,13 @@
 
 use std::io;
 
+use engines::error_kind::reason;
 use engines::manifest::Models;
 use sha2::{Digest, Sha256};
 
 use crate::chain::events::{Settings, Summary};
-use crate::generate::error::GenerateError;
 use crate::generate::prepared::Prepared;
-use crate::generate::run_file::{self, FORMAT, Made, RunFile, RunFileError, UsedModels};
+use crate::generate::run_file::{self, FORMAT, Made, RunFile, UsedModels};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{FPS, Timing};
 
@@ -53,12 +53,15 @@ impl Hashes {
 }
 
 /// Writes the run file of a finished video.
+///
+/// # Errors
+/// A file cannot be read or written; the message names the run file.
 pub(crate) fn write(
     prepared: &Prepared,
     (settings, models): (&Settings, &Models),
     hashes: Hashes,
     (summary, sound_seconds): (&Summary, f64),
-) -> Result<(), GenerateError> {
+) -> Result<(), String> {
     let (Some(asked), Some(video)) = (&prepared.request.files.asked, &summary.out) else {
         return Ok(());
     };
@@ -96,13 +99,5 @@ pub(crate) fn write(
         };
         run.write(&path)
     };
-    written().map_err(|source| {
-        let (path, video) = (path.clone(), video.clone());
-        RunFileError::Write {
-            path,
-            video,
-            source,
-        }
-        .into()
-    })
+    written().map_err(|source| format!("{}: cannot write: {}", path.display(), reason(&source)))
 }

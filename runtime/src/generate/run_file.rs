@@ -135,21 +135,6 @@ pub enum RunFileError {
         /// Version in the file.
         found: u32,
     },
-    /// The file cannot be written; the video is complete.
-    #[error(
-        "{}: cannot write: {}; the video is complete: {}",
-        path.display(),
-        engines::error_kind::reason(source),
-        video.display()
-    )]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// The video.
-        video: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
 }
 
 impl RunFileError {
@@ -157,9 +142,7 @@ impl RunFileError {
     pub fn kind(&self) -> engines::error_kind::ErrorKind {
         use engines::error_kind::ErrorKind;
         match self {
-            Self::Read { source, .. } | Self::Write { source, .. } => {
-                ErrorKind::of_io(source, ErrorKind::Input)
-            }
+            Self::Read { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Form { .. } | Self::Version { .. } => ErrorKind::Input,
         }
     }

@@ -30,7 +30,7 @@ pub(super) enum State {
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Entry {
-    /// The video, absolute.
+    /// The video, from the folder of the journal, or absolute outside of it.
     pub(super) video: PathBuf,
     pub(super) state: State,
     /// Hash of the flags, the inputs, the model and the program.
