@@ -42,7 +42,7 @@ use crate::planner::found::{Machine, free_memory};
 /// Most videos at a time where nobody says how many: a plan has as many devices at most.
 const MOST_AT_A_TIME: usize = 8;
 /// Flags that no placement depends on, whoever makes it.
-const OF_ONE_VIDEO: [&str; 21] = [
+const OF_ONE_VIDEO: [&str; 23] = [
     "audio",
     "audio-channel",
     "background",
@@ -54,12 +54,14 @@ const OF_ONE_VIDEO: [&str; 21] = [
     "icc",
     "image",
     "json",
+    "keep-state",
     "negative-prompt",
     "out",
     "overwrite",
     "preset",
     "prompt",
     "replay",
+    "resume",
     "sample-shift",
     "sample-solver",
     "timing",
@@ -68,15 +70,17 @@ const OF_ONE_VIDEO: [&str; 21] = [
 /// Flags that a placement depends on only if a profile or a GPU is there.
 const OF_A_PROFILE: [&str; 4] = ["infer-frames", "num-clip", "size", "size-mode"];
 /// Flags that say nothing about the frames of a video, or whose files are hashed instead.
-const NOT_IN_KEYS: [&str; 8] = [
+const NOT_IN_KEYS: [&str; 10] = [
     "audio",
     "config",
     "image",
     "json",
+    "keep-state",
     "models",
     "out",
     "overwrite",
     "replay",
+    "resume",
 ];
 
 /// Makes every video that is not done yet, and prints a table.

@@ -15,12 +15,14 @@ use crate::generate::GenerateError;
 use crate::generate::run_file::{self, Asked, InputFile, RunFile};
 
 /// Flags that say where results go and not what they are. A replay has its own.
-const NOT_REPEATED: [&str; 7] = [
+const NOT_REPEATED: [&str; 9] = [
     "config",
     "contact-sheet",
     "json",
+    "keep-state",
     "out",
     "overwrite",
+    "resume",
     "save-dir",
     "trace",
 ];
@@ -58,8 +60,9 @@ pub(super) fn run(
     let (repeated, asked) = repeated(args, &run, &video)?;
     generate(&repeated, asked)?;
     let again = RunFile::read(&run_file::path_of(&video)).map_err(GenerateError::from)?;
-    let frames = run.result.frames_sha256 == again.result.frames_sha256;
     let file = run.result.sha256 == again.result.sha256;
+    let (was, is) = (&run.result.frames_sha256, &again.result.frames_sha256);
+    let frames = file || (was.is_some() && was == is);
     show(args, &run, [frames, file])?;
     if frames {
         return Ok(());

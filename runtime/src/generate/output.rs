@@ -203,14 +203,12 @@ impl<'a> Output<'a> {
             requested_size: self.requested,
             effective_size: geometry.size,
         };
-        if let Some(hashes) = self.hashes {
-            let ran = (settings, engine.models());
-            let written = record::write(prepared, ran, hashes, (&summary, sound_seconds));
-            if let Err(reason) = written {
-                // The video is complete, and that is what counts.
-                let text = format!("{reason}; the video is complete, and has no run file");
-                self.observer.event(&Event::Notice(text));
-            }
+        let ran = (settings, engine.models());
+        let written = record::write(prepared, ran, self.hashes, (&summary, sound_seconds));
+        if let Err(reason) = written {
+            // The video is complete, and that is what counts.
+            let text = format!("{reason}; the video is complete, and has no run file");
+            self.observer.event(&Event::Notice(text));
         }
         self.observer.event(&Event::Finished(&summary));
         Ok(summary)

@@ -59,7 +59,7 @@ impl Hashes {
 pub(crate) fn write(
     prepared: &Prepared,
     (settings, models): (&Settings, &Models),
-    hashes: Hashes,
+    hashes: Option<Hashes>,
     (summary, sound_seconds): (&Summary, f64),
 ) -> Result<(), String> {
     let (Some(asked), Some(video)) = (&prepared.request.files.asked, &summary.out) else {
@@ -78,7 +78,7 @@ pub(crate) fn write(
             frames: summary.frames,
             video_seconds: summary.video_seconds,
             sound_seconds,
-            frames_sha256: run_file::hex(hashes.0),
+            frames_sha256: hashes.map(|hashes| run_file::hex(hashes.0)),
             sha256,
             bytes,
             summary: plain(serde_json::to_value(summary))?,

@@ -72,8 +72,9 @@ pub struct Made {
     pub video_seconds: f64,
     /// Length of the sound.
     pub sound_seconds: f64,
-    /// SHA-256 of all frames, `[T, H, W, 3]` 8-bit RGB, before they were encoded.
-    pub frames_sha256: String,
+    /// SHA-256 of all frames, `[T, H, W, 3]` 8-bit RGB, before they were encoded. `None`
+    /// for a run that went on with `--resume`: it did not see the first frames.
+    pub frames_sha256: Option<String>,
     /// SHA-256 of the video file.
     pub sha256: String,
     /// Length of the video file.
