@@ -1,6 +1,7 @@
 //! The commands of `avatar-run`. Each opens the files that its flags name, calls the library and
 //! shows the result.
 
+mod batch;
 pub(crate) mod cli;
 pub(crate) mod compat;
 pub(crate) mod device_args;
@@ -12,6 +13,7 @@ mod outputs;
 mod presets;
 mod print;
 pub(crate) mod progress;
+mod replay;
 
 pub use cli::{Cli, as_typed, complaint};
 pub use error::Error;
@@ -22,7 +24,7 @@ use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::CommandFactory;
 use engines::backend::Backend;
@@ -36,12 +38,15 @@ use crate::chain::cancellable::Cancellable;
 use crate::chain::clock::{Begun, Clock};
 use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
-use crate::checks::{bench, exec, parity, synthetic, verify};
-use crate::commands::cli::{Bench, Command, Exec, Generate, Merge, Parity, Probe, Verify};
+use crate::checks::{bench, diff, exec, parity, synthetic, verify};
+use crate::commands::cli::{
+    Bench, Command, Diff, Exec, Generate, Merge, Parity, Probe, Verify, random_seed,
+};
 use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
 use crate::generate::error::GenerateError;
+use crate::generate::run_file::Asked;
 use crate::generate::{ClaimedRequest, Engine, Prepared};
 use crate::media::merge::merge;
 use crate::media::target::Target;
@@ -53,6 +58,8 @@ pub fn style(cli: &Cli) -> Style {
     match &cli.command {
         Command::Generate(g) if g.json && g.fills_stdout() => Style::JsonAside,
         Command::Generate(g) if g.json => Style::Json,
+        Command::Replay(r) if r.json => Style::Json,
+        Command::Batch(b) if b.json() => Style::Json,
         Command::Probe(p) if p.json => Style::Json,
         Command::Merge(m) if m.json => Style::Json,
         _ if std::io::stderr().is_terminal() => Style::Bar,
@@ -67,18 +74,23 @@ const GRACE: Duration = Duration::from_millis(700);
 /// close and hears a signal everywhere.
 pub fn grace(cli: &Cli) -> Option<Duration> {
     match &cli.command {
-        Command::Generate(_) | Command::Merge(_) => None,
+        Command::Generate(_) | Command::Batch(_) | Command::Replay(_) | Command::Merge(_) => None,
         _ => Some(GRACE),
     }
 }
 
-/// Runs the command.
+/// Runs the command. `layered` is the command line that `cli` was read from.
 ///
 /// # Errors
 /// As the library's.
-pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
+pub fn run(cli: &Cli, layered: &Layered, style: Style, cancel: &Cancel) -> Result<(), Error> {
     match &cli.command {
-        Command::Generate(g) => run_generate(g, style, cancel),
+        Command::Generate(g) => run_generate(g, layered.asked()?, style, cancel),
+        Command::Batch(b) => batch::run(b, style, cancel),
+        Command::Replay(r) => {
+            replay::run(r, |args, asked| run_generate(args, asked, style, cancel))
+        }
+        Command::Diff(d) => run_diff(d),
         Command::Presets => print(presets::table().trim_end()),
         Command::Exec(e) => run_exec(e, cancel),
         Command::Verify(v) => run_verify(v, style, cancel),
@@ -121,10 +133,11 @@ fn manual(name: Option<&str>) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {
+fn run_generate(args: &Generate, asked: Asked, style: Style, cancel: &Cancel) -> Result<(), Error> {
     let clock = Arc::<Clock>::default();
     let begun = clock.begin();
-    let (request, notices) = args.request(random_seed)?;
+    let (mut request, notices) = args.request(random_seed)?;
+    request.files.asked = Some(asked);
     let screen = Arc::new(Screen::new(style));
     for notice in notices {
         screen.event(&Event::Notice(notice));
@@ -277,6 +290,14 @@ fn run_parity(args: &Parity) -> Result<(), Error> {
     Ok(())
 }
 
+fn run_diff(args: &Diff) -> Result<(), Error> {
+    let diff = diff::diff(&args.first, &args.second).map_err(CheckError::from)?;
+    show(&diff, args.json)?;
+    let differs = |differs| CheckError::from(diff::DiffError::from(differs));
+    diff.verdict().map_err(differs)?;
+    Ok(())
+}
+
 fn run_probe(args: &Probe) -> Result<(), Error> {
     let facts = probe(&args.file)?;
     show(&facts, args.json)
@@ -296,12 +317,4 @@ fn run_merge(args: &Merge, cancel: &Cancel) -> Result<(), Error> {
     }
     let _claims = outputs::claim(&plan, args.existing.overwrite, cancel)?;
     show(&merge(&args.videos, &target, cancel)?, args.json)
-}
-
-/// Different at every call; shown in the settings, so that a run can be repeated.
-fn random_seed() -> u64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    now.as_nanos() as u64 & u64::from(u32::MAX)
 }

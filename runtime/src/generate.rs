@@ -10,7 +10,9 @@ pub(crate) mod journal;
 pub(crate) mod keeping;
 pub(crate) mod output;
 pub(crate) mod prepared;
+pub(crate) mod record;
 pub(crate) mod request;
+pub mod run_file;
 pub(crate) mod trace;
 
 use std::sync::Arc;
@@ -28,7 +30,7 @@ use crate::chain::clock::Begun;
 use crate::chain::decoders::{Decoding, PictureLatents, Resumed, VideoDecoder, VideoLength};
 use crate::chain::encoders;
 use crate::chain::error::ChainError;
-use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
+use crate::chain::events::{Event, Observer, Phase, Settings, Silent, Summary};
 use crate::chain::executor;
 use crate::chain::hearing;
 use crate::chain::job::{Guidance, Job};
@@ -39,7 +41,7 @@ use crate::inputs::replay::{Distances, Replay};
 use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{FPS, Length};
-use crate::placement::footprints::Workload;
+use crate::placement::footprints::{AtATime, Workload};
 use crate::placement::queues::FINISHED_WAITING;
 use engine::Loaded;
 use keeping::StateOf;
@@ -100,14 +102,28 @@ impl Engine {
         video.fits()?;
         observer.event(&Event::Started(&video.settings));
         let kept = StateOf::video(&video)?;
-        let mut output = Output::create(prepared, &video.settings, observer, begun, kept)?;
+        let shape = (&video.geometry, &video.settings);
+        let mut output = Output::create(prepared, shape, observer, begun, kept)?;
         match video.produce(&mut output) {
             Ok(()) => match self.models().unchanged() {
-                Ok(()) => output.finish(&video.geometry, self.clock()),
+                Ok(()) => output.finish(prepared, shape, self),
                 Err(changed) => Err(output.suspect(changed)),
             },
             Err(error) => Err(output.abandon(error, cancel)),
         }
+    }
+}
+
+impl Engine {
+    /// Counts the videos like `prepared` that this engine can make at a time, if the process may
+    /// take `host` bytes of memory.
+    ///
+    /// # Errors
+    /// The placement does not fit the request, or lacks a device.
+    pub fn at_a_time(&self, prepared: &Prepared, host: u64) -> Result<AtATime, GenerateError> {
+        let cancel = Cancel::default();
+        let video = Video::new(self, prepared, &Silent, &cancel)?;
+        Ok(self.videos(video.workload(), host)?)
     }
 }
 

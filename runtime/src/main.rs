@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     let style = commands::style(&cli);
     let cancel = Cancel::default();
     let result = listen(&cancel, style, commands::grace(&cli))
-        .and_then(|()| commands::run(&cli, style, &cancel));
+        .and_then(|()| commands::run(&cli, &layered, style, &cancel));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

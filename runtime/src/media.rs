@@ -42,6 +42,8 @@ mod track;
 pub(crate) mod video_error;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
+#[cfg_attr(not(feature = "media"), path = "media/absent/video_frames.rs")]
+pub(crate) mod video_frames;
 #[cfg(feature = "media")]
 mod video_track;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_writer.rs")]
@@ -67,4 +69,5 @@ pub use picture::{Background, Fit, Icc, Reading};
 pub use target::{Format, FormatError, Target};
 pub use video_error::VideoError;
 pub use video_facts::{Probe, probe};
+pub use video_frames::{Pixels, SoundError, VideoFrames, VideoSound};
 pub use video_writer::{Finished, VideoWriter};

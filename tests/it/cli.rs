@@ -32,6 +32,9 @@ fn help_of_every_command() {
             "run",
             &[
                 "generate",
+                "batch",
+                "replay",
+                "diff",
                 "presets",
                 "exec",
                 "verify",
@@ -572,7 +575,7 @@ fn a_disk_without_room_for_a_second_copy_keeps_the_fragments() {
     let finished = finished.ok();
     assert!(
         finished.stderr.contains("No space left on device")
-            && finished.stderr.ends_with("\nvideo.mp4\n"),
+            && finished.stderr.ends_with("\nvideo.mp4\nvideo.run.json\n"),
         "{}",
         finished.stderr
     );

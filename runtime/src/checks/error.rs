@@ -10,6 +10,7 @@ use engines::memory::MemoryError;
 use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
+use crate::checks::diff::DiffError;
 use crate::checks::parity::Differs;
 use crate::checks::verify::error::VerifyError;
 use crate::generate::error::GenerateError;
@@ -35,6 +36,9 @@ pub enum CheckError {
     /// A device differs from the CPU.
     #[error(transparent)]
     Differs(#[from] Differs),
+    /// Two files cannot be compared, or differ.
+    #[error(transparent)]
+    Diff(#[from] DiffError),
     /// A video could not be made.
     #[error(transparent)]
     Generate(Box<GenerateError>),
@@ -120,6 +124,7 @@ impl CheckError {
             Self::Usage(_) => ErrorKind::Usage,
             Self::Verify(e) => e.kind(),
             Self::Differs(e) => e.kind(),
+            Self::Diff(e) => e.kind(),
             Self::Generate(e) => e.kind(),
             Self::Chain(e) => e.kind(),
             Self::Manifest(e) => e.kind(),

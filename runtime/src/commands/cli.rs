@@ -4,13 +4,15 @@
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use engines::claims::Existing;
 use engines::components::dit::DitConfig;
 
 use crate::chain::decoders::Mode;
+use crate::commands::batch::values::{Jobs, jobs, time};
 use crate::commands::compat::Upstream;
 use crate::commands::device_args::{self, DeviceArgs};
 use crate::commands::error::Error;
@@ -51,6 +53,13 @@ Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, \
 pub enum Command {
     /// Generate a talking video.
     Generate(Box<Generate>),
+    /// Make a video of every sound file in a folder, or of every line of a list. The models are
+    /// opened once.
+    Batch(Box<Batch>),
+    /// Repeat the run of a run file with the same values, and compare the frames.
+    Replay(Replay),
+    /// Compare two videos, two run files or two traces: the first block that differs, and the sound.
+    Diff(Diff),
     /// Print the settings that --preset knows by name.
     Presets,
     /// Run one component of an export on tensors from a file.
@@ -326,6 +335,90 @@ pub struct Generate {
     pub json: bool,
     #[command(flatten)]
     upstream: Upstream,
+}
+
+/// Flags of `generate` that a batch has itself.
+const OWN_OF_BATCH: [&str; 4] = ["out", "save-dir", "json", "overwrite"];
+
+/// Flags of `batch`.
+#[derive(Debug)]
+pub struct Batch {
+    pub(crate) own: BatchOnly,
+    /// The typed flags of `generate`, in the order of their names.
+    pub(crate) common: Vec<OsString>,
+}
+
+/// Flags that only `batch` has.
+#[derive(Debug, Args)]
+pub(crate) struct BatchOnly {
+    /// Folder of sound files, or a list in a file that ends in .csv, .jsonl or .toml. The columns of
+    /// a list are flags of `generate`; relative paths begin at the list's folder, `out` at --out-dir.
+    pub(crate) inputs: PathBuf,
+    /// Folder for the videos. Without a column `out`, a video has the name of its sound:
+    /// talk.wav makes talk_avatar.mp4.
+    #[arg(
+        long = "out-dir",
+        visible_alias = "save-dir",
+        value_name = "DIR",
+        default_value = "."
+    )]
+    pub(crate) out_dir: PathBuf,
+    /// Number of videos to make at a time; auto makes one for each device of the placement. More
+    /// than one needs memory for each, which is counted first.
+    #[arg(long, value_name = "N|auto", default_value = "1", value_parser = jobs)]
+    pub(crate) jobs: Jobs,
+    /// Number of further attempts after a failure that may pass: a lack of memory or disk,
+    /// or a timeout. Bad input is not tried again.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) retries: usize,
+    /// Longest time of one video, such as 90s, 30m or 2h. A video that takes longer is stopped, and
+    /// its part that plays is kept.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) timeout: Option<Duration>,
+    /// File that remembers what is done, by default batch.jsonl in --out-dir. A second run of the
+    /// same line skips videos that are done and whose inputs, model and flags are unchanged.
+    #[arg(long, value_name = "F.jsonl")]
+    pub(crate) journal: Option<PathBuf>,
+    /// Replace videos that exist. Without it, a video that this batch did not make so is kept, and
+    /// its item fails.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Print one JSON object for each event on standard output; `item` names the video.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `replay`.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// Run file that `generate` wrote beside a video.
+    #[arg(value_name = "F.run.json")]
+    pub run: PathBuf,
+    /// File to write the video to, by default NAME-replay.mp4 beside the run file.
+    #[arg(long, value_name = "F.mp4")]
+    pub out: Option<PathBuf>,
+    /// Go on where an input or the model is another one than at the run.
+    #[arg(long = "changed-inputs")]
+    pub changed_inputs: bool,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+    /// Print one JSON object for each event on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// Video, run file (NAME.run.json) or trace (NAME.safetensors).
+    #[arg(value_name = "A")]
+    pub first: PathBuf,
+    /// File of the same kind.
+    #[arg(value_name = "B")]
+    pub second: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `exec`.
@@ -668,6 +761,14 @@ pub fn as_typed(text: &str, args: &[OsString]) -> String {
     })
 }
 
+/// Different at every call; shown in the settings, so that a run can be repeated.
+pub(super) fn random_seed() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    now.as_nanos() as u64 & u64::from(u32::MAX)
+}
+
 /// Writes a flag's name with dashes: `--num_clip` is `--num-clip`. Values stay unchanged.
 pub(super) fn dashed(arg: OsString) -> OsString {
     let Some(text) = arg.to_str().filter(|t| t.starts_with("--")) else {
@@ -720,6 +821,72 @@ fn clips(text: &str) -> Result<Clips, String> {
                 }
             )),
         },
+    }
+}
+
+/// Returns the flags of `generate` that may stand on the line of a batch.
+fn shared_flags() -> impl Iterator<Item = Arg> {
+    let generate = Generate::augment_args(clap::Command::new("generate"));
+    let flags: Vec<Arg> = generate.get_arguments().cloned().collect();
+    let shared = |arg: &Arg| {
+        arg.get_long()
+            .is_some_and(|name| !OWN_OF_BATCH.contains(&name))
+    };
+    let all = flags.into_iter().filter(shared);
+    all.map(|arg| arg.required(false).hide(true))
+}
+
+impl Batch {
+    /// Returns whether events are shown as JSON.
+    pub fn json(&self) -> bool {
+        self.own.json
+    }
+}
+
+impl Args for Batch {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let own = BatchOnly::augment_args(command).args_override_self(true);
+        own.args(shared_flags()).after_help(
+            "Every flag of `generate` but --out may be given, and counts for each video whose \
+             line in the list says nothing else.\nThe exit code is 0 if every video is there, \
+             or that of the first video that failed.",
+        )
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Batch {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut words = Vec::new();
+        for arg in shared_flags() {
+            let (id, name) = (arg.get_id().as_str(), arg.get_long().unwrap_or_default());
+            if matches.value_source(id) != Some(ValueSource::CommandLine) {
+                continue;
+            }
+            let flag = OsString::from(format!("--{name}"));
+            if matches!(arg.get_action(), ArgAction::SetTrue) {
+                words.push(flag);
+                continue;
+            }
+            for value in matches.get_raw(id).into_iter().flatten() {
+                let mut word = flag.clone();
+                word.push("=");
+                word.push(value);
+                words.push(word);
+            }
+        }
+        Ok(Self {
+            own: BatchOnly::from_arg_matches(matches)?,
+            common: words,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
     }
 }
 
@@ -788,6 +955,7 @@ impl Generate {
             replay: self.replay.clone(),
             files: OutputFiles {
                 existing: Existing::default(),
+                asked: None,
                 video: self.path(),
                 copies: self.out.iter().skip(1).cloned().collect(),
                 format: self.format,
@@ -1321,6 +1489,29 @@ mod tests {
         // A name may have a plus sign.
         std::fs::write(path("a+b.wav"), b"x").unwrap();
         assert!(request(&["--out", "o.mp4", "--audio", &path("a+b.wav")]).is_ok());
+    }
+
+    fn batch(line: &str) -> Result<Batch, String> {
+        let words = ["avatar-run", "batch"].into_iter().chain(line.split(' '));
+        match Cli::read(words.map(Into::into))
+            .map_err(|e| e.to_string())?
+            .command
+        {
+            Command::Batch(batch) => Ok(*batch),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn flags_of_generate_stand_anywhere_on_the_line() {
+        let batch = batch("--num_clip 2 list.csv --jobs auto --host-rings --crf=20").unwrap();
+        assert_eq!(batch.own.jobs, Jobs::Auto);
+        assert_eq!(batch.own.inputs, PathBuf::from("list.csv"));
+        assert_eq!(batch.common, ["--num-clip=2", "--host-rings", "--crf=20"]);
+        let refused = batch("list.csv --out a.mp4").unwrap_err();
+        assert!(refused.contains("--out-dir"), "{refused}");
+        assert!(batch("list.csv --num_clip many").is_err());
+        assert!(batch("list.csv --jobs 0").is_err());
     }
 
     #[test]

@@ -32,18 +32,7 @@ pub(super) fn claim_video(
     request: &Request,
     cancel: &Cancel,
 ) -> Result<ClaimedRequest, Error> {
-    let mut read = vec![("--models", args.models.as_path())];
-    let folders = [
-        ("--profile", args.profile.as_ref().map(Path::new)),
-        ("--engines", args.engines.as_deref()),
-    ];
-    read.extend(folders.into_iter().filter_map(|(f, p)| Some((f, p?))));
-    let claim = |video: &Path, existing| {
-        let mut request = request.clone();
-        request.files.video = video.to_owned();
-        request.files.existing = existing;
-        Ok(request.claim(&read)?)
-    };
+    let claim = |video: &Path, existing| claim_as(args, request, video, existing);
     let video = &request.files.video;
     if args.names_video() && !args.existing.overwrite {
         let names = (1..).map(|number| numbered(video, number));
@@ -57,6 +46,28 @@ pub(super) fn claim_video(
     decided(args.existing.overwrite, cancel, |existing| {
         claim(video, existing)
     })
+}
+
+/// Claims the files of a video under a name, and asks nobody.
+///
+/// # Errors
+/// As [`claim_video`].
+pub(super) fn claim_as(
+    args: &Generate,
+    request: &Request,
+    video: &Path,
+    existing: Existing,
+) -> Result<ClaimedRequest, Error> {
+    let mut read = vec![("--models", args.models.as_path())];
+    let folders = [
+        ("--profile", args.profile.as_ref().map(Path::new)),
+        ("--engines", args.engines.as_deref()),
+    ];
+    read.extend(folders.into_iter().filter_map(|(f, p)| Some((f, p?))));
+    let mut request = request.clone();
+    request.files.video = video.to_owned();
+    request.files.existing = existing;
+    Ok(request.claim(&read)?)
 }
 
 /// Returns `video.mp4` for 1, `video-2.mp4` for 2, and so on.

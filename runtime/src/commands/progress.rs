@@ -44,6 +44,14 @@ pub(crate) struct Screen {
     run: Mutex<Option<Run>>,
     /// When a line on the encoding of the picture was due last.
     told: Mutex<Option<Instant>>,
+    item: Option<Item>,
+}
+
+/// The video of a batch that the events belong to.
+struct Item {
+    name: String,
+    /// Whether lines begin with the name, because those of several videos mix.
+    in_lines: bool,
 }
 
 /// Time between lines on the encoding of the picture.
@@ -121,10 +129,30 @@ impl Screen {
             bar,
             run: Mutex::new(None),
             told: Mutex::new(None),
+            item: None,
+        }
+    }
+
+    /// Shows the events of one video of a batch. Each object has its `name`, and so has each line if
+    /// videos are made at a time.
+    pub(crate) fn of_item(style: Style, name: &str, in_lines: bool) -> Self {
+        let name = name.to_owned();
+        let style = match style {
+            Style::Bar if in_lines => Style::Lines,
+            style => style,
+        };
+        Self {
+            item: Some(Item { name, in_lines }),
+            ..Self::new(style)
         }
     }
 
     fn line(&self, text: &str) {
+        let named = self.item.as_ref().filter(|item| item.in_lines).map(|item| {
+            let lines = text.lines().map(|line| format!("{}: {line}", item.name));
+            lines.collect::<Vec<_>>().join("\n")
+        });
+        let text = named.as_deref().unwrap_or(text);
         match self.style {
             Style::Bar => self.bar.suspend(|| console::tell(text)),
             Style::Lines => console::tell(text),
@@ -239,7 +267,10 @@ impl Screen {
 impl Observer for Screen {
     fn event(&self, event: &Event<'_>) {
         if self.style.is_json() {
-            if let Some(object) = json(event) {
+            if let Some(mut object) = json(event) {
+                if let (Some(item), Some(map)) = (&self.item, object.as_object_mut()) {
+                    map.shift_insert(1, "item".to_owned(), item.name.as_str().into());
+                }
                 self.style.object(&object);
             }
         } else {
@@ -260,6 +291,12 @@ pub fn failed(style: Style, message: &str, code: u8) {
         style.object(&object);
     }
     console::tell(format_args!("error: {message}"));
+}
+
+/// Writes a line to standard output. A line that cannot be written is no reason to stop a run: the
+/// file is what counts.
+pub(super) fn to_stdout(text: &str) {
+    drop(console::print_line(text));
 }
 
 fn position(run: &Run, block: usize, step: Option<usize>) -> String {

@@ -15,7 +15,8 @@ use crate::chain::kept::KeptSessions;
 use crate::chain::vae::{Decoder, Encoder};
 use crate::generate::error::GenerateError;
 use crate::placement::devices::Devices;
-use crate::placement::footprints::{Footprints, Workload};
+use crate::placement::error::PlacementError;
+use crate::placement::footprints::{AtATime, Footprints, Workload};
 use crate::placement::plan::Plan;
 
 /// An opened export on a placement.
@@ -109,6 +110,11 @@ impl Engine {
         }
         Footprints::new(&self.devices, &self.plan, work)?.check(&self.devices)?;
         Ok(())
+    }
+
+    /// Counts the videos like `work` that fit at a time.
+    pub(super) fn videos(&self, work: Workload<'_>, host: u64) -> Result<AtATime, PlacementError> {
+        Footprints::at_a_time(&self.devices, &self.plan, work, host)
     }
 
     /// Returns the backend of the encoders. Frees the rest of the engine first, if the encoders do

@@ -10,6 +10,7 @@ use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
 use crate::generate::journal::JournalError;
+use crate::generate::run_file::RunFileError;
 use crate::inputs::prompt::PromptError;
 use crate::inputs::replay::ReplayError;
 use crate::media::audio_file::AudioError;
@@ -63,6 +64,9 @@ pub enum GenerateError {
     /// The trace cannot be written.
     #[error(transparent)]
     Trace(#[from] TensorFileError),
+    /// A run file cannot be read, or an input of one.
+    #[error(transparent)]
+    RunFile(#[from] RunFileError),
     /// The placement cannot be used.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -172,6 +176,7 @@ impl GenerateError {
             Self::Journal(e) => e.kind(),
             Self::Replay(e) => e.kind(),
             Self::Trace(e) => e.kind(),
+            Self::RunFile(e) => e.kind(),
             Self::Placement(e) => e.kind(),
             Self::Steps { .. } => ErrorKind::Usage,
             Self::Chain(e) => e.kind(),

@@ -9,20 +9,23 @@ use engines::manifest::ManifestError;
 use engines::tensor::Tensor;
 use engines::tensor_file::Tensors;
 
-use crate::chain::clock::{Begun, Clock};
+use crate::chain::clock::Begun;
 use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Settings, Summary};
 use crate::chain::job::AnchorInput;
 use crate::chain::source::Noise;
+use crate::generate::engine::Engine;
 use crate::generate::error::{GenerateError, RESUMES, length};
 use crate::generate::journal::{self, Found, with_anchor};
 use crate::generate::keeping::{STATE, StateOf};
 use crate::generate::prepared::Prepared;
+use crate::generate::record::{self, Hashes};
 use crate::generate::request::OutputFiles;
 use crate::generate::trace::Trace;
 use crate::inputs::replay::{Distances, noise_key};
 use crate::media::contact_sheet::ContactSheet;
+use crate::media::encoding::Encoding;
 use crate::media::partial::{self, Partial};
 use crate::media::target::Target;
 use crate::media::video_error::VideoError;
@@ -43,6 +46,8 @@ pub(crate) struct Output<'a> {
     writers: Vec<VideoWriter>,
     sheet: Option<ContactSheet>,
     trace: Option<Trace>,
+    /// Hashes of the frames, for the run file.
+    hashes: Option<Hashes>,
     observer: &'a dyn Observer,
     begun: Begun,
     /// When denoising began.
@@ -62,7 +67,7 @@ impl<'a> Output<'a> {
     /// Starts the video. A failure leaves nothing behind. `begun` is the start of the command.
     pub(crate) fn create(
         prepared: &'a Prepared,
-        settings: &Settings,
+        (geometry, settings): (&Geometry, &Settings),
         observer: &'a dyn Observer,
         begun: Begun,
         state: StateOf,
@@ -70,6 +75,10 @@ impl<'a> Output<'a> {
         let Prepared {
             request, speech, ..
         } = prepared;
+        let encoding = Encoding {
+            comment: record::tag(prepared, geometry),
+            ..request.files.encoding.clone()
+        };
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
         let targets = files.targets()?;
         let earlier = match state.found() {
@@ -89,7 +98,7 @@ impl<'a> Output<'a> {
             // are 120 ms early.
             let mut track = speech.track(target.sound_rate())?;
             track.skip(request.timing.skipped_frames())?;
-            match VideoWriter::create(&target, size, &files.encoding, Some(track)) {
+            match VideoWriter::create(&target, size, &encoding, Some(track)) {
                 Ok(writer) => writers.push(writer),
                 Err(error) => {
                     drop(close(writers));
@@ -111,12 +120,14 @@ impl<'a> Output<'a> {
         }
         Ok(Self {
             earlier: writers.first().map_or(0, VideoWriter::frames),
-            state,
             clip_blocks: settings.clip_blocks,
             clips: settings.clips,
             files,
             mode: request.mode,
             requested: request.size,
+            // A run that goes on did not see the first frames.
+            hashes: (files.asked.is_some() && state.found().is_none()).then(Hashes::default),
+            state,
             writers,
             sheet,
             trace: files.trace.as_ref().map(|_| Trace::default()),
@@ -163,12 +174,14 @@ impl<'a> Output<'a> {
     /// Gives every file its name.
     pub(crate) fn finish(
         mut self,
-        geometry: &Geometry,
-        clock: &Clock,
+        prepared: &Prepared,
+        (geometry, settings): (&Geometry, &Settings),
+        engine: &Engine,
     ) -> Result<Summary, GenerateError> {
         let frames = self.frames();
         let (begun, finishing) = (self.begun.at, Instant::now());
         let denoising = self.denoising.unwrap_or(begun).elapsed().as_secs_f64();
+        let sound_seconds = self.writers.first().map_or(0.0, VideoWriter::sound_seconds);
         let named = finish(std::mem::take(&mut self.writers), self.observer)?;
         self.writing += finishing.elapsed();
         if let (Some(sheet), Some(path)) = (&self.sheet, &self.files.contact_sheet) {
@@ -186,7 +199,7 @@ impl<'a> Output<'a> {
         let wall_seconds = begun.elapsed().as_secs_f64();
         let video_seconds = frames as f64 / f64::from(FPS);
         let first_frame_seconds = self.first_frame_seconds.unwrap_or(wall_seconds);
-        let times = clock.since(&self.begun);
+        let times = engine.clock().since(&self.begun);
         let summary = Summary {
             out: named.into_iter().next(),
             frames,
@@ -204,6 +217,13 @@ impl<'a> Output<'a> {
             requested_size: self.requested,
             effective_size: geometry.size,
         };
+        let ran = (settings, engine.models());
+        let written = record::write(prepared, ran, self.hashes, (&summary, sound_seconds));
+        if let Err(reason) = written {
+            // The video is complete, and that is what counts.
+            let text = format!("{reason}; the video is complete, and has no run file");
+            self.observer.event(&Event::Notice(text));
+        }
         self.observer.event(&Event::Finished(&summary));
         Ok(summary)
     }
@@ -381,6 +401,9 @@ impl BlockSink for Output<'_> {
         self.writing += writing.elapsed();
         self.first_frame_seconds
             .get_or_insert_with(|| self.begun.at.elapsed().as_secs_f64());
+        if let Some(hashes) = &mut self.hashes {
+            hashes.frames(rgb.bytes());
+        }
         if let Some(sheet) = &mut self.sheet {
             sheet.push(rgb.bytes());
         }

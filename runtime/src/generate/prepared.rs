@@ -1,6 +1,9 @@
 //! The inputs of one video, read and decided before anything is placed or loaded. The planner and
 //! the run both take them from here, so that size and length are decided once.
 
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use engines::claims::Claims;
@@ -9,6 +12,7 @@ use engines::manifest::Models;
 use crate::chain::events::{Event, Observer, Phase};
 use crate::generate::error::GenerateError;
 use crate::generate::request::{ClaimedRequest, Clips, Request};
+use crate::generate::run_file::{InputFile, RunFileError};
 use crate::inputs::framing::Framing;
 use crate::inputs::heard::{self, Heard};
 use crate::inputs::prompt::{Prompt, Prompter};
@@ -37,6 +41,8 @@ pub struct Prepared {
     pub clips_in_audio: usize,
     /// Length of the video.
     pub(crate) length: Length,
+    /// The files that were read, where a run file describes them.
+    pub(crate) inputs: BTreeMap<String, InputFile>,
     /// Keeps other runs from the files to write.
     _claims: Arc<Claims>,
 }
@@ -67,6 +73,10 @@ impl Prepared {
     ) -> Result<Self, GenerateError> {
         let ClaimedRequest { request, claims } = claimed;
         observer.event(&Event::Phase(Phase::ReadingInputs));
+        let inputs = match request.files.asked {
+            Some(_) => inputs(&request),
+            None => Ok(BTreeMap::new()),
+        };
         let (picture, facts) = Picture::open(&request.image, request.reading)?;
         for fact in facts {
             observer.event(&Event::Notice(fact.to_string()));
@@ -87,6 +97,11 @@ impl Prepared {
             }
         };
         let speech = Speech::listen(&request.audio, request.channels, most)?;
+        // A file that cannot be read was refused above, in its reader's own words.
+        let inputs = inputs.map_err(|source| RunFileError::Read {
+            path: request.audio.clone(),
+            source,
+        })?;
         let (clips_in_audio, length) = length(&request, &speech, &geometry);
         let prepared = Self {
             request,
@@ -96,6 +111,7 @@ impl Prepared {
             speech,
             clips_in_audio,
             length,
+            inputs,
             _claims: claims,
         };
         prepared.notices(observer);
@@ -159,6 +175,14 @@ impl Prepared {
             ));
         }
     }
+}
+
+/// Describes the files that a request reads, by flag.
+fn inputs(request: &Request) -> io::Result<BTreeMap<String, InputFile>> {
+    let mut files = vec![("image", &request.image), ("audio", &request.audio)];
+    files.extend(request.replay.as_ref().map(|replay| ("replay", replay)));
+    let described = |(flag, path): (&str, &PathBuf)| Ok((flag.to_owned(), InputFile::of(path)?));
+    files.into_iter().map(described).collect()
 }
 
 /// Tells of a picture that loses more than half of its area, or fills less than half of the video.

@@ -8,6 +8,7 @@ use engines::claims::{ClaimError, Claims, Existing, FilePlan, real};
 
 use crate::chain::decoders::Mode;
 use crate::generate::error::GenerateError;
+use crate::generate::run_file::{self, Asked, RunFile};
 use crate::inputs::speech::Channels;
 use crate::media::contact_sheet;
 use crate::media::encoding::{Encoding, Rate};
@@ -123,6 +124,8 @@ pub struct OutputFiles {
     pub contact_sheet: Option<PathBuf>,
     /// Every tensor that the run computes on its way.
     pub trace: Option<PathBuf>,
+    /// The command, for the run file beside the video. Without it, none is written.
+    pub asked: Option<Asked>,
     /// What happens to files that exist under these names.
     pub existing: Existing,
 }
@@ -141,6 +144,13 @@ impl OutputFiles {
             return Err(NameError::TwoStreams);
         }
         Ok(targets)
+    }
+
+    /// Returns the path of the video's run file, if there is one. A stream and a folder have none.
+    pub(crate) fn run_file(&self) -> Option<PathBuf> {
+        let target = Target::of(&self.video, self.format).ok()?;
+        let file = matches!(target, Target::File { .. }) && self.asked.is_some();
+        file.then(|| run_file::path_of(&target.path()))
     }
 
     /// Follows links to the files themselves. A partial file lies beside the file, not the link.
@@ -271,6 +281,14 @@ impl Request {
             plan.reads("--replay", replay);
         }
         files.plan(&mut plan)?;
+        if let Some(path) = files.run_file() {
+            // The run file of a video that is gone has no use.
+            let name = "the run file of --out";
+            match RunFile::read(&path) {
+                Ok(_) => plan.passes_through(name, &path),
+                Err(_) => plan.writes(name, &path),
+            }
+        }
         if let Some(sheet) = &files.contact_sheet {
             plan.writes("--contact-sheet", sheet);
         }

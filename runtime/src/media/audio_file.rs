@@ -633,6 +633,16 @@ impl AudioTrack {
     /// # Errors
     /// The rest of the file cannot be decoded or resampled.
     pub fn read(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
+        let mut out = self.read_up_to(n)?;
+        out.resize(n * self.channels(), 0.0);
+        Ok(out)
+    }
+
+    /// Returns the next samples, `[n, channels]`: at most `n`, and fewer at the end.
+    ///
+    /// # Errors
+    /// The same as [`Self::read`].
+    pub(crate) fn read_up_to(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
         let wanted = n * self.channels();
         while self.ready.len() < wanted && !self.ended {
             match self.file.next_chunk()? {
@@ -644,9 +654,7 @@ impl AudioTrack {
             }
         }
         let have = wanted.min(self.ready.len());
-        let mut out: Vec<f32> = self.ready.drain(..have).collect();
-        out.resize(wanted, 0.0);
-        Ok(out)
+        Ok(self.ready.drain(..have).collect())
     }
 
     /// Appends samples of the file to those that are ready, converted where needed.

@@ -20,6 +20,8 @@ pub struct Encoding {
     pub filters: Option<String>,
     /// Frames per second after FFmpeg's `fps` filter, by default those of the model.
     pub fps: Option<u32>,
+    /// Text that the file carries in its metadata.
+    pub comment: String,
 }
 
 impl Default for Encoding {
@@ -31,6 +33,7 @@ impl Default for Encoding {
             threads: 4,
             filters: None,
             fps: None,
+            comment: String::new(),
         }
     }
 }

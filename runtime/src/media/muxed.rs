@@ -119,6 +119,11 @@ impl Muxed {
         video.interleave(container != "mp4");
         let audio = audio.map(|source| Sound::new(&mut muxer, container, source));
         let audio = audio.transpose()?;
+        if !encoding.comment.is_empty() {
+            let mut metadata = Dictionary::new();
+            metadata.set("comment", &encoding.comment);
+            muxer.set_metadata(metadata);
+        }
         let write = |source| VideoError::Write {
             path: place.name().to_owned(),
             source,
@@ -143,6 +148,11 @@ impl Muxed {
     /// Counts the frames written so far.
     pub(crate) fn frames(&self) -> usize {
         self.frames
+    }
+
+    /// Returns the length of the sound so far, in seconds.
+    pub(crate) fn sound_seconds(&self) -> f64 {
+        self.audio.as_ref().map_or(0.0, Sound::seconds)
     }
 
     /// Returns the path under which the video grows.

@@ -51,6 +51,11 @@ impl Sound {
         })
     }
 
+    /// Returns the length of what was read, in seconds.
+    pub(super) fn seconds(&self) -> f64 {
+        self.read as f64 / f64::from(self.source.rate())
+    }
+
     /// Reads the sound of the first `frames` of video.
     pub(super) fn read_to(&mut self, frames: usize) -> Result<(), AudioError> {
         let end = self.source.samples_of(frames);

@@ -12,6 +12,7 @@ pub(crate) use crate::media::plain::{is_free, may_replace};
 use crate::media::target::Target;
 use crate::media::video_error::VideoError;
 use crate::numbers::size::Size;
+use crate::numbers::timing::FPS;
 
 /// An output that is being written.
 pub struct VideoWriter {
@@ -75,6 +76,18 @@ impl VideoWriter {
         match &self.kind {
             Kind::Muxed(muxed) => muxed.frames(),
             Kind::Plain(plain) => plain.frames(),
+        }
+    }
+
+    /// Returns the length of the sound so far, in seconds.
+    pub fn sound_seconds(&self) -> f64 {
+        match &self.kind {
+            Kind::Muxed(muxed) => muxed.sound_seconds(),
+            // A folder has a sound file of the same length.
+            Kind::Plain(plain) if matches!(self.target, Target::Folder { .. }) => {
+                plain.frames() as f64 / f64::from(FPS)
+            }
+            Kind::Plain(_) => 0.0,
         }
     }
 

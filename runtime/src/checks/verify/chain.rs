@@ -184,6 +184,7 @@ fn request(
         replay: Some(checkup.golden.file(REPLAY)),
         files: OutputFiles {
             existing: Existing::Keep,
+            asked: None,
             video: folder.join("video.mp4"),
             copies: Vec::new(),
             format: None,

@@ -71,6 +71,11 @@ impl VideoWriter {
     }
 
     /// Is never called, because no writer exists.
+    pub fn sound_seconds(&self) -> f64 {
+        match self.0 {}
+    }
+
+    /// Is never called, because no writer exists.
     ///
     /// # Errors
     /// None.
