@@ -25,7 +25,7 @@ fn help_of_every_command() {
         (
             Program::Export,
             "export",
-            &["inspect", "synth", "onnx", "graphs", "build"][..],
+            &["download", "inspect", "synth", "onnx", "graphs", "build"][..],
         ),
         (
             Program::Run,
