@@ -12,6 +12,7 @@ mod outputs;
 mod presets;
 mod print;
 pub(crate) mod progress;
+mod translate;
 
 pub use cli::{Cli, as_typed, complaint};
 pub use error::Error;
@@ -76,6 +77,7 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
     match &cli.command {
         Command::Generate(g) => run_generate(g, style, cancel),
         Command::Presets => print(presets::table().trim_end()),
+        Command::Compat { line } => print(&translate::translate(line)?),
         Command::Exec(e) => run_exec(e, cancel),
         Command::Verify(v) => run_verify(v, style, cancel),
         Command::Bench(b) => run_bench(b),

@@ -81,17 +81,17 @@ impl Layered {
 }
 
 /// A flag of `generate`.
-struct Known {
+pub(super) struct Known {
     /// Name without dashes in front.
-    name: String,
-    takes_value: bool,
+    pub(super) name: String,
+    pub(super) takes_value: bool,
 }
 
 /// The flags of `generate`: by their names, and by their aliases.
-struct Flags(BTreeMap<String, Known>);
+pub(super) struct Flags(BTreeMap<String, Known>);
 
 impl Flags {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let cli = Cli::command();
         let generate = cli.find_subcommand("generate");
         let mut flags = BTreeMap::new();
@@ -109,11 +109,11 @@ impl Flags {
         Self(flags)
     }
 
-    fn get(&self, name: &str) -> Option<&Known> {
+    pub(super) fn get(&self, name: &str) -> Option<&Known> {
         self.0.get(name)
     }
 
-    fn nearest(&self, name: &str) -> Option<String> {
+    pub(super) fn nearest(&self, name: &str) -> Option<String> {
         nearest(name, self.0.keys().map(String::as_str))
     }
 }
