@@ -11,7 +11,7 @@ use crate::inspect::{self, InspectError};
 use crate::progress::Screen;
 use crate::synth::{self, Preset, SynthError, SynthOptions};
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use engines::claims::{ClaimError, Claims, Existing, FilePlan};
 use engines::console::{self, OutputError, print_line};
 use engines::error_kind::ErrorKind;
@@ -54,6 +54,27 @@ enum Task {
     /// Compare the results of an export with golden results (this runs `avatar-run verify`)
     #[command(disable_help_flag = true)]
     Verify(VerifyArgs),
+    /// Print a script that completes the flags in a shell
+    Completions {
+        /// Shell to complete in
+        shell: clap_complete::Shell,
+    },
+    /// Print a manual page, as roff: that of the program, or of one of its commands
+    Man {
+        /// Command to describe
+        #[arg(value_parser = parse_command)]
+        command: Option<String>,
+    },
+}
+
+/// Parses the name of a command.
+fn parse_command(text: &str) -> Result<String, String> {
+    let cli = Cli::command();
+    let known: Vec<&str> = cli.get_subcommands().map(|c| c.get_name()).collect();
+    match known.contains(&text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("wanted one of {}", known.join(", "))),
+    }
 }
 
 const HUB_VARIABLES: &str = "\
@@ -411,7 +432,29 @@ pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
             build(&a)
         }
         Task::Verify(a) => verify(&a),
+        Task::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "avatar-export", &mut script);
+            print_text(&script)
+        }
+        Task::Man { command } => print_text(&manual(command.as_deref())),
     }
+}
+
+fn print_text(text: &[u8]) -> Result<ExitCode, CliError> {
+    print_line(String::from_utf8_lossy(text).trim_end())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the manual page of a command that exists, or of the program.
+fn manual(name: Option<&str>) -> Vec<u8> {
+    let mut cli = Cli::command();
+    cli.build();
+    let page = name.and_then(|n| cli.find_subcommand(n)).unwrap_or(&cli);
+    let mut text = Vec::new();
+    let rendered = clap_mangen::Man::new(page.clone()).render(&mut text);
+    rendered.expect("memory takes every write");
+    text
 }
 
 /// Claims the folder that a command writes.
@@ -668,7 +711,6 @@ fn verify(a: &VerifyArgs) -> Result<ExitCode, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn flags_are_consistent() {

@@ -25,7 +25,16 @@ fn help_of_every_command() {
         (
             Program::Export,
             "export",
-            &["download", "inspect", "synth", "onnx", "graphs", "build"][..],
+            &[
+                "download",
+                "inspect",
+                "synth",
+                "onnx",
+                "graphs",
+                "build",
+                "completions",
+                "man",
+            ][..],
         ),
         (
             Program::Run,

@@ -1,4 +1,5 @@
 //! Holds the one integration binary: graphs, numbers against the reference, whole videos, commands.
+mod articles;
 mod bench;
 mod cli;
 mod demo;
