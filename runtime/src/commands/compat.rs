@@ -263,3 +263,22 @@ impl clap::Args for Upstream {
         Self::augment_args(command)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_needs_no_file_where_its_name_may_stand() {
+        let check = |name, value: &str| Upstream(vec![(name, Some(value.to_owned()))]).check();
+        for (name, value, accepted) in [
+            ("ckpt-dir", "hf:Wan-AI/Wan2.2-S2V-14B@main", true),
+            ("ckpt-dir", "no/folder", false),
+            ("lora-path-dmd", "Quark-Vision/Live-Avatar", true),
+            ("lora-path-dmd", "hf:Quark-Vision/Live-Avatar", true),
+            ("lora-path-dmd", "no/lora.safetensors", false),
+        ] {
+            assert_eq!(check(name, value).is_ok(), accepted, "{name} {value}");
+        }
+    }
+}
