@@ -12,6 +12,7 @@ pub mod export;
 pub mod families;
 pub mod graph;
 pub mod graphs;
+mod hub;
 mod inspect;
 mod models;
 mod nn;

@@ -14,6 +14,7 @@ mod presets;
 mod print;
 pub(crate) mod progress;
 mod replay;
+mod translate;
 
 pub use cli::{Cli, as_typed, complaint};
 pub use error::Error;
@@ -92,6 +93,7 @@ pub fn run(cli: &Cli, layered: &Layered, style: Style, cancel: &Cancel) -> Resul
         }
         Command::Diff(d) => run_diff(d),
         Command::Presets => print(presets::table().trim_end()),
+        Command::Compat { line } => print(&translate::translate(line)?),
         Command::Exec(e) => run_exec(e, cancel),
         Command::Verify(v) => run_verify(v, style, cancel),
         Command::Bench(b) => run_bench(b),

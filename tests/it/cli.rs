@@ -25,7 +25,16 @@ fn help_of_every_command() {
         (
             Program::Export,
             "export",
-            &["inspect", "synth", "onnx", "graphs", "build"][..],
+            &[
+                "download",
+                "inspect",
+                "synth",
+                "onnx",
+                "graphs",
+                "build",
+                "completions",
+                "man",
+            ][..],
         ),
         (
             Program::Run,
@@ -36,6 +45,7 @@ fn help_of_every_command() {
                 "replay",
                 "diff",
                 "presets",
+                "compat",
                 "exec",
                 "verify",
                 "bench",
@@ -54,6 +64,25 @@ fn help_of_every_command() {
             insta::assert_snapshot!(format!("help_{name}_{command}"), help.stdout);
         }
     }
+}
+
+#[test]
+fn an_articles_command_line_is_answered_word_by_word() {
+    let line = "ENABLE_COMPILE=true torchrun --nproc_per_node=5 s2v_streaming_interact.py \
+                --size \"688*368\" --audio my_speech.wav --fp8 --save_file=o.mp4";
+    let answers = Program::Run.run(["compat", line]).ok().stdout;
+    assert!(!answers.contains("unknown"), "{answers}");
+    assert_eq!(answers.matches("refused").count(), 1, "{answers}");
+    let ours = "avatar-run generate --models MODELS --size '688*368' --audio my_speech.wav \
+                --out o.mp4\n";
+    assert!(answers.ends_with(ours), "{answers}");
+    // A shell has split this one already. The flag is the first word.
+    let words = ["compat", "--sample_steps", "4", "--no_such_flag"];
+    let answers = Program::Run.run(words).ok().stdout;
+    assert!(answers.contains("unknown"), "{answers}");
+    let open = Program::Run.run(["compat", "--prompt 'a man"]);
+    let message = open.error(ErrorKind::Usage);
+    assert!(message.contains("a quote is not closed"), "{message}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Holds the one integration binary: graphs, numbers against the reference, whole videos, commands.
+mod articles;
 mod batch;
 mod bench;
 mod cli;
@@ -9,6 +10,7 @@ mod export;
 mod formats;
 mod frames;
 mod graphs;
+mod hub;
 mod merge;
 mod outputs;
 mod parity;

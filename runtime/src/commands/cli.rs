@@ -48,6 +48,17 @@ You may write a flag with dashes, or with underscores as upstream does.
 Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, \
 6 interrupted (the unfinished video plays), 7 verification failed";
 
+const COMPAT_ANSWERS: &str = "\
+Answers:
+  same        generate has the flag
+  other name  generate has it under that name
+  not needed  it asks for what happens anyway, or another command settled it
+  refused     it cannot be honoured; the reason and the alternative follow
+  unknown     neither upstream nor an article has it
+
+The last line is the command that does the same here. Example:
+  avatar-run compat 'torchrun s2v_streaming_interact.py --size \"720*400\" --offload_model False'";
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -62,6 +73,14 @@ pub enum Command {
     Diff(Diff),
     /// Print the settings that --preset knows by name.
     Presets,
+    /// Print what each flag of an upstream or article command line becomes here.
+    #[command(after_help = COMPAT_ANSWERS)]
+    Compat {
+        /// Command line, in quotes as one argument: a launcher, a program and its flags, or flags
+        /// alone.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        line: Vec<String>,
+    },
     /// Run one component of an export on tensors from a file.
     Exec(Exec),
     /// Check an export against a folder of reference tensors.
@@ -774,7 +793,9 @@ pub(super) fn dashed(arg: OsString) -> OsString {
     let Some(text) = arg.to_str().filter(|t| t.starts_with("--")) else {
         return arg;
     };
-    let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+    // A whole command line, which `compat` takes, has spaces behind its first flag.
+    let ends = |c: char| c == '=' || c.is_whitespace();
+    let (name, value) = text.split_at(text.find(ends).unwrap_or(text.len()));
     format!("{}{value}", name.replace('_', "-")).into()
 }
 
