@@ -74,6 +74,29 @@ pub fn gpus() -> Result<Vec<Gpu>, MemoryError> {
     return Err(without_cuda("cuda"));
 }
 
+/// Returns the newest CUDA that the installed driver serves, such as (13, 0).
+///
+/// # Errors
+/// The errors of [`gpus`].
+pub fn driver_cuda() -> Result<(u32, u32), MemoryError> {
+    #[cfg(feature = "cuda")]
+    return crate::memory::cuda::driver_version();
+    #[cfg(not(feature = "cuda"))]
+    return Err(without_cuda("cuda"));
+}
+
+/// Lists the pairs of devices of which the first cannot read the memory of the second directly.
+/// Copies between them go through the host.
+///
+/// # Errors
+/// The errors of [`gpus`].
+pub fn strangers() -> Result<Vec<(u32, u32)>, MemoryError> {
+    #[cfg(feature = "cuda")]
+    return crate::memory::cuda::strangers();
+    #[cfg(not(feature = "cuda"))]
+    return Err(without_cuda("cuda"));
+}
+
 /// Describes one NVIDIA device.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! Checks that an export computes the right thing, and measures how fast.
 
 pub(crate) mod bench;
+pub(crate) mod doctor;
 pub(crate) mod error;
 pub(crate) mod exec;
 pub(crate) mod made_up;

@@ -36,8 +36,8 @@ use crate::chain::cancellable::Cancellable;
 use crate::chain::clock::{Begun, Clock};
 use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
-use crate::checks::{bench, exec, parity, synthetic, verify};
-use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe, Verify};
+use crate::checks::{bench, doctor, exec, parity, synthetic, verify};
+use crate::commands::cli::{Bench, Command, Doctor, Exec, Generate, Parity, Probe, Verify};
 use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
@@ -81,6 +81,7 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
         Command::Bench(b) => run_bench(b),
         Command::Parity(p) => run_parity(p),
         Command::Probe(p) => run_probe(p),
+        Command::Doctor(d) => run_doctor(d, cancel),
         Command::Plan(p) => foresee::plan(p),
         Command::Simulate(s) => foresee::simulate(s, cancel),
         Command::Completions { shell } => print(completions(*shell).trim_end()),
@@ -275,6 +276,18 @@ fn run_parity(args: &Parity) -> Result<(), Error> {
 fn run_probe(args: &Probe) -> Result<(), Error> {
     let facts = probe(&args.file)?;
     show(&facts, args.json)
+}
+
+fn run_doctor(args: &Doctor, cancel: &Cancel) -> Result<(), Error> {
+    let request = doctor::Request {
+        models: args.models.clone(),
+        engines: args.engines.clone(),
+        save_dir: args.save_dir.clone(),
+    };
+    let report = doctor::run(&request, cancel);
+    show(&report, args.json)?;
+    report.verdict().map_err(CheckError::from)?;
+    Ok(())
 }
 
 /// Different at every call; shown in the settings, so that a run can be repeated.

@@ -7,6 +7,8 @@
 #[cfg_attr(not(feature = "media"), path = "media/absent/audio_file.rs")]
 pub(crate) mod audio_file;
 pub(crate) mod contact_sheet;
+#[cfg_attr(not(feature = "media"), path = "media/absent/encoders.rs")]
+pub(crate) mod encoders;
 #[cfg(feature = "media")]
 pub(crate) mod ffmpeg;
 pub(crate) mod input_file;

@@ -38,6 +38,7 @@ fn help_of_every_command() {
                 "bench",
                 "parity",
                 "probe",
+                "doctor",
                 "completions",
                 "man",
             ],

@@ -3,6 +3,7 @@ mod bench;
 mod cli;
 mod demo;
 mod device;
+mod doctor;
 mod engine;
 mod export;
 mod frames;

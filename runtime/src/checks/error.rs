@@ -10,6 +10,7 @@ use engines::memory::MemoryError;
 use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
+use crate::checks::doctor::Ill;
 use crate::checks::parity::Differs;
 use crate::checks::verify::error::VerifyError;
 use crate::generate::error::GenerateError;
@@ -32,6 +33,9 @@ pub enum CheckError {
     /// A golden set cannot be used, or its check failed.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// A part of this machine keeps a video from being made.
+    #[error(transparent)]
+    Ill(#[from] Ill),
     /// A device differs from the CPU.
     #[error(transparent)]
     Differs(#[from] Differs),
@@ -119,6 +123,7 @@ impl CheckError {
         match self {
             Self::Usage(_) => ErrorKind::Usage,
             Self::Verify(e) => e.kind(),
+            Self::Ill(e) => e.kind,
             Self::Differs(e) => e.kind(),
             Self::Generate(e) => e.kind(),
             Self::Chain(e) => e.kind(),

@@ -62,6 +62,8 @@ pub enum Command {
     Parity(Parity),
     /// Print the size, frame rate, lengths and sound of a video file.
     Probe(Probe),
+    /// Check this machine: driver, libraries, devices, memory, disk, FFmpeg, models and engines.
+    Doctor(Doctor),
     /// Print what a machine can do, before anything is loaded: the memory of every device, the
     /// times, and the part that limits them.
     Plan(PlanArgs),
@@ -464,6 +466,28 @@ pub struct Probe {
     #[arg(long)]
     pub json: bool,
 }
+
+/// Flags of `doctor`.
+#[derive(Debug, Args)]
+#[command(after_help = DOCTOR)]
+pub struct Doctor {
+    /// Folder that `avatar-export onnx` made. Every file in it is hashed.
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+    /// Folder of TensorRT engines that `avatar-export build` made for these models.
+    #[arg(long, value_name = "DIR", requires = "models")]
+    pub engines: Option<PathBuf>,
+    /// Folder that videos are to be written to.
+    #[arg(long = "save-dir", value_name = "DIR", default_value = ".")]
+    pub save_dir: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const DOCTOR: &str = "\
+Each line is ok, a warning or an error, and has its remedy. No GPU is needed: without one, the CPU
+computes. The exit code is 0 without errors, 4 for models and engines, 5 for this machine.";
 
 /// What to plan, and for which machine.
 #[derive(Debug, Args)]
