@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod doctor;
 pub(crate) mod error;
 pub(crate) mod exec;
+pub(crate) mod film;
 pub(crate) mod made_up;
 pub(crate) mod parity;
 pub(crate) mod synthetic;

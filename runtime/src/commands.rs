@@ -36,8 +36,10 @@ use crate::chain::cancellable::Cancellable;
 use crate::chain::clock::{Begun, Clock};
 use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
-use crate::checks::{bench, doctor, exec, parity, synthetic, verify};
-use crate::commands::cli::{Bench, Command, Doctor, Exec, Generate, Parity, Probe, Verify};
+use crate::checks::{bench, doctor, exec, film, parity, synthetic, verify};
+use crate::commands::cli::{
+    Bench, Command, Doctor, Exec, Generate, Parity, Probe, Verify, VerifyVideo,
+};
 use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
@@ -81,6 +83,7 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
         Command::Bench(b) => run_bench(b),
         Command::Parity(p) => run_parity(p),
         Command::Probe(p) => run_probe(p),
+        Command::VerifyVideo(v) => run_verify_video(v),
         Command::Doctor(d) => run_doctor(d, cancel),
         Command::Plan(p) => foresee::plan(p),
         Command::Simulate(s) => foresee::simulate(s, cancel),
@@ -276,6 +279,20 @@ fn run_parity(args: &Parity) -> Result<(), Error> {
 fn run_probe(args: &Probe) -> Result<(), Error> {
     let facts = probe(&args.file)?;
     show(&facts, args.json)
+}
+
+fn run_verify_video(args: &VerifyVideo) -> Result<(), Error> {
+    let expected = args.against.as_deref().map(film::Expected::read);
+    let expected = expected.transpose().map_err(CheckError::from)?;
+    let film = film::examine(&args.file)?;
+    let report = film::Report {
+        file: args.file.clone(),
+        checks: expected.map_or_else(Vec::new, |e| e.compare(&film)),
+        film,
+    };
+    show(&report, args.json)?;
+    report.verdict().map_err(CheckError::from)?;
+    Ok(())
 }
 
 fn run_doctor(args: &Doctor, cancel: &Cancel) -> Result<(), Error> {

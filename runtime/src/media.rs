@@ -11,6 +11,7 @@ pub(crate) mod contact_sheet;
 pub(crate) mod encoders;
 #[cfg(feature = "media")]
 pub(crate) mod ffmpeg;
+pub(crate) mod film;
 pub(crate) mod input_file;
 #[cfg_attr(not(feature = "media"), path = "media/absent/mp4.rs")]
 pub(crate) mod mp4;
@@ -24,6 +25,8 @@ pub(crate) mod playlist;
 pub(crate) mod sound_file;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
+#[cfg_attr(not(feature = "media"), path = "media/absent/video_frames.rs")]
+pub(crate) mod video_frames;
 #[cfg(any(test, not(feature = "media")))]
 #[cfg_attr(
     feature = "media",
@@ -35,7 +38,11 @@ pub(crate) mod video_facts;
 pub(crate) mod wav;
 pub(crate) mod wav_header;
 
+pub use film::{Film, FrameHash};
 pub use mp4::{Encoding, Finished, Writer};
 pub use partial::{NameError, Partial};
 pub use picture::{Background, Fit, Icc, Reading};
 pub use video_facts::{Probe, probe};
+#[cfg(feature = "media")]
+pub use video_frames::VideoFrames;
+pub use video_frames::hash_frames;

@@ -62,6 +62,8 @@ pub enum Command {
     Parity(Parity),
     /// Print the size, frame rate, lengths and sound of a video file.
     Probe(Probe),
+    /// Decode a whole video and print its facts with a hash of its frames; compare them with a run.
+    VerifyVideo(VerifyVideo),
     /// Check this machine: driver, libraries, devices, memory, disk, FFmpeg, models and engines.
     Doctor(Doctor),
     /// Print what a machine can do, before anything is loaded: the memory of every device, the
@@ -462,6 +464,20 @@ pub struct Parity {
 pub struct Probe {
     /// Video file.
     pub file: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `verify-video`.
+#[derive(Debug, Args)]
+pub struct VerifyVideo {
+    /// Video file.
+    pub file: PathBuf,
+    /// Description to compare with: the JSON file of a run, or the facts of another video as this
+    /// command prints them with --json. A difference ends with exit code 7.
+    #[arg(long, value_name = "RUN.json")]
+    pub against: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

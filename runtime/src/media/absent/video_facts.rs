@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use engines::error_kind::ErrorKind;
 
+use crate::media::film::{Film, FrameHash};
+
 /// A reason why a video file cannot be examined.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -29,6 +31,13 @@ impl ProbeError {
 /// A stand-in for the facts of a video. This build cannot create any.
 #[derive(Clone, Debug, serde::Serialize)]
 pub enum Probe {}
+
+impl Probe {
+    /// Adds the hash of the decoded frames.
+    pub(crate) fn film(self, _: FrameHash) -> Film {
+        match self {}
+    }
+}
 
 impl fmt::Display for Probe {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
