@@ -44,7 +44,7 @@ use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
 use crate::generate::error::GenerateError;
-use crate::generate::{ClaimedRequest, Engine, Prepared};
+use crate::generate::{ClaimedRequest, Engine, Prepared, watch};
 use crate::media::video_facts::probe;
 use crate::numbers::size::SizeMode;
 
@@ -163,8 +163,11 @@ fn make_video(
     };
     let prepared = prepared?;
     let placed = clock.opening(|| machine::place(args, &prepared, &models, &**screen))?;
-    let engine = Engine::timed(models, placed.devices, placed.plan, clock);
-    engine.generate_since(&prepared, &**screen, cancel, begun)?;
+    let (watching, devices) = (args.watching(), placed.devices.clone());
+    let engine = Engine::timed(models, placed.devices, placed.plan, Arc::clone(&clock));
+    watch(&watching, &clock, &devices, &**screen, |observer| {
+        engine.generate_since(&prepared, observer, cancel, begun)
+    })??;
     Ok(())
 }
 

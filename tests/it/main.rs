@@ -16,6 +16,7 @@ mod readme;
 mod readme_picture;
 mod resume;
 mod rooms;
+mod seeing;
 mod settings;
 mod signals;
 mod stream;

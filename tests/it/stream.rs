@@ -80,6 +80,7 @@ impl Run {
                 video: self.out(),
                 encoding: Encoding::default(),
                 contact_sheet: None,
+                metrics: None,
                 trace: Some(self.trace()),
             },
         }

@@ -16,7 +16,7 @@ use crate::commands::device_args::{self, DeviceArgs};
 use crate::commands::error::Error;
 use crate::commands::presets;
 use crate::generate::error::GenerateError;
-use crate::generate::{Clips, Guiding, Keeping, OutputFiles, Request};
+use crate::generate::{Clips, Guiding, Keeping, OutputFiles, Request, Watching};
 use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
 use crate::media::picture::{Background, Fit, Icc, Reading};
@@ -296,6 +296,13 @@ pub struct Generate {
     /// format: png, jpg, webp, bmp or tiff.
     #[arg(long = "contact-sheet", value_name = "F.png")]
     contact_sheet: Option<PathBuf>,
+    /// File to write one JSON object to for each second and each block: frames, rate, time of each
+    /// block and component, and memory of the process and of every device.
+    #[arg(long, value_name = "F.jsonl")]
+    metrics: Option<PathBuf>,
+    /// Memory of a device above which a warning is due, such as 22GB.
+    #[arg(long = "memory-red-line", value_name = "SIZE")]
+    memory_red_line: Option<MemorySize>,
     #[command(flatten)]
     pub existing: ExistingArgs,
     /// Quality of the video: 0 is lossless, 51 is worst.
@@ -790,6 +797,7 @@ impl Generate {
                 video: self.path(),
                 encoding: self.encoding(),
                 contact_sheet: self.contact_sheet.clone(),
+                metrics: self.metrics.clone(),
                 trace: self.trace.clone(),
             },
             keeping: Keeping {
@@ -903,6 +911,14 @@ impl Generate {
                 Rings::OnDevice
             },
             slots: self.slots,
+        }
+    }
+
+    /// Returns what is watched while the video is made.
+    pub(crate) fn watching(&self) -> Watching {
+        Watching {
+            metrics: self.metrics.clone(),
+            red_line: self.memory_red_line.map(|m| m.0),
         }
     }
 
@@ -1181,7 +1197,7 @@ mod tests {
             ),
             (&["--stages", "rows=2"], "stages wants"),
             (&["--lanes", "0"], "lanes wants auto"),
-            (&["--device-memory", "big"], "device-memory wants a size"),
+            (&["--device-memory", "big"], "memory wants a size"),
             (&["--offload_model", "perhaps"], "offload-model"),
             (&["--crf", "60"], "60 is not in 0..=51"),
             (&["--no_such_flag"], "unexpected argument '--no-such-flag'"),

@@ -138,7 +138,7 @@ impl Screen {
             Event::Anchored { index: 0 } => {
                 self.with_run(|r| r.since = Instant::now());
             }
-            Event::Anchored { .. } | Event::Decoded { .. } => {}
+            Event::Planned(_) | Event::Anchored { .. } | Event::Decoded { .. } => {}
             Event::Denoised { .. } => {
                 self.with_run(|r| {
                     let now = (r.since.elapsed(), r.done);
@@ -349,7 +349,7 @@ fn json(event: &Event<'_>) -> Option<serde_json::Value> {
         Event::Stepped { item, .. } => {
             serde_json::json!({"event": "step", "block": item.block, "step": item.step})
         }
-        Event::Denoised { .. } | Event::Decoded { .. } => return None,
+        Event::Planned(_) | Event::Denoised { .. } | Event::Decoded { .. } => return None,
         Event::Written { block, frames } => {
             serde_json::json!({"event": "block", "block": block, "frames": frames})
         }

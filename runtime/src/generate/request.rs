@@ -117,6 +117,8 @@ pub struct OutputFiles {
     pub contact_sheet: Option<PathBuf>,
     /// Every tensor that the run computes on its way.
     pub trace: Option<PathBuf>,
+    /// One JSON object a second and a block, on times and memory.
+    pub metrics: Option<PathBuf>,
     /// What happens to files that exist under these names.
     pub existing: Existing,
 }
@@ -182,6 +184,9 @@ impl Request {
         }
         if let Some(trace) = &files.trace {
             plan.writes("--trace", trace);
+        }
+        if let Some(metrics) = &files.metrics {
+            plan.writes("--metrics", metrics);
         }
         let claims = Arc::new(plan.claim(files.existing)?);
         Ok(ClaimedRequest { request, claims })

@@ -187,6 +187,7 @@ fn request(
             video: folder.join("video.mp4"),
             encoding: Encoding::default(),
             contact_sheet: None,
+            metrics: None,
             trace: Some(folder.join(TRACE)),
         },
         keeping: Keeping::default(),
