@@ -56,6 +56,7 @@ pub mod error_kind;
 pub mod files;
 pub mod graph_folder;
 pub mod installed;
+pub mod log;
 pub mod manifest;
 pub mod memory;
 pub mod nvml;

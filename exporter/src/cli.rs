@@ -7,6 +7,7 @@ use crate::checkpoint::{LoraFile, LoraScale};
 use crate::export::{self, Event, ExportError, LimitsOutcome, MeasureLimits};
 use crate::graphs::{self, GraphsError};
 use crate::inspect::{self, InspectError};
+use crate::log_args::LogArgs;
 use crate::progress::Screen;
 use crate::synth::{self, Preset, SynthError, SynthOptions};
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
@@ -30,6 +31,8 @@ use std::time::Duration;
 pub struct Cli {
     #[command(subcommand)]
     command: Task,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 2 usage, 3 input, 4 model, \
@@ -318,6 +321,7 @@ impl CliError {
 /// # Errors
 /// The failure of the command.
 pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
+    cli.log.start();
     match cli.command {
         Task::Inspect(a) => {
             listen(OnSignal::End)?;
@@ -457,7 +461,7 @@ fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
         }
         match act {
             OnSignal::End => {
-                console::tell("error: interrupted");
+                console::complain("error: interrupted");
                 end();
             }
             OnSignal::Stop => console::tell("stopping; press Ctrl-C again to stop at once"),
@@ -467,7 +471,7 @@ fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
                 );
                 thread::spawn(move || {
                     thread::sleep(grace);
-                    console::tell(
+                    console::complain(
                         "error: stopped by a signal; finished blocks are kept: the same command \
                          continues, --restart begins anew",
                     );

@@ -13,6 +13,7 @@ pub mod families;
 pub mod graph;
 pub mod graphs;
 mod inspect;
+mod log_args;
 mod models;
 mod nn;
 mod progress;

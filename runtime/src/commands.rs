@@ -7,6 +7,7 @@ pub(crate) mod device_args;
 pub(crate) mod error;
 mod foresee;
 mod layers;
+mod log_args;
 mod machine;
 mod outputs;
 mod presets;
@@ -53,7 +54,7 @@ pub fn style(cli: &Cli) -> Style {
     match &cli.command {
         Command::Generate(g) if g.json => Style::Json,
         Command::Probe(p) if p.json => Style::Json,
-        _ if std::io::stderr().is_terminal() => Style::Bar,
+        _ if std::io::stderr().is_terminal() && cli.log.leaves_a_bar() => Style::Bar,
         _ => Style::Lines,
     }
 }
@@ -151,6 +152,12 @@ fn make_video(
 ) -> Result<(), Error> {
     screen.event(&Event::Phase(Phase::OpeningModels));
     let models = clock.opening(|| Models::open_until(&args.models, cancel))?;
+    tracing::info!(
+        folder = %models.dir().display(),
+        recipe = %models.recipe(),
+        components = models.manifest().components.len(),
+        "models opened"
+    );
     let claims = claimed.clone();
     let (export, shown) = (models.clone(), Arc::clone(screen));
     // Nothing in the readers of files hears a request to stop.
@@ -163,6 +170,7 @@ fn make_video(
     };
     let prepared = prepared?;
     let placed = clock.opening(|| machine::place(args, &prepared, &models, &**screen))?;
+    tracing::info!(placement = %placed.plan, "video placed");
     let (watching, devices) = (args.watching(), placed.devices.clone());
     let engine = Engine::timed(models, placed.devices, placed.plan, Arc::clone(&clock));
     watch(&watching, &clock, &devices, &**screen, |observer| {

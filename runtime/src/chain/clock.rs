@@ -152,6 +152,8 @@ impl Clock {
         let began = Instant::now();
         let result = call();
         let took = began.elapsed();
+        let (component, device) = place;
+        tracing::debug!(component, %device, seconds = took.as_secs_f64(), "call");
         let mut running = self.running();
         let (calls, time) = running.times.calls.entry(place.clone()).or_default();
         *calls += 1;
@@ -190,8 +192,16 @@ impl Timed {
         &self,
         load: impl FnOnce() -> Result<Box<dyn Session>, EngineError>,
     ) -> Result<Box<dyn Session>, EngineError> {
+        let began = Instant::now();
         let inner = self.clock.opening(load)?;
         let device = self.inner.memory().ledger().device();
+        let seconds = began.elapsed().as_secs_f64();
+        tracing::info!(
+            component = inner.component(),
+            device,
+            seconds,
+            "component opened"
+        );
         Ok(Box::new(TimedSession {
             place: (component_of(inner.contract()), device.into()),
             clock: Arc::clone(&self.clock),

@@ -14,6 +14,7 @@ use crate::chain::decoders::Mode;
 use crate::commands::compat::Upstream;
 use crate::commands::device_args::{self, DeviceArgs};
 use crate::commands::error::Error;
+use crate::commands::log_args::LogArgs;
 use crate::commands::presets;
 use crate::generate::error::GenerateError;
 use crate::generate::{Clips, Guiding, Keeping, OutputFiles, Request, Watching};
@@ -38,6 +39,9 @@ pub struct Cli {
     /// The command to run.
     #[command(subcommand)]
     pub command: Command,
+    /// Logs on standard error.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 const EXIT_CODES: &str = "\

@@ -50,7 +50,9 @@ pub(super) fn place(
     observer: &dyn Observer,
 ) -> Result<Placed, Error> {
     let machine = Machine::look();
+    tracing::info!(machine = machine.describe(), "machine looked at");
     let (placing, notice) = placing(args, &machine);
+    tracing::debug!(?placing, "placement chosen");
     let tell = |text: String| observer.event(&Event::Notice(text));
     notice.into_iter().for_each(tell);
     let profile = |name, wishes| {

@@ -242,7 +242,7 @@ pub fn failed(style: Style, message: &str, code: u8) {
         });
         to_stdout(&object.to_string());
     }
-    console::tell(format_args!("error: {message}"));
+    console::complain(format_args!("error: {message}"));
 }
 
 /// Writes a line to standard output. A line that cannot be written is no reason to stop a run: the
