@@ -17,6 +17,7 @@ pub(crate) struct LogArgs {
     /// Form of the lines that -v adds
     #[arg(
         long = "log-format",
+        alias = "log_format",
         global = true,
         value_name = "FORMAT",
         default_value = "text"

@@ -1,8 +1,10 @@
 //! Places a video: on the devices of a profile, real or virtual, or as flags tell it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use engines::backend::ort::{Ort, Runtime};
+use engines::backend::tensorrt::engine_list::EngineList;
 use engines::backend::{Backend, EngineError};
 use engines::manifest::Models;
 use engines::memory::HostMemory;
@@ -56,8 +58,14 @@ pub(super) fn place(
     let tell = |text: String| observer.event(&Event::Notice(text));
     notice.into_iter().for_each(tell);
     let profile = |name, wishes| {
-        let planned = planned(name, &wishes, &machine, prepared, models, observer)?;
-        profile_devices(args, &planned, &machine, prepared, models)
+        let planned = planned(
+            args,
+            (name, &wishes),
+            &machine,
+            (prepared, models),
+            observer,
+        )?;
+        profile_devices(args, &planned, &machine, (prepared, models), observer)
     };
     match placing {
         Placing::Told(told) => told_devices(args, &told, prepared, models),
@@ -145,8 +153,8 @@ fn profile_devices(
     args: &Generate,
     planned: &Planned,
     machine: &Machine,
-    prepared: &Prepared,
-    models: &Models,
+    (prepared, models): (&Prepared, &Models),
+    observer: &dyn Observer,
 ) -> Result<Placed, Error> {
     let layers = models.config().dit.layers;
     let plan = planned.placement.plan(layers, prepared.request.calls())?;
@@ -157,6 +165,13 @@ fn profile_devices(
             machine.check(planned)?;
             let open = |(i, most): (usize, &u64)| gpu_device(args, models, i as u32, *most);
             let opened = budgets.iter().enumerate().map(open);
+            if let Some(text) = args
+                .engines
+                .as_deref()
+                .and_then(|f| without_engine(f, models))
+            {
+                observer.event(&Event::Notice(text));
+            }
             Ok(Placed {
                 devices: Devices::each(opened.collect::<Result<_, _>>()?),
                 plan: plan.on(DeviceKind::Cuda),
@@ -181,22 +196,37 @@ fn gpu_device(
     ordinal: u32,
     most: u64,
 ) -> Result<Arc<dyn Backend>, Error> {
-    if let Some(folder) = &args.engines {
-        let engines = engines::device::tensorrt(models, folder, ordinal, most)?;
-        return Ok(Arc::from(engines));
-    }
     let threads = device_args::threads(args.threads);
+    if let Some(folder) = &args.engines {
+        return Ok(engines::device::tensorrt(
+            models, folder, ordinal, most, threads,
+        )?);
+    }
     let runtime = engines::device::cuda_at_most(ordinal, most, threads)?;
     Ok(Arc::new(Ort::with(models.clone(), runtime)))
 }
 
+/// Says which components ONNX Runtime runs because a folder of engines lacks them.
+fn without_engine(folder: &Path, models: &Models) -> Option<String> {
+    let (has, lacks) = EngineList::of_folder(folder)?.covers(models);
+    (!has.is_empty() && !lacks.is_empty()).then(|| {
+        let names: Vec<&str> = lacks.iter().map(String::as_str).collect();
+        format!(
+            "{}: engines of {} of {} components; ONNX Runtime runs {}",
+            folder.display(),
+            has.len(),
+            has.len() + lacks.len(),
+            names.join(", ")
+        )
+    })
+}
+
 /// Plans the profile for this video and this export's own precision.
 fn planned(
-    name: &str,
-    wishes: &Wishes,
+    args: &Generate,
+    (name, wishes): (&str, &Wishes),
     machine: &Machine,
-    prepared: &Prepared,
-    models: &Models,
+    (prepared, models): (&Prepared, &Models),
     observer: &dyn Observer,
 ) -> Result<Planned, Error> {
     let request = &prepared.request;

@@ -69,12 +69,15 @@ fn engines(folder: &Path, models: &Models, machine: &Machine) -> Vec<Line> {
         version: list.version.clone(),
         sm: list.sm,
     };
-    let checked = match Engines::open(folder, models, &claimed, &|_| true) {
+    let (has, lacks) = list.covers(models);
+    let wanted = |name: &str| has.is_empty() || has.contains(name);
+    let checked = match Engines::open(folder, models, &claimed, &wanted) {
         Ok(_) => {
+            let (list, all) = (words(&list), has.len() + lacks.len());
             let text = format!(
-                "{}: {}, every hash is right",
+                "{}: {list} run {} of {all} components, every hash is right",
                 folder.display(),
-                words(&list)
+                has.len()
             );
             Line::ok("engines", text)
         }
