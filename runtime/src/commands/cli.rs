@@ -28,7 +28,7 @@ use crate::numbers::schedule::SHIFT;
 use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::solver::{Sampling, Solver};
 use crate::numbers::timing::Timing;
-use crate::placement::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
+use crate::placement::plan::{Lanes, Latency, MIN_SLOTS, Residency, Rings, Stages};
 use crate::placement::told::Told;
 use crate::planner::wishes::Wishes;
 
@@ -252,6 +252,10 @@ pub struct Generate {
     /// Number of denoising steps of different blocks that share one call.
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     lanes: Lanes,
+    /// What the order of work favours where layers are split over devices: busy devices, or the
+    /// first block (low).
+    #[arg(long, default_value = "normal")]
+    latency: LatencyArg,
     /// Number of layers of each stage whose weights stay on its device, by default all. The other
     /// layers stream from host memory in every call.
     #[arg(long = "resident-layers", value_name = "N")]
@@ -538,12 +542,23 @@ pub struct Target {
     /// Video frames of a clip, a multiple of 12.
     #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
     pub infer_frames: usize,
+    /// What the order of work favours where layers are split over devices: busy devices, or the
+    /// first block (low).
+    #[arg(long, default_value = "normal")]
+    latency: LatencyArg,
     /// Folder that `avatar-export onnx` made, to take the model's sizes from.
     #[arg(long, value_name = "DIR", conflicts_with = "preset")]
     pub models: Option<PathBuf>,
     /// Known model to take the sizes from, if no folder is given.
     #[arg(long, default_value = "full")]
     pub preset: PresetArg,
+}
+
+impl Target {
+    /// Returns what the order of work favours.
+    pub(crate) fn latency(&self) -> Latency {
+        self.latency.into()
+    }
 }
 
 /// Flags of `plan`.
@@ -580,6 +595,21 @@ pub struct SimulateArgs {
     /// Print the timeline as one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LatencyArg {
+    Normal,
+    Low,
+}
+
+impl From<LatencyArg> for Latency {
+    fn from(arg: LatencyArg) -> Self {
+        match arg {
+            LatencyArg::Normal => Self::Normal,
+            LatencyArg::Low => Self::Low,
+        }
+    }
 }
 
 /// A model known by name.
@@ -869,6 +899,11 @@ impl Generate {
             device_memory: self.device_memory,
             ring_blocks: self.ring_blocks,
         }
+    }
+
+    /// Returns what the order of work favours.
+    pub(crate) fn latency(&self) -> Latency {
+        self.latency.into()
     }
 
     /// Returns the flags that choose among GPUs.

@@ -137,6 +137,7 @@ fn told_devices(
         )));
     }
     let plan = told.plan(models.config().dit.layers, steps)?;
+    let plan = plan.with_latency(args.latency());
     let cpu = cpu(args, models)?;
     let devices = match told.virtual_budget() {
         None => Devices::one(Arc::new(cpu)),
@@ -158,6 +159,7 @@ fn profile_devices(
 ) -> Result<Placed, Error> {
     let layers = models.config().dit.layers;
     let plan = planned.placement.plan(layers, prepared.request.calls())?;
+    let plan = plan.with_latency(args.latency());
     let gpu = planned.profile.each_device().any(|d| d.kind == Kind::Gpu);
     let budgets: Vec<u64> = planned.devices.iter().map(|d| d.usable).collect();
     match (gpu, args.virtual_devices) {
@@ -235,6 +237,7 @@ fn planned(
         steps: request.calls(),
         passes: request.passes(),
         infer_frames: request.infer_frames,
+        latency: args.latency(),
         clips: match request.clips {
             Clips::Auto => None,
             Clips::AtMost(n) => Some(n),
