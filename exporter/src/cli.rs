@@ -8,6 +8,7 @@ use crate::export::{self, Event, ExportError, LimitsOutcome, MeasureLimits};
 use crate::graphs::{self, GraphsError};
 use crate::hub::{self, HubError, HubId, Told};
 use crate::inspect::{self, InspectError};
+use crate::log_args::LogArgs;
 use crate::progress::Screen;
 use crate::synth::{self, Preset, SynthError, SynthOptions};
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
@@ -31,6 +32,8 @@ use std::time::Duration;
 pub struct Cli {
     #[command(subcommand)]
     command: Task,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 2 usage, 3 input, 4 model, \
@@ -412,6 +415,7 @@ impl CliError {
 /// # Errors
 /// The failure of the command.
 pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
+    cli.log.start();
     match cli.command {
         Task::Download(a) => {
             listen(OnSignal::End)?;
@@ -611,7 +615,7 @@ fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
         }
         match act {
             OnSignal::End => {
-                console::tell("error: interrupted");
+                console::complain("error: interrupted");
                 end();
             }
             OnSignal::Stop => console::tell("stopping; press Ctrl-C again to stop at once"),
@@ -621,7 +625,7 @@ fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
                 );
                 thread::spawn(move || {
                     thread::sleep(grace);
-                    console::tell(
+                    console::complain(
                         "error: stopped by a signal; finished blocks are kept: the same command \
                          continues, --restart begins anew",
                     );

@@ -14,6 +14,7 @@ pub mod graph;
 pub mod graphs;
 mod hub;
 mod inspect;
+mod log_args;
 mod models;
 mod nn;
 mod progress;

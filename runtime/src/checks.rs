@@ -2,8 +2,10 @@
 
 pub(crate) mod bench;
 pub(crate) mod diff;
+pub(crate) mod doctor;
 pub(crate) mod error;
 pub(crate) mod exec;
+pub(crate) mod film;
 pub(crate) mod made_up;
 pub(crate) mod parity;
 pub(crate) mod synthetic;

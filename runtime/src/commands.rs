@@ -8,6 +8,7 @@ pub(crate) mod device_args;
 pub(crate) mod error;
 mod foresee;
 mod layers;
+mod log_args;
 mod machine;
 mod outputs;
 mod presets;
@@ -39,16 +40,17 @@ use crate::chain::cancellable::Cancellable;
 use crate::chain::clock::{Begun, Clock};
 use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
-use crate::checks::{bench, diff, exec, parity, synthetic, verify};
+use crate::checks::{bench, diff, doctor, exec, film, parity, synthetic, verify};
 use crate::commands::cli::{
-    Bench, Command, Diff, Exec, Generate, Merge, Parity, Probe, Verify, random_seed,
+    Bench, Command, Diff, Doctor, Exec, Generate, Merge, Parity, Probe, Verify, VerifyVideo,
+    random_seed,
 };
 use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
 use crate::generate::error::GenerateError;
 use crate::generate::run_file::Asked;
-use crate::generate::{ClaimedRequest, Engine, Prepared};
+use crate::generate::{ClaimedRequest, Engine, Prepared, watch};
 use crate::media::merge::merge;
 use crate::media::target::Target;
 use crate::media::video_facts::probe;
@@ -63,7 +65,7 @@ pub fn style(cli: &Cli) -> Style {
         Command::Batch(b) if b.json() => Style::Json,
         Command::Probe(p) if p.json => Style::Json,
         Command::Merge(m) if m.json => Style::Json,
-        _ if std::io::stderr().is_terminal() => Style::Bar,
+        _ if std::io::stderr().is_terminal() && cli.log.leaves_a_bar() => Style::Bar,
         _ => Style::Lines,
     }
 }
@@ -100,6 +102,8 @@ pub fn run(cli: &Cli, layered: &Layered, style: Style, cancel: &Cancel) -> Resul
         Command::Parity(p) => run_parity(p),
         Command::Probe(p) => run_probe(p),
         Command::Merge(m) => run_merge(m, cancel),
+        Command::VerifyVideo(v) => run_verify_video(v),
+        Command::Doctor(d) => run_doctor(d, cancel),
         Command::Plan(p) => foresee::plan(p),
         Command::Simulate(s) => foresee::simulate(s, cancel),
         Command::Completions { shell } => print(completions(*shell).trim_end()),
@@ -167,6 +171,12 @@ fn make_video(
 ) -> Result<(), Error> {
     screen.event(&Event::Phase(Phase::OpeningModels));
     let models = clock.opening(|| Models::open_until(&args.models, cancel))?;
+    tracing::info!(
+        folder = %models.dir().display(),
+        recipe = %models.recipe(),
+        components = models.manifest().components.len(),
+        "models opened"
+    );
     let claims = claimed.clone();
     let (export, shown) = (models.clone(), Arc::clone(screen));
     // Nothing in the readers of files hears a request to stop.
@@ -179,8 +189,12 @@ fn make_video(
     };
     let prepared = prepared?;
     let placed = clock.opening(|| machine::place(args, &prepared, &models, &**screen))?;
-    let engine = Engine::timed(models, placed.devices, placed.plan, clock);
-    engine.generate_since(&prepared, &**screen, cancel, begun)?;
+    tracing::info!(placement = %placed.plan, "video placed");
+    let (watching, devices) = (args.watching(), placed.devices.clone());
+    let engine = Engine::timed(models, placed.devices, placed.plan, Arc::clone(&clock));
+    watch(&watching, &clock, &devices, &**screen, |observer| {
+        engine.generate_since(&prepared, observer, cancel, begun)
+    })??;
     Ok(())
 }
 
@@ -319,4 +333,30 @@ fn run_merge(args: &Merge, cancel: &Cancel) -> Result<(), Error> {
     }
     let _claims = outputs::claim(&plan, args.existing.overwrite, cancel)?;
     show(&merge(&args.videos, &target, cancel)?, args.json)
+}
+
+fn run_verify_video(args: &VerifyVideo) -> Result<(), Error> {
+    let expected = args.against.as_deref().map(film::Expected::read);
+    let expected = expected.transpose().map_err(CheckError::from)?;
+    let film = film::examine(&args.file)?;
+    let report = film::Report {
+        file: args.file.clone(),
+        checks: expected.map_or_else(Vec::new, |e| e.compare(&film)),
+        film,
+    };
+    show(&report, args.json)?;
+    report.verdict().map_err(CheckError::from)?;
+    Ok(())
+}
+
+fn run_doctor(args: &Doctor, cancel: &Cancel) -> Result<(), Error> {
+    let request = doctor::Request {
+        models: args.models.clone(),
+        engines: args.engines.clone(),
+        save_dir: args.save_dir.clone(),
+    };
+    let report = doctor::run(&request, cancel);
+    show(&report, args.json)?;
+    report.verdict().map_err(CheckError::from)?;
+    Ok(())
 }

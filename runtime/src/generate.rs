@@ -8,6 +8,7 @@ pub(crate) mod engine;
 pub(crate) mod error;
 pub(crate) mod journal;
 pub(crate) mod keeping;
+pub(crate) mod monitor;
 pub(crate) mod output;
 pub(crate) mod prepared;
 pub(crate) mod record;
@@ -30,7 +31,7 @@ use crate::chain::clock::Begun;
 use crate::chain::decoders::{Decoding, PictureLatents, Resumed, VideoDecoder, VideoLength};
 use crate::chain::encoders;
 use crate::chain::error::ChainError;
-use crate::chain::events::{Event, Observer, Phase, Settings, Silent, Summary};
+use crate::chain::events::{Event, Observer, Phase, PlannedMemory, Settings, Silent, Summary};
 use crate::chain::executor;
 use crate::chain::hearing;
 use crate::chain::job::{Guidance, Job};
@@ -49,6 +50,7 @@ use output::Output;
 
 pub use engine::Engine;
 pub use error::GenerateError;
+pub use monitor::{Watching, watch};
 pub use prepared::Prepared;
 pub use request::{ClaimedRequest, Clips, Guiding, Keeping, OutputFiles, Request};
 
@@ -99,8 +101,9 @@ impl Engine {
         };
         self.models().unchanged().map_err(changed)?;
         let video = Video::new(self, prepared, observer, cancel)?;
-        video.fits()?;
+        let planned = video.fits()?;
         observer.event(&Event::Started(&video.settings));
+        observer.event(&Event::Planned(&planned));
         let kept = StateOf::video(&video)?;
         let shape = (&video.geometry, &video.settings);
         let mut output = Output::create(prepared, shape, observer, begun, kept)?;
@@ -204,7 +207,7 @@ impl<'a> Video<'a> {
     }
 
     /// Refuses a placement whose devices are too small, before anything is loaded.
-    fn fits(&self) -> Result<(), GenerateError> {
+    fn fits(&self) -> Result<Vec<PlannedMemory>, GenerateError> {
         self.engine.fits(self.workload())
     }
 

@@ -7,11 +7,14 @@
 #[cfg_attr(not(feature = "media"), path = "media/absent/audio_file.rs")]
 pub(crate) mod audio_file;
 pub(crate) mod contact_sheet;
+#[cfg_attr(not(feature = "media"), path = "media/absent/encoders.rs")]
+pub(crate) mod encoders;
 pub(crate) mod encoding;
 #[cfg(feature = "media")]
 pub(crate) mod ffmpeg;
 #[cfg(feature = "media")]
 mod ffmpeg_log;
+pub(crate) mod film;
 #[cfg(feature = "media")]
 mod filters;
 pub(crate) mod input_file;
@@ -62,6 +65,7 @@ pub(crate) mod wav_header;
 mod yuv;
 
 pub use encoding::{BitRate, BitRateError, Encoding, Rate};
+pub use film::{Film, FrameHash};
 pub use merge::{Merged, merge};
 pub use merge_error::MergeError;
 pub use partial::{NameError, Partial};
@@ -69,5 +73,5 @@ pub use picture::{Background, Fit, Icc, Reading};
 pub use target::{Format, FormatError, Target};
 pub use video_error::VideoError;
 pub use video_facts::{Probe, probe};
-pub use video_frames::{Pixels, SoundError, VideoFrames, VideoSound};
+pub use video_frames::{Pixels, SoundError, VideoFrames, VideoSound, hash_frames};
 pub use video_writer::{Finished, VideoWriter};

@@ -51,6 +51,8 @@ fn help_of_every_command() {
                 "bench",
                 "parity",
                 "probe",
+                "verify-video",
+                "doctor",
                 "completions",
                 "man",
             ],
@@ -1306,4 +1308,61 @@ fn probe_tells_what_is_in_a_file() {
         );
     }
     insta::assert_snapshot!("bad_probe", t.text());
+}
+
+/// Writes a short film with sound, whose frames have a brightness each.
+fn film_of(path: &Path, brightness: &[u8]) {
+    let side = 64;
+    let size = Size {
+        width: side,
+        height: side,
+    };
+    let mut writer = Writer::create(path, size, &Encoding::default(), None).unwrap();
+    for b in brightness {
+        writer.write_frames(&vec![*b; 3 * side * side]).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn verify_video_holds_a_film_against_another_and_against_a_run() {
+    let bench = Bench::new();
+    let [one, same, other] = ["one.mp4", "same.mp4", "other.mp4"].map(|n| bench.path(n));
+    film_of(&one, &[10, 200, 30]);
+    film_of(&same, &[10, 200, 30]);
+    film_of(&other, &[10, 190, 30]);
+    let verify = |path: &Path, more: &[&str]| {
+        Program::Run.run([&["verify-video", path.to_str().unwrap()], more].concat())
+    };
+    let json = verify(&one, &["--json"]).ok().stdout;
+    let facts: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&facts["frames"], &facts["decoded_frames"]),
+        (&json!(3), &json!(3))
+    );
+    let of_one = bench.file("one.json", json.as_bytes());
+    let against = ["--against", of_one.to_str().unwrap()];
+    let text = verify(&same, &against).ok().stdout;
+    assert!(
+        text.contains("ok      sha256: ") && !text.contains("wrong"),
+        "{text}"
+    );
+    let message = verify(&other, &against).error(ErrorKind::Verification);
+    assert!(message.contains("other.mp4: differs from its description: sha256: wanted"));
+    let run = json!({"settings": {"effective_size": {"width": 64, "height": 64}, "frames": 4}});
+    let run = bench.file("run.json", run.to_string().as_bytes());
+    let against = ["--against", run.to_str().unwrap()];
+    let message = verify(&one, &against).error(ErrorKind::Verification);
+    assert!(message.ends_with("frames: wanted 4, got 3"), "{message}");
+    let words = bench.file("words.json", b"no object");
+    let mut t = bench.transcript();
+    for (case, film, description) in [
+        ("no description", &one, &bench.path("nothing.json")),
+        ("words", &one, &words),
+        ("no film", &words, &of_one),
+    ] {
+        let run = verify(film, &["--against", description.to_str().unwrap()]);
+        t.add(case, ErrorKind::Input, &run.error(ErrorKind::Input));
+    }
+    insta::assert_snapshot!("bad_verify_video", t.text());
 }

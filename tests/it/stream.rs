@@ -83,6 +83,7 @@ impl Run {
                 format: None,
                 encoding: Encoding::default(),
                 contact_sheet: None,
+                metrics: None,
                 trace: Some(self.trace()),
             },
         }

@@ -11,6 +11,8 @@ use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
 use crate::checks::diff::DiffError;
+use crate::checks::doctor::Ill;
+use crate::checks::film::{self, DescriptionError};
 use crate::checks::parity::Differs;
 use crate::checks::verify::error::VerifyError;
 use crate::generate::error::GenerateError;
@@ -33,6 +35,15 @@ pub enum CheckError {
     /// A golden set cannot be used, or its check failed.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// A part of this machine keeps a video from being made.
+    #[error(transparent)]
+    Ill(#[from] Ill),
+    /// The description of a video cannot be used.
+    #[error(transparent)]
+    Description(#[from] DescriptionError),
+    /// A video differs from its description.
+    #[error(transparent)]
+    Film(#[from] film::Differs),
     /// A device differs from the CPU.
     #[error(transparent)]
     Differs(#[from] Differs),
@@ -123,6 +134,9 @@ impl CheckError {
         match self {
             Self::Usage(_) => ErrorKind::Usage,
             Self::Verify(e) => e.kind(),
+            Self::Ill(e) => e.kind,
+            Self::Description(e) => e.kind(),
+            Self::Film(_) => ErrorKind::Verification,
             Self::Differs(e) => e.kind(),
             Self::Diff(e) => e.kind(),
             Self::Generate(e) => e.kind(),

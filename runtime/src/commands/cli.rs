@@ -16,9 +16,10 @@ use crate::commands::batch::values::{Jobs, jobs, time};
 use crate::commands::compat::Upstream;
 use crate::commands::device_args::{self, DeviceArgs};
 use crate::commands::error::Error;
+use crate::commands::log_args::LogArgs;
 use crate::commands::presets;
 use crate::generate::error::GenerateError;
-use crate::generate::{Clips, Guiding, Keeping, OutputFiles, Request};
+use crate::generate::{Clips, Guiding, Keeping, OutputFiles, Request, Watching};
 use crate::inputs::speech::Channels;
 use crate::media::encoding::{BitRate, Encoding, Rate};
 use crate::media::picture::{Background, Fit, Icc, Reading};
@@ -30,7 +31,7 @@ use crate::numbers::schedule::SHIFT;
 use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::solver::{Sampling, Solver};
 use crate::numbers::timing::Timing;
-use crate::placement::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
+use crate::placement::plan::{Lanes, Latency, MIN_SLOTS, Residency, Rings, Stages};
 use crate::placement::told::Told;
 use crate::planner::wishes::Wishes;
 
@@ -41,6 +42,9 @@ pub struct Cli {
     /// The command to run.
     #[command(subcommand)]
     pub command: Command,
+    /// Logs on standard error.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 const EXIT_CODES: &str = "\
@@ -93,6 +97,10 @@ pub enum Command {
     Probe(Probe),
     /// Join videos of equal settings: frames are copied, and the sound stays in step.
     Merge(Merge),
+    /// Decode a whole video and print its facts with a hash of its frames; compare them with a run.
+    VerifyVideo(VerifyVideo),
+    /// Check this machine: driver, libraries, devices, memory, disk, FFmpeg, models and engines.
+    Doctor(Doctor),
     /// Print what a machine can do, before anything is loaded: the memory of every device, the
     /// times, and the part that limits them.
     Plan(PlanArgs),
@@ -282,6 +290,10 @@ pub struct Generate {
     /// Number of denoising steps of different blocks that share one call.
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     lanes: Lanes,
+    /// What the order of work favours where layers are split over devices: busy devices, or the
+    /// first block (low).
+    #[arg(long, default_value = "normal")]
+    latency: LatencyArg,
     /// Number of layers of each stage whose weights stay on its device, by default all. The other
     /// layers stream from host memory in every call.
     #[arg(long = "resident-layers", value_name = "N")]
@@ -330,6 +342,13 @@ pub struct Generate {
     /// format: png, jpg, webp, bmp or tiff.
     #[arg(long = "contact-sheet", value_name = "F.png")]
     contact_sheet: Option<PathBuf>,
+    /// File to write one JSON object to for each second and each block: frames, rate, time of each
+    /// block and component, and memory of the process and of every device.
+    #[arg(long, value_name = "F.jsonl")]
+    metrics: Option<PathBuf>,
+    /// Memory of a device above which a warning is due, such as 22GB.
+    #[arg(long = "memory-red-line", value_name = "SIZE")]
+    memory_red_line: Option<MemorySize>,
     #[command(flatten)]
     pub existing: ExistingArgs,
     /// Quality of the video: 0 is lossless, 51 is worst.
@@ -617,6 +636,42 @@ pub struct Merge {
     pub json: bool,
 }
 
+/// Flags of `verify-video`.
+#[derive(Debug, Args)]
+pub struct VerifyVideo {
+    /// Video file.
+    pub file: PathBuf,
+    /// Description to compare with: the JSON file of a run, or the facts of another video as this
+    /// command prints them with --json. A difference ends with exit code 7.
+    #[arg(long, value_name = "RUN.json")]
+    pub against: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `doctor`.
+#[derive(Debug, Args)]
+#[command(after_help = DOCTOR)]
+pub struct Doctor {
+    /// Folder that `avatar-export onnx` made. Every file in it is hashed.
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+    /// Folder of TensorRT engines that `avatar-export build` made for these models.
+    #[arg(long, value_name = "DIR", requires = "models")]
+    pub engines: Option<PathBuf>,
+    /// Folder that videos are to be written to.
+    #[arg(long = "save-dir", value_name = "DIR", default_value = ".")]
+    pub save_dir: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const DOCTOR: &str = "\
+Each line is ok, a warning or an error, and has its remedy. No GPU is needed: without one, the CPU
+computes. The exit code is 0 without errors, 4 for models and engines, 5 for this machine.";
+
 /// What to plan, and for which machine.
 #[derive(Debug, Args)]
 pub struct Target {
@@ -639,12 +694,23 @@ pub struct Target {
     /// Video frames of a clip, a multiple of 12.
     #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
     pub infer_frames: usize,
+    /// What the order of work favours where layers are split over devices: busy devices, or the
+    /// first block (low).
+    #[arg(long, default_value = "normal")]
+    latency: LatencyArg,
     /// Folder that `avatar-export onnx` made, to take the model's sizes from.
     #[arg(long, value_name = "DIR", conflicts_with = "preset")]
     pub models: Option<PathBuf>,
     /// Known model to take the sizes from, if no folder is given.
     #[arg(long, default_value = "full")]
     pub preset: PresetArg,
+}
+
+impl Target {
+    /// Returns what the order of work favours.
+    pub(crate) fn latency(&self) -> Latency {
+        self.latency.into()
+    }
 }
 
 /// Flags of `plan`.
@@ -681,6 +747,21 @@ pub struct SimulateArgs {
     /// Print the timeline as one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LatencyArg {
+    Normal,
+    Low,
+}
+
+impl From<LatencyArg> for Latency {
+    fn from(arg: LatencyArg) -> Self {
+        match arg {
+            LatencyArg::Normal => Self::Normal,
+            LatencyArg::Low => Self::Low,
+        }
+    }
 }
 
 /// A model known by name.
@@ -982,6 +1063,7 @@ impl Generate {
                 format: self.format,
                 encoding: self.encoding(),
                 contact_sheet: self.contact_sheet.clone(),
+                metrics: self.metrics.clone(),
                 trace: self.trace.clone(),
             },
             keeping: Keeping {
@@ -1082,6 +1164,11 @@ impl Generate {
         }
     }
 
+    /// Returns what the order of work favours.
+    pub(crate) fn latency(&self) -> Latency {
+        self.latency.into()
+    }
+
     /// Returns the flags that choose among GPUs.
     pub(crate) fn wishes(&self) -> Wishes {
         Wishes {
@@ -1126,6 +1213,14 @@ impl Generate {
                 Rings::OnDevice
             },
             slots: self.slots,
+        }
+    }
+
+    /// Returns what is watched while the video is made.
+    pub(crate) fn watching(&self) -> Watching {
+        Watching {
+            metrics: self.metrics.clone(),
+            red_line: self.memory_red_line.map(|m| m.0),
         }
     }
 
@@ -1405,7 +1500,7 @@ mod tests {
             ),
             (&["--stages", "rows=2"], "stages wants"),
             (&["--lanes", "0"], "lanes wants auto"),
-            (&["--device-memory", "big"], "device-memory wants a size"),
+            (&["--device-memory", "big"], "memory wants a size"),
             (&["--offload_model", "perhaps"], "offload-model"),
             (&["--crf", "60"], "60 is not in 0..=51"),
             (&["--bitrate", "fast"], "bitrate wants bits per second"),

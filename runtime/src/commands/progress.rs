@@ -183,7 +183,7 @@ impl Screen {
             Event::Anchored { index: 0 } => {
                 self.with_run(|r| r.since = Instant::now());
             }
-            Event::Anchored { .. } | Event::Decoded { .. } => {}
+            Event::Planned(_) | Event::Anchored { .. } | Event::Decoded { .. } => {}
             Event::Denoised { .. } => {
                 self.with_run(|r| {
                     let now = (r.since.elapsed(), r.done);
@@ -290,7 +290,7 @@ pub fn failed(style: Style, message: &str, code: u8) {
         });
         style.object(&object);
     }
-    console::tell(format_args!("error: {message}"));
+    console::complain(format_args!("error: {message}"));
 }
 
 /// Writes a line to standard output. A line that cannot be written is no reason to stop a run: the
@@ -397,7 +397,7 @@ fn json(event: &Event<'_>) -> Option<serde_json::Value> {
         Event::Stepped { item, .. } => {
             serde_json::json!({"event": "step", "block": item.block, "step": item.step})
         }
-        Event::Denoised { .. } | Event::Decoded { .. } => return None,
+        Event::Planned(_) | Event::Denoised { .. } | Event::Decoded { .. } => return None,
         Event::Written { block, frames } => {
             serde_json::json!({"event": "block", "block": block, "frames": frames})
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use engines::backend::EngineError;
 use engines::claims::ClaimError;
-use engines::error_kind::ErrorKind;
+use engines::error_kind::{ErrorKind, reason};
 use engines::manifest::ManifestError;
 use engines::tensor_file::TensorFileError;
 
@@ -91,6 +91,14 @@ pub enum GenerateError {
     #[error("{}: cannot move it aside: {source}", path.display())]
     Aside {
         /// The unfinished video.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file of metrics cannot be created.
+    #[error("{}: cannot write metrics: {}", path.display(), reason(source))]
+    Metrics {
+        /// The file of metrics.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
@@ -182,6 +190,7 @@ impl GenerateError {
             Self::Chain(e) => e.kind(),
             Self::Name(e) => e.kind(),
             Self::Claim(e) => e.kind(),
+            Self::Metrics { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Aside { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Suspect { source, .. } => source.kind(),
             Self::Interrupted { .. } => ErrorKind::Interrupted,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use engines::cancel::Cancel;
 use engines::manifest::ManifestError;
+use engines::procfs;
 use engines::tensor::Tensor;
 use engines::tensor_file::Tensors;
 
@@ -213,7 +214,7 @@ impl<'a> Output<'a> {
             opening_seconds: times.opening.as_secs_f64(),
             writing_seconds: self.writing.as_secs_f64(),
             components: times.spent(),
-            peak_memory_bytes: peak_memory_bytes(),
+            peak_memory_bytes: procfs::process_memory().map(|m| m.peak),
             requested_size: self.requested,
             effective_size: geometry.size,
         };
@@ -458,12 +459,4 @@ impl BlockSink for Output<'_> {
             trace.keep(key, input.motion_latents.clone());
         }
     }
-}
-
-/// The most memory this process ever held, where the system tells.
-fn peak_memory_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kib * 1024)
 }

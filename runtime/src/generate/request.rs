@@ -126,6 +126,8 @@ pub struct OutputFiles {
     pub trace: Option<PathBuf>,
     /// The command, for the run file beside the video. Without it, none is written.
     pub asked: Option<Asked>,
+    /// One JSON object a second and a block, on times and memory.
+    pub metrics: Option<PathBuf>,
     /// What happens to files that exist under these names.
     pub existing: Existing,
 }
@@ -294,6 +296,9 @@ impl Request {
         }
         if let Some(trace) = &files.trace {
             plan.writes("--trace", trace);
+        }
+        if let Some(metrics) = &files.metrics {
+            plan.writes("--metrics", metrics);
         }
         let claims = Arc::new(plan.claim(files.existing)?);
         Ok(ClaimedRequest { request, claims })

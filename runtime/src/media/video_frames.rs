@@ -6,9 +6,11 @@ use ffmpeg_next::format::Pixel;
 use ffmpeg_next::format::context::Input;
 use ffmpeg_next::software::scaling::{Context as Scaler, Flags};
 use ffmpeg_next::{Error, Packet, codec, decoder, frame, media};
+use sha2::{Digest as _, Sha256};
 
 use crate::media::audio_file::{AudioError, AudioTrack};
 use crate::media::ffmpeg;
+use crate::media::film::FrameHash;
 use crate::media::video_facts::{ProbeError, probe};
 
 /// One decoded frame.
@@ -132,6 +134,24 @@ impl VideoFrames {
             planes,
         })
     }
+}
+
+/// Decodes a whole video and hashes its frames.
+///
+/// # Errors
+/// As [`VideoFrames`].
+pub fn hash_frames(path: &Path) -> Result<FrameHash, ProbeError> {
+    let mut video = VideoFrames::open(path)?;
+    let (mut hash, mut frames) = (Sha256::new(), 0);
+    while let Some(pixels) = video.next_frame()? {
+        hash.update(&pixels.planes);
+        frames += 1;
+    }
+    let digits = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    Ok(FrameHash {
+        frames,
+        sha256: digits,
+    })
 }
 
 /// The sound of a video file.

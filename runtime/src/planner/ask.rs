@@ -4,6 +4,7 @@ use engines::manifest::ModelConfig;
 
 use crate::numbers::size::Size;
 use crate::numbers::timing::FRAMES_PER_LATENT;
+use crate::placement::plan::Latency;
 
 /// The video that a plan is made for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -16,6 +17,8 @@ pub struct Ask {
     pub passes: usize,
     /// Video frames of a clip.
     pub infer_frames: usize,
+    /// What the order of work favours.
+    pub latency: Latency,
     /// Clips of the video; `None` for as many as the recording fills.
     pub clips: Option<usize>,
 }

@@ -317,6 +317,7 @@ fn meminfo(text: &str) -> f64 {
 mod tests {
     use super::*;
     use crate::numbers::size::Size;
+    use crate::placement::plan::Latency;
     use engines::components::preset::Preset;
     use engines::error_kind::ErrorKind;
 
@@ -345,6 +346,7 @@ mod tests {
             steps: 4,
             passes: 1,
             infer_frames: 48,
+            latency: Latency::default(),
             clips: None,
         }
     }

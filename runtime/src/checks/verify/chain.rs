@@ -190,6 +190,7 @@ fn request(
             format: None,
             encoding: Encoding::default(),
             contact_sheet: None,
+            metrics: None,
             trace: Some(folder.join(TRACE)),
         },
         keeping: Keeping::default(),

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 
+use crate::media::film::FrameHash;
 use crate::media::video_facts::{ProbeError, probe};
 
 /// One decoded frame. This build makes none.
@@ -65,3 +66,11 @@ impl VideoSound {
 
 /// A reason why the sound of a video cannot be read.
 pub type SoundError = ProbeError;
+
+/// Refuses to read a file.
+///
+/// # Errors
+/// Always [`ProbeError::NoMedia`].
+pub fn hash_frames(path: &Path) -> Result<FrameHash, ProbeError> {
+    match probe(path)? {}
+}
