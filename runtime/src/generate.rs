@@ -45,7 +45,7 @@ use crate::numbers::timing::{FPS, Length};
 use crate::placement::footprints::{AtATime, Workload};
 use crate::placement::queues::FINISHED_WAITING;
 use engine::Loaded;
-use keeping::StateOf;
+use keeping::{Known, StateOf};
 use output::Output;
 
 pub use engine::Engine;
@@ -104,8 +104,13 @@ impl Engine {
         let planned = video.fits()?;
         observer.event(&Event::Started(&video.settings));
         observer.event(&Event::Planned(&planned));
-        let kept = StateOf::video(&video)?;
         let shape = (&video.geometry, &video.settings);
+        let kept = StateOf::video(&Known {
+            prepared,
+            engine: self,
+            geometry: shape.0,
+            settings: shape.1,
+        })?;
         let mut output = Output::create(prepared, shape, observer, begun, kept)?;
         match video.produce(&mut output) {
             Ok(()) => match self.models().unchanged() {
@@ -131,7 +136,7 @@ impl Engine {
 }
 
 /// One video on its way.
-pub(crate) struct Video<'a> {
+struct Video<'a> {
     engine: &'a Engine,
     prepared: &'a Prepared,
     geometry: Geometry,

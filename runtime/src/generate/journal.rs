@@ -16,7 +16,7 @@ use engines::files::WholeFile;
 use engines::tensor_file::{self, TensorFileError, Tensors};
 use serde::{Deserialize, Serialize};
 
-use crate::chain::job::AnchorInput;
+use crate::chain::call::AnchorInput;
 use crate::chain::snapshot::{Keeper, Kept, RingPlace, RingRows};
 
 /// Version of the format.

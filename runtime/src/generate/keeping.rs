@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use engines::manifest::hash_file;
 
+use crate::chain::call::AnchorInput;
 use crate::chain::decoders::Resumed;
-use crate::chain::job::AnchorInput;
+use crate::chain::events::Settings;
 use crate::chain::snapshot::{Begin, Keeper, Kept};
-use crate::generate::Video;
+use crate::generate::engine::Engine;
 use crate::generate::error::GenerateError;
 use crate::generate::journal::{Found, Identity, Journal, JournalError};
+use crate::generate::prepared::Prepared;
 use crate::media::partial;
 use crate::media::target::{Format, Target};
+use crate::numbers::geometry::Geometry;
 
 /// The state that a run begins with, and the states that it keeps.
 #[derive(Default)]
@@ -23,12 +26,20 @@ pub(crate) struct StateOf {
     second_anchor: Option<AnchorInput>,
 }
 
+/// What is known of a video before it is made.
+pub(crate) struct Known<'a> {
+    pub(crate) prepared: &'a Prepared,
+    pub(crate) engine: &'a Engine,
+    pub(crate) geometry: &'a Geometry,
+    pub(crate) settings: &'a Settings,
+}
+
 impl StateOf {
     /// Finds the state of an earlier run, and makes the journal of this one, as the request says.
     ///
     /// # Errors
     /// The state is damaged or that of another video; an input cannot be read again.
-    pub(crate) fn video(video: &Video<'_>) -> Result<Self, GenerateError> {
+    pub(crate) fn video(video: &Known<'_>) -> Result<Self, GenerateError> {
         let keeping = &video.prepared.request.keeping;
         if keeping.every.is_none() && !keeping.resume {
             return Ok(Self::default());
@@ -113,7 +124,7 @@ impl StateOf {
 }
 
 /// Returns an input that cannot be read a second time.
-fn unrepeatable(video: &Video<'_>) -> Option<(&'static str, PathBuf)> {
+fn unrepeatable(video: &Known<'_>) -> Option<(&'static str, PathBuf)> {
     let request = &video.prepared.request;
     let inputs = [("--image", &request.image), ("--audio", &request.audio)];
     let pipe = |(_, path): &(_, &PathBuf)| !path.is_file();
@@ -125,7 +136,7 @@ fn unrepeatable(video: &Video<'_>) -> Option<(&'static str, PathBuf)> {
 pub(crate) const STATE: &str = "state";
 
 /// Returns why a run with these outputs cannot go on to the same bytes, if so.
-fn hindrance(video: &Video<'_>) -> Result<Option<String>, GenerateError> {
+fn hindrance(video: &Known<'_>) -> Result<Option<String>, GenerateError> {
     let files = &video.prepared.request.files;
     let mp4 = |target: &Target| {
         let format = Format::Mp4;
@@ -145,7 +156,7 @@ fn hindrance(video: &Video<'_>) -> Result<Option<String>, GenerateError> {
 }
 
 /// Returns everything that the bytes of a video depend on.
-fn identity(video: &Video<'_>) -> Result<Identity, JournalError> {
+fn identity(video: &Known<'_>) -> Result<Identity, JournalError> {
     let (request, engine) = (&video.prepared.request, video.engine);
     let hash = |path: &Path| {
         hash_file(path).map_err(|source| JournalError::File {

@@ -10,11 +10,11 @@ use engines::procfs;
 use engines::tensor::Tensor;
 use engines::tensor_file::Tensors;
 
+use crate::chain::call::AnchorInput;
 use crate::chain::clock::Begun;
 use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Settings, Summary};
-use crate::chain::job::AnchorInput;
 use crate::chain::source::Noise;
 use crate::generate::engine::Engine;
 use crate::generate::error::{GenerateError, RESUMES, length};

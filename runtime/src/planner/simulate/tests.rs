@@ -1,10 +1,10 @@
 //! Compares the simulation with the executor, on fake graphs that sleep, on virtual devices, for
 //! several placements.
 use super::*;
-use crate::chain::call::{BlockAudio, Tables};
+use crate::chain::call::{AnchorInput, BlockAudio, Tables};
 use crate::chain::events::{Event as Heard, Observer, Silent};
 use crate::chain::executor::{Chains, inbox};
-use crate::chain::job::{AnchorInput, Finished, Job, Swap};
+use crate::chain::job::{Finished, Job, Swap};
 use crate::chain::source::{BlockInput, Source, everywhere};
 use crate::fixtures::fake::Fake;
 use crate::fixtures::sizes::{config, small_geometry};
