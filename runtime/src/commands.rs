@@ -149,7 +149,7 @@ fn run_generate(args: &Generate, asked: Asked, style: Style, cancel: &Cancel) ->
         screen.event(&Event::Notice(notice));
     }
     let claimed = outputs::claim_video(args, &request, cancel)?;
-    let made = make_video(args, claimed, &screen, cancel, begun, clock);
+    let made = make_video(args, claimed, &screen, cancel, begun, &clock);
     made.map_err(|error| match &error {
         Error::Generate(_) => error,
         _ if error.kind() == ErrorKind::Interrupted => GenerateError::Interrupted {
@@ -167,7 +167,7 @@ fn make_video(
     screen: &Arc<Screen>,
     cancel: &Cancel,
     begun: Begun,
-    clock: Arc<Clock>,
+    clock: &Arc<Clock>,
 ) -> Result<(), Error> {
     screen.event(&Event::Phase(Phase::OpeningModels));
     let models = clock.opening(|| Models::open_until(&args.models, cancel))?;
@@ -191,8 +191,8 @@ fn make_video(
     let placed = clock.opening(|| machine::place(args, &prepared, &models, &**screen))?;
     tracing::info!(placement = %placed.plan, "video placed");
     let (watching, devices) = (args.watching(), placed.devices.clone());
-    let engine = Engine::timed(models, placed.devices, placed.plan, Arc::clone(&clock));
-    watch(&watching, &clock, &devices, &**screen, |observer| {
+    let engine = Engine::timed(models, placed.devices, placed.plan, Arc::clone(clock));
+    watch(&watching, clock, &devices, &**screen, |observer| {
         engine.generate_since(&prepared, observer, cancel, begun)
     })??;
     Ok(())

@@ -1317,7 +1317,8 @@ fn film_of(path: &Path, brightness: &[u8]) {
         width: side,
         height: side,
     };
-    let mut writer = Writer::create(path, size, &Encoding::default(), None).unwrap();
+    let target = Target::of(path, None).unwrap();
+    let mut writer = VideoWriter::create(&target, size, &Encoding::default(), None).unwrap();
     for b in brightness {
         writer.write_frames(&vec![*b; 3 * side * side]).unwrap();
     }

@@ -223,10 +223,10 @@ fn standard_output_takes_one_stream_and_text_goes_elsewhere() {
         let path = run.path(&format!("piped.{format}"));
         fs::write(&path, bytes).unwrap();
         assert_eq!(frames(&path).len(), FRAMES, "{format}");
-        let events = told
+        let mut events = told
             .lines()
             .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
-        assert_eq!(events.last().unwrap()["event"], "finished", "{told}");
+        assert_eq!(events.next_back().unwrap()["event"], "finished", "{told}");
     }
     // A reader that leaves early ends the run.
     let mut child = command(Path::new("-"), &["--format=raw"]).spawn().unwrap();
@@ -457,7 +457,10 @@ fn what_a_stopped_run_wrote_plays_in_every_format() {
     let check = |at_least: usize, dash: &str| {
         let file = |name: &str| run.path(&name.replace("partial", &format!("partial{dash}")));
         let count = frames(&file("v.partial.mkv")).len();
-        assert!(count >= at_least && (count - 9) % 12 == 0, "{count}");
+        assert!(
+            count >= at_least && (count - 9).is_multiple_of(12),
+            "{count}"
+        );
         let (webm, y4m) = (file("v.partial.webm"), file("v.partial.y4m"));
         assert!(frames(&webm).len() >= at_least && frames(&y4m).len() >= at_least);
         let folder = match dash {
@@ -502,12 +505,12 @@ fn a_full_disk_leaves_whole_blocks_in_matroska_and_raw() {
     };
     limited("v.mkv", 400);
     let kept = frames(&run.path("v.partial.mkv")).len();
-    assert!(kept >= 9 && (kept - 9) % 12 == 0, "{kept}");
+    assert!(kept >= 9 && (kept - 9).is_multiple_of(12), "{kept}");
     limited("v.rgb", 1000);
     let bytes = fs::metadata(run.path("v.partial.rgb")).unwrap().len() as usize;
     let frame = 3 * 64 * 96;
     assert!(
-        bytes % frame == 0 && (bytes / frame - 9) % 12 == 0,
+        bytes.is_multiple_of(frame) && (bytes / frame - 9).is_multiple_of(12),
         "{bytes}"
     );
     assert!(!run.path("v.mkv").exists() && !run.path("v.rgb").exists());

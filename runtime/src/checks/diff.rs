@@ -579,7 +579,8 @@ mod tests {
     #[test]
     fn distances_are_those_of_the_definition() {
         let mut sums = Sums::default();
-        [(0.0, 2.0), (5.0, 5.0), (3.0, 1.0), (7.0, 7.0)].map(|(a, b)| sums.add(a, b));
+        let pairs = [(0.0, 2.0), (5.0, 5.0), (3.0, 1.0), (7.0, 7.0)];
+        pairs.iter().for_each(|&(a, b)| sums.add(a, b));
         let distance = sums.distance(Some(PEAK));
         assert_eq!((distance.max, distance.mean), (2.0, 1.0));
         // 10 log10(255 * 255 / 2)

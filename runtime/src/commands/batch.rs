@@ -177,7 +177,7 @@ impl Work {
         words.push(out);
         let mut layered = layered(words, std::env::vars_os())?;
         for (flag, _) in &item.fields {
-            layered.from_line(flag, &item.place.0, item.place.1);
+            layered.given_in(flag, &item.place.0, item.place.1);
         }
         let cli = Cli::read(layered.args.iter().cloned()).map_err(|error| {
             let text = complaint(&error).unwrap_or_else(|| error.to_string());
@@ -508,7 +508,7 @@ impl Runner<'_> {
             return Err(Error::Interrupted);
         };
         let prepared = prepared?;
-        let engine = self.engine(work, &prepared, models, &*screen)?;
+        let engine = self.engine(work, &prepared, &models, &*screen)?;
         let _slot = self.slot(&engine, &prepared)?;
         Ok(engine.generate_since(&prepared, &*screen, cancel, begun)?)
     }
@@ -533,7 +533,7 @@ impl Runner<'_> {
         &self,
         work: &Work,
         prepared: &Prepared,
-        models: Models,
+        models: &Models,
         observer: &dyn Observer,
     ) -> Result<Arc<Engine>, Error> {
         let mut opened = locked(&self.engine);
@@ -541,7 +541,7 @@ impl Runner<'_> {
             Some((group, engine)) if *group == work.group => return Ok(Arc::clone(engine)),
             _ => *opened = None,
         }
-        let place = || machine::place(&work.args, prepared, &models, observer);
+        let place = || machine::place(&work.args, prepared, models, observer);
         let placed = self.clock.opening(place)?;
         let engine = |plan| {
             let (models, devices) = (models.clone(), placed.devices.clone());

@@ -1620,10 +1620,10 @@ mod tests {
 
     #[test]
     fn flags_of_generate_stand_anywhere_on_the_line() {
-        let batch = batch("--num_clip 2 list.csv --jobs auto --host-rings --crf=20").unwrap();
-        assert_eq!(batch.own.jobs, Jobs::Auto);
-        assert_eq!(batch.own.inputs, PathBuf::from("list.csv"));
-        assert_eq!(batch.common, ["--num-clip=2", "--host-rings", "--crf=20"]);
+        let read = batch("--num_clip 2 list.csv --jobs auto --host-rings --crf=20").unwrap();
+        assert_eq!(read.own.jobs, Jobs::Auto);
+        assert_eq!(read.own.inputs, PathBuf::from("list.csv"));
+        assert_eq!(read.common, ["--num-clip=2", "--host-rings", "--crf=20"]);
         let refused = batch("list.csv --out a.mp4").unwrap_err();
         assert!(refused.contains("--out-dir"), "{refused}");
         assert!(batch("list.csv --num_clip many").is_err());

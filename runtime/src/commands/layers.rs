@@ -91,7 +91,7 @@ impl Layered {
 
 impl Layered {
     /// Says that a flag comes from a line of a file, such as a list.
-    pub(super) fn from_line(&mut self, flag: &str, file: &Path, line: usize) {
+    pub(super) fn given_in(&mut self, flag: &str, file: &Path, line: usize) {
         let origin = Origin::Config(file.to_owned(), line);
         self.origins.insert(flag.to_owned(), origin);
     }

@@ -242,7 +242,7 @@ fn has(codec: &Codec, option: &str) -> bool {
                 name.as_ptr(),
                 std::ptr::null(),
                 0,
-                ffi::AV_OPT_SEARCH_FAKE_OBJ as i32,
+                ffi::AV_OPT_SEARCH_FAKE_OBJ,
             )
             .is_null()
     }
