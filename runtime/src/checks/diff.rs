@@ -162,7 +162,11 @@ pub struct FilesDiffer {
 #[derive(Debug, thiserror::Error)]
 pub enum DiffError {
     /// The files are of two kinds.
-    #[error("{}: wants a file of the kind of {}: a video, a run file or a trace", b.display(), a.display())]
+    #[error(
+        "{}: wants a file of the kind of {}: a video, a run file or a trace",
+        b.display(),
+        a.display()
+    )]
     Kinds {
         /// The first file.
         a: PathBuf,

@@ -382,7 +382,10 @@ mod tests {
                 "effective_size": {"width": 256, "height": 128}, "frames": 48,
                 "video_seconds": 1.92, "audio_seconds": 7.5,
             },
-            "result": {"frames": 45, "video_seconds": 1.8, "frames_sha256": "of frames before the encoder", "sha256": "cd"},
+            "result": {
+                "frames": 45, "video_seconds": 1.8, "sha256": "cd",
+                "frames_sha256": "of frames before the encoder",
+            },
         });
         assert_eq!(
             wrong(&run, &film()),

@@ -445,7 +445,8 @@ impl Runner<'_> {
         fine
     }
 
-    /// Returns the name of a video in the journal: from the journal's folder, so that both may move.
+    /// Returns the name of a video in the journal: from the journal's folder, so that both may
+    /// move.
     fn name(&self, video: &Path) -> PathBuf {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let video = absolute(video);

@@ -73,7 +73,8 @@ pub enum Command {
     Batch(Box<Batch>),
     /// Repeat the run of a run file with the same values, and compare the frames.
     Replay(Replay),
-    /// Compare two videos, two run files or two traces: the first block that differs, and the sound.
+    /// Compare two videos, two run files or two traces: the first block that differs, and the
+    /// sound.
     Diff(Diff),
     /// Print the settings that --preset knows by name.
     Presets,
@@ -330,7 +331,12 @@ pub struct Generate {
     resume: bool,
     /// Least seconds between two states of the run that are kept beside the unfinished video, for
     /// --resume; never keeps none.
-    #[arg(long = "keep-state", value_name = "SECONDS|never", default_value = "60", value_parser = keep_state)]
+    #[arg(
+        long = "keep-state",
+        value_name = "SECONDS|never",
+        default_value = "60",
+        value_parser = keep_state
+    )]
     keep_state: KeepState,
     /// File of a recorded run, to take the noise and the reference distances from.
     #[arg(long, value_name = "F.safetensors")]
@@ -389,8 +395,9 @@ pub struct Batch {
 /// Flags that only `batch` has.
 #[derive(Debug, Args)]
 pub(crate) struct BatchOnly {
-    /// Folder of sound files, or a list in a file that ends in .csv, .jsonl or .toml. The columns of
-    /// a list are flags of `generate`; relative paths begin at the list's folder, `out` at --out-dir.
+    /// Folder of sound files, or a list in a file that ends in .csv, .jsonl or .toml. The columns
+    /// of a list are flags of `generate`; relative paths begin at the list's folder, `out` at
+    /// --out-dir.
     pub(crate) inputs: PathBuf,
     /// Folder for the videos. Without a column `out`, a video has the name of its sound:
     /// talk.wav makes talk_avatar.mp4.

@@ -133,8 +133,8 @@ impl Screen {
         }
     }
 
-    /// Shows the events of one video of a batch. Each object has its `name`, and so has each line if
-    /// videos are made at a time.
+    /// Shows the events of one video of a batch. Each object has its `name`, and so has each line
+    /// if videos are made at a time.
     pub(crate) fn of_item(style: Style, name: &str, in_lines: bool) -> Self {
         let name = name.to_owned();
         let style = match style {

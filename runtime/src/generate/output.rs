@@ -35,6 +35,9 @@ use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
 use crate::numbers::timing::{DROPPED_FRAMES, FPS};
 
+/// Said of a run that has nothing to go on from.
+const NO_STATE: &str = "--resume: there is no state of an unfinished run, so the video begins anew";
+
 /// Tiles of a contact sheet.
 const SHEET_TILES: usize = 16;
 
@@ -86,8 +89,7 @@ impl<'a> Output<'a> {
             Some(_) => Some(Earlier::of(&files.video)?),
             None => {
                 if request.keeping.resume {
-                    let text = "--resume: there is no state of an unfinished run, so the video begins anew";
-                    observer.event(&Event::Notice(text.to_owned()));
+                    observer.event(&Event::Notice(NO_STATE.to_owned()));
                 }
                 move_aside(&targets, observer)?;
                 None

@@ -1,9 +1,10 @@
 //! Joins videos of equal parameters into one. The frames are copied, bit for bit, and keep even
 //! times.
 //!
-//! The sound is decoded and encoded once more. A packet of AAC holds 1024 samples and no video frame
-//! ends on that grid; each file also begins with a lead-in. Copied packets would shift the sound at
-//! every join. Now one encoder makes one track, in which each piece begins with its picture.
+//! The sound is decoded and encoded once more. A packet of AAC holds 1024 samples and no video
+//! frame ends on that grid; each file also begins with a lead-in. Copied packets would shift the
+//! sound at every join. Now one encoder makes one track, in which each piece begins with its
+//! picture.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};

@@ -237,8 +237,9 @@ impl Muxed {
         })
     }
 
-    /// Takes the pictures of the first blocks from an earlier MP4 file of the same settings, without
-    /// encoding them again, and their sound from the source. `blocks` are the frames of each.
+    /// Takes the pictures of the first blocks from an earlier MP4 file of the same settings,
+    /// without encoding them again, and their sound from the source. `blocks` are the frames of
+    /// each.
     ///
     /// # Errors
     /// The earlier file cannot be read or has fewer frames; as [`Self::write_frames`].

@@ -103,7 +103,8 @@ impl VideoWriter {
         }
     }
 
-    /// Encodes the next frame without what was learnt from earlier ones, where a run can be resumed.
+    /// Encodes the next frame without what was learnt from earlier ones, where a run can be
+    /// resumed.
     ///
     /// # Errors
     /// The encoder cannot be opened again.
