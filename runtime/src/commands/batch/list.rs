@@ -253,12 +253,19 @@ impl List<'_> {
     }
 }
 
+/// Returns the line on which a record begins. The reader counts empty lines before a record to it.
+fn line_of(text: &str, position: &csv::Position) -> usize {
+    let rest = &text[position.byte() as usize..];
+    let empty = rest.len() - rest.trim_start_matches(['\r', '\n']).len();
+    position.line() as usize + rest[..empty].matches('\n').count()
+}
+
 fn csv(list: &List<'_>) -> Result<Vec<Item>, Error> {
     let mut reader = csv::ReaderBuilder::new()
         .trim(csv::Trim::All)
         .from_reader(list.text.as_bytes());
     let broken = |error: csv::Error| {
-        let line = error.position().map_or(1, csv::Position::line) as usize;
+        let line = error.position().map_or(1, |p| line_of(list.text, p));
         let message = match error.kind() {
             csv::ErrorKind::UnequalLengths {
                 expected_len, len, ..
@@ -283,7 +290,7 @@ fn csv(list: &List<'_>) -> Result<Vec<Item>, Error> {
     let mut items = Vec::new();
     for record in reader.records() {
         let record = record.map_err(broken)?;
-        let line = record.position().map_or(0, csv::Position::line) as usize;
+        let line = record.position().map_or(0, |p| line_of(list.text, p));
         let mut fields = Vec::new();
         for (known, text) in columns.iter().zip(&record) {
             let cell = list
