@@ -30,7 +30,7 @@ use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
 use crate::chain::executor;
 use crate::chain::hearing;
 use crate::chain::job::{Guidance, Job};
-use crate::chain::source::{ClipSource, Noise, everywhere};
+use crate::chain::source::{ClipSource, Noise};
 use crate::chain::vae::Encoder;
 use crate::inputs::heard::Heard;
 use crate::inputs::replay::{Distances, Replay};
@@ -98,7 +98,7 @@ impl Engine {
         observer.event(&Event::Started(&video.settings));
         let request = &prepared.request;
         let mut output =
-            Output::create(request, &prepared.speech, &video.settings, observer, begun)?;
+            Output::create(request, prepared.track()?, &video.settings, observer, begun)?;
         match video.produce(&mut output) {
             Ok(()) => match self.models().unchanged() {
                 Ok(()) => output.finish(&video.geometry, self.clock()),
@@ -127,7 +127,7 @@ struct Conditions {
     text: Arc<Tensor>,
     /// Embedded negative prompt, with guidance.
     negative: Option<Arc<Tensor>>,
-    features: AudioFeatures,
+    features: Vec<AudioFeatures>,
     latents: PictureLatents,
 }
 
@@ -175,13 +175,14 @@ impl<'a> Video<'a> {
             geometry: &self.geometry,
             swaps: request.mode.swaps() && self.prepared.length.clips > 1,
             passes: request.passes(),
+            actors: request.cast.count(),
             encodes_motion: request.mode.encodes_motion(),
-            speech_frames: self.heard().most_frames(),
+            speech_frames: self.heard().map(|h| h.most_frames()).max().unwrap_or(0),
         }
     }
 
-    /// Returns the sound that the speech encoder hears.
-    fn heard(&self) -> Heard<'_> {
+    /// Returns the sound of each person that the speech encoder hears.
+    fn heard(&self) -> impl Iterator<Item = Heard<'_>> {
         self.prepared.heard(self.geometry.block_video_frames())
     }
 
@@ -248,9 +249,11 @@ impl<'a> Video<'a> {
         });
         let negative = negative.transpose()?;
         self.begin(Phase::EncodingSpeech)?;
-        let (heard, speech) = (self.heard(), &config.speech);
-        let windows = heard.windows();
-        let features = hearing::encode_windows(backend, loading, speech, &heard, &windows)?;
+        let features = self.heard().map(|heard| {
+            let windows = heard.windows();
+            hearing::encode_windows(backend, loading, &config.speech, &heard, &windows)
+        });
+        let features = features.collect::<Result<Vec<_>, _>>()?;
         self.begin(Phase::EncodingPicture)?;
         let mut encoder = Encoder::load(backend, loading, &config.vae)?;
         let picture = &self.prepared.framing.pixels;
@@ -268,13 +271,14 @@ impl<'a> Video<'a> {
     /// Makes what a guided video is led away from: the negative prompt, and no sound.
     fn guidance(&self, loaded: &Loaded, text: Arc<Tensor>) -> Result<Guidance, ChainError> {
         let (g, width) = (&self.geometry, self.engine.models().config().speech.dim);
-        let shape = [1, HIDDEN_LAYERS, width, g.block_video_frames()];
+        let actors = self.prepared.request.cast.count();
+        let shape = [actors, HIDDEN_LAYERS, width, g.block_video_frames()];
         let silence = Tensor::zeros(DType::F32, &shape);
         let adapter = loaded.adapter(self.cancel);
         Ok(Guidance {
             scale: self.prepared.request.guidance.scale.get(),
             text,
-            audio: adapter.tokens(&silence, everywhere(g))?,
+            audio: adapter.tokens(&silence, self.prepared.mask.clone())?,
         })
     }
 
@@ -282,7 +286,7 @@ impl<'a> Video<'a> {
     fn denoise_and_decode(
         &self,
         loaded: &Loaded,
-        features: &AudioFeatures,
+        features: &[AudioFeatures],
         latents: PictureLatents,
         job: &Job<'_>,
         output: &mut Output<'_>,
@@ -291,8 +295,14 @@ impl<'a> Video<'a> {
         let seed = Noise::Seed(self.prepared.request.seed);
         let noise = self.replay.as_ref().map_or(seed, Noise::Replay);
         output.keep_noise(&noise, &self.geometry, self.prepared.length.clips);
-        let mut source =
-            ClipSource::new(&self.geometry, noise, features, loaded.adapter(self.cancel));
+        let adapter = loaded.adapter(self.cancel);
+        let mut source = ClipSource::new(
+            &self.geometry,
+            noise,
+            features,
+            &self.prepared.mask,
+            adapter,
+        );
         let decoder = self.decoder(loaded, latents)?;
         let (feedback, inbox) = executor::inbox(self.engine.plan(), job.steps);
         let (sender, finished) = sync_channel(FINISHED_WAITING);
@@ -372,7 +382,8 @@ fn settings(prepared: &Prepared, geometry: &Geometry, placement: String) -> Sett
         clip_blocks: geometry.clip_blocks,
         frames,
         video_seconds: frames as f64 / f64::from(FPS),
-        audio_seconds: prepared.speech.seconds(),
+        audio_seconds: prepared.shortest().seconds(),
+        speakers: prepared.speeches.len(),
         steps: request.steps,
         solver: request.sampling.solver.name(),
         shift: request.sampling.shift,

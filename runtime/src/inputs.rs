@@ -1,10 +1,12 @@
 //! Turns the inputs of the user into the inputs of the model.
 
+pub(crate) mod actors;
 pub(crate) mod framing;
 pub(crate) mod heard;
 pub(crate) mod prompt;
 pub(crate) mod replay;
 pub(crate) mod speech;
 
+pub use actors::{ActorsError, Cast, Place};
 pub use prompt::Prompter;
 pub use speech::{Channels, Speech};

@@ -9,6 +9,7 @@ mod frames;
 mod graphs;
 mod outputs;
 mod parity;
+mod people;
 mod placement;
 mod plans;
 mod readme;

@@ -297,6 +297,7 @@ pub(crate) fn wanted(told: &Told, request: &generate::Request) -> Footprints {
         geometry: &geometry,
         swaps: request.mode.swaps(),
         passes: 1,
+        actors: 1,
         encodes_motion: request.mode.encodes_motion(),
         speech_frames: config.speech.frames(samples).unwrap(),
     };
@@ -410,6 +411,7 @@ fn the_planner_never_plans_less_than_the_footprint_counts() {
                 size,
                 steps,
                 passes: 1,
+                actors: 1,
                 infer_frames,
                 clips: Some(clips),
             };
@@ -432,6 +434,7 @@ fn the_planner_never_plans_less_than_the_footprint_counts() {
                 geometry: &geometry,
                 swaps: true,
                 passes: 1,
+                actors: 1,
                 encodes_motion: false,
                 speech_frames,
             };

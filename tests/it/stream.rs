@@ -14,7 +14,7 @@ use engines::tensor::Tensor;
 use engines::tensor_file;
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
 use runtime::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
-use runtime::inputs::Channels;
+use runtime::inputs::{Cast, Channels};
 use runtime::media::{Encoding, Fit, Probe, Reading, probe};
 use runtime::numbers::{Sampling, SizeMode, Timing};
 use runtime::placement::{Devices, Lanes, Told};
@@ -60,6 +60,7 @@ impl Run {
             image: golden.input("ref.png"),
             reading: Reading::default(),
             audio: golden.input("speech_16k_mono.wav"),
+            cast: Cast::default(),
             channels: Channels::Mix,
             prompt: PROMPT.to_owned(),
             size: SIZE.parse().unwrap(),

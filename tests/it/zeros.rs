@@ -365,6 +365,7 @@ fn footprint(models: &Path) -> Footprint {
         geometry: &geometry,
         swaps: false,
         passes: 1,
+        actors: 1,
         encodes_motion: false,
         speech_frames: 100,
     };

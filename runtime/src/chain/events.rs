@@ -135,8 +135,10 @@ pub struct Settings {
     pub frames: usize,
     /// Length of the video.
     pub video_seconds: f64,
-    /// Length of the recording.
+    /// Length of the recording, or of the shortest one.
     pub audio_seconds: f64,
+    /// People who speak.
+    pub speakers: usize,
     /// Denoising steps.
     pub steps: usize,
     /// Solver of the steps.

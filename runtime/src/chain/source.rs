@@ -55,8 +55,10 @@ pub(crate) struct ClipSource<'a> {
     pub geometry: &'a Geometry,
     /// Origin of the noise.
     pub noise: Noise<'a>,
-    /// Features of the speech.
-    pub features: &'a AudioFeatures,
+    /// Features of the speech of each person.
+    pub features: &'a [AudioFeatures],
+    /// Weight of each person's sound for each token, `[1, A, F, h*w]`.
+    pub mask: &'a Tensor,
     /// The audio encoder.
     pub adapter: AudioAdapter,
     clip: Option<(usize, Tensor)>,
@@ -67,13 +69,15 @@ impl<'a> ClipSource<'a> {
     pub(crate) fn new(
         geometry: &'a Geometry,
         noise: Noise<'a>,
-        features: &'a AudioFeatures,
+        features: &'a [AudioFeatures],
+        mask: &'a Tensor,
         adapter: AudioAdapter,
     ) -> Self {
         Self {
             geometry,
             noise,
             features,
+            mask,
             adapter,
             clip: None,
         }
@@ -95,10 +99,13 @@ impl Source for ClipSource<'_> {
     fn block(&mut self, block: usize) -> Result<BlockInput, EngineError> {
         let g = self.geometry;
         let frames = g.block_video_frames();
-        let features = self.features.block(block * frames..(block + 1) * frames);
-        let features =
-            Tensor::from_slice(&[1, HIDDEN_LAYERS, self.features.dim(), frames], &features);
-        let audio = self.adapter.tokens(&features, everywhere(g))?;
+        let wanted = block * frames..(block + 1) * frames;
+        let heard = self.features.iter().map(|f| f.block(wanted.clone()));
+        let heard: Vec<f32> = heard.flatten().collect();
+        let width = self.features.first().map_or(0, AudioFeatures::dim);
+        let shape = [self.features.len(), HIDDEN_LAYERS, width, frames];
+        let features = Tensor::from_slice(&shape, &heard);
+        let audio = self.adapter.tokens(&features, self.mask.clone())?;
         Ok(BlockInput {
             latents: self.noise(block),
             audio,

@@ -16,6 +16,7 @@ use crate::commands::error::Error;
 use crate::commands::presets;
 use crate::generate::error::GenerateError;
 use crate::generate::{Clips, Guiding, OutputFiles, Request};
+use crate::inputs::actors::Cast;
 use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
 use crate::media::picture::{Background, Fit, Icc, Reading};
@@ -116,9 +117,13 @@ pub struct Generate {
     /// Picture of the person.
     #[arg(long)]
     pub image: PathBuf,
-    /// Speech, in any file that FFmpeg decodes.
+    /// Speech, in any file that FFmpeg decodes. Two people or more: a.wav+b.wav, with --masks.
     #[arg(long)]
     pub audio: PathBuf,
+    /// Where each of several people is: a picture that is white there, or a box x,y,w,h in the
+    /// pixels of --image. Places stand in the order of --audio, with `+` between them.
+    #[arg(long, value_name = "MASK+..", action = clap::ArgAction::Append)]
+    masks: Vec<String>,
     /// Channels of the speech that are heard: the mix of all, or one of a stereo recording. If all
     /// cancel each other, the mix is the loudest one.
     #[arg(long = "audio-channel", value_name = "NAME", default_value = "mix")]
@@ -472,6 +477,9 @@ pub struct Target {
     /// Scale of guidance; above 1, each step takes two passes.
     #[arg(long = "sample-guide-scale", value_name = "SCALE", default_value = "0")]
     pub sample_guide_scale: GuideScale,
+    /// Number of people who speak, each with a recording.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count)]
+    pub speakers: usize,
     /// Number of clips to make; auto stands for a recording of any length.
     #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
     pub num_clip: Clips,
@@ -665,7 +673,7 @@ impl Generate {
     /// [`Error::Usage`] for flags that contradict each other or cannot be honoured.
     pub fn request(&self, random: impl FnOnce() -> u64) -> Result<(Request, Vec<String>), Error> {
         let mut notices = self.upstream.check()?;
-        self.one_recording()?;
+        let (audio, cast) = self.cast()?;
         let (mode, asked_for_what_happens) = self.mode();
         if asked_for_what_happens {
             notices.push(
@@ -688,7 +696,8 @@ impl Generate {
                 },
                 background: self.background,
             },
-            audio: self.audio.clone(),
+            audio,
+            cast,
             channels: match self.audio_channel {
                 ChannelArg::Mix => Channels::Mix,
                 ChannelArg::Left => Channels::Left,
@@ -752,18 +761,19 @@ impl Generate {
         }
     }
 
-    /// Refuses upstream's form for two speakers: two recordings joined by a plus sign.
-    fn one_recording(&self) -> Result<(), Error> {
-        let text = self.audio.to_string_lossy();
-        match text.split_once('+') {
-            Some((first, second)) if !self.audio.exists() && Path::new(first).exists() => {
-                Err(Error::Usage(format!(
-                    "--audio {text}: two speakers are not built in yet, and this video has one; \
-                     give {first} or {second}"
-                )))
-            }
-            _ => Ok(()),
-        }
+    /// Returns the first recording, and who speaks besides.
+    fn cast(&self) -> Result<(PathBuf, Cast), Error> {
+        let mut recordings = recordings(&self.audio);
+        let places = self.masks.iter().flat_map(|masks| joined(masks, |_| false));
+        let places = places.map(|place| place.parse());
+        let cast = Cast {
+            others: recordings.split_off(1),
+            places: places
+                .collect::<Result<_, _>>()
+                .map_err(GenerateError::from)?,
+        };
+        cast.check().map_err(GenerateError::from)?;
+        Ok((recordings.remove(0), cast))
     }
 
     /// The pipeline, and whether online decoding was asked for where it happens anyway.
@@ -849,13 +859,39 @@ impl Generate {
         };
         match (&self.out, &self.save_dir) {
             (Some(out), _) => out.clone(),
-            (None, dir) => dir.clone().unwrap_or_default().join(format!(
-                "{}-{}.mp4",
-                stem(&self.image),
-                stem(&self.audio)
-            )),
+            (None, dir) => {
+                let voices: Vec<String> = recordings(&self.audio).iter().map(stem).collect();
+                let name = format!("{}-{}.mp4", stem(&self.image), voices.join("+"));
+                dir.clone().unwrap_or_default().join(name)
+            }
         }
     }
+}
+
+/// Returns the recordings that `--audio` names: one, or several with `+` between them.
+///
+/// A name may have a plus sign of its own: what exists under a name is one recording.
+fn recordings(audio: &Path) -> Vec<PathBuf> {
+    let Some(text) = audio.to_str().filter(|_| !audio.exists()) else {
+        return vec![audio.to_owned()];
+    };
+    let parts = joined(text, |name| Path::new(name).exists());
+    parts.into_iter().map(PathBuf::from).collect()
+}
+
+/// Splits a list at its plus signs, where no longer name `is_one`.
+fn joined(text: &str, is_one: impl Fn(&str) -> bool) -> Vec<String> {
+    let words: Vec<&str> = text.split('+').collect();
+    let (mut parts, mut at) = (Vec::new(), 0);
+    while at < words.len() {
+        let ends = (at + 1..=words.len()).rev();
+        let long = ends.map(|end| (end, words[at..end].join("+")));
+        let mut long = long.filter(|(end, name)| *end == at + 1 || is_one(name));
+        let (end, name) = long.next().expect("one word is a part");
+        parts.push(name);
+        at = end;
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -1197,19 +1233,38 @@ mod tests {
     }
 
     #[test]
-    fn two_recordings_are_refused_with_the_reason() {
+    fn several_recordings_want_as_many_places() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         std::fs::write(path("a.wav"), b"x").unwrap();
         let both = format!("{}+{}", path("a.wav"), path("b.wav"));
-        let error = request(&["--out", "o.mp4", "--audio", &both]).unwrap_err();
+        let asked = |more: &[&str]| {
+            let line = [&["--save_dir", "d", "--audio", &both], more].concat();
+            request(&line).map(|(r, _)| r)
+        };
+        let error = asked(&[]).unwrap_err();
         assert!(
-            error.contains("two speakers are not built in yet"),
+            error.contains("2 recordings want --masks with 2 places, got 0"),
             "{error}"
         );
+        for masks in [
+            &["--masks", "0,0,9,9+b.png"][..],
+            &["--masks", "0,0,9,9", "--masks=b.png"],
+        ] {
+            let request = asked(masks).unwrap();
+            assert_eq!(request.cast.others, [PathBuf::from(path("b.wav"))]);
+            assert_eq!(request.cast.places[1], "b.png".parse().unwrap());
+            assert_eq!(request.files.video, Path::new("d/i-a+b.mp4"));
+        }
+        let error = asked(&["--masks", "0,0,9,0+b.png"]).unwrap_err();
+        assert!(error.contains("got `0,0,9,0`"), "{error}");
+        let error = request(&["--out", "o.mp4", "--masks", "b.png"]).unwrap_err();
+        assert!(error.contains("two recordings or more"), "{error}");
         // A name may have a plus sign.
         std::fs::write(path("a+b.wav"), b"x").unwrap();
-        assert!(request(&["--out", "o.mp4", "--audio", &path("a+b.wav")]).is_ok());
+        let name = |audio: String| recordings(Path::new(&audio)).len();
+        assert_eq!(name(path("a+b.wav")), 1);
+        assert_eq!(name(format!("{}+{}", path("a+b.wav"), path("a.wav"))), 2);
     }
 
     #[test]

@@ -144,6 +144,7 @@ fn ask(target: &Target) -> Result<Ask, Error> {
         size,
         steps: target.sample_steps * passes,
         passes,
+        actors: target.speakers,
         infer_frames: target.infer_frames,
         clips: match target.num_clip {
             Clips::Auto => None,

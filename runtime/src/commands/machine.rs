@@ -202,6 +202,7 @@ fn planned(
         size: prepared.framing.size,
         steps: request.calls(),
         passes: request.passes(),
+        actors: request.cast.count(),
         infer_frames: request.infer_frames,
         clips: match request.clips {
             Clips::Auto => None,

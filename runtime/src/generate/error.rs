@@ -9,6 +9,7 @@ use engines::manifest::ManifestError;
 use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
+use crate::inputs::actors::ActorsError;
 use crate::inputs::prompt::PromptError;
 use crate::inputs::replay::ReplayError;
 use crate::media::audio_file::AudioError;
@@ -44,6 +45,9 @@ pub enum GenerateError {
     /// The picture cannot be used.
     #[error(transparent)]
     Picture(#[from] PictureError),
+    /// Several people cannot be told apart.
+    #[error(transparent)]
+    Actors(#[from] ActorsError),
     /// The recording cannot be used.
     #[error(transparent)]
     Audio(#[from] AudioError),
@@ -157,6 +161,7 @@ impl GenerateError {
             Self::RingLength(e) => e.kind(),
             Self::Prompt(e) => e.kind(),
             Self::Picture(e) => e.kind(),
+            Self::Actors(e) => e.kind(),
             Self::Audio(e) => e.kind(),
             Self::Mp4(e) => e.kind(),
             Self::ContactSheet(e) => e.kind(),

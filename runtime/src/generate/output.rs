@@ -18,7 +18,7 @@ use crate::generate::error::{GenerateError, length};
 use crate::generate::request::{OutputFiles, Request};
 use crate::generate::trace::Trace;
 use crate::inputs::replay::{Distances, noise_key};
-use crate::inputs::speech::Speech;
+use crate::media::audio_file::AudioTrack;
 use crate::media::contact_sheet::ContactSheet;
 use crate::media::mp4::{Finished, Writer};
 use crate::media::partial::{self, Partial, partial_path};
@@ -50,14 +50,13 @@ impl<'a> Output<'a> {
     /// Starts the video. A failure leaves nothing behind. `begun` is the start of the command.
     pub(crate) fn create(
         request: &'a Request,
-        speech: &Speech,
+        mut track: AudioTrack,
         settings: &Settings,
         observer: &'a dyn Observer,
         begun: Begun,
     ) -> Result<Self, GenerateError> {
         // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips are
         // 120 ms early.
-        let mut track = speech.track()?;
         track.skip(request.timing.skipped_frames())?;
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
         move_aside(&files.video, observer)?;

@@ -1,10 +1,13 @@
 //! The inputs of one video, read and decided before anything is placed or loaded. The planner and
 //! the run both take them from here, so that size and length are decided once.
 
+use std::iter;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use engines::claims::Claims;
 use engines::manifest::Models;
+use engines::tensor::Tensor;
 
 use crate::chain::events::{Event, Observer, Phase};
 use crate::generate::error::GenerateError;
@@ -12,7 +15,8 @@ use crate::generate::request::{ClaimedRequest, Clips, Request};
 use crate::inputs::framing::Framing;
 use crate::inputs::heard::{self, Heard};
 use crate::inputs::prompt::{Prompt, Prompter};
-use crate::inputs::speech::Speech;
+use crate::inputs::speech::{self, Speech};
+use crate::media::audio_file::{AudioError, AudioTrack};
 use crate::media::picture::{Coverage, Fit, Picture};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::schedule::SHIFT;
@@ -31,8 +35,10 @@ pub struct Prepared {
     pub prompt: Prompt,
     /// Tokens of the negative prompt, with guidance.
     pub negative: Option<Prompt>,
-    /// Samples of the recording.
-    pub speech: Speech,
+    /// Samples of the recording of each person.
+    pub speeches: Vec<Speech>,
+    /// Weight of each person's sound for each token, `[1, A, F, h*w]`.
+    pub(crate) mask: Tensor,
     /// Clips that the recording fills.
     pub clips_in_audio: usize,
     /// Length of the video.
@@ -73,6 +79,8 @@ impl Prepared {
         }
         let framing = Framing::new(request.size, request.size_mode, request.fit, &picture)?;
         let geometry = Geometry::new(&models.config().dit, framing.size, request.infer_frames)?;
+        request.cast.check()?;
+        let mask = request.cast.mask(&framing, &geometry)?;
         Path::new(request.sampling, request.steps)?;
         let prompter = Prompter::open(&models.tokenizer())?;
         let prompt = prompter.encode(&request.prompt)?;
@@ -86,14 +94,17 @@ impl Prepared {
                 heard::most_samples(request.timing, frames)
             }
         };
-        let speech = Speech::listen(&request.audio, request.channels, most)?;
-        let (clips_in_audio, length) = length(&request, &speech, &geometry);
+        let recordings = iter::once(&request.audio).chain(&request.cast.others);
+        let listen = |path: &PathBuf| Speech::listen(path, request.channels, most);
+        let speeches = recordings.map(listen).collect::<Result<Vec<_>, _>>()?;
+        let (clips_in_audio, length) = length(&request, shortest(&speeches), &geometry);
         let prepared = Self {
             request,
             framing,
             prompt,
             negative,
-            speech,
+            speeches,
+            mask,
             clips_in_audio,
             length,
             _claims: claims,
@@ -102,10 +113,51 @@ impl Prepared {
         Ok(prepared)
     }
 
-    /// Returns the sound that the speech encoder hears.
-    pub(crate) fn heard(&self, block_frames: usize) -> Heard<'_> {
+    /// Returns the sound of each person that the speech encoder hears.
+    pub(crate) fn heard(&self, block_frames: usize) -> impl Iterator<Item = Heard<'_>> {
         let frames = self.length.blocks * block_frames;
-        Heard::new(&self.speech, self.request.timing, frames)
+        let timing = self.request.timing;
+        let speeches = self.speeches.iter();
+        speeches.map(move |speech| Heard::new(speech, timing, frames))
+    }
+
+    /// Returns the recording that ends first, and with it the video.
+    pub(crate) fn shortest(&self) -> &Speech {
+        shortest(&self.speeches)
+    }
+
+    /// Opens the sound of the video: the recording, or the mix of all.
+    ///
+    /// # Errors
+    /// A recording cannot be decoded or resampled.
+    pub(crate) fn track(&self) -> Result<AudioTrack, AudioError> {
+        speech::track(&self.speeches)
+    }
+
+    /// Tells how each recording is used, and which of several ends the video.
+    fn heard_notices(&self) -> Vec<String> {
+        let [speech] = &self.speeches[..] else {
+            let longest = self
+                .speeches
+                .iter()
+                .map(Speech::seconds)
+                .fold(0.0, f64::max);
+            let (first, end) = (self.shortest(), self.shortest().seconds());
+            let each = self.speeches.iter().flat_map(|speech| {
+                let path = speech.path().display();
+                speech
+                    .notices()
+                    .into_iter()
+                    .map(move |text| format!("{path}: {text}"))
+            });
+            let cut = format!(
+                "{} ends first, after {end:.2} s: the video ends with it, and the rest of the \
+                 others ({longest:.2} s at most) is not used",
+                first.path().display()
+            );
+            return each.chain((longest > end).then_some(cut)).collect();
+        };
+        speech.notices()
     }
 
     fn notices(&self, observer: &dyn Observer) {
@@ -116,7 +168,7 @@ impl Prepared {
             tell(format!(
                 "num_clip {wanted} is cut to {}: the recording of {:.2} s fills no more",
                 self.length.clips,
-                self.speech.seconds()
+                self.shortest().seconds()
             ));
         }
         let framing = &self.framing;
@@ -128,7 +180,7 @@ impl Prepared {
             let tokens = self.prompt.ids.len();
             tell(format!("prompt is cut to its first {tokens} tokens"));
         }
-        self.speech.notices().into_iter().for_each(tell);
+        self.heard_notices().into_iter().for_each(tell);
         if self.request.steps != 4 {
             let steps = self.request.steps;
             tell(format!(
@@ -159,6 +211,12 @@ impl Prepared {
             ));
         }
     }
+}
+
+/// Returns the recording that ends first.
+fn shortest(speeches: &[Speech]) -> &Speech {
+    let first = speeches.iter().min_by_key(|speech| speech.length());
+    first.expect("a video has a recording")
 }
 
 /// Tells of a picture that loses more than half of its area, or fills less than half of the video.

@@ -7,6 +7,7 @@ use engines::claims::{Claims, Existing, FilePlan, real};
 
 use crate::chain::decoders::Mode;
 use crate::generate::error::GenerateError;
+use crate::inputs::actors::{Cast, Place};
 use crate::inputs::speech::Channels;
 use crate::media::contact_sheet;
 use crate::media::mp4::Encoding;
@@ -36,6 +37,8 @@ pub struct Request {
     pub reading: Reading,
     /// Speech.
     pub audio: PathBuf,
+    /// The other people who speak, and where each person is.
+    pub cast: Cast,
     /// Channels of the speech that are heard.
     pub channels: Channels,
     /// Text that describes the video.
@@ -152,6 +155,12 @@ impl Request {
         let mut plan = FilePlan::with_folders();
         plan.reads("--image", &request.image);
         plan.reads("--audio", &request.audio);
+        for other in &request.cast.others {
+            plan.reads("--audio", other);
+        }
+        for mask in request.cast.places.iter().filter_map(Place::path) {
+            plan.reads("--masks", mask);
+        }
         for (flag, path) in also_read {
             plan.reads(*flag, path);
         }

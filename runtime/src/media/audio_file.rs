@@ -532,6 +532,8 @@ pub(crate) struct TrackSound {
     pub(crate) only: Option<usize>,
     /// Factor of every sample.
     pub(crate) gain: f32,
+    /// Samples per second; `None` keeps those of the recording where a track can have them.
+    pub(crate) rate: Option<u32>,
 }
 
 /// The sound of the output video: the original recording, in mono or stereo.
@@ -548,6 +550,8 @@ pub struct AudioTrack {
     piece: Option<(u32, usize, Option<Resampler>)>,
     ready: VecDeque<f32>,
     ended: bool,
+    /// Tracks of the same rate and channels that sound at the same time.
+    others: Vec<AudioTrack>,
 }
 
 impl AudioTrack {
@@ -562,6 +566,7 @@ impl AudioTrack {
             channels: first.map_or(1, |chunk| chunk.channels.min(2)),
             only: None,
             gain: 1.0,
+            rate: None,
         };
         Self::of(&file, sound)
     }
@@ -576,11 +581,8 @@ impl AudioTrack {
         let first = file
             .next_chunk()?
             .ok_or_else(|| AudioError::NoSamples { path: path.clone() })?;
-        let rate = if TRACK_RATES.contains(&first.rate) {
-            first.rate
-        } else {
-            TRACK_RATES[0]
-        };
+        let kept = TRACK_RATES.into_iter().find(|&rate| rate == first.rate);
+        let rate = sound.rate.or(kept).unwrap_or(TRACK_RATES[0]);
         let mut track = Self {
             file,
             path,
@@ -589,9 +591,17 @@ impl AudioTrack {
             piece: None,
             ready: VecDeque::new(),
             ended: false,
+            others: Vec::new(),
         };
         track.take(first)?;
         Ok(track)
+    }
+
+    /// Returns the mean of this track and of others with its rate and channels. It is silent from
+    /// the end of the first one that ends.
+    #[must_use]
+    pub(crate) fn mixed_with(self, others: Vec<AudioTrack>) -> Self {
+        Self { others, ..self }
     }
 
     /// Returns the samples per second of each channel.
@@ -623,6 +633,22 @@ impl AudioTrack {
     /// The rest of the file cannot be decoded or resampled.
     pub fn read(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
         let wanted = n * self.channels();
+        let mut out = self.next_of_file(wanted)?;
+        if !self.others.is_empty() {
+            let weight = 1.0 / (1 + self.others.len()) as f32;
+            for other in &mut self.others {
+                let more = other.next_of_file(wanted)?;
+                out.truncate(more.len());
+                out.iter_mut().zip(more).for_each(|(sum, v)| *sum += v);
+            }
+            out.iter_mut().for_each(|v| *v *= weight);
+        }
+        out.resize(wanted, 0.0);
+        Ok(out)
+    }
+
+    /// Returns the next values of the file alone, fewer at its end.
+    fn next_of_file(&mut self, wanted: usize) -> Result<Vec<f32>, AudioError> {
         while self.ready.len() < wanted && !self.ended {
             match self.file.next_chunk()? {
                 Some(chunk) => self.take(chunk)?,
@@ -633,9 +659,7 @@ impl AudioTrack {
             }
         }
         let have = wanted.min(self.ready.len());
-        let mut out: Vec<f32> = self.ready.drain(..have).collect();
-        out.resize(wanted, 0.0);
-        Ok(out)
+        Ok(self.ready.drain(..have).collect())
     }
 
     /// Appends samples of the file to those that are ready, converted where needed.
@@ -823,6 +847,7 @@ mod tests {
             channels: 2,
             only: None,
             gain: 0.5,
+            rate: None,
         };
         let mut track = AudioTrack::of(&SoundFile::open(&path).unwrap(), sound).unwrap();
         assert!(track.channels() == 2 && (peak(&mut track) - 0.25).abs() < 1e-4);

@@ -41,6 +41,8 @@ pub struct Workload<'a> {
     pub swaps: bool,
     /// Passes of a step; each has anchors of its own.
     pub passes: usize,
+    /// People in the picture who speak.
+    pub actors: usize,
     /// Whether the decoder's device encodes motion between clips.
     pub encodes_motion: bool,
     /// Frames of the speech encoder for the whole recording.
@@ -171,6 +173,7 @@ impl Count<'_> {
         let (frames, chunk) = (self.work.speech_frames, SpeechChunk::default());
         let mut sizes = geometry.bindings(config, lanes);
         sizes.extend(symbols::bindings([
+            (symbols::ACTORS, self.work.actors),
             (symbols::SEQUENCE, frames.max(config.dit.text_len)),
             (
                 symbols::SEQUENCE_ROWS,

@@ -16,6 +16,8 @@ pub struct Ask {
     pub passes: usize,
     /// Video frames of a clip.
     pub infer_frames: usize,
+    /// People in the picture who speak, each with a recording of their own.
+    pub actors: usize,
     /// Clips of the video; `None` for as many as the recording fills.
     pub clips: Option<usize>,
 }

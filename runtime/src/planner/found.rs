@@ -336,6 +336,7 @@ mod tests {
             },
             steps: 4,
             passes: 1,
+            actors: 1,
             infer_frames: 48,
             clips: None,
         }

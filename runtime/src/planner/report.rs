@@ -53,8 +53,9 @@ impl Display for Report<'_> {
         writeln!(f, "profile {}: {}", profile.name, profile.about)?;
         writeln!(
             f,
-            "{}, {} steps{}, clips of {} frames, recipe {}, {} a call, ring of {} blocks",
+            "{}{}, {} steps{}, clips of {} frames, recipe {}, {} a call, ring of {} blocks",
             ask.size,
+            speakers(ask.actors),
             ask.steps / ask.passes,
             if ask.passes > 1 { " of two passes" } else { "" },
             ask.infer_frames,
@@ -81,6 +82,15 @@ impl Display for Report<'_> {
             writeln!(f, "note: {caveat}")?;
         }
         Ok(())
+    }
+}
+
+/// Tells of several speakers.
+fn speakers(n: usize) -> String {
+    if n > 1 {
+        format!(", {n} speakers")
+    } else {
+        String::new()
     }
 }
 

@@ -24,6 +24,7 @@ fn ask(at: &str, steps: usize) -> Ask {
         size: size(at),
         steps,
         passes: 1,
+        actors: 1,
         infer_frames: 48,
         clips: None,
     }

@@ -17,6 +17,7 @@ use crate::chain::decoders::Mode;
 use crate::chain::events::{Event, Observer};
 use crate::checks::error::CheckError;
 use crate::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
+use crate::inputs::actors::Cast;
 use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
 use crate::media::picture::{Fit, Reading};
@@ -168,6 +169,7 @@ fn request(
         image: checkup.golden.input(PICTURE),
         reading: Reading::REFERENCE,
         audio: checkup.golden.input(&first("/audio", "file")?),
+        cast: Cast::default(),
         channels: Channels::Mix,
         prompt: first("/prompts", "text")?,
         size: area_of(checkup.config("max_area")?),

@@ -168,6 +168,8 @@ pub(crate) struct TrackSound {
     pub(crate) only: Option<usize>,
     /// Factor of every sample.
     pub(crate) gain: f32,
+    /// Samples per second, or those of the recording.
+    pub(crate) rate: Option<u32>,
 }
 
 /// A stand-in for the sound of the output video. This build writes no video.
@@ -190,6 +192,17 @@ impl AudioTrack {
     /// Always [`AudioError::NoMedia`].
     pub(crate) fn of(source: &SoundFile, _sound: TrackSound) -> Result<Self, AudioError> {
         Self::open(source.path())
+    }
+
+    /// Is never called, because no track exists.
+    pub(crate) fn rate(&self) -> u32 {
+        match self.0 {}
+    }
+
+    /// Is never called, because no track exists.
+    #[must_use]
+    pub(crate) fn mixed_with(self, _others: Vec<AudioTrack>) -> Self {
+        match self.0 {}
     }
 
     /// Is never called, because no track exists.
