@@ -37,13 +37,14 @@ use crate::chain::clock::{Begun, Clock};
 use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
 use crate::checks::{bench, exec, parity, synthetic, verify};
-use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe, Verify};
+use crate::commands::cli::{Align, Bench, Command, Exec, Generate, Parity, Probe, Verify};
 use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
 use crate::generate::error::GenerateError;
-use crate::generate::{ClaimedRequest, Engine, Prepared};
+use crate::generate::{ClaimedRequest, Engine, Prepared, align};
 use crate::media::video_facts::probe;
+use crate::numbers::lip_sync::AlignMethod;
 use crate::numbers::size::SizeMode;
 
 /// How this command shows what it does.
@@ -51,6 +52,7 @@ pub fn style(cli: &Cli) -> Style {
     match &cli.command {
         Command::Generate(g) if g.json => Style::Json,
         Command::Probe(p) if p.json => Style::Json,
+        Command::Align(a) if a.json => Style::Json,
         _ if std::io::stderr().is_terminal() => Style::Bar,
         _ => Style::Lines,
     }
@@ -81,6 +83,7 @@ pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
         Command::Bench(b) => run_bench(b),
         Command::Parity(p) => run_parity(p),
         Command::Probe(p) => run_probe(p),
+        Command::Align(a) => run_align(a, cancel),
         Command::Plan(p) => foresee::plan(p),
         Command::Simulate(s) => foresee::simulate(s, cancel),
         Command::Completions { shell } => print(completions(*shell).trim_end()),
@@ -273,6 +276,20 @@ fn run_parity(args: &Parity) -> Result<(), Error> {
 fn run_probe(args: &Probe) -> Result<(), Error> {
     let facts = probe(&args.file)?;
     show(&facts, args.json)
+}
+
+fn run_align(args: &Align, cancel: &Cancel) -> Result<(), Error> {
+    if args.method == AlignMethod::None {
+        return Err(Error::Usage(
+            "--method none measures nothing; onset or dtw is wanted".to_owned(),
+        ));
+    }
+    let mut plan = FilePlan::default();
+    plan.reads("FILE", &args.file);
+    args.out.iter().for_each(|path| plan.writes("--out", path));
+    let _claims = outputs::claim(&plan, args.existing.overwrite, cancel)?;
+    let made = align(&args.file, args.method, args.out.as_deref())?;
+    show(&made, args.json)
 }
 
 /// Different at every call; shown in the settings, so that a run can be repeated.

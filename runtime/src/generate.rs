@@ -4,6 +4,7 @@
 //! An [`Engine`] is a model on a placement, and is loaded once. [`Prepared`] holds the inputs of
 //! one video. [`Engine::generate`] makes the video. Any number of videos may follow on one engine.
 
+pub(crate) mod align;
 pub(crate) mod engine;
 pub(crate) mod error;
 pub(crate) mod output;
@@ -42,6 +43,7 @@ use crate::placement::queues::FINISHED_WAITING;
 use engine::Loaded;
 use output::Output;
 
+pub use align::{AlignError, align};
 pub use engine::Engine;
 pub use error::GenerateError;
 pub use prepared::Prepared;

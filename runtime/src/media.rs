@@ -19,9 +19,13 @@ mod mp4_index;
 pub(crate) mod partial;
 pub(crate) mod picture;
 pub(crate) mod playlist;
+#[cfg_attr(not(feature = "media"), path = "media/absent/remux.rs")]
+pub(crate) mod remux;
 pub(crate) mod sound_file;
 #[cfg_attr(not(feature = "media"), path = "media/absent/video_facts.rs")]
 pub(crate) mod video_facts;
+#[cfg_attr(not(feature = "media"), path = "media/absent/video_frames.rs")]
+pub(crate) mod video_frames;
 #[cfg(any(test, not(feature = "media")))]
 #[cfg_attr(
     feature = "media",
@@ -33,6 +37,7 @@ pub(crate) mod video_facts;
 pub(crate) mod wav;
 pub(crate) mod wav_header;
 
+pub use audio_file::AudioTrack;
 pub use mp4::{Encoding, Finished, Writer};
 pub use partial::{NameError, Partial};
 pub use picture::{Background, Fit, Icc, Reading};

@@ -38,6 +38,7 @@ fn help_of_every_command() {
                 "bench",
                 "parity",
                 "probe",
+                "align",
                 "completions",
                 "man",
             ],

@@ -7,10 +7,13 @@ use std::process::Command;
 
 use engines::error_kind::ErrorKind;
 use engines::tensor_file;
+use runtime::media::{Encoding, Writer};
 use serde_json::Value;
-use tests::files::{Samples, voice, wav};
+use tests::files::{RATE, Samples, voice, wav};
 use tests::golden::{Golden, models};
 use tests::program::{Finished, Program};
+
+use crate::frames::frames;
 
 /// A folder for one test, and the small inputs.
 struct Desk {
@@ -172,4 +175,121 @@ fn png(side: u32) -> Vec<u8> {
         .write_to(&mut bytes, image::ImageFormat::Png)
         .unwrap();
     bytes.into_inner()
+}
+
+/// Draws a person whose mouth opens with the voice, `behind` frames later, and writes the video
+/// with its sound.
+fn talker(desk: &Desk, name: &str, behind: isize) -> PathBuf {
+    let loud = |at: isize| -> f32 {
+        // Syllables of uneven length, and pauses.
+        let syllable = (at / 5 * 7919 % 101) as f32 / 101.0;
+        if at < 0 || at / 35 % 3 == 2 {
+            0.02
+        } else {
+            0.05 + 0.6 * syllable
+        }
+    };
+    let frame_samples = RATE as usize / 25;
+    let buzz = |at: usize| (at as f32 * 0.055).sin() * loud((at / frame_samples) as isize);
+    let samples: Vec<f32> = (0..200 * frame_samples).map(buzz).collect();
+    let sound = desk.path("talker.wav");
+    fs::write(&sound, wav(&samples, Samples::Integer)).unwrap();
+    let out = desk.path(name);
+    let track = runtime::media::AudioTrack::open(&sound).unwrap();
+    let size = "128*128".parse().unwrap();
+    let mut writer = Writer::create(&out, size, &Encoding::default(), Some(track)).unwrap();
+    for frame in 0..200isize {
+        let open = 2.0 + 40.0 * loud(frame - behind);
+        let turn = 6.0 * (frame as f32 / 40.0).sin();
+        let pixel = |at: usize| -> u8 {
+            let (x, y) = ((at % 128) as f32 - 64.0 - turn, (at / 128) as f32);
+            let head = x.powi(2) / 1600.0 + (y - 64.0).powi(2) / 3000.0 < 1.0;
+            let mouth = x.abs() < 16.0 && (y - 92.0).abs() < open / 2.0;
+            let blink = frame % 47 < 3 && (y - 48.0).abs() < 3.0 && (10.0..22.0).contains(&x.abs());
+            if mouth || blink {
+                30
+            } else if head {
+                190
+            } else {
+                90
+            }
+        };
+        let pixels: Vec<u8> = (0..128 * 128).flat_map(|at| [pixel(at); 3]).collect();
+        writer.write_frames(&pixels).unwrap();
+    }
+    writer.finish().unwrap();
+    out
+}
+
+fn measured(video: &Path, more: &[&str]) -> Value {
+    let mut command = Program::Run.command();
+    let made = run(command.arg("align").arg(video).arg("--json").args(more));
+    serde_json::from_str(&made.ok().stdout).unwrap()
+}
+
+#[test]
+fn a_known_offset_is_measured_and_only_the_sound_is_moved() {
+    let desk = Desk::new();
+    for behind in [-7isize, 0, 9] {
+        let video = talker(&desk, "talker.mp4", behind);
+        for method in ["onset", "dtw"] {
+            let out = desk.path("moved.mp4");
+            let flags = [
+                "--method",
+                method,
+                "--overwrite",
+                "--out",
+                out.to_str().unwrap(),
+            ];
+            let found = measured(&video, &flags);
+            let number = |key: &str| found[key].as_f64().unwrap();
+            let error = (number("frames") - behind as f64).abs();
+            assert!(
+                error <= 1.0 && number("confidence") > 0.8,
+                "{behind} {method}: {found}"
+            );
+            let expected = if number("frames").abs() < 0.5 {
+                0.0
+            } else {
+                40.0 * number("frames")
+            };
+            assert!((number("moved_ms") - expected).abs() < 1e-6, "{found}");
+            assert!(frames(&out) == frames(&video), "the frames stay");
+            let after = measured(&out, &["--method", method])["frames"]
+                .as_f64()
+                .unwrap();
+            assert!(after.abs() <= 1.0, "{behind} {method}: {after} remain");
+        }
+    }
+    // Another person's sound, and no face at all.
+    let error = Program::Run.run(["align", desk.path("talker.wav").to_str().unwrap()]);
+    assert!(error.error(ErrorKind::Input).contains("found no picture"));
+    let talker = desk.path("talker.mp4").display().to_string();
+    let webm = desk.path("v.webm").display().to_string();
+    let error = Program::Run.run(["align", &talker, "--out", &webm]);
+    assert!(error.error(ErrorKind::Usage).contains("ends in .mp4"));
+    let error = Program::Run.run(["align", &talker, "--out", &talker, "--overwrite"]);
+    error.error(ErrorKind::Input);
+    let error = Program::Run.run(["align", &talker, "--method", "none"]);
+    assert!(error.error(ErrorKind::Usage).contains("measures nothing"));
+}
+
+#[test]
+fn a_video_whose_lips_cannot_be_told_keeps_its_bytes() {
+    let desk = Desk::new();
+    let sound = desk.sound("a.wav", 0.9, 1.0);
+    let plain = desk.video("plain.mp4", &["--audio", &sound]);
+    let flags = ["--audio", &sound, "--audio_align_method", "dtw"];
+    let made = desk.generate("aligned.mp4", &flags).ok();
+    assert!(fs::read(desk.path("aligned.mp4")).unwrap() == plain);
+    let alignment = &event(&made, "finished")["alignment"];
+    assert_eq!(
+        (&alignment["method"], &alignment["moved_ms"]),
+        (&"dtw".into(), &0.0.into())
+    );
+    assert!(
+        made.stdout.contains("no offset can be told"),
+        "{}",
+        made.stdout
+    );
 }

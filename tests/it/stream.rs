@@ -16,7 +16,7 @@ use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
 use runtime::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
 use runtime::inputs::{Cast, Channels};
 use runtime::media::{Encoding, Fit, Probe, Reading, probe};
-use runtime::numbers::{Sampling, SizeMode, Timing};
+use runtime::numbers::{AlignMethod, Sampling, SizeMode, Timing};
 use runtime::placement::{Devices, Lanes, Told};
 use tempfile::TempDir;
 use tests::close::Close;
@@ -74,6 +74,7 @@ impl Run {
             infer_frames: 48,
             seed: 420,
             mode: Mode::Tpp,
+            align: AlignMethod::None,
             replay: None,
             files: OutputFiles {
                 existing: Existing::Keep,

@@ -7,6 +7,7 @@ use engines::tensor::{Tensor, View};
 
 use crate::chain::clock::Spent;
 use crate::chain::vae::Frames;
+use crate::numbers::lip_sync::Alignment;
 use crate::numbers::size::{Size, SizeMode};
 use crate::placement::wavefront::Item;
 
@@ -166,6 +167,8 @@ pub struct Settings {
 pub struct Summary {
     /// The video file, if one was written.
     pub out: Option<PathBuf>,
+    /// How lips and sound of the video compare, where that was asked for.
+    pub alignment: Option<Alignment>,
     /// Frames of the video.
     pub frames: usize,
     /// Length of the video.

@@ -22,6 +22,7 @@ use crate::media::mp4::Encoding;
 use crate::media::picture::{Background, Fit, Icc, Reading};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::guide_scale::GuideScale;
+use crate::numbers::lip_sync::AlignMethod;
 use crate::numbers::memory_size::MemorySize;
 use crate::numbers::schedule::SHIFT;
 use crate::numbers::size::{Size, SizeMode};
@@ -62,6 +63,8 @@ pub enum Command {
     Parity(Parity),
     /// Print the size, frame rate, lengths and sound of a video file.
     Probe(Probe),
+    /// Measure by how much the lips of a video are behind its sound, and move the sound.
+    Align(Align),
     /// Print what a machine can do, before anything is loaded: the memory of every device, the
     /// times, and the part that limits them.
     Plan(PlanArgs),
@@ -278,6 +281,14 @@ pub struct Generate {
     /// Another number changes the last bits of latents, and so some pixels by one level.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+    /// How to compare lips and sound of the finished video: none, onset or dtw (by warping). Where
+    /// they are apart, the sound is moved, and the frames stay.
+    #[arg(
+        long = "audio-align-method",
+        value_name = "HOW",
+        default_value = "none"
+    )]
+    audio_align_method: AlignMethod,
     /// File of a recorded run, to take the noise and the reference distances from.
     #[arg(long, value_name = "F.safetensors")]
     replay: Option<PathBuf>,
@@ -456,6 +467,24 @@ pub struct Parity {
 pub struct Probe {
     /// Video file.
     pub file: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `align`.
+#[derive(Debug, Args)]
+pub struct Align {
+    /// Video file that shows one person who speaks.
+    pub file: PathBuf,
+    /// How to measure: by onsets, or by warping.
+    #[arg(long, value_name = "onset|dtw", default_value = "dtw")]
+    pub method: AlignMethod,
+    /// File to write the video with its sound moved to, .mp4, .mov or .mkv. The frames are copied.
+    #[arg(long, value_name = "F.mp4")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -727,6 +756,7 @@ impl Generate {
             infer_frames: self.infer_frames,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
             mode,
+            align: self.audio_align_method,
             replay: self.replay.clone(),
             files: OutputFiles {
                 existing: Existing::default(),
@@ -1126,8 +1156,8 @@ mod tests {
             ),
             (&["--vae_dtype", "fp16"], "--recipe fp32|bf16"),
             (
-                &["--audio_align_method", "dtw"],
-                "nothing is aligned afterwards",
+                &["--audio_align_method", "eye"],
+                "wants none, onset or dtw, got `eye`",
             ),
             (
                 &["--ckpt_dir", "no/folder"],

@@ -117,13 +117,6 @@ const FLAGS: &[Flag] = &[
         "output-file",
         Rule::Refused("upstream has no such flag; --save_file (or --out) names the video"),
     ),
-    value(
-        "audio-align-method",
-        Rule::Refused(
-            "upstream has no such flag; lips follow the speech of every frame, and nothing is \
-             aligned afterwards",
-        ),
-    ),
     value("pose-video", Rule::Refused("pose video is not built in")),
     switch(
         "use-dataset",

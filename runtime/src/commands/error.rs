@@ -8,6 +8,7 @@ use engines::error_kind::{ErrorKind, reason};
 use engines::manifest::ManifestError;
 
 use crate::checks::error::CheckError;
+use crate::generate::AlignError;
 use crate::generate::error::GenerateError;
 use crate::media::video_facts::ProbeError;
 use crate::numbers::size::SizeError;
@@ -44,6 +45,9 @@ pub enum Error {
     /// A video file cannot be read.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// Lips and sound of a video cannot be compared.
+    #[error(transparent)]
+    Align(#[from] AlignError),
     /// A flag names a path that does not exist.
     #[error("{flag} {}: there is no such file or folder", path.display())]
     NoPath {
@@ -127,6 +131,7 @@ impl Error {
             Self::Manifest(e) => e.kind(),
             Self::Engine(e) => e.kind(),
             Self::Probe(e) => e.kind(),
+            Self::Align(e) => e.kind(),
             Self::NoPath { .. } => ErrorKind::Input,
             Self::Config { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Signal { .. } => ErrorKind::Resources,

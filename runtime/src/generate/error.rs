@@ -9,6 +9,7 @@ use engines::manifest::ManifestError;
 use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
+use crate::generate::align::AlignError;
 use crate::inputs::actors::ActorsError;
 use crate::inputs::prompt::PromptError;
 use crate::inputs::replay::ReplayError;
@@ -48,6 +49,14 @@ pub enum GenerateError {
     /// Several people cannot be told apart.
     #[error(transparent)]
     Actors(#[from] ActorsError),
+    /// Lips and sound of the finished video cannot be compared, or the sound cannot be moved.
+    #[error("{source}; the video is complete, and its sound was not moved: {}", out.display())]
+    Align {
+        /// The reason.
+        source: AlignError,
+        /// The video.
+        out: PathBuf,
+    },
     /// The recording cannot be used.
     #[error(transparent)]
     Audio(#[from] AudioError),
@@ -162,6 +171,7 @@ impl GenerateError {
             Self::Prompt(e) => e.kind(),
             Self::Picture(e) => e.kind(),
             Self::Actors(e) => e.kind(),
+            Self::Align { source, .. } => source.kind(),
             Self::Audio(e) => e.kind(),
             Self::Mp4(e) => e.kind(),
             Self::ContactSheet(e) => e.kind(),

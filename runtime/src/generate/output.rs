@@ -14,6 +14,7 @@ use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Settings, Summary};
 use crate::chain::job::AnchorInput;
 use crate::chain::source::Noise;
+use crate::generate::align::align_in_place;
 use crate::generate::error::{GenerateError, length};
 use crate::generate::request::{OutputFiles, Request};
 use crate::generate::trace::Trace;
@@ -23,6 +24,7 @@ use crate::media::contact_sheet::ContactSheet;
 use crate::media::mp4::{Finished, Writer};
 use crate::media::partial::{self, Partial, partial_path};
 use crate::numbers::geometry::Geometry;
+use crate::numbers::lip_sync::{AlignMethod, Alignment};
 use crate::numbers::size::Size;
 use crate::numbers::timing::FPS;
 
@@ -33,6 +35,7 @@ const SHEET_TILES: usize = 16;
 pub(crate) struct Output<'a> {
     files: &'a OutputFiles,
     mode: Mode,
+    align: AlignMethod,
     requested: Size,
     writer: Writer,
     sheet: Option<ContactSheet>,
@@ -63,6 +66,7 @@ impl<'a> Output<'a> {
         Ok(Self {
             files,
             mode: request.mode,
+            align: request.align,
             requested: request.size,
             writer: Writer::create(&files.video, size, &files.encoding, Some(track))?,
             sheet: files
@@ -119,6 +123,7 @@ impl<'a> Output<'a> {
             fragmented,
         } = self.writer.finish()?;
         self.writing += finishing.elapsed();
+        let alignment = aligned(&out, self.align, self.observer)?;
         if let Some(reason) = fragmented {
             self.observer.event(&Event::Notice(format!(
                 "{}: the complete video keeps its fragments, a copy without them cannot be written: {reason}",
@@ -137,6 +142,7 @@ impl<'a> Output<'a> {
         let times = clock.since(&self.begun);
         let summary = Summary {
             out: Some(out),
+            alignment,
             frames,
             video_seconds,
             wall_seconds,
@@ -187,6 +193,23 @@ impl<'a> Output<'a> {
             Err(error) => error.into(),
         }
     }
+}
+
+/// Compares lips and sound of the finished video where that is asked for, and moves the sound.
+fn aligned(
+    out: &Path,
+    method: AlignMethod,
+    observer: &dyn Observer,
+) -> Result<Option<Alignment>, GenerateError> {
+    if method == AlignMethod::None {
+        return Ok(None);
+    }
+    let made = align_in_place(out, method).map_err(|source| GenerateError::Align {
+        source,
+        out: out.to_owned(),
+    })?;
+    observer.event(&Event::Notice(format!("audio_align_method {made}")));
+    Ok(Some(made))
 }
 
 /// Moves what an earlier run left at the partial name aside, and tells where.

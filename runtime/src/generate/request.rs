@@ -14,6 +14,7 @@ use crate::media::mp4::Encoding;
 use crate::media::partial::partial_path;
 use crate::media::picture::{Fit, Reading};
 use crate::numbers::guide_scale::GuideScale;
+use crate::numbers::lip_sync::AlignMethod;
 use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::solver::Sampling;
 use crate::numbers::timing::Timing;
@@ -65,6 +66,8 @@ pub struct Request {
     pub seed: u64,
     /// Pipeline of the reference to follow.
     pub mode: Mode,
+    /// How lips and sound of the finished video are compared.
+    pub align: AlignMethod,
     /// Recorded noise and distances instead of seeded ones.
     pub replay: Option<PathBuf>,
     /// Files to write.

@@ -22,6 +22,7 @@ use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
 use crate::media::picture::{Fit, Reading};
 use crate::numbers::latents;
+use crate::numbers::lip_sync::AlignMethod;
 use crate::numbers::size::SizeMode;
 use crate::numbers::solver::Sampling;
 use crate::numbers::timing::Timing;
@@ -183,6 +184,7 @@ fn request(
         infer_frames: checkup.config("infer_frames")?,
         seed: 0,
         mode,
+        align: AlignMethod::None,
         replay: Some(checkup.golden.file(REPLAY)),
         files: OutputFiles {
             existing: Existing::Keep,
