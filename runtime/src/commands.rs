@@ -127,7 +127,16 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
     for notice in notices {
         screen.event(&Event::Notice(notice));
     }
-    let claimed = outputs::claim_video(args, &request, cancel)?;
+    let mut claimed = outputs::claim_video(args, &request, cancel)?;
+    let spoken = args.speaker().map(|(program, words)| {
+        screen.event(&Event::Phase(Phase::Speaking));
+        program.speak(words, cancel)
+    });
+    // The file lives until the video is made.
+    let spoken = spoken.transpose()?;
+    if let Some(spoken) = &spoken {
+        claimed.request.audio = spoken.path();
+    }
     let made = make_video(args, claimed, &screen, cancel, begun, clock);
     made.map_err(|error| match &error {
         Error::Generate(_) => error,

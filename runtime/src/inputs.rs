@@ -6,7 +6,9 @@ pub(crate) mod heard;
 pub(crate) mod prompt;
 pub(crate) mod replay;
 pub(crate) mod speech;
+pub(crate) mod synthesiser;
 
 pub use actors::{ActorsError, Cast, Place};
 pub use prompt::Prompter;
 pub use speech::{Channels, Speech};
+pub use synthesiser::{Spoken, Synthesiser, SynthesiserError};

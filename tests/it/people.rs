@@ -177,6 +177,83 @@ fn png(side: u32) -> Vec<u8> {
     bytes.into_inner()
 }
 
+#[test]
+fn a_program_speaks_the_words_and_no_shell_reads_them() {
+    let desk = Desk::new();
+    let sound = desk.sound("a.wav", 0.9, 1.0);
+    let given = desk.video("given.mp4", &["--audio", &sound]);
+    // Copies the recording, and keeps the words.
+    let said = desk.path("said.txt").display().to_string();
+    let command =
+        format!(r#"sh -c 'cp "{sound}" "$1"; printf "%s" "$2" > "{said}"' sh {{out}} {{text}}"#);
+    let words = format!(
+        "Hello; $(touch {}) `id` {{out}}",
+        desk.path("trap").display()
+    );
+    let spoken = desk.video("spoken.mp4", &["--tts_command", &command, "--text", &words]);
+    assert!(spoken == given, "the spoken sound is the recording");
+    assert_eq!(fs::read_to_string(&said).unwrap(), words);
+    assert!(!desk.path("trap").exists());
+    for (command, words, kind, want) in [
+        (
+            "sh -c 'echo no voice >&2; exit 7' {out} {text}",
+            "a",
+            ErrorKind::Input,
+            "exit status: 7, and said: no voice",
+        ),
+        ("true {out} {text}", "a", ErrorKind::Input, "wrote no sound"),
+        (
+            "no-such-program {out} {text}",
+            "a",
+            ErrorKind::Resources,
+            "cannot start no-such-program",
+        ),
+        ("say {text}", "a", ErrorKind::Usage, "wants {out}"),
+        (
+            "say {out} {text}",
+            "-a",
+            ErrorKind::Usage,
+            "put `--` before",
+        ),
+        ("say {out} '{text}", "a", ErrorKind::Usage, "is not closed"),
+    ] {
+        let flags = ["--tts_command", command, "--text", words];
+        let error = desk.generate("v.mp4", &flags).error(kind);
+        assert!(error.contains(want), "{command}: {error}");
+        assert!(!desk.path("v.mp4").exists());
+    }
+    let silent = "sh -c 'printf RIFF > \"$1\"' sh {out} {text}";
+    let flags = ["--tts_command", silent, "--text", "a"];
+    desk.generate("v.mp4", &flags).error(ErrorKind::Input);
+}
+
+/// Runs the synthesiser of the README where it is installed. `scripts/setup --checks` installs it.
+#[test]
+fn debians_synthesiser_speaks() {
+    if Command::new("espeak-ng").arg("--version").output().is_err() {
+        println!("NOT CHECKED: espeak-ng is missing; scripts/setup --checks installs it");
+        return;
+    }
+    let desk = Desk::new();
+    let flags = [
+        "--tts_command",
+        "espeak-ng -w {out} -- {text}",
+        "--text",
+        "Hello.",
+    ];
+    let made = desk.generate("v.mp4", &flags).ok();
+    let seconds = event(&made, "started")["audio_seconds"].as_f64().unwrap();
+    assert!((0.3..3.0).contains(&seconds), "{seconds}");
+    let wrong = [
+        "--tts_command",
+        "espeak-ng -v nobody -w {out} -- {text}",
+        "--text",
+        "Hello.",
+    ];
+    let error = desk.generate("w.mp4", &wrong).error(ErrorKind::Input);
+    assert!(error.contains("voice does not exist"), "{error}");
+}
+
 /// Draws a person whose mouth opens with the voice, `behind` frames later, and writes the video
 /// with its sound.
 fn talker(desk: &Desk, name: &str, behind: isize) -> PathBuf {

@@ -70,6 +70,8 @@ pub enum Event<'a> {
 pub enum Phase {
     /// An export is opened and its files are hashed.
     OpeningModels,
+    /// A program of the user speaks the words.
+    Speaking,
     /// Picture, speech and prompt are read.
     ReadingInputs,
     /// The text encoder runs.
@@ -89,6 +91,7 @@ impl Phase {
     pub fn name(self) -> &'static str {
         match self {
             Self::OpeningModels => "opening the models",
+            Self::Speaking => "speaking the text",
             Self::ReadingInputs => "reading inputs",
             Self::EncodingPrompt => "encoding the prompt",
             Self::EncodingSpeech => "encoding the speech",

@@ -18,6 +18,7 @@ use crate::generate::error::GenerateError;
 use crate::generate::{Clips, Guiding, OutputFiles, Request};
 use crate::inputs::actors::Cast;
 use crate::inputs::speech::Channels;
+use crate::inputs::synthesiser::Synthesiser;
 use crate::media::mp4::Encoding;
 use crate::media::picture::{Background, Fit, Icc, Reading};
 use crate::numbers::geometry::Geometry;
@@ -121,8 +122,28 @@ pub struct Generate {
     #[arg(long)]
     pub image: PathBuf,
     /// Speech, in any file that FFmpeg decodes. Two people or more: a.wav+b.wav, with --masks.
-    #[arg(long)]
-    pub audio: PathBuf,
+    #[arg(long, required_unless_present = "tts_command")]
+    pub audio: Option<PathBuf>,
+    /// Program that speaks --text, in place of --audio: 'espeak-ng -w {out} -- {text}'. It writes
+    /// {out}. No shell runs.
+    #[arg(
+        long = "tts-command",
+        value_name = "COMMAND",
+        requires = "text",
+        conflicts_with = "audio"
+    )]
+    tts_command: Option<Synthesiser>,
+    /// Words that --tts-command speaks.
+    #[arg(
+        long,
+        alias = "tts-text",
+        value_name = "WORDS",
+        requires = "tts_command",
+        // clap forgets what is required where it conflicts with what is given.
+        conflicts_with = "audio",
+        allow_hyphen_values = true
+    )]
+    text: Option<String>,
     /// Where each of several people is: a picture that is white there, or a box x,y,w,h in the
     /// pixels of --image. Places stand in the order of --audio, with `+` between them.
     #[arg(long, value_name = "MASK+..", action = clap::ArgAction::Append)]
@@ -702,6 +723,9 @@ impl Generate {
     /// [`Error::Usage`] for flags that contradict each other or cannot be honoured.
     pub fn request(&self, random: impl FnOnce() -> u64) -> Result<(Request, Vec<String>), Error> {
         let mut notices = self.upstream.check()?;
+        if let Some((program, words)) = self.speaker() {
+            program.check(words)?;
+        }
         let (audio, cast) = self.cast()?;
         let (mode, asked_for_what_happens) = self.mode();
         if asked_for_what_happens {
@@ -793,7 +817,7 @@ impl Generate {
 
     /// Returns the first recording, and who speaks besides.
     fn cast(&self) -> Result<(PathBuf, Cast), Error> {
-        let mut recordings = recordings(&self.audio);
+        let mut recordings = self.recordings();
         let places = self.masks.iter().flat_map(|masks| joined(masks, |_| false));
         let places = places.map(|place| place.parse());
         let cast = Cast {
@@ -804,6 +828,18 @@ impl Generate {
         };
         cast.check().map_err(GenerateError::from)?;
         Ok((recordings.remove(0), cast))
+    }
+
+    /// Returns the recordings that are named; an empty name stands for words to speak.
+    fn recordings(&self) -> Vec<PathBuf> {
+        self.audio
+            .as_deref()
+            .map_or_else(|| vec![PathBuf::new()], recordings)
+    }
+
+    /// Returns the program that speaks, and its words.
+    pub(crate) fn speaker(&self) -> Option<(&Synthesiser, &str)> {
+        self.tts_command.as_ref().zip(self.text.as_deref())
     }
 
     /// The pipeline, and whether online decoding was asked for where it happens anyway.
@@ -890,8 +926,10 @@ impl Generate {
         match (&self.out, &self.save_dir) {
             (Some(out), _) => out.clone(),
             (None, dir) => {
-                let voices: Vec<String> = recordings(&self.audio).iter().map(stem).collect();
-                let name = format!("{}-{}.mp4", stem(&self.image), voices.join("+"));
+                let voices: Vec<String> = self.recordings().iter().map(stem).collect();
+                let voices = Some(voices.join("+")).filter(|v| !v.is_empty());
+                let voices = voices.unwrap_or_else(|| "speech".to_owned());
+                let name = format!("{}-{voices}.mp4", stem(&self.image));
                 dir.clone().unwrap_or_default().join(name)
             }
         }
@@ -1159,6 +1197,11 @@ mod tests {
                 &["--audio_align_method", "eye"],
                 "wants none, onset or dtw, got `eye`",
             ),
+            (&["--text", "Hello."], "cannot be used with"),
+            (
+                &["--tts_command", "say {out} {text}", "--text", "a"],
+                "cannot be used with",
+            ),
             (
                 &["--ckpt_dir", "no/folder"],
                 "--ckpt-dir no/folder: there is no such file or folder (exit 3)",
@@ -1167,7 +1210,10 @@ mod tests {
                 &["--lora_path", "lora.safetensors"],
                 "--lora-path lora.safetensors: there is no such file or folder (exit 3)",
             ),
-            (&["--enable_tts"], "no speech synthesis is built in"),
+            (
+                &["--enable_tts"],
+                "--tts_command lets a program speak --text",
+            ),
             (&["--size", "704"], "size wants W*H"),
             (&["--size", "0*0"], "size wants both sides within"),
             (
@@ -1203,7 +1249,7 @@ mod tests {
         let missing = complain(&["avatar-run", "generate", "--image", "i"]).unwrap();
         assert_eq!(
             missing,
-            "the following required arguments were not provided: --models <MODELS> --audio <AUDIO> --prompt <PROMPT> --out <F.mp4>"
+            "the following required arguments were not provided: --models <MODELS> --prompt <PROMPT> --audio <AUDIO> --out <F.mp4>"
         );
         let size = complain(&["avatar-run", "generate", "--size", "704"]).unwrap();
         assert!(

@@ -48,7 +48,7 @@ const fn switch(name: &'static str, rule: Rule) -> Flag {
 const AT_EXPORT: &str =
     "was settled when `avatar-export onnx` made the models folder; it is not read here";
 const NO_PROMPTER: &str = "no prompt extension is built in; write the prompt out";
-const NO_TTS: &str = "no speech synthesis is built in; give --audio";
+const NO_TTS: &str = "no speech synthesis is built in; --tts_command lets a program speak --text";
 
 /// Flags of upstream's `s2v_streaming_interact.py` @ 9c2c38d that [`crate::commands::cli`] does not
 /// define itself. Dashes stand for underscores.
@@ -133,7 +133,6 @@ const FLAGS: &[Flag] = &[
     switch("enable-tts", Rule::Refused(NO_TTS)),
     value("tts-prompt-audio", Rule::Refused(NO_TTS)),
     value("tts-prompt-text", Rule::Refused(NO_TTS)),
-    value("tts-text", Rule::Refused(NO_TTS)),
 ];
 
 /// Returns whether `text` has the form of a repository's name: `owner/name`, and no file's ending.

@@ -10,6 +10,7 @@ use engines::manifest::ManifestError;
 use crate::checks::error::CheckError;
 use crate::generate::AlignError;
 use crate::generate::error::GenerateError;
+use crate::inputs::synthesiser::SynthesiserError;
 use crate::media::video_facts::ProbeError;
 use crate::numbers::size::SizeError;
 use crate::placement::plan::PlanError;
@@ -48,6 +49,9 @@ pub enum Error {
     /// Lips and sound of a video cannot be compared.
     #[error(transparent)]
     Align(#[from] AlignError),
+    /// A program did not speak.
+    #[error(transparent)]
+    Synthesiser(#[from] SynthesiserError),
     /// A flag names a path that does not exist.
     #[error("{flag} {}: there is no such file or folder", path.display())]
     NoPath {
@@ -132,6 +136,7 @@ impl Error {
             Self::Engine(e) => e.kind(),
             Self::Probe(e) => e.kind(),
             Self::Align(e) => e.kind(),
+            Self::Synthesiser(e) => e.kind(),
             Self::NoPath { .. } => ErrorKind::Input,
             Self::Config { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Signal { .. } => ErrorKind::Resources,

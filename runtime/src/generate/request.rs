@@ -36,7 +36,7 @@ pub struct Request {
     pub image: PathBuf,
     /// Use of the picture's profile and transparency.
     pub reading: Reading,
-    /// Speech.
+    /// Speech. Empty where a synthesiser has yet to speak it.
     pub audio: PathBuf,
     /// The other people who speak, and where each person is.
     pub cast: Cast,
@@ -157,7 +157,9 @@ impl Request {
         let files = &request.files;
         let mut plan = FilePlan::with_folders();
         plan.reads("--image", &request.image);
-        plan.reads("--audio", &request.audio);
+        if !request.audio.as_os_str().is_empty() {
+            plan.reads("--audio", &request.audio);
+        }
         for other in &request.cast.others {
             plan.reads("--audio", other);
         }
