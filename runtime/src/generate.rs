@@ -205,6 +205,7 @@ impl<'a> Video<'a> {
     fn produce(&self, output: &mut Output<'_>) -> Result<(), GenerateError> {
         let request = &self.prepared.request;
         let distances = Distances {
+            rule: request.distance,
             seed: request.seed,
             replay: self.replay.as_ref(),
         };

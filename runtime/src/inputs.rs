@@ -10,5 +10,6 @@ pub(crate) mod synthesiser;
 
 pub use actors::{ActorsError, Cast, Place};
 pub use prompt::Prompter;
+pub use replay::Distance;
 pub use speech::{Channels, Speech};
 pub use synthesiser::{Spoken, Synthesiser, SynthesiserError};

@@ -254,6 +254,37 @@ fn debians_synthesiser_speaks() {
     assert!(error.contains("voice does not exist"), "{error}");
 }
 
+#[test]
+fn the_distance_of_the_picture_is_drawn_or_given() {
+    let desk = Desk::new();
+    let sound = desk.sound("a.wav", 0.9, 1.0);
+    let trace = desk.path("trace.safetensors").display().to_string();
+    let table = |distance: &str| {
+        let flags = [
+            "--audio",
+            &sound,
+            "--trace",
+            &trace,
+            "--relative_dist",
+            distance,
+        ];
+        desk.video("v.mp4", &flags);
+        let tensors = tensor_file::read(Path::new(&trace)).unwrap();
+        tensors["relative_dist"].as_slice::<i64>().to_vec()
+    };
+    let (random, fixed, given) = (table("random"), table("fixed"), table("12"));
+    assert!(random.iter().any(|d| *d != random[0]), "{random:?}");
+    assert!(fixed.iter().all(|d| *d == random[0]), "{fixed:?}");
+    assert!(given.iter().all(|d| *d == 12) && given.len() == random.len());
+    let made = desk
+        .generate("v.mp4", &["--audio", &sound, "--start_from_ref"])
+        .ok();
+    assert!(
+        made.stdout
+            .contains("the motion history of every mode is the picture")
+    );
+}
+
 /// Draws a person whose mouth opens with the voice, `behind` frames later, and writes the video
 /// with its sound.
 fn talker(desk: &Desk, name: &str, behind: isize) -> PathBuf {

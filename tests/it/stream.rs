@@ -14,7 +14,7 @@ use engines::tensor::Tensor;
 use engines::tensor_file;
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
 use runtime::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
-use runtime::inputs::{Cast, Channels};
+use runtime::inputs::{Cast, Channels, Distance};
 use runtime::media::{Encoding, Fit, Probe, Reading, probe};
 use runtime::numbers::{AlignMethod, Sampling, SizeMode, Timing};
 use runtime::placement::{Devices, Lanes, Told};
@@ -74,6 +74,7 @@ impl Run {
             infer_frames: 48,
             seed: 420,
             mode: Mode::Tpp,
+            distance: Distance::Random,
             align: AlignMethod::None,
             replay: None,
             files: OutputFiles {

@@ -17,6 +17,7 @@ use crate::commands::presets;
 use crate::generate::error::GenerateError;
 use crate::generate::{Clips, Guiding, OutputFiles, Request};
 use crate::inputs::actors::Cast;
+use crate::inputs::replay::Distance;
 use crate::inputs::speech::Channels;
 use crate::inputs::synthesiser::Synthesiser;
 use crate::media::mp4::Encoding;
@@ -302,6 +303,15 @@ pub struct Generate {
     /// Another number changes the last bits of latents, and so some pixels by one level.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+    /// Distance of the picture in time, as attention sees it: random (drawn for every step), fixed
+    /// (drawn once), or 4 to 30 latent frames.
+    #[arg(
+        long = "relative-dist",
+        value_name = "HOW",
+        default_value = "random",
+        conflicts_with = "replay"
+    )]
+    relative_dist: Distance,
     /// How to compare lips and sound of the finished video: none, onset or dtw (by warping). Where
     /// they are apart, the sound is moved, and the frames stay.
     #[arg(
@@ -780,6 +790,7 @@ impl Generate {
             infer_frames: self.infer_frames,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
             mode,
+            distance: self.relative_dist,
             align: self.audio_align_method,
             replay: self.replay.clone(),
             files: OutputFiles {
@@ -1183,7 +1194,14 @@ mod tests {
                 &["--ulysses_size", "4"][..],
                 "--ulysses-size 4: only 1 is possible",
             ),
-            (&["--pose_video", "p.mp4"], "pose video is not built in"),
+            (
+                &["--relative_dist", "3"],
+                "random, fixed or a number from 4 to 30",
+            ),
+            (
+                &["--relative_dist", "9", "--replay", "r"],
+                "cannot be used with",
+            ),
             (
                 &["--start_frame", "9"],
                 "a video cannot begin in the middle yet",

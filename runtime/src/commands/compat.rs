@@ -48,6 +48,8 @@ const fn switch(name: &'static str, rule: Rule) -> Flag {
 const AT_EXPORT: &str =
     "was settled when `avatar-export onnx` made the models folder; it is not read here";
 const NO_PROMPTER: &str = "no prompt extension is built in; write the prompt out";
+const FROM_THE_PICTURE: &str = "has no effect: the motion history of every mode is the picture, in all \
+     73 frames, so each video starts from it";
 const NO_TTS: &str = "no speech synthesis is built in; --tts_command lets a program speak --text";
 
 /// Flags of upstream's `s2v_streaming_interact.py` @ 9c2c38d that [`crate::commands::cli`] does not
@@ -92,10 +94,7 @@ const FLAGS: &[Flag] = &[
         "dit-fsdp",
         Rule::Refused("weights are not sharded; --stages places layers"),
     ),
-    switch(
-        "start-from-ref",
-        Rule::Refused("upstream parses it and nothing reads it"),
-    ),
+    switch("start-from-ref", Rule::Told(FROM_THE_PICTURE)),
     switch(
         "drop-motion-noisy",
         Rule::Refused("upstream computes zeros for it and never uses them"),

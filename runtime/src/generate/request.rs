@@ -8,6 +8,7 @@ use engines::claims::{Claims, Existing, FilePlan, real};
 use crate::chain::decoders::Mode;
 use crate::generate::error::GenerateError;
 use crate::inputs::actors::{Cast, Place};
+use crate::inputs::replay::Distance;
 use crate::inputs::speech::Channels;
 use crate::media::contact_sheet;
 use crate::media::mp4::Encoding;
@@ -66,6 +67,8 @@ pub struct Request {
     pub seed: u64,
     /// Pipeline of the reference to follow.
     pub mode: Mode,
+    /// Distance of the reference token.
+    pub distance: Distance,
     /// How lips and sound of the finished video are compared.
     pub align: AlignMethod,
     /// Recorded noise and distances instead of seeded ones.

@@ -15,7 +15,7 @@ use crate::chain::source::{BlockInput, everywhere};
 use crate::chain::stage::{Site, Stage, StageState, anchor_of};
 use crate::fixtures::fake::{Fake, Fault};
 use crate::fixtures::sizes::{config, small_geometry as geometry};
-use crate::inputs::replay::Distances;
+use crate::inputs::replay::{Distance, Distances};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::solver::{self, Sampling, Solver};
 use crate::placement::plan::{Lanes, Residency, Rings, StageSpec, Stages};
@@ -221,7 +221,10 @@ fn run_on(
         steps: case.steps,
         blocks: case.blocks,
         swap: case.swap,
-        distances: &Distances { seed, replay: None },
+        distances: &Distances {
+            seed,
+            ..Distances::default()
+        },
         text: Arc::new(named(&[1, 6, 8], 3.0)),
         guidance: case.guidance(),
         anchor: anchor(g, 9.0),
@@ -263,6 +266,7 @@ fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
     let tables = case.tables(g);
     let guidance = case.guidance();
     let distances = Distances {
+        rule: Distance::Random,
         seed: 1,
         replay: None,
     };

@@ -18,6 +18,7 @@ use crate::chain::events::{Event, Observer};
 use crate::checks::error::CheckError;
 use crate::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
 use crate::inputs::actors::Cast;
+use crate::inputs::replay::Distance;
 use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
 use crate::media::picture::{Fit, Reading};
@@ -184,6 +185,7 @@ fn request(
         infer_frames: checkup.config("infer_frames")?,
         seed: 0,
         mode,
+        distance: Distance::Random,
         align: AlignMethod::None,
         replay: Some(checkup.golden.file(REPLAY)),
         files: OutputFiles {

@@ -8,7 +8,7 @@ use crate::chain::job::{AnchorInput, Finished, Job, Swap};
 use crate::chain::source::{BlockInput, Source, everywhere};
 use crate::fixtures::fake::Fake;
 use crate::fixtures::sizes::{config, small_geometry};
-use crate::inputs::replay::Distances;
+use crate::inputs::replay::{Distance, Distances};
 use crate::numbers::geometry::Geometry;
 use crate::placement::devices::Devices;
 use crate::placement::plan::{Lanes, Stages};
@@ -188,6 +188,7 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
         blocks,
         swap: Swap::FirstLatent,
         distances: &Distances {
+            rule: Distance::Random,
             seed: 1,
             replay: None,
         },
