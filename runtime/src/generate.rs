@@ -31,9 +31,10 @@ use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
 use crate::chain::executor;
 use crate::chain::hearing;
 use crate::chain::job::{Guidance, Job};
-use crate::chain::source::{ClipSource, Noise};
+use crate::chain::source::{ClipSource, Noise, PoseSource};
 use crate::chain::vae::Encoder;
 use crate::inputs::heard::Heard;
+use crate::inputs::pose::PoseVideo;
 use crate::inputs::replay::{Distances, Replay};
 use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
 use crate::numbers::geometry::Geometry;
@@ -179,6 +180,7 @@ impl<'a> Video<'a> {
             passes: request.passes(),
             actors: request.cast.count(),
             encodes_motion: request.mode.encodes_motion(),
+            encodes_pose: request.pose_video.is_some(),
             speech_frames: self.heard().map(|h| h.most_frames()).max().unwrap_or(0),
         }
     }
@@ -306,6 +308,7 @@ impl<'a> Video<'a> {
             &self.prepared.mask,
             adapter,
         );
+        source.pose = self.pose(loaded)?;
         let decoder = self.decoder(loaded, latents)?;
         let (feedback, inbox) = executor::inbox(self.engine.plan(), job.steps);
         let (sender, finished) = sync_channel(FINISHED_WAITING);
@@ -329,6 +332,16 @@ impl<'a> Video<'a> {
             (Err(error), _) => Err(error.into()),
             (Ok(()), decoded) => decoded,
         }
+    }
+
+    /// Opens the pose video anew: every run reads it from its start.
+    fn pose(&self, loaded: &Loaded) -> Result<Option<PoseSource>, ChainError> {
+        let Some(path) = &self.prepared.request.pose_video else {
+            return Ok(None);
+        };
+        let video = PoseVideo::open(path, self.prepared.pose)?;
+        let encoder = self.engine.motion_encoder(loaded, self.cancel)?;
+        Ok(Some(PoseSource::new(video, encoder)))
     }
 
     fn decoder(

@@ -3,6 +3,7 @@
 pub(crate) mod actors;
 pub(crate) mod framing;
 pub(crate) mod heard;
+pub(crate) mod pose;
 pub(crate) mod prompt;
 pub(crate) mod replay;
 pub(crate) mod speech;

@@ -255,6 +255,47 @@ fn debians_synthesiser_speaks() {
 }
 
 #[test]
+fn a_pose_video_moves_the_person_clip_by_clip() {
+    let desk = Desk::new();
+    let sound = desk.sound("a.wav", 0.9, 1.0);
+    let pose = |name: &str, frames: usize| {
+        let path = desk.path(name);
+        let size = "64*80".parse().unwrap();
+        let mut writer = Writer::create(&path, size, &Encoding::default(), None).unwrap();
+        for at in 0..frames {
+            let row = |y: usize| if y / 8 == at % 10 { 250u8 } else { 10 };
+            let pixels: Vec<u8> = (0..80).flat_map(|y| vec![row(y); 3 * 64]).collect();
+            writer.write_frames(&pixels).unwrap();
+        }
+        writer.finish().unwrap();
+        path.display().to_string()
+    };
+    let (long, short) = (pose("long.mp4", 60), pose("short.mp4", 8));
+    let without = desk.video("without.mp4", &["--audio", &sound]);
+    let moved = desk.video("moved.mp4", &["--audio", &sound, "--pose_video", &long]);
+    assert!(moved != without);
+    // The first clip shows the same poses but for its end, and the picture is causal.
+    desk.video("ended.mp4", &["--audio", &sound, "--pose_video", &short]);
+    let [moved_frames, ended] = ["moved.mp4", "ended.mp4"].map(|v| frames(&desk.path(v)));
+    assert_eq!(moved_frames.len(), 23);
+    assert!(
+        moved_frames[22] != ended[22],
+        "the pose is black after its end"
+    );
+    for more in [&["--stages", "1x4"][..], &["--mode", "single"]] {
+        let flags = [&["--audio", &sound, "--pose_video", &long], more].concat();
+        let made = desk.video("other.mp4", &flags);
+        assert_eq!(made == moved, more[0] == "--stages", "{more:?}");
+    }
+    let error = desk.generate("v.mp4", &["--audio", &sound, "--pose_video", &sound]);
+    let error = error.error(ErrorKind::Input);
+    assert!(
+        error.contains("a.wav: wants a video, found no picture among 1 streams"),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_distance_of_the_picture_is_drawn_or_given() {
     let desk = Desk::new();
     let sound = desk.sound("a.wav", 0.9, 1.0);

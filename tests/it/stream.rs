@@ -74,6 +74,7 @@ impl Run {
             infer_frames: 48,
             seed: 420,
             mode: Mode::Tpp,
+            pose_video: None,
             distance: Distance::Random,
             align: AlignMethod::None,
             replay: None,

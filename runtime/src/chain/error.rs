@@ -4,6 +4,7 @@ use engines::backend::EngineError;
 use engines::error_kind::ErrorKind;
 use engines::memory::MemoryError;
 
+use crate::media::video_frames::VideoError;
 use crate::placement::plan::PlanError;
 
 /// Why an encoder, the executor or a decoder stopped.
@@ -23,6 +24,9 @@ pub enum ChainError {
     /// The placement does not fit the model or the machine.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The pose video cannot be read on.
+    #[error(transparent)]
+    Pose(#[from] VideoError),
     /// The other side of a channel ended first. Its own error is the one to show.
     #[error("stopped because another part of the chain ended")]
     Stopped,
@@ -52,6 +56,7 @@ impl ChainError {
         match self {
             Self::Engine(e) | Self::Stage { source: e, .. } => e.kind(),
             Self::Plan(e) => e.kind(),
+            Self::Pose(e) => e.kind(),
             Self::Stopped => ErrorKind::Resources,
             Self::Cancelled => ErrorKind::Interrupted,
         }

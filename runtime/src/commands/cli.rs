@@ -303,6 +303,10 @@ pub struct Generate {
     /// Another number changes the last bits of latents, and so some pixels by one level.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+    /// Video of a moving skeleton (DWPose) that the person follows. After its end the pose is
+    /// black.
+    #[arg(long = "pose-video", value_name = "F.mp4")]
+    pose_video: Option<PathBuf>,
     /// Distance of the picture in time, as attention sees it: random (drawn for every step), fixed
     /// (drawn once), or 4 to 30 latent frames.
     #[arg(
@@ -540,6 +544,9 @@ pub struct Target {
     /// Number of people who speak, each with a recording.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = count)]
     pub speakers: usize,
+    /// Count a pose video, which is encoded while the video is made.
+    #[arg(long)]
+    pub pose: bool,
     /// Number of clips to make; auto stands for a recording of any length.
     #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
     pub num_clip: Clips,
@@ -790,6 +797,7 @@ impl Generate {
             infer_frames: self.infer_frames,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
             mode,
+            pose_video: self.pose_video.clone(),
             distance: self.relative_dist,
             align: self.audio_align_method,
             replay: self.replay.clone(),

@@ -48,9 +48,9 @@ const fn switch(name: &'static str, rule: Rule) -> Flag {
 const AT_EXPORT: &str =
     "was settled when `avatar-export onnx` made the models folder; it is not read here";
 const NO_PROMPTER: &str = "no prompt extension is built in; write the prompt out";
-const FROM_THE_PICTURE: &str = "has no effect: the motion history of every mode is the picture, in all \
-     73 frames, so each video starts from it";
 const NO_TTS: &str = "no speech synthesis is built in; --tts_command lets a program speak --text";
+const FROM_THE_PICTURE: &str = "has no effect: the motion history of every mode is the picture, in \
+     all 73 frames, so each video starts from it";
 
 /// Flags of upstream's `s2v_streaming_interact.py` @ 9c2c38d that [`crate::commands::cli`] does not
 /// define itself. Dashes stand for underscores.
@@ -116,7 +116,6 @@ const FLAGS: &[Flag] = &[
         "output-file",
         Rule::Refused("upstream has no such flag; --save_file (or --out) names the video"),
     ),
-    value("pose-video", Rule::Refused("pose video is not built in")),
     switch(
         "use-dataset",
         Rule::Refused("it belongs to upstream's training data"),

@@ -145,6 +145,7 @@ fn ask(target: &Target) -> Result<Ask, Error> {
         steps: target.sample_steps * passes,
         passes,
         actors: target.speakers,
+        pose: target.pose,
         infer_frames: target.infer_frames,
         clips: match target.num_clip {
             Clips::Auto => None,

@@ -203,6 +203,7 @@ fn planned(
         steps: request.calls(),
         passes: request.passes(),
         actors: request.cast.count(),
+        pose: request.pose_video.is_some(),
         infer_frames: request.infer_frames,
         clips: match request.clips {
             Clips::Auto => None,

@@ -18,6 +18,7 @@ use crate::media::contact_sheet::ContactSheetError;
 use crate::media::mp4::Mp4Error;
 use crate::media::partial::{NameError, Partial};
 use crate::media::picture::PictureError;
+use crate::media::video_frames::VideoError;
 use crate::numbers::geometry::{ClipLengthError, RingLengthError};
 use crate::numbers::schedule::ScheduleError;
 use crate::numbers::size::SizeError;
@@ -49,6 +50,9 @@ pub enum GenerateError {
     /// Several people cannot be told apart.
     #[error(transparent)]
     Actors(#[from] ActorsError),
+    /// The pose video cannot be used.
+    #[error(transparent)]
+    Pose(#[from] VideoError),
     /// Lips and sound of the finished video cannot be compared, or the sound cannot be moved.
     #[error("{source}; the video is complete, and its sound was not moved: {}", out.display())]
     Align {
@@ -171,6 +175,7 @@ impl GenerateError {
             Self::Prompt(e) => e.kind(),
             Self::Picture(e) => e.kind(),
             Self::Actors(e) => e.kind(),
+            Self::Pose(e) => e.kind(),
             Self::Align { source, .. } => source.kind(),
             Self::Audio(e) => e.kind(),
             Self::Mp4(e) => e.kind(),

@@ -14,6 +14,7 @@ use crate::generate::error::GenerateError;
 use crate::generate::request::{ClaimedRequest, Clips, Request};
 use crate::inputs::framing::Framing;
 use crate::inputs::heard::{self, Heard};
+use crate::inputs::pose::{PoseShape, PoseVideo};
 use crate::inputs::prompt::{Prompt, Prompter};
 use crate::inputs::speech::{self, Speech};
 use crate::media::audio_file::{AudioError, AudioTrack};
@@ -22,7 +23,7 @@ use crate::numbers::geometry::Geometry;
 use crate::numbers::schedule::SHIFT;
 use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::solver::{Path, Sampling, Solver};
-use crate::numbers::timing::{Length, Timing, Units};
+use crate::numbers::timing::{FPS, Length, Timing, Units};
 
 /// The inputs of one video.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub struct Prepared {
     pub(crate) mask: Tensor,
     /// Clips that the recording fills.
     pub clips_in_audio: usize,
+    /// How a pose video lies over the video.
+    pub(crate) pose: PoseShape,
     /// Length of the video.
     pub(crate) length: Length,
     /// Keeps other runs from the files to write.
@@ -98,6 +101,21 @@ impl Prepared {
         let listen = |path: &PathBuf| Speech::listen(path, request.channels, most);
         let speeches = recordings.map(listen).collect::<Result<Vec<_>, _>>()?;
         let (clips_in_audio, length) = length(&request, shortest(&speeches), &geometry);
+        let pose = PoseShape {
+            size: framing.size,
+            mode: framing.mode,
+            fit: request.fit,
+            lead: request.timing.silent_frames(),
+            clip: geometry.clip_video_frames(),
+        };
+        if let Some(path) = &request.pose_video
+            && let Some(rate) = PoseVideo::open(path, pose)?.sampled_rate()
+        {
+            observer.event(&Event::Notice(format!(
+                "{}: {rate:.2} frames a second are sampled at {FPS}",
+                path.display()
+            )));
+        }
         let prepared = Self {
             request,
             framing,
@@ -105,6 +123,7 @@ impl Prepared {
             negative,
             speeches,
             mask,
+            pose,
             clips_in_audio,
             length,
             _claims: claims,

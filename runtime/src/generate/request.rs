@@ -67,6 +67,8 @@ pub struct Request {
     pub seed: u64,
     /// Pipeline of the reference to follow.
     pub mode: Mode,
+    /// Video that says how the person moves.
+    pub pose_video: Option<PathBuf>,
     /// Distance of the reference token.
     pub distance: Distance,
     /// How lips and sound of the finished video are compared.
@@ -162,6 +164,9 @@ impl Request {
         plan.reads("--image", &request.image);
         if !request.audio.as_os_str().is_empty() {
             plan.reads("--audio", &request.audio);
+        }
+        if let Some(pose) = &request.pose_video {
+            plan.reads("--pose-video", pose);
         }
         for other in &request.cast.others {
             plan.reads("--audio", other);

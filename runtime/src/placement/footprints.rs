@@ -45,6 +45,8 @@ pub struct Workload<'a> {
     pub actors: usize,
     /// Whether the decoder's device encodes motion between clips.
     pub encodes_motion: bool,
+    /// Whether the decoder's device encodes a pose video.
+    pub encodes_pose: bool,
     /// Frames of the speech encoder for the whole recording.
     pub speech_frames: usize,
 }
@@ -345,7 +347,8 @@ impl Count<'_> {
         let next = self.work.config.vae.contract(&vae::DECODER_NEXT);
         let mut all = self.component(device, next, 1)?;
         all.weights += self.weights(device, vae::DECODER_FIRST.name)?;
-        if self.work.encodes_motion {
+        let each = [self.work.encodes_motion, self.work.encodes_pose];
+        for _ in each.into_iter().filter(|&encodes| encodes) {
             all.add(&self.picture(device)?);
         }
         Ok(all)

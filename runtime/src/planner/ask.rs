@@ -18,6 +18,8 @@ pub struct Ask {
     pub infer_frames: usize,
     /// People in the picture who speak, each with a recording of their own.
     pub actors: usize,
+    /// Whether a pose video is encoded beside the decoder.
+    pub pose: bool,
     /// Clips of the video; `None` for as many as the recording fills.
     pub clips: Option<usize>,
 }

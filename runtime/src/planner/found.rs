@@ -337,6 +337,7 @@ mod tests {
             steps: 4,
             passes: 1,
             actors: 1,
+            pose: false,
             infer_frames: 48,
             clips: None,
         }

@@ -55,7 +55,7 @@ impl Display for Report<'_> {
             f,
             "{}{}, {} steps{}, clips of {} frames, recipe {}, {} a call, ring of {} blocks",
             ask.size,
-            speakers(ask.actors),
+            beside(ask.actors, ask.pose),
             ask.steps / ask.passes,
             if ask.passes > 1 { " of two passes" } else { "" },
             ask.infer_frames,
@@ -85,13 +85,11 @@ impl Display for Report<'_> {
     }
 }
 
-/// Tells of several speakers.
-fn speakers(n: usize) -> String {
-    if n > 1 {
-        format!(", {n} speakers")
-    } else {
-        String::new()
-    }
+/// Tells of several speakers and of a pose video.
+fn beside(speakers: usize, pose: bool) -> String {
+    let speakers = (speakers > 1).then(|| format!(", {speakers} speakers"));
+    let pose = pose.then_some(", pose video");
+    speakers.unwrap_or_default() + pose.unwrap_or_default()
 }
 
 fn counted(n: usize, what: &str) -> String {

@@ -25,6 +25,7 @@ fn ask(at: &str, steps: usize) -> Ask {
         steps,
         passes: 1,
         actors: 1,
+        pose: false,
         infer_frames: 48,
         clips: None,
     }

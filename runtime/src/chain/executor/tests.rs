@@ -52,6 +52,7 @@ fn input(g: &Geometry, block: usize) -> BlockInput {
     BlockInput {
         latents: named(&g.latents_shape(3), block as f32),
         audio,
+        pose: None,
     }
 }
 
@@ -63,11 +64,11 @@ fn as_planned() -> EngineError {
 }
 
 impl Source for Named<'_> {
-    fn block(&mut self, block: usize) -> Result<BlockInput, EngineError> {
+    fn block(&mut self, block: usize) -> Result<BlockInput, ChainError> {
         assert_eq!(block, self.asked.len(), "blocks are asked for in order");
         self.asked.push(block);
         match self.fails_at {
-            Some(at) if at == block => Err(as_planned()),
+            Some(at) if at == block => Err(as_planned().into()),
             _ => Ok(input(self.geometry, block)),
         }
     }
@@ -304,7 +305,9 @@ fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
             };
             held = prefilled(&mut stage, &states, 1, &input);
         }
-        let BlockInput { mut latents, audio } = input(g, block);
+        let BlockInput {
+            mut latents, audio, ..
+        } = input(g, block);
         let mut memory = solver::Memory::default();
         for step in 0..case.steps {
             let item = Item { block, step };

@@ -185,6 +185,7 @@ fn request(
         infer_frames: checkup.config("infer_frames")?,
         seed: 0,
         mode,
+        pose_video: None,
         distance: Distance::Random,
         align: AlignMethod::None,
         replay: Some(checkup.golden.file(REPLAY)),
