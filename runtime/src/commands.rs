@@ -140,9 +140,11 @@ fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Er
     let made = make_video(args, claimed, &screen, cancel, begun, clock);
     made.map_err(|error| match &error {
         Error::Generate(_) => error,
-        _ if error.kind() == ErrorKind::Interrupted => {
-            GenerateError::Interrupted { partial: None }.into()
+        _ if error.kind() == ErrorKind::Interrupted => GenerateError::Interrupted {
+            partial: None,
+            resumes: false,
         }
+        .into(),
         _ => error,
     })
 }

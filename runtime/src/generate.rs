@@ -7,6 +7,8 @@
 pub(crate) mod align;
 pub(crate) mod engine;
 pub(crate) mod error;
+pub(crate) mod journal;
+pub(crate) mod keeping;
 pub(crate) mod output;
 pub(crate) mod prepared;
 pub(crate) mod request;
@@ -24,7 +26,7 @@ use engines::tensor::Tensor;
 use crate::chain::call::Tables;
 use crate::chain::cancellable::Cancellable;
 use crate::chain::clock::Begun;
-use crate::chain::decoders::{Decoding, PictureLatents, VideoDecoder, VideoLength};
+use crate::chain::decoders::{Decoding, PictureLatents, Resumed, VideoDecoder, VideoLength};
 use crate::chain::encoders;
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
@@ -42,13 +44,14 @@ use crate::numbers::timing::{FPS, Length};
 use crate::placement::footprints::Workload;
 use crate::placement::queues::FINISHED_WAITING;
 use engine::Loaded;
+use keeping::StateOf;
 use output::Output;
 
 pub use align::{AlignError, align};
 pub use engine::Engine;
 pub use error::GenerateError;
 pub use prepared::Prepared;
-pub use request::{ClaimedRequest, Clips, Guiding, OutputFiles, Request};
+pub use request::{ClaimedRequest, Clips, Guiding, Keeping, OutputFiles, Request};
 
 /// Makes one video from a request.
 ///
@@ -99,9 +102,8 @@ impl Engine {
         let video = Video::new(self, prepared, observer, cancel)?;
         video.fits()?;
         observer.event(&Event::Started(&video.settings));
-        let request = &prepared.request;
-        let mut output =
-            Output::create(request, prepared.track()?, &video.settings, observer, begun)?;
+        let kept = StateOf::video(&video)?;
+        let mut output = Output::create(prepared, &video.settings, observer, begun, kept)?;
         match video.produce(&mut output) {
             Ok(()) => match self.models().unchanged() {
                 Ok(()) => output.finish(&video.geometry, self.clock()),
@@ -113,7 +115,7 @@ impl Engine {
 }
 
 /// One video on its way.
-struct Video<'a> {
+pub(crate) struct Video<'a> {
     engine: &'a Engine,
     prepared: &'a Prepared,
     geometry: Geometry,
@@ -220,6 +222,8 @@ impl<'a> Video<'a> {
             tables: Arc::clone(&self.tables),
             steps: request.steps,
             blocks: self.settings.blocks,
+            start: output.state.start(),
+            keeper: output.state.keeper(),
             swap: request.mode.swap(),
             distances: &distances,
             text: conditions.text,
@@ -309,7 +313,8 @@ impl<'a> Video<'a> {
             adapter,
         );
         source.pose = self.pose(loaded)?;
-        let decoder = self.decoder(loaded, latents)?;
+        let resumed = output.state.resumed();
+        let decoder = self.decoder(loaded, latents, resumed)?;
         let (feedback, inbox) = executor::inbox(self.engine.plan(), job.steps);
         let (sender, finished) = sync_channel(FINISHED_WAITING);
         let (denoised, decoded) = thread::scope(|scope| {
@@ -348,6 +353,7 @@ impl<'a> Video<'a> {
         &self,
         loaded: &Loaded,
         latents: PictureLatents,
+        resumed: Option<Resumed>,
     ) -> Result<VideoDecoder, ChainError> {
         let mode = self.prepared.request.mode;
         let encoder = mode.encodes_motion();
@@ -366,6 +372,7 @@ impl<'a> Video<'a> {
             picture,
             latents,
             length,
+            resumed,
         ))
     }
 }

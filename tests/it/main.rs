@@ -14,6 +14,7 @@ mod placement;
 mod plans;
 mod readme;
 mod readme_picture;
+mod resume;
 mod rooms;
 mod settings;
 mod signals;

@@ -13,7 +13,7 @@ use engines::error_kind::ErrorKind;
 use engines::tensor::Tensor;
 use engines::tensor_file;
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
-use runtime::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
+use runtime::generate::{Clips, Engine, Guiding, Keeping, OutputFiles, Request, generate};
 use runtime::inputs::{Cast, Channels, Distance};
 use runtime::media::{Encoding, Fit, Probe, Reading, probe};
 use runtime::numbers::{AlignMethod, Sampling, SizeMode, Timing};
@@ -78,6 +78,7 @@ impl Run {
             distance: Distance::Random,
             align: AlignMethod::None,
             replay: None,
+            keeping: Keeping::default(),
             files: OutputFiles {
                 existing: Existing::Keep,
                 video: self.out(),

@@ -178,7 +178,9 @@ pub struct Summary {
     pub video_seconds: f64,
     /// Time from the start of the command to its end.
     pub wall_seconds: f64,
-    /// Frames a second, from the start of denoising.
+    /// Frames of the video that an earlier run made, which this run went on from.
+    pub resumed_frames: usize,
+    /// Frames a second, from the start of denoising, without those of an earlier run.
     pub frames_per_second: f64,
     /// Time from the start of the command to the first frames on the disk.
     pub first_frame_seconds: f64,

@@ -7,6 +7,7 @@ use engines::tensor::Tensor;
 
 use crate::chain::call::{BlockAudio, Tables};
 use crate::chain::events::Observer;
+use crate::chain::snapshot::{Begin, Keeper};
 use crate::inputs::replay::Distances;
 
 /// Where the second anchor comes from, if there is one.
@@ -56,8 +57,12 @@ pub(crate) struct Job<'a> {
     pub tables: Arc<Tables>,
     /// Denoising steps of a block.
     pub steps: usize,
-    /// Blocks of the video.
+    /// Blocks of the video, with those before `start`.
     pub blocks: usize,
+    /// State to begin with, instead of the beginning of the video.
+    pub start: Option<Begin>,
+    /// Takes the state at the ends of clips.
+    pub keeper: Option<Arc<dyn Keeper>>,
     /// Source of the second anchor.
     pub swap: Swap,
     /// Distance of the reference token for every item.

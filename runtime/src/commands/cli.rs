@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engines::claims::Existing;
@@ -11,11 +12,11 @@ use engines::components::dit::DitConfig;
 
 use crate::chain::decoders::Mode;
 use crate::commands::compat::Upstream;
-use crate::commands::device_args::DeviceArgs;
+use crate::commands::device_args::{self, DeviceArgs};
 use crate::commands::error::Error;
 use crate::commands::presets;
 use crate::generate::error::GenerateError;
-use crate::generate::{Clips, Guiding, OutputFiles, Request};
+use crate::generate::{Clips, Guiding, Keeping, OutputFiles, Request};
 use crate::inputs::actors::Cast;
 use crate::inputs::replay::Distance;
 use crate::inputs::speech::Channels;
@@ -324,6 +325,14 @@ pub struct Generate {
         default_value = "none"
     )]
     audio_align_method: AlignMethod,
+    /// Go on where an unfinished run of this line stopped: from the state beside the video. Without
+    /// a state the video begins anew.
+    #[arg(long, conflicts_with = "trace")]
+    resume: bool,
+    /// Least seconds between two states of the run that are kept beside the unfinished video, for
+    /// --resume; never keeps none.
+    #[arg(long = "keep-state", value_name = "SECONDS|never", default_value = "60", value_parser = keep_state)]
+    keep_state: KeepState,
     /// File of a recorded run, to take the noise and the reference distances from.
     #[arg(long, value_name = "F.safetensors")]
     replay: Option<PathBuf>,
@@ -715,6 +724,23 @@ fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Least time between two states; `None` keeps none.
+#[derive(Clone, Copy, Debug)]
+struct KeepState(Option<Duration>);
+
+fn keep_state(text: &str) -> Result<KeepState, String> {
+    if text == "never" {
+        return Ok(KeepState(None));
+    }
+    let seconds = text
+        .parse()
+        .ok()
+        .and_then(|s| Duration::try_from_secs_f64(s).ok());
+    seconds
+        .map(|seconds| KeepState(Some(seconds)))
+        .ok_or_else(|| format!("never or a number of seconds is wanted, got `{text}`"))
+}
+
 fn clips(text: &str) -> Result<Clips, String> {
     match text {
         "auto" => Ok(Clips::Auto),
@@ -807,6 +833,11 @@ impl Generate {
                 encoding: self.encoding(),
                 contact_sheet: self.contact_sheet.clone(),
                 trace: self.trace.clone(),
+            },
+            keeping: Keeping {
+                every: self.keep_state.0,
+                resume: self.resume,
+                machine: vec![("threads", device_args::threads(self.threads).to_string())],
             },
         };
         Ok((request, notices))

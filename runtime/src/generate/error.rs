@@ -10,6 +10,7 @@ use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
 use crate::generate::align::AlignError;
+use crate::generate::journal::JournalError;
 use crate::inputs::actors::ActorsError;
 use crate::inputs::prompt::PromptError;
 use crate::inputs::replay::ReplayError;
@@ -70,6 +71,9 @@ pub enum GenerateError {
     /// The contact sheet cannot be written.
     #[error(transparent)]
     ContactSheet(#[from] ContactSheetError),
+    /// The state of an earlier run cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The recorded run cannot be replayed.
     #[error(transparent)]
     Replay(#[from] ReplayError),
@@ -113,12 +117,17 @@ pub enum GenerateError {
         partial: Option<Partial>,
     },
     /// The caller asked to stop.
-    #[error("interrupted after {}", at(partial))]
+    #[error("interrupted after {}{}", at(partial), if *resumes { RESUMES } else { "" })]
     Interrupted {
         /// The unfinished video, if any frame was written. It plays.
         partial: Option<Partial>,
+        /// A state is kept, from which another run can go on.
+        resumes: bool,
     },
 }
+
+/// What a user can do about an unfinished video whose run kept its state.
+pub(crate) const RESUMES: &str = "; the same command with --resume goes on";
 
 /// Returns a number of frames with their length.
 pub(crate) fn length(frames: usize) -> String {
@@ -180,6 +189,7 @@ impl GenerateError {
             Self::Audio(e) => e.kind(),
             Self::Mp4(e) => e.kind(),
             Self::ContactSheet(e) => e.kind(),
+            Self::Journal(e) => e.kind(),
             Self::Replay(e) => e.kind(),
             Self::Trace(e) => e.kind(),
             Self::Placement(e) => e.kind(),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use engines::claims::{Claims, Existing, FilePlan, real};
 
@@ -77,6 +78,19 @@ pub struct Request {
     pub replay: Option<PathBuf>,
     /// Files to write.
     pub files: OutputFiles,
+    /// State of the run that is kept beside the video.
+    pub keeping: Keeping,
+}
+
+/// State of a run that is kept while the run goes on, so that another run can go on from it.
+#[derive(Clone, Debug, Default)]
+pub struct Keeping {
+    /// Least time between two states. `None` keeps none.
+    pub every: Option<Duration>,
+    /// Go on from the state that an earlier run kept, if there is one.
+    pub resume: bool,
+    /// Facts of the machine that the bytes of a video depend on, by name.
+    pub machine: Vec<(&'static str, String)>,
 }
 
 /// Guidance as it is asked for.

@@ -18,6 +18,7 @@ use engines::files::WholeFile;
 use ffmpeg_next::codec::{self, Id};
 use ffmpeg_next::format::context::{Output, StreamIo};
 use ffmpeg_next::format::{self, Pixel, Sample, sample};
+use ffmpeg_next::media;
 use ffmpeg_next::util::color::{Primaries, Range, Space, TransferCharacteristic};
 use ffmpeg_next::util::picture;
 use ffmpeg_next::{ChannelLayout, Dictionary, Error, Packet, Rational, encoder, ffi, frame};
@@ -81,6 +82,14 @@ pub enum Mp4Error {
         /// Bytes of the block.
         got: usize,
     },
+    /// The unfinished video of an earlier run cannot be read.
+    #[error("{path}: cannot take the frames of the unfinished video: {source}")]
+    Earlier {
+        /// Path of the unfinished video.
+        path: PathBuf,
+        /// Answer of FFmpeg.
+        source: Error,
+    },
     /// The sound cannot be read.
     #[error(transparent)]
     Audio(#[from] AudioError),
@@ -97,6 +106,7 @@ impl Mp4Error {
                 ErrorKind::Input
             }
             Self::Audio(error) => error.kind(),
+            Self::Earlier { .. } => ErrorKind::Input,
             _ => ErrorKind::Resources,
         }
     }
@@ -150,6 +160,7 @@ pub struct Writer {
     file: File,
     muxer: Output,
     size: Size,
+    encoding: Encoding,
     video: Track<encoder::video::Encoder>,
     audio: Option<Sound>,
     frames: usize,
@@ -262,6 +273,7 @@ impl Writer {
             file,
             muxer,
             size,
+            encoding: encoding.clone(),
             video,
             audio,
             frames: 0,
@@ -317,6 +329,11 @@ impl Writer {
                 .and_then(|()| self.video.drain(&mut self.muxer));
             sent.map_err(|e| self.write_error(e))?;
         }
+        self.end_block()
+    }
+
+    /// Writes the sound of a block behind its pictures, and puts both on the disk.
+    fn end_block(&mut self) -> Result<(), Mp4Error> {
         if let Some(audio) = &mut self.audio {
             audio.read_to(self.frames)?;
             audio
@@ -337,6 +354,66 @@ impl Writer {
             frames: self.frames,
             bytes: facts.map_or(0, |facts| facts.len()),
         };
+        Ok(())
+    }
+
+    /// Begins the next frame with a new encoder of the same settings. What the encoder learnt from
+    /// earlier frames is forgotten, so the bytes of the following frames depend on these alone.
+    ///
+    /// # Errors
+    /// The encoder cannot be opened.
+    pub fn restart_encoder(&mut self) -> Result<(), Mp4Error> {
+        let ended = self.video.end(&mut self.muxer);
+        ended.map_err(|e| self.write_error(e))?;
+        let encoder =
+            video_encoder(self.size, &self.encoding).map_err(|source| Mp4Error::Encoder {
+                name: "libx264",
+                source,
+            })?;
+        self.video.encoder = encoder;
+        Ok(())
+    }
+
+    /// Puts everything that was written on the disk.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn sync(&self) -> Result<(), Mp4Error> {
+        self.file.sync_all().map_err(|source| Mp4Error::Finish {
+            path: self.partial.clone(),
+            source,
+        })
+    }
+
+    /// Takes the pictures of the first blocks from an earlier file of the same settings, without
+    /// encoding them again, and their sound from the source. `blocks` are the frames of each.
+    ///
+    /// # Errors
+    /// The earlier file cannot be read or has fewer frames; as [`Self::write_frames`].
+    pub fn take_blocks(&mut self, earlier: &Path, blocks: &[usize]) -> Result<(), Mp4Error> {
+        let failed = |source| Mp4Error::Earlier {
+            path: earlier.to_owned(),
+            source,
+        };
+        let mut input = format::input(earlier).map_err(failed)?;
+        let stream = input.streams().best(media::Type::Video);
+        let stream = stream.ok_or(Error::StreamNotFound).map_err(failed)?;
+        let (index, time_base) = (stream.index(), stream.time_base());
+        for &frames in blocks {
+            let mut taken = 0;
+            while taken < frames {
+                let mut packet = Packet::empty();
+                packet.read(&mut input).map_err(failed)?;
+                if packet.stream() != index {
+                    continue;
+                }
+                let sent = self.video.take(&packet, time_base, &mut self.muxer);
+                sent.map_err(|e| self.write_error(e))?;
+                taken += 1;
+            }
+            self.frames += frames;
+            self.end_block()?;
+        }
         Ok(())
     }
 
@@ -465,6 +542,20 @@ fn video_track(
     size: Size,
     encoding: &Encoding,
 ) -> Result<Track<encoder::video::Encoder>, Error> {
+    let encoder = video_encoder(size, encoding)?;
+    let time_base = encoder.time_base();
+    let mut stream = muxer.add_stream_with(encoder.as_ref())?;
+    stream.set_time_base(time_base);
+    stream.set_avg_frame_rate(Rational::new(FPS as i32, 1));
+    Ok(Track {
+        stream: stream.index(),
+        encoder,
+        time_base,
+    })
+}
+
+/// Opens the H.264 encoder.
+fn video_encoder(size: Size, encoding: &Encoding) -> Result<encoder::video::Encoder, Error> {
     let codec = encoder::find_by_name("libx264").ok_or(Error::EncoderNotFound)?;
     let mut context = codec::Context::new_with_codec(codec);
     context
@@ -487,15 +578,7 @@ fn video_track(
     options.set("threads", &encoding.threads.to_string());
     options.set("forced-idr", "1");
     options.set("sc_threshold", "0");
-    let encoder = video.open_as_with(codec, options)?;
-    let mut stream = muxer.add_stream_with(encoder.as_ref())?;
-    stream.set_time_base(time_base);
-    stream.set_avg_frame_rate(Rational::new(FPS as i32, 1));
-    Ok(Track {
-        stream: stream.index(),
-        encoder,
-        time_base,
-    })
+    video.open_as_with(codec, options)
 }
 
 impl Sound {
@@ -616,14 +699,32 @@ impl<E: Encode> Track<E> {
                 ) => return Ok(()),
                 Err(source) => return Err(source),
             }
-            let to = muxer
-                .stream(self.stream)
-                .ok_or(Error::StreamNotFound)?
-                .time_base();
-            packet.set_stream(self.stream);
-            packet.rescale_ts(self.time_base, to);
-            packet.write(muxer)?;
+            self.write(&mut packet, self.time_base, muxer)?;
         }
+    }
+
+    /// Moves a packet of another file into the file.
+    fn take(&self, packet: &Packet, time_base: Rational, muxer: &mut Output) -> Result<(), Error> {
+        let data = start_codes(packet.data().unwrap_or_default()).ok_or(Error::InvalidData)?;
+        let mut taken = Packet::copy(&data);
+        taken.set_pts(packet.pts());
+        taken.set_dts(packet.dts());
+        taken.set_duration(packet.duration());
+        taken.set_flags(packet.flags());
+        self.write(&mut taken, time_base, muxer)
+    }
+
+    fn write(
+        &self,
+        packet: &mut Packet,
+        time_base: Rational,
+        muxer: &mut Output,
+    ) -> Result<(), Error> {
+        let stream = muxer.stream(self.stream).ok_or(Error::StreamNotFound)?;
+        packet.set_stream(self.stream);
+        packet.rescale_ts(time_base, stream.time_base());
+        packet.write(muxer)?;
+        Ok(())
     }
 
     /// Ends the stream: moves the packets that the encoder still holds into the file.
@@ -631,6 +732,19 @@ impl<E: Encode> Track<E> {
         self.encoder.encoder().send_eof()?;
         self.drain(muxer)
     }
+}
+
+/// Turns a packet of an MP4 file into the form that the encoder gives: a start code in place of the
+/// length of each NAL unit. Returns `None` if a length passes the end.
+fn start_codes(packet: &[u8]) -> Option<Vec<u8>> {
+    let (mut out, mut rest) = (Vec::with_capacity(packet.len()), packet);
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let (unit, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        out.extend_from_slice(&[0, 0, 0, 1]);
+        out.extend_from_slice(unit);
+        rest = after;
+    }
+    rest.is_empty().then_some(out)
 }
 
 /// Ends the muxer's current fragment and puts it on the disk.

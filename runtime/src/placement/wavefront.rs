@@ -32,7 +32,9 @@ pub(crate) struct Group {
 /// The work of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Grid {
-    /// Blocks of the video.
+    /// First block to make. The state before it was kept by an earlier run.
+    pub first: usize,
+    /// Blocks of the video, with those before the first.
     pub blocks: usize,
     /// Calls of a block: its denoising steps, times the passes of a step.
     pub steps: usize,
@@ -49,8 +51,14 @@ impl Grid {
         swapped * self.passes + item.step % self.passes
     }
 
+    /// Counts the anchors that only blocks before the first one need.
+    pub(crate) fn skipped_anchors(&self) -> usize {
+        let swapped = self.first > 0 && self.swap_at.is_some_and(|at| self.first >= at);
+        usize::from(swapped) * self.passes
+    }
+
     fn waves(&self) -> usize {
-        if self.blocks == 0 {
+        if self.blocks <= self.first {
             0
         } else {
             self.blocks + self.steps - 1
@@ -102,18 +110,18 @@ impl Wavefront {
                 in_flight: 0,
             })
             .collect();
-        let steps = grid.steps;
+        let (steps, first, anchors) = (grid.steps, grid.first, grid.skipped_anchors());
         Self {
             grid,
             chains,
             pending: VecDeque::new(),
-            next_wave: 0,
-            issued: vec![0; steps],
-            done: vec![0; steps],
-            prepared: 0,
-            delivered: 0,
+            next_wave: first,
+            issued: vec![first; steps],
+            done: vec![first; steps],
+            prepared: first,
+            delivered: first,
             shown: false,
-            anchors: 0,
+            anchors,
         }
     }
 
@@ -177,7 +185,7 @@ impl Wavefront {
 
     /// Returns whether every item is finished.
     pub(crate) fn is_complete(&self) -> bool {
-        self.done.iter().all(|&n| n == self.grid.blocks)
+        self.done.iter().all(|&n| n >= self.grid.blocks)
     }
 
     /// Splits the next waves into groups. As many waves as steps are enough, because an item waits
@@ -209,9 +217,9 @@ impl Wavefront {
         let in_turn = |i: &Item| self.issued[i.step] == i.block;
         // A call that waits in front of a lone stage would hold up the first block, which a user
         // awaits.
-        let waiting = usize::from(chain.stages > 1 || self.done.last() != Some(&0));
+        let waiting = usize::from(chain.stages > 1 || self.done.last() != Some(&self.grid.first));
         // A user awaits the first block, so its decoding has the device alone.
-        let yields = chain.shares && self.delivered > 0 && !self.shown;
+        let yields = chain.shares && self.delivered > self.grid.first && !self.shown;
         chain.in_flight < chain.stages + waiting
             && !yields
             && group.anchor < self.anchors
@@ -224,7 +232,7 @@ fn groups(grid: &Grid, wave: usize, index: usize, chain: &ChainState) -> Vec<Gro
     for step in chain
         .steps
         .clone()
-        .filter(|&s| s <= wave && wave - s < grid.blocks)
+        .filter(|&s| s <= wave && (grid.first..grid.blocks).contains(&(wave - s)))
     {
         let item = Item {
             block: wave - step,
@@ -259,6 +267,7 @@ mod tests {
         let plan = Plan::new(stages, Lanes::AtMost(lanes.min(steps)), 4, steps).unwrap();
         Wavefront::new(
             Grid {
+                first: 0,
                 blocks,
                 steps,
                 passes: 1,

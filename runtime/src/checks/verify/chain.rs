@@ -16,7 +16,7 @@ use super::subject::Subject;
 use crate::chain::decoders::Mode;
 use crate::chain::events::{Event, Observer};
 use crate::checks::error::CheckError;
-use crate::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
+use crate::generate::{Clips, Engine, Guiding, Keeping, OutputFiles, Request, generate};
 use crate::inputs::actors::Cast;
 use crate::inputs::replay::Distance;
 use crate::inputs::speech::Channels;
@@ -196,6 +196,7 @@ fn request(
             contact_sheet: None,
             trace: Some(folder.join(TRACE)),
         },
+        keeping: Keeping::default(),
     })
 }
 

@@ -96,6 +96,30 @@ impl Writer {
     ///
     /// # Errors
     /// None.
+    pub fn restart_encoder(&mut self) -> Result<(), Mp4Error> {
+        match self.0 {}
+    }
+
+    /// Is never called, because no writer exists.
+    ///
+    /// # Errors
+    /// None.
+    pub fn sync(&self) -> Result<(), Mp4Error> {
+        match self.0 {}
+    }
+
+    /// Is never called, because no writer exists.
+    ///
+    /// # Errors
+    /// None.
+    pub fn take_blocks(&mut self, _: &Path, _: &[usize]) -> Result<(), Mp4Error> {
+        match self.0 {}
+    }
+
+    /// Is never called, because no writer exists.
+    ///
+    /// # Errors
+    /// None.
     pub fn finish(self) -> Result<Finished, Mp4Error> {
         match self.0 {}
     }

@@ -188,6 +188,8 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
         tables,
         steps: STEPS,
         blocks,
+        start: None,
+        keeper: None,
         swap: Swap::FirstLatent,
         distances: &Distances {
             rule: Distance::Random,
@@ -209,9 +211,9 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
         let start = watch.0;
         let decoder = scope.spawn(move || {
             pause(known.prime);
-            let all = receiver.iter().map(|Finished { block, .. }| {
+            let all = receiver.iter().map(|Finished { .. }| {
                 pause(known.decode);
-                feedback.decoded(block);
+                feedback.decoded();
                 start.elapsed().as_secs_f64()
             });
             let all: Vec<f64> = all.collect();

@@ -1,0 +1,187 @@
+//! The kept state of one video: what it is made from, where it lies, and where a run goes on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engines::manifest::hash_file;
+
+use crate::chain::decoders::Resumed;
+use crate::chain::job::AnchorInput;
+use crate::chain::snapshot::{Begin, Keeper, Kept};
+use crate::generate::Video;
+use crate::generate::error::GenerateError;
+use crate::generate::journal::{Found, Identity, Journal, JournalError};
+use crate::media::partial::partial_path;
+
+/// The state that a run begins with, and the states that it keeps.
+#[derive(Default)]
+pub(crate) struct StateOf {
+    pub(crate) journal: Option<Arc<Journal>>,
+    found: Option<Arc<Found>>,
+    /// Input of the second anchor, once it is known.
+    second_anchor: Option<AnchorInput>,
+}
+
+impl StateOf {
+    /// Finds the state of an earlier run, and makes the journal of this one, as the request says.
+    ///
+    /// # Errors
+    /// The state is damaged or that of another video; an input cannot be read again.
+    pub(crate) fn video(video: &Video<'_>) -> Result<Self, GenerateError> {
+        let keeping = &video.prepared.request.keeping;
+        if keeping.every.is_none() && !keeping.resume {
+            return Ok(Self::default());
+        }
+        if let Some((flag, path)) = unrepeatable(video) {
+            return match keeping.resume {
+                true => Err(JournalError::Pipe { flag, path }.into()),
+                false => Ok(Self::default()),
+            };
+        }
+        let folder = state_path(&video.prepared.request.files.video)?;
+        let identity = identity(video)?;
+        let found = match keeping.resume {
+            true => Found::open(&folder, &identity)?.map(Arc::new),
+            false => None,
+        };
+        let rings = video.engine.models().config().dit.layers * video.prepared.request.calls();
+        let blocks = (video.settings.blocks, false);
+        let journal = keeping
+            .every
+            .map(|every| Arc::new(Journal::new(folder, identity, rings, every, blocks)));
+        Ok(Self {
+            journal,
+            second_anchor: found.as_ref().and_then(|f| f.second_anchor.clone()),
+            found,
+        })
+    }
+
+    /// Returns what the denoiser begins with.
+    pub(crate) fn start(&self) -> Option<Begin> {
+        let found = self.found.as_ref()?;
+        Some(Begin {
+            block: found.block(),
+            rings: Arc::clone(found) as Arc<dyn Kept>,
+            second_anchor: found.second_anchor.clone(),
+        })
+    }
+
+    /// Returns what the decoder begins with.
+    pub(crate) fn resumed(&self) -> Option<Resumed> {
+        let found = self.found.as_ref()?;
+        Some(Resumed {
+            block: found.block(),
+            frames: found.frames(),
+            state: found.decoder.clone(),
+        })
+    }
+
+    /// Returns what takes the rings.
+    pub(crate) fn keeper(&self) -> Option<Arc<dyn Keeper>> {
+        let journal = self.journal.as_ref()?;
+        Some(Arc::clone(journal) as Arc<dyn Keeper>)
+    }
+
+    /// Returns the state of an earlier run.
+    pub(crate) fn found(&self) -> Option<&Found> {
+        self.found.as_deref()
+    }
+
+    /// Remembers the input of the second anchor.
+    pub(crate) fn anchor(&mut self, input: &AnchorInput) {
+        self.second_anchor = Some(input.clone());
+    }
+
+    /// Returns the input of the second anchor.
+    pub(crate) fn second_anchor(&self) -> Option<&AnchorInput> {
+        self.second_anchor.as_ref()
+    }
+
+    /// Says whether another run can go on from a state.
+    pub(crate) fn resumes(&self) -> bool {
+        let kept = self.journal.as_ref().and_then(|j| j.whole());
+        kept.is_some() || self.found.is_some()
+    }
+}
+
+/// Returns an input that cannot be read a second time.
+fn unrepeatable(video: &Video<'_>) -> Option<(&'static str, PathBuf)> {
+    let request = &video.prepared.request;
+    let inputs = [("--image", &request.image), ("--audio", &request.audio)];
+    let others = request.cast.others.iter().map(|path| ("--audio", path));
+    let poses = request.pose_video.iter().map(|path| ("--pose-video", path));
+    let pipe = |(_, path): &(_, &PathBuf)| !path.is_file();
+    let found = inputs.into_iter().chain(others).chain(poses).find(pipe);
+    found.map(|(flag, path)| (flag, path.clone()))
+}
+
+/// Returns the folder of a video's state: `talk.mp4` has `talk.partial.state`.
+pub(crate) fn state_path(video: &Path) -> Result<PathBuf, GenerateError> {
+    Ok(partial_path(video)?.with_extension("state"))
+}
+
+/// Returns everything that the bytes of a video depend on.
+fn identity(video: &Video<'_>) -> Result<Identity, JournalError> {
+    let (request, engine) = (&video.prepared.request, video.engine);
+    let hash = |path: &Path| {
+        hash_file(path).map_err(|source| JournalError::File {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let settings = &video.settings;
+    let manifest = engine.models().dir().join("manifest.json");
+    let mut all: Identity = [
+        ("program", env!("CARGO_PKG_VERSION").to_owned()),
+        ("models", hash(&manifest)?),
+        ("image", hash(&request.image)?),
+        ("audio", hash(&request.audio)?),
+        ("prompt", request.prompt.clone()),
+        (
+            "picture reading",
+            format!("{:?} {:?}", request.reading, request.fit),
+        ),
+        ("audio channel", format!("{:?}", request.channels)),
+        ("size", settings.effective_size.to_string()),
+        ("blocks", settings.blocks.to_string()),
+        ("frames", settings.frames.to_string()),
+        ("timing", format!("{:?}", request.timing)),
+        ("mode", settings.mode.to_owned()),
+        ("sample_steps", settings.steps.to_string()),
+        ("sample_solver", settings.solver.to_owned()),
+        ("sample_shift", settings.shift.to_string()),
+        ("sample_guide_scale", settings.guide_scale.to_string()),
+        ("infer_frames", settings.infer_frames.to_string()),
+        ("ring_blocks", video.geometry.ring_blocks.to_string()),
+        ("base_seed", settings.seed.to_string()),
+        ("encoding", format!("{:?}", request.files.encoding)),
+        ("device", engine.plan().kind.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    if request.guidance.scale.is_on() {
+        let negative = request.guidance.negative_prompt.clone();
+        all.insert("negative_prompt".to_owned(), negative);
+    }
+    for (at, other) in request.cast.others.iter().enumerate() {
+        all.insert(format!("audio {}", at + 2), hash(other)?);
+    }
+    for (at, place) in request.cast.places.iter().enumerate() {
+        let place = match place.path() {
+            Some(path) => hash(path)?,
+            None => place.to_string(),
+        };
+        all.insert(format!("mask {}", at + 1), place);
+    }
+    if let Some(pose) = &request.pose_video {
+        all.insert("pose_video".to_owned(), hash(pose)?);
+    }
+    let distance = format!("{:?}", request.distance);
+    all.insert("relative_dist".to_owned(), distance);
+    if let Some(replay) = &request.replay {
+        all.insert("replay".to_owned(), hash(replay)?);
+    }
+    let machine = request.keeping.machine.iter();
+    all.extend(machine.map(|(name, value)| ((*name).to_owned(), value.clone())));
+    Ok(all)
+}
