@@ -9,9 +9,12 @@ pub(crate) mod engine;
 pub(crate) mod error;
 pub(crate) mod journal;
 pub(crate) mod keeping;
+pub(crate) mod monitor;
 pub(crate) mod output;
 pub(crate) mod prepared;
+pub(crate) mod record;
 pub(crate) mod request;
+pub mod run_file;
 pub(crate) mod trace;
 
 use std::sync::Arc;
@@ -29,7 +32,7 @@ use crate::chain::clock::Begun;
 use crate::chain::decoders::{Decoding, PictureLatents, Resumed, VideoDecoder, VideoLength};
 use crate::chain::encoders;
 use crate::chain::error::ChainError;
-use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
+use crate::chain::events::{Event, Observer, Phase, PlannedMemory, Settings, Silent, Summary};
 use crate::chain::executor;
 use crate::chain::hearing;
 use crate::chain::job::{Guidance, Job};
@@ -41,15 +44,16 @@ use crate::inputs::replay::{Distances, Replay};
 use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{FPS, Length};
-use crate::placement::footprints::Workload;
+use crate::placement::footprints::{AtATime, Workload};
 use crate::placement::queues::FINISHED_WAITING;
 use engine::Loaded;
-use keeping::StateOf;
+use keeping::{Known, StateOf};
 use output::Output;
 
 pub use align::{AlignError, align};
 pub use engine::Engine;
 pub use error::GenerateError;
+pub use monitor::{Watching, watch};
 pub use prepared::Prepared;
 pub use request::{ClaimedRequest, Clips, Guiding, Keeping, OutputFiles, Request};
 
@@ -100,13 +104,20 @@ impl Engine {
         };
         self.models().unchanged().map_err(changed)?;
         let video = Video::new(self, prepared, observer, cancel)?;
-        video.fits()?;
+        let planned = video.fits()?;
         observer.event(&Event::Started(&video.settings));
-        let kept = StateOf::video(&video)?;
-        let mut output = Output::create(prepared, &video.settings, observer, begun, kept)?;
+        observer.event(&Event::Planned(&planned));
+        let shape = (&video.geometry, &video.settings);
+        let kept = StateOf::video(&Known {
+            prepared,
+            engine: self,
+            geometry: shape.0,
+            settings: shape.1,
+        })?;
+        let mut output = Output::create(prepared, shape, observer, begun, kept)?;
         match video.produce(&mut output) {
             Ok(()) => match self.models().unchanged() {
-                Ok(()) => output.finish(&video.geometry, self.clock()),
+                Ok(()) => output.finish(prepared, shape, self),
                 Err(changed) => Err(output.suspect(changed)),
             },
             Err(error) => Err(output.abandon(error, cancel)),
@@ -114,8 +125,21 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Counts the videos like `prepared` that this engine can make at a time, if the process may
+    /// take `host` bytes of memory.
+    ///
+    /// # Errors
+    /// The placement does not fit the request, or lacks a device.
+    pub fn at_a_time(&self, prepared: &Prepared, host: u64) -> Result<AtATime, GenerateError> {
+        let cancel = Cancel::default();
+        let video = Video::new(self, prepared, &Silent, &cancel)?;
+        Ok(self.videos(video.workload(), host)?)
+    }
+}
+
 /// One video on its way.
-pub(crate) struct Video<'a> {
+struct Video<'a> {
     engine: &'a Engine,
     prepared: &'a Prepared,
     geometry: Geometry,
@@ -193,7 +217,7 @@ impl<'a> Video<'a> {
     }
 
     /// Refuses a placement whose devices are too small, before anything is loaded.
-    fn fits(&self) -> Result<(), GenerateError> {
+    fn fits(&self) -> Result<Vec<PlannedMemory>, GenerateError> {
         self.engine.fits(self.workload())
     }
 

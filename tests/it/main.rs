@@ -1,12 +1,18 @@
 //! Holds the one integration binary: graphs, numbers against the reference, whole videos, commands.
+mod articles;
+mod batch;
 mod bench;
 mod cli;
 mod demo;
 mod device;
+mod doctor;
 mod engine;
 mod export;
+mod formats;
 mod frames;
 mod graphs;
+mod hub;
+mod merge;
 mod outputs;
 mod parity;
 mod people;
@@ -16,6 +22,7 @@ mod readme;
 mod readme_picture;
 mod resume;
 mod rooms;
+mod seeing;
 mod settings;
 mod signals;
 mod stream;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use engines::error_kind::ErrorKind;
 use engines::tensor_file;
-use runtime::media::{Encoding, Writer};
+use runtime::media::{Encoding, Target, VideoWriter};
 use serde_json::Value;
 use tests::files::{RATE, Samples, voice, wav};
 use tests::golden::{Golden, models};
@@ -261,7 +261,8 @@ fn a_pose_video_moves_the_person_clip_by_clip() {
     let pose = |name: &str, frames: usize| {
         let path = desk.path(name);
         let size = "64*80".parse().unwrap();
-        let mut writer = Writer::create(&path, size, &Encoding::default(), None).unwrap();
+        let target = Target::of(&path, None).unwrap();
+        let mut writer = VideoWriter::create(&target, size, &Encoding::default(), None).unwrap();
         for at in 0..frames {
             let row = |y: usize| if y / 8 == at % 10 { 250u8 } else { 10 };
             let pixels: Vec<u8> = (0..80).flat_map(|y| vec![row(y); 3 * 64]).collect();
@@ -346,7 +347,12 @@ fn talker(desk: &Desk, name: &str, behind: isize) -> PathBuf {
     let out = desk.path(name);
     let track = runtime::media::AudioTrack::open(&sound).unwrap();
     let size = "128*128".parse().unwrap();
-    let mut writer = Writer::create(&out, size, &Encoding::default(), Some(track)).unwrap();
+    let target = Target::of(&out, None).unwrap();
+    let encoding = Encoding {
+        comment: "how it was made".to_owned(),
+        ..Encoding::default()
+    };
+    let mut writer = VideoWriter::create(&target, size, &encoding, Some(track)).unwrap();
     for frame in 0..200isize {
         let open = 2.0 + 40.0 * loud(frame - behind);
         let turn = 6.0 * (frame as f32 / 40.0).sin();
@@ -404,6 +410,9 @@ fn a_known_offset_is_measured_and_only_the_sound_is_moved() {
             };
             assert!((number("moved_ms") - expected).abs() < 1e-6, "{found}");
             assert!(frames(&out) == frames(&video), "the frames stay");
+            let bytes = fs::read(&out).unwrap();
+            let comment = bytes.windows(15).any(|w| w == b"how it was made");
+            assert!(comment, "the comment stays");
             let after = measured(&out, &["--method", method])["frames"]
                 .as_f64()
                 .unwrap();
@@ -441,4 +450,10 @@ fn a_video_whose_lips_cannot_be_told_keeps_its_bytes() {
         "{}",
         made.stdout
     );
+    // Only the sound of a finished file can be moved.
+    let webm = desk.path("copy.webm").display().to_string();
+    let error = desk.generate("v.mp4", &[&flags[..], &["--out", &webm]].concat());
+    let error = error.error(ErrorKind::Usage);
+    assert!(error.contains(".mp4 or .mkv, got"), "{error}");
+    assert!(!desk.path("v.mp4").exists());
 }

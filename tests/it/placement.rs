@@ -21,10 +21,10 @@ use exporter::synth::{Preset, SynthOptions, synth};
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent};
 use runtime::generate::{self, Engine, GenerateError, generate};
 use runtime::inputs::Speech;
-use runtime::media::{Encoding, Writer};
+use runtime::media::{Encoding, Target, VideoWriter};
 use runtime::numbers::Geometry;
 use runtime::placement::{
-    Devices, Footprints, Lanes, PlacementError, Residency, Rings, Told, Workload,
+    Devices, Footprints, Lanes, Latency, PlacementError, Residency, Rings, Told, Workload,
 };
 use runtime::planner::{self, Ask, PlannerError};
 use tempfile::TempDir;
@@ -368,7 +368,9 @@ fn people_and_poses_are_counted() {
     request.files.trace = None;
     request.files.existing = Existing::Replace;
     let pose = run.path("pose.mp4");
-    let mut writer = Writer::create(&pose, request.size, &Encoding::default(), None).unwrap();
+    let target = Target::of(&pose, None).unwrap();
+    let mut writer =
+        VideoWriter::create(&target, request.size, &Encoding::default(), None).unwrap();
     let frame = vec![120u8; 3 * request.size.width * request.size.height];
     (0..20).for_each(|_| writer.write_frames(&frame).unwrap());
     writer.finish().unwrap();
@@ -451,6 +453,7 @@ fn the_planner_never_plans_less_than_the_footprint_counts() {
                 actors: 1,
                 pose: false,
                 infer_frames,
+                latency: Latency::default(),
                 clips: Some(clips),
             };
             let profile = profile.with_recipe(recipe).unwrap();

@@ -108,8 +108,9 @@ fn a_killed_run_goes_on_to_the_bytes_of_a_whole_run() {
         let run = finished(desk.generate("v.mp4", &resume)).ok();
         assert!(run.stderr.contains("going on after"), "{}", run.stderr);
         assert!(fs::read(desk.path("v.mp4")).unwrap() == whole, "{mode:?}");
+        // Two videos and their run files.
         let left: Vec<_> = fs::read_dir(desk.dir.path()).unwrap().collect();
-        assert_eq!(left.len(), 2, "{left:?}");
+        assert_eq!(left.len(), 4, "{left:?}");
     }
 }
 

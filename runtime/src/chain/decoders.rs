@@ -15,9 +15,10 @@ use engines::components::dit::MOTION_FRAMES;
 use engines::tensor::Tensor;
 use engines::tensor_file::Tensors;
 
+use crate::chain::call::AnchorInput;
 use crate::chain::error::ChainError;
 use crate::chain::executor::Feedback;
-use crate::chain::job::{AnchorInput, Finished, Swap};
+use crate::chain::job::{Finished, Swap};
 use crate::chain::vae::{Decoder, Encoder, Frames};
 use crate::numbers::latents;
 use crate::numbers::timing::{DROPPED_FRAMES, MOTION_PIXEL_FRAMES, PRIMING_LATENTS};

@@ -5,7 +5,7 @@ use engines::error_kind::ErrorKind;
 use engines::memory::MemoryError;
 use engines::tensor_file::TensorFileError;
 
-use crate::media::video_frames::VideoError;
+use crate::media::pictures::PicturesError;
 use crate::placement::plan::PlanError;
 
 /// Why an encoder, the executor or a decoder stopped.
@@ -30,7 +30,7 @@ pub enum ChainError {
     Plan(#[from] PlanError),
     /// The pose video cannot be read on.
     #[error(transparent)]
-    Pose(#[from] VideoError),
+    Pose(#[from] PicturesError),
     /// The other side of a channel ended first. Its own error is the one to show.
     #[error("stopped because another part of the chain ended")]
     Stopped,

@@ -15,6 +15,8 @@ use crate::placement::wavefront::Item;
 pub enum Event<'a> {
     /// Inputs are read and the settings are final.
     Started(&'a Settings),
+    /// What devices with a memory of their own are planned to hold, before anything is loaded.
+    Planned(&'a [PlannedMemory]),
     /// A part of the work begins.
     Phase(Phase),
     /// A fact that the user should know and that needs no action.
@@ -63,6 +65,15 @@ pub enum Event<'a> {
     },
     /// The run has ended and its files are complete.
     Finished(&'a Summary),
+}
+
+/// Memory of one device, as it is planned.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PlannedMemory {
+    /// Name of the device, such as `cuda:0`.
+    pub device: String,
+    /// Most bytes that a run holds there.
+    pub bytes: u64,
 }
 
 /// A part of the work, in the order of a run.

@@ -17,10 +17,10 @@ use engines::backend::Loading;
 use engines::components::dit::DitConfig;
 use engines::tensor::Tensor;
 
-use crate::chain::call::{Anchor, BlockAudio, Call, Lane};
+use crate::chain::call::{Anchor, AnchorInput, BlockAudio, Call, Lane};
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer};
-use crate::chain::job::{AnchorInput, Finished, Job, Swap};
+use crate::chain::job::{Finished, Job, Swap};
 use crate::chain::page_locks::PageLocks;
 use crate::chain::source::Source;
 use crate::numbers::latents;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engines::cancel::Cancel;
 use engines::tensor::Tensor;
 
-use crate::chain::call::{BlockAudio, Tables};
+use crate::chain::call::{AnchorInput, BlockAudio, Tables};
 use crate::chain::events::Observer;
 use crate::chain::snapshot::{Begin, Keeper};
 use crate::inputs::replay::Distances;
@@ -20,15 +20,6 @@ pub enum Swap {
     /// [`crate::chain::executor::Feedback::anchor`] brings the anchor of the second clip and of all
     /// later clips.
     Fed,
-}
-
-/// The latents that an anchor is made from.
-#[derive(Clone, Debug)]
-pub(crate) struct AnchorInput {
-    /// Latents of the reference picture, `[1, Z, 1, H/8, W/8]`.
-    pub ref_latents: Tensor,
-    /// Latents of the motion history, oldest first, `[1, Z, 19, H/8, W/8]`.
-    pub motion_latents: Tensor,
 }
 
 /// Guidance: each step has a second pass, with another prompt and without speech, and goes away

@@ -9,7 +9,7 @@ use engines::tensor::Tensor;
 use engines::tensor_file::TensorFileError;
 use std::sync::Arc;
 
-use crate::chain::job::AnchorInput;
+use crate::chain::call::AnchorInput;
 
 /// The place of a ring: a layer in a call of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -196,8 +196,10 @@ mod tests {
     use crate::fixtures::fake::Fake;
     use crate::fixtures::sizes::{config, small_geometry};
     use crate::inputs::pose::PoseShape;
-    use crate::media::mp4::{Encoding, Writer};
+    use crate::media::encoding::{Encoding, Rate};
     use crate::media::picture::Fit;
+    use crate::media::target::Target;
+    use crate::media::video_writer::VideoWriter;
     use crate::numbers::size::{Size, SizeMode};
 
     /// Writes a video of so many grey frames, which grow brighter by 4 levels each.
@@ -205,10 +207,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pose.mp4");
         let encoding = Encoding {
-            crf: 0,
+            rate: Rate::Quality(0),
             ..Encoding::default()
         };
-        let mut writer = Writer::create(&path, size, &encoding, None).unwrap();
+        let target = Target::of(&path, None).unwrap();
+        let mut writer = VideoWriter::create(&target, size, &encoding, None).unwrap();
         for frame in 0..frames {
             let pixels = vec![(20 + 4 * frame) as u8; 3 * size.width * size.height];
             writer.write_frames(&pixels).unwrap();

@@ -147,6 +147,7 @@ fn ask(target: &Target) -> Result<Ask, Error> {
         actors: target.speakers,
         pose: target.pose,
         infer_frames: target.infer_frames,
+        latency: target.latency(),
         clips: match target.num_clip {
             Clips::Auto => None,
             Clips::AtMost(n) => Some(n),

@@ -8,9 +8,9 @@ use std::path::Path;
 use engines::error_kind::ErrorKind;
 
 use crate::media::audio_file::{AudioError, AudioFile};
+use crate::media::pictures::{Colours, Pictures, PicturesError};
 use crate::media::remux::{self, RemuxError};
 use crate::media::sound_file::SoundFile;
-use crate::media::video_frames::{Colours, VideoError, VideoFrames};
 use crate::numbers::lip_sync::{self, AlignMethod, Alignment, Offset};
 use crate::numbers::size::Size;
 use crate::numbers::timing::FPS;
@@ -27,7 +27,7 @@ const LEAST: f64 = 0.5;
 pub enum AlignError {
     /// The pictures cannot be read.
     #[error(transparent)]
-    Video(#[from] VideoError),
+    Video(#[from] PicturesError),
     /// The sound cannot be read.
     #[error(transparent)]
     Audio(#[from] AudioError),
@@ -84,23 +84,32 @@ fn correction(offset: &Offset) -> f64 {
 /// As [`align`].
 pub(crate) fn align_in_place(video: &Path, method: AlignMethod) -> Result<Alignment, AlignError> {
     let measured = align(video, method, None)?;
-    let moved = correction(&measured.offset);
-    if moved != 0.0 {
-        remux::move_sound(video, video, moved)?;
-    }
-    Ok(Alignment {
-        moved_ms: 1000.0 * moved,
+    let made = Alignment {
+        moved_ms: 1000.0 * correction(&measured.offset),
         ..measured
-    })
+    };
+    move_sound(video, &made)?;
+    Ok(made)
+}
+
+/// Moves the sound of a video in place as that of another one was moved.
+///
+/// # Errors
+/// The video cannot be read or written.
+pub(crate) fn move_sound(video: &Path, made: &Alignment) -> Result<(), AlignError> {
+    if made.moved_ms != 0.0 {
+        remux::move_sound(video, video, made.moved_ms / 1000.0)?;
+    }
+    Ok(())
 }
 
 /// Returns the brightness of every cell for each frame, at 25 frames a second.
-fn cells(video: &Path) -> Result<Vec<Vec<f32>>, VideoError> {
+fn cells(video: &Path) -> Result<Vec<Vec<f32>>, PicturesError> {
     let grid = Size {
         width: CELLS,
         height: CELLS,
     };
-    let mut frames = VideoFrames::open(video, Colours::Grey(grid))?;
+    let mut frames = Pictures::open(video, Colours::Grey(grid))?;
     let mut cells: Vec<Vec<f32>> = Vec::new();
     while cells.len() < MOST_FRAMES
         && let Some(frame) = frames.next_frame()?

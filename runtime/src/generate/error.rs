@@ -4,22 +4,23 @@ use std::path::PathBuf;
 
 use engines::backend::EngineError;
 use engines::claims::ClaimError;
-use engines::error_kind::ErrorKind;
+use engines::error_kind::{ErrorKind, reason};
 use engines::manifest::ManifestError;
 use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
 use crate::generate::align::AlignError;
 use crate::generate::journal::JournalError;
+use crate::generate::run_file::RunFileError;
 use crate::inputs::actors::ActorsError;
 use crate::inputs::prompt::PromptError;
 use crate::inputs::replay::ReplayError;
 use crate::media::audio_file::AudioError;
 use crate::media::contact_sheet::ContactSheetError;
-use crate::media::mp4::Mp4Error;
 use crate::media::partial::{NameError, Partial};
 use crate::media::picture::PictureError;
-use crate::media::video_frames::VideoError;
+use crate::media::pictures::PicturesError;
+use crate::media::video_error::VideoError;
 use crate::numbers::geometry::{ClipLengthError, RingLengthError};
 use crate::numbers::schedule::ScheduleError;
 use crate::numbers::size::SizeError;
@@ -53,7 +54,16 @@ pub enum GenerateError {
     Actors(#[from] ActorsError),
     /// The pose video cannot be used.
     #[error(transparent)]
-    Pose(#[from] VideoError),
+    Pose(#[from] PicturesError),
+    /// The sound of an output cannot be moved.
+    #[error(
+        "audio_align_method: moves the sound of files that end in .mp4 or .mkv, got {}",
+        out.display()
+    )]
+    AlignOutput {
+        /// The output.
+        out: PathBuf,
+    },
     /// Lips and sound of the finished video cannot be compared, or the sound cannot be moved.
     #[error("{source}; the video is complete, and its sound was not moved: {}", out.display())]
     Align {
@@ -67,7 +77,7 @@ pub enum GenerateError {
     Audio(#[from] AudioError),
     /// The video cannot be written.
     #[error(transparent)]
-    Mp4(#[from] Mp4Error),
+    Video(#[from] VideoError),
     /// The contact sheet cannot be written.
     #[error(transparent)]
     ContactSheet(#[from] ContactSheetError),
@@ -80,6 +90,9 @@ pub enum GenerateError {
     /// The trace cannot be written.
     #[error(transparent)]
     Trace(#[from] TensorFileError),
+    /// A run file cannot be read, or an input of one.
+    #[error(transparent)]
+    RunFile(#[from] RunFileError),
     /// The placement cannot be used.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -104,6 +117,14 @@ pub enum GenerateError {
     #[error("{}: cannot move it aside: {source}", path.display())]
     Aside {
         /// The unfinished video.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file of metrics cannot be created.
+    #[error("{}: cannot write metrics: {}", path.display(), reason(source))]
+    Metrics {
+        /// The file of metrics.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
@@ -187,16 +208,18 @@ impl GenerateError {
             Self::Pose(e) => e.kind(),
             Self::Align { source, .. } => source.kind(),
             Self::Audio(e) => e.kind(),
-            Self::Mp4(e) => e.kind(),
+            Self::Video(e) => e.kind(),
             Self::ContactSheet(e) => e.kind(),
             Self::Journal(e) => e.kind(),
             Self::Replay(e) => e.kind(),
             Self::Trace(e) => e.kind(),
+            Self::RunFile(e) => e.kind(),
             Self::Placement(e) => e.kind(),
-            Self::Steps { .. } => ErrorKind::Usage,
+            Self::Steps { .. } | Self::AlignOutput { .. } => ErrorKind::Usage,
             Self::Chain(e) => e.kind(),
             Self::Name(e) => e.kind(),
             Self::Claim(e) => e.kind(),
+            Self::Metrics { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Aside { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Suspect { source, .. } => source.kind(),
             Self::Interrupted { .. } => ErrorKind::Interrupted,

@@ -16,7 +16,7 @@ use engines::files::WholeFile;
 use engines::tensor_file::{self, TensorFileError, Tensors};
 use serde::{Deserialize, Serialize};
 
-use crate::chain::job::AnchorInput;
+use crate::chain::call::AnchorInput;
 use crate::chain::snapshot::{Keeper, Kept, RingPlace, RingRows};
 
 /// Version of the format.
@@ -71,6 +71,14 @@ pub enum JournalError {
         /// The input.
         path: PathBuf,
     },
+    /// A run with these outputs cannot go on to the same bytes.
+    #[error(
+        "--resume wants one MP4 file by libx264 without filters, as a run that kept its state has: {reason}"
+    )]
+    Outputs {
+        /// What is otherwise.
+        reason: String,
+    },
     /// A tensor file of it cannot be read.
     #[error(transparent)]
     Tensors(#[from] TensorFileError),
@@ -82,7 +90,7 @@ impl JournalError {
         match self {
             Self::File { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Format { .. } => ErrorKind::Input,
-            Self::Other { .. } | Self::Pipe { .. } => ErrorKind::Usage,
+            Self::Other { .. } | Self::Pipe { .. } | Self::Outputs { .. } => ErrorKind::Usage,
             Self::Tensors(e) => e.kind(),
         }
     }

@@ -5,13 +5,18 @@ use std::sync::Arc;
 
 use engines::manifest::hash_file;
 
+use crate::chain::call::AnchorInput;
 use crate::chain::decoders::Resumed;
-use crate::chain::job::AnchorInput;
+use crate::chain::events::Settings;
 use crate::chain::snapshot::{Begin, Keeper, Kept};
-use crate::generate::Video;
+use crate::generate::engine::Engine;
 use crate::generate::error::GenerateError;
 use crate::generate::journal::{Found, Identity, Journal, JournalError};
-use crate::media::partial::partial_path;
+use crate::generate::prepared::Prepared;
+use crate::inputs::actors::Place;
+use crate::media::partial;
+use crate::media::target::{Format, Target};
+use crate::numbers::geometry::Geometry;
 
 /// The state that a run begins with, and the states that it keeps.
 #[derive(Default)]
@@ -22,12 +27,20 @@ pub(crate) struct StateOf {
     second_anchor: Option<AnchorInput>,
 }
 
+/// What is known of a video before it is made.
+pub(crate) struct Known<'a> {
+    pub(crate) prepared: &'a Prepared,
+    pub(crate) engine: &'a Engine,
+    pub(crate) geometry: &'a Geometry,
+    pub(crate) settings: &'a Settings,
+}
+
 impl StateOf {
     /// Finds the state of an earlier run, and makes the journal of this one, as the request says.
     ///
     /// # Errors
     /// The state is damaged or that of another video; an input cannot be read again.
-    pub(crate) fn video(video: &Video<'_>) -> Result<Self, GenerateError> {
+    pub(crate) fn video(video: &Known<'_>) -> Result<Self, GenerateError> {
         let keeping = &video.prepared.request.keeping;
         if keeping.every.is_none() && !keeping.resume {
             return Ok(Self::default());
@@ -38,7 +51,14 @@ impl StateOf {
                 false => Ok(Self::default()),
             };
         }
-        let folder = state_path(&video.prepared.request.files.video)?;
+        if let Some(reason) = hindrance(video)? {
+            return match keeping.resume {
+                true => Err(JournalError::Outputs { reason }.into()),
+                false => Ok(Self::default()),
+            };
+        }
+        let partial = partial::name(&video.prepared.request.files.video);
+        let folder = partial.with_extension(STATE);
         let identity = identity(video)?;
         let found = match keeping.resume {
             true => Found::open(&folder, &identity)?.map(Arc::new),
@@ -105,23 +125,45 @@ impl StateOf {
 }
 
 /// Returns an input that cannot be read a second time.
-fn unrepeatable(video: &Video<'_>) -> Option<(&'static str, PathBuf)> {
+fn unrepeatable(video: &Known<'_>) -> Option<(&'static str, PathBuf)> {
     let request = &video.prepared.request;
     let inputs = [("--image", &request.image), ("--audio", &request.audio)];
-    let others = request.cast.others.iter().map(|path| ("--audio", path));
-    let poses = request.pose_video.iter().map(|path| ("--pose-video", path));
-    let pipe = |(_, path): &(_, &PathBuf)| !path.is_file();
-    let found = inputs.into_iter().chain(others).chain(poses).find(pipe);
-    found.map(|(flag, path)| (flag, path.clone()))
+    let inputs = inputs.map(|(flag, path)| (flag, path.as_path()));
+    let others = request.cast.others.iter().map(|path| ("--audio", &**path));
+    let masks = request.cast.places.iter().filter_map(Place::path);
+    let masks = masks.map(|path| ("--masks", path));
+    let poses = request.pose_video.iter();
+    let poses = poses.map(|path| ("--pose-video", &**path));
+    let mut all = inputs.into_iter().chain(others).chain(masks).chain(poses);
+    let found = all.find(|(_, path)| !path.is_file());
+    found.map(|(flag, path)| (flag, path.to_owned()))
 }
 
-/// Returns the folder of a video's state: `talk.mp4` has `talk.partial.state`.
-pub(crate) fn state_path(video: &Path) -> Result<PathBuf, GenerateError> {
-    Ok(partial_path(video)?.with_extension("state"))
+/// Ending of the folder of a video's state: `talk.mp4` has `talk.partial.state`.
+pub(crate) const STATE: &str = "state";
+
+/// Returns why a run with these outputs cannot go on to the same bytes, if so.
+fn hindrance(video: &Known<'_>) -> Result<Option<String>, GenerateError> {
+    let files = &video.prepared.request.files;
+    let mp4 = |target: &Target| {
+        let format = Format::Mp4;
+        matches!(target, Target::File { format: f, .. } if *f == format)
+    };
+    let encoding = &files.encoding;
+    let codec = encoding.codec.as_deref().unwrap_or("libx264");
+    Ok(match &files.targets()?[..] {
+        [target] if !mp4(target) => Some("the output is another one".to_owned()),
+        [_] if codec != "libx264" => Some(format!("--vcodec is {codec}")),
+        [_] if encoding.filters.is_some() || encoding.fps.is_some() => {
+            Some("filters remember earlier frames".to_owned())
+        }
+        [_] => None,
+        all => Some(format!("there are {} outputs", all.len())),
+    })
 }
 
 /// Returns everything that the bytes of a video depend on.
-fn identity(video: &Video<'_>) -> Result<Identity, JournalError> {
+fn identity(video: &Known<'_>) -> Result<Identity, JournalError> {
     let (request, engine) = (&video.prepared.request, video.engine);
     let hash = |path: &Path| {
         hash_file(path).map_err(|source| JournalError::File {

@@ -6,30 +6,39 @@ use std::time::{Duration, Instant};
 
 use engines::cancel::Cancel;
 use engines::manifest::ManifestError;
+use engines::procfs;
 use engines::tensor::Tensor;
 use engines::tensor_file::Tensors;
 
-use crate::chain::clock::{Begun, Clock};
+use crate::chain::call::AnchorInput;
+use crate::chain::clock::Begun;
 use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Settings, Summary};
-use crate::chain::job::AnchorInput;
 use crate::chain::source::Noise;
-use crate::generate::align::align_in_place;
+use crate::generate::align::{align_in_place, move_sound};
+use crate::generate::engine::Engine;
 use crate::generate::error::{GenerateError, RESUMES, length};
 use crate::generate::journal::{self, Found, with_anchor};
-use crate::generate::keeping::{StateOf, state_path};
+use crate::generate::keeping::{STATE, StateOf};
 use crate::generate::prepared::Prepared;
+use crate::generate::record::{self, Hashes};
 use crate::generate::request::OutputFiles;
 use crate::generate::trace::Trace;
 use crate::inputs::replay::{Distances, noise_key};
 use crate::media::contact_sheet::ContactSheet;
-use crate::media::mp4::{Finished, Writer};
-use crate::media::partial::{self, NameError, Partial, partial_path};
+use crate::media::encoding::Encoding;
+use crate::media::partial::{self, Partial};
+use crate::media::target::Target;
+use crate::media::video_error::VideoError;
+use crate::media::video_writer::{Finished, VideoWriter};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::lip_sync::{AlignMethod, Alignment};
 use crate::numbers::size::Size;
 use crate::numbers::timing::{DROPPED_FRAMES, FPS};
+
+/// Said of a run that has nothing to go on from.
+const NO_STATE: &str = "--resume: there is no state of an unfinished run, so the video begins anew";
 
 /// Tiles of a contact sheet.
 const SHEET_TILES: usize = 16;
@@ -40,9 +49,12 @@ pub(crate) struct Output<'a> {
     mode: Mode,
     align: AlignMethod,
     requested: Size,
-    writer: Writer,
+    /// The video first. All get the same frames.
+    writers: Vec<VideoWriter>,
     sheet: Option<ContactSheet>,
     trace: Option<Trace>,
+    /// Hashes of the frames, for the run file.
+    hashes: Option<Hashes>,
     observer: &'a dyn Observer,
     begun: Begun,
     /// When denoising began.
@@ -62,30 +74,48 @@ impl<'a> Output<'a> {
     /// Starts the video. A failure leaves nothing behind. `begun` is the start of the command.
     pub(crate) fn create(
         prepared: &'a Prepared,
-        settings: &Settings,
+        (geometry, settings): (&Geometry, &Settings),
         observer: &'a dyn Observer,
         begun: Begun,
         state: StateOf,
     ) -> Result<Self, GenerateError> {
-        let (request, mut track) = (&prepared.request, prepared.track()?);
-        // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips are
-        // 120 ms early.
-        track.skip(request.timing.skipped_frames())?;
+        let request = &prepared.request;
+        let encoding = Encoding {
+            comment: record::tag(prepared, geometry),
+            ..request.files.encoding.clone()
+        };
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
+        let targets = files.targets()?;
         let earlier = match state.found() {
             Some(_) => Some(Earlier::of(&files.video)?),
             None => {
-                move_aside(&files.video, request.keeping.resume, observer)?;
+                if request.keeping.resume {
+                    observer.event(&Event::Notice(NO_STATE.to_owned()));
+                }
+                move_aside(&targets, observer)?;
                 None
             }
         };
-        let mut writer = Writer::create(&files.video, size, &files.encoding, Some(track))?;
+        let mut writers: Vec<VideoWriter> = Vec::new();
+        for target in targets {
+            // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips
+            // are 120 ms early.
+            let mut track = prepared.track(target.sound_rate())?;
+            track.skip(request.timing.skipped_frames())?;
+            match VideoWriter::create(&target, size, &encoding, Some(track)) {
+                Ok(writer) => writers.push(writer),
+                Err(error) => {
+                    drop(close(writers));
+                    return Err(error.into());
+                }
+            }
+        }
         let mut sheet = files
             .contact_sheet
             .as_ref()
             .map(|_| ContactSheet::new(size, frames, SHEET_TILES));
-        if let (Some(earlier), Some(found)) = (earlier, state.found()) {
-            earlier.into_writer(&mut writer, found, settings)?;
+        if let (Some(earlier), Some(found), [writer]) = (earlier, state.found(), &mut writers[..]) {
+            earlier.into_writer(writer, found, settings)?;
             if let (Some(sheet), Some(tiles)) = (&mut sheet, found.decoder.get(TILES)) {
                 sheet.restore(found.frames(), tiles);
             }
@@ -93,15 +123,17 @@ impl<'a> Output<'a> {
             observer.event(&Event::Notice(text));
         }
         Ok(Self {
-            earlier: writer.frames(),
-            state,
+            earlier: writers.first().map_or(0, VideoWriter::frames),
             clip_blocks: settings.clip_blocks,
             clips: settings.clips,
             files,
             mode: request.mode,
             align: request.align,
             requested: request.size,
-            writer,
+            // A run that goes on did not see the first frames.
+            hashes: (files.asked.is_some() && state.found().is_none()).then(Hashes::default),
+            state,
+            writers,
             sheet,
             trace: files.trace.as_ref().map(|_| Trace::default()),
             observer,
@@ -110,6 +142,11 @@ impl<'a> Output<'a> {
             first_frame_seconds: None,
             writing: Duration::ZERO,
         })
+    }
+
+    /// Counts the frames so far.
+    fn frames(&self) -> usize {
+        self.writers.first().map_or(0, VideoWriter::frames)
     }
 
     /// Keeps what was computed before denoising, if a trace is asked for.
@@ -142,24 +179,17 @@ impl<'a> Output<'a> {
     /// Gives every file its name.
     pub(crate) fn finish(
         mut self,
-        geometry: &Geometry,
-        clock: &Clock,
+        prepared: &Prepared,
+        (geometry, settings): (&Geometry, &Settings),
+        engine: &Engine,
     ) -> Result<Summary, GenerateError> {
-        let frames = self.writer.frames();
+        let frames = self.frames();
         let (begun, finishing) = (self.begun.at, Instant::now());
         let denoising = self.denoising.unwrap_or(begun).elapsed().as_secs_f64();
-        let Finished {
-            path: out,
-            fragmented,
-        } = self.writer.finish()?;
+        let sound_seconds = self.writers.first().map_or(0.0, VideoWriter::sound_seconds);
+        let named = finish(std::mem::take(&mut self.writers), self.observer)?;
+        let alignment = aligned(&named, self.align, self.observer)?;
         self.writing += finishing.elapsed();
-        let alignment = aligned(&out, self.align, self.observer)?;
-        if let Some(reason) = fragmented {
-            self.observer.event(&Event::Notice(format!(
-                "{}: the complete video keeps its fragments, a copy without them cannot be written: {reason}",
-                out.display()
-            )));
-        }
         if let (Some(sheet), Some(path)) = (&self.sheet, &self.files.contact_sheet) {
             sheet.write(path)?;
         }
@@ -175,9 +205,9 @@ impl<'a> Output<'a> {
         let wall_seconds = begun.elapsed().as_secs_f64();
         let video_seconds = frames as f64 / f64::from(FPS);
         let first_frame_seconds = self.first_frame_seconds.unwrap_or(wall_seconds);
-        let times = clock.since(&self.begun);
+        let times = engine.clock().since(&self.begun);
         let summary = Summary {
-            out: Some(out),
+            out: named.into_iter().next(),
             alignment,
             frames,
             video_seconds,
@@ -190,10 +220,17 @@ impl<'a> Output<'a> {
             opening_seconds: times.opening.as_secs_f64(),
             writing_seconds: self.writing.as_secs_f64(),
             components: times.spent(),
-            peak_memory_bytes: peak_memory_bytes(),
+            peak_memory_bytes: procfs::process_memory().map(|m| m.peak),
             requested_size: self.requested,
             effective_size: geometry.size,
         };
+        let ran = (settings, engine.models());
+        let written = record::write(prepared, ran, self.hashes, (&summary, sound_seconds));
+        if let Err(reason) = written {
+            // The video is complete, and that is what counts.
+            let text = format!("{reason}; the video is complete, and has no run file");
+            self.observer.event(&Event::Notice(text));
+        }
         self.observer.event(&Event::Finished(&summary));
         Ok(summary)
     }
@@ -202,7 +239,7 @@ impl<'a> Output<'a> {
     /// error to report: the cause of a failure, or, after an interruption, the path of the partial
     /// file.
     pub(crate) fn abandon(self, error: GenerateError, cancel: &Cancel) -> GenerateError {
-        let (partial, resumes) = (self.writer.finish_partial(), self.state.resumes());
+        let (partial, resumes) = (close(self.writers), self.state.resumes());
         let interrupted = match &error {
             GenerateError::Chain(ChainError::Cancelled) => true,
             GenerateError::Chain(ChainError::Stopped) => cancel.is_cancelled(),
@@ -226,64 +263,112 @@ impl<'a> Output<'a> {
 
     /// Keeps a video that was made with a model that changed, under its partial name.
     pub(crate) fn suspect(self, source: ManifestError) -> GenerateError {
-        match self.writer.finish_partial() {
+        match close(self.writers) {
             Ok(partial) => GenerateError::Suspect { source, partial },
             Err(error) => error.into(),
         }
     }
 }
 
-/// Compares lips and sound of the finished video where that is asked for, and moves the sound.
+/// Compares lips and sound of the finished video where that is asked for, and moves the sound of
+/// every output alike.
 fn aligned(
-    out: &Path,
+    outputs: &[PathBuf],
     method: AlignMethod,
     observer: &dyn Observer,
 ) -> Result<Option<Alignment>, GenerateError> {
-    if method == AlignMethod::None {
+    let (AlignMethod::Onset | AlignMethod::Dtw, Some((video, copies))) =
+        (method, outputs.split_first())
+    else {
         return Ok(None);
+    };
+    let failed = |out: &Path| {
+        let out = out.to_owned();
+        |source| GenerateError::Align { source, out }
+    };
+    let made = align_in_place(video, method).map_err(failed(video))?;
+    for copy in copies {
+        move_sound(copy, &made).map_err(failed(copy))?;
     }
-    let made = align_in_place(out, method).map_err(|source| GenerateError::Align {
-        source,
-        out: out.to_owned(),
-    })?;
     observer.event(&Event::Notice(format!("audio_align_method {made}")));
     Ok(Some(made))
 }
 
+/// Gives every output its name. Where one fails, those after it stay under their partial names.
+fn finish(
+    writers: Vec<VideoWriter>,
+    observer: &dyn Observer,
+) -> Result<Vec<PathBuf>, GenerateError> {
+    let mut named: Vec<PathBuf> = Vec::new();
+    let mut writers = writers.into_iter();
+    while let Some(writer) = writers.next() {
+        let Finished { path, fragmented } = match writer.finish() {
+            Ok(finished) => finished,
+            Err(error) => {
+                drop(close(writers.collect()));
+                return Err(error.into());
+            }
+        };
+        if let Some(reason) = fragmented {
+            observer.event(&Event::Notice(format!(
+                "{}: the complete video keeps its fragments, a copy without them cannot be written: {reason}",
+                path.display()
+            )));
+        }
+        if !named.is_empty() {
+            let text = format!("the same video is also here: {}", path.display());
+            observer.event(&Event::Notice(text));
+        }
+        named.push(path);
+    }
+    Ok(named)
+}
+
+/// Closes unfinished outputs. Returns the first one that kept something.
+fn close(writers: Vec<VideoWriter>) -> Result<Option<Partial>, VideoError> {
+    let mut first = Ok(None);
+    for writer in writers {
+        let closed = writer.finish_partial();
+        if matches!(first, Ok(None)) {
+            first = closed;
+        }
+    }
+    first
+}
+
 /// Moves what an earlier run left at the partial name aside, and tells where.
-fn move_aside(video: &Path, resume: bool, observer: &dyn Observer) -> Result<(), GenerateError> {
+fn move_aside(targets: &[Target], observer: &dyn Observer) -> Result<(), GenerateError> {
     let aside = |path: PathBuf| {
         let moved = partial::move_aside(&path);
         moved.map_err(|source| GenerateError::Aside { path, source })
     };
     let tell = |text: String| observer.event(&Event::Notice(text));
-    if resume {
-        tell("--resume: no state of an unfinished run is there, so the video begins anew".into());
-    }
-    for earlier in [earlier_path(video)?, partial_path(video)?] {
-        if let Some(moved) = aside(earlier)? {
-            let text = format!("an earlier unfinished video is kept: {}", moved.display());
+    for partial in targets.iter().filter_map(Target::partial) {
+        for unfinished in [earlier_path(&partial), partial.clone()] {
+            if let Some(moved) = aside(unfinished)? {
+                let text = format!("an earlier unfinished video is kept: {}", moved.display());
+                tell(text);
+            }
+        }
+        let state = partial.with_extension(STATE);
+        if journal::is_of_no_use(&state) {
+            // What cannot be removed takes room and does no harm.
+            drop(std::fs::remove_dir_all(&state));
+        }
+        if let Some(moved) = aside(state)? {
+            let text = format!(
+                "its state is kept: {}; --resume would have gone on",
+                moved.display()
+            );
             tell(text);
         }
-    }
-    let state = state_path(video)?;
-    if journal::is_of_no_use(&state) {
-        // What cannot be removed takes room and does no harm.
-        drop(std::fs::remove_dir_all(&state));
-    }
-    if let Some(moved) = aside(state)? {
-        let text = format!(
-            "its state is kept: {}; --resume would have gone on",
-            moved.display()
-        );
-        tell(text);
     }
     Ok(())
 }
 
 /// Returns the name of an unfinished video while its frames move into a new file.
-fn earlier_path(video: &Path) -> Result<PathBuf, NameError> {
-    Ok(partial_path(video)?.with_extension("earlier.mp4"))
+fn earlier_path(partial: &Path) -> PathBuf {
+    partial.with_extension("earlier.mp4")
 }
 
 /// The unfinished video of an earlier run, out of the way of the new one.
@@ -293,7 +378,8 @@ impl Earlier {
     /// Moves the unfinished video out of the way. A run that was stopped while it took the frames
     /// of this file has left it there, beside a shorter one.
     fn of(video: &Path) -> Result<Self, GenerateError> {
-        let (partial, earlier) = (partial_path(video)?, earlier_path(video)?);
+        let partial = partial::name(video);
+        let earlier = earlier_path(&partial);
         let moved = match earlier.exists() {
             true => Ok(()),
             false => std::fs::rename(&partial, &earlier),
@@ -308,7 +394,7 @@ impl Earlier {
     /// Takes the frames that the kept state follows, and removes the file.
     fn into_writer(
         self,
-        writer: &mut Writer,
+        writer: &mut VideoWriter,
         found: &Found,
         settings: &Settings,
     ) -> Result<(), GenerateError> {
@@ -340,10 +426,15 @@ impl BlockSink for Output<'_> {
         });
         let rgb = block.frames.rgb;
         let writing = Instant::now();
-        self.writer.write_frames(rgb.bytes())?;
+        for writer in &mut self.writers {
+            writer.write_frames(rgb.bytes())?;
+        }
         self.writing += writing.elapsed();
         self.first_frame_seconds
             .get_or_insert_with(|| self.begun.at.elapsed().as_secs_f64());
+        if let Some(hashes) = &mut self.hashes {
+            hashes.frames(rgb.bytes());
+        }
         if let Some(sheet) = &mut self.sheet {
             sheet.push(rgb.bytes());
         }
@@ -353,10 +444,11 @@ impl BlockSink for Output<'_> {
         }
         self.observer.event(&Event::Written {
             block: block.index,
-            frames: self.writer.frames(),
+            frames: self.frames(),
         });
         if (block.index + 1).is_multiple_of(self.clip_blocks) {
-            self.writer.restart_encoder()?;
+            let restart = VideoWriter::restart_encoder;
+            self.writers.iter_mut().try_for_each(restart)?;
         }
         if let Some(failure) = self.state.journal.as_ref().and_then(|j| j.failure()) {
             self.observer.event(&Event::Notice(failure));
@@ -382,8 +474,8 @@ impl BlockSink for Output<'_> {
         if let Some(sheet) = &self.sheet {
             state.insert(TILES.to_owned(), sheet.kept());
         }
-        self.writer.sync()?;
-        journal.decoder(block, self.writer.frames(), &state);
+        self.writers.iter().try_for_each(VideoWriter::sync)?;
+        journal.decoder(block, self.frames(), &state);
         Ok(())
     }
 
@@ -397,12 +489,4 @@ impl BlockSink for Output<'_> {
             trace.keep(key, input.motion_latents.clone());
         }
     }
-}
-
-/// The most memory this process ever held, where the system tells.
-fn peak_memory_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kib * 1024)
 }

@@ -1,8 +1,10 @@
 //! The inputs of one video, read and decided before anything is placed or loaded. The planner and
 //! the run both take them from here, so that size and length are decided once.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::iter;
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use engines::claims::Claims;
@@ -12,6 +14,7 @@ use engines::tensor::Tensor;
 use crate::chain::events::{Event, Observer, Phase};
 use crate::generate::error::GenerateError;
 use crate::generate::request::{ClaimedRequest, Clips, Request};
+use crate::generate::run_file::{Asked, InputFile, RunFileError};
 use crate::inputs::framing::Framing;
 use crate::inputs::heard::{self, Heard};
 use crate::inputs::pose::{PoseShape, PoseVideo};
@@ -46,6 +49,8 @@ pub struct Prepared {
     pub(crate) pose: PoseShape,
     /// Length of the video.
     pub(crate) length: Length,
+    /// The files that were read, where a run file describes them.
+    pub(crate) inputs: BTreeMap<String, InputFile>,
     /// Keeps other runs from the files to write.
     _claims: Arc<Claims>,
 }
@@ -76,6 +81,10 @@ impl Prepared {
     ) -> Result<Self, GenerateError> {
         let ClaimedRequest { request, claims } = claimed;
         observer.event(&Event::Phase(Phase::ReadingInputs));
+        let inputs = match &request.files.asked {
+            Some(asked) => inputs(&request, asked),
+            None => Ok(BTreeMap::new()),
+        };
         let (picture, facts) = Picture::open(&request.image, request.reading)?;
         for fact in facts {
             observer.event(&Event::Notice(fact.to_string()));
@@ -100,6 +109,11 @@ impl Prepared {
         let recordings = iter::once(&request.audio).chain(&request.cast.others);
         let listen = |path: &PathBuf| Speech::listen(path, request.channels, most);
         let speeches = recordings.map(listen).collect::<Result<Vec<_>, _>>()?;
+        // A file that cannot be read was refused above, in its reader's own words.
+        let inputs = inputs.map_err(|source| RunFileError::Read {
+            path: request.audio.clone(),
+            source,
+        })?;
         let (clips_in_audio, length) = length(&request, shortest(&speeches), &geometry);
         let pose = PoseShape {
             size: framing.size,
@@ -126,6 +140,7 @@ impl Prepared {
             pose,
             clips_in_audio,
             length,
+            inputs,
             _claims: claims,
         };
         prepared.notices(observer);
@@ -145,12 +160,13 @@ impl Prepared {
         shortest(&self.speeches)
     }
 
-    /// Opens the sound of the video: the recording, or the mix of all.
+    /// Opens the sound of the video: the recording, or the mix of all. It has `rate` where its
+    /// container takes no other.
     ///
     /// # Errors
     /// A recording cannot be decoded or resampled.
-    pub(crate) fn track(&self) -> Result<AudioTrack, AudioError> {
-        speech::track(&self.speeches)
+    pub(crate) fn track(&self, rate: Option<u32>) -> Result<AudioTrack, AudioError> {
+        speech::track(&self.speeches, rate)
     }
 
     /// Tells how each recording is used, and which of several ends the video.
@@ -236,6 +252,31 @@ impl Prepared {
 fn shortest(speeches: &[Speech]) -> &Speech {
     let first = speeches.iter().min_by_key(|speech| speech.length());
     first.expect("a video has a recording")
+}
+
+/// Describes the files that a request reads, by flag. Those of one flag are numbered from the
+/// second person on, or as the places of people are. What a program spoke is no file of the user.
+fn inputs(request: &Request, asked: &Asked) -> io::Result<BTreeMap<String, InputFile>> {
+    let spoken = asked.values.contains_key("tts-command");
+    let audio = (!spoken).then_some(&request.audio);
+    let flags = [
+        ("image", Some(&request.image)),
+        ("audio", audio),
+        ("pose-video", request.pose_video.as_ref()),
+        ("replay", request.replay.as_ref()),
+    ];
+    let mut files: Vec<(String, &FilePath)> = Vec::new();
+    for (flag, path) in flags {
+        files.extend(path.map(|path| (flag.to_owned(), path.as_path())));
+    }
+    for (at, other) in request.cast.others.iter().enumerate() {
+        files.push((format!("audio {}", at + 2), other));
+    }
+    for (at, place) in request.cast.places.iter().enumerate() {
+        files.extend(place.path().map(|path| (format!("masks {}", at + 1), path)));
+    }
+    let described = |(flag, path)| Ok((flag, InputFile::of(path)?));
+    files.into_iter().map(described).collect()
 }
 
 /// Tells of a picture that loses more than half of its area, or fills less than half of the video.

@@ -10,7 +10,7 @@ use std::path::Path;
 use engines::tensor::Tensor;
 
 use crate::media::picture::{Fit, Picture};
-use crate::media::video_frames::{Colours, Frame, VideoError, VideoFrames};
+use crate::media::pictures::{Colours, Frame, Pictures, PicturesError};
 use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::timing::FPS;
 
@@ -34,7 +34,7 @@ pub(crate) struct PoseShape {
 
 /// A pose video, read while the video is made.
 pub(crate) struct PoseVideo {
-    frames: VideoFrames,
+    frames: Pictures,
     shape: PoseShape,
     /// The pose at hand, fitted.
     now: Tensor,
@@ -49,9 +49,9 @@ impl PoseVideo {
     ///
     /// # Errors
     /// The file has no pictures, or cannot be read.
-    pub(crate) fn open(path: &Path, shape: PoseShape) -> Result<Self, VideoError> {
+    pub(crate) fn open(path: &Path, shape: PoseShape) -> Result<Self, PicturesError> {
         let mut pose = Self {
-            frames: VideoFrames::open(path, Colours::Rgb)?,
+            frames: Pictures::open(path, Colours::Rgb)?,
             now: black(shape.size),
             next: None,
             end: 0.0,
@@ -74,7 +74,7 @@ impl PoseVideo {
     ///
     /// # Errors
     /// The rest of the file cannot be read.
-    pub(crate) fn frame(&mut self, clip: usize, at: usize) -> Result<Tensor, VideoError> {
+    pub(crate) fn frame(&mut self, clip: usize, at: usize) -> Result<Tensor, PicturesError> {
         let shown = (clip * self.shape.clip + at).saturating_sub(self.shape.lead);
         let seconds = shown as f64 / f64::from(FPS);
         let slack = SLACK / f64::from(FPS);
@@ -92,7 +92,7 @@ impl PoseVideo {
     }
 
     /// Takes the next frame as the pose at hand.
-    fn advance(&mut self) -> Result<(), VideoError> {
+    fn advance(&mut self) -> Result<(), PicturesError> {
         let Some(frame) = self.next.take() else {
             return Ok(());
         };

@@ -265,7 +265,7 @@ impl Speech {
 ///
 /// # Panics
 /// If there are no recordings.
-pub(crate) fn track(speeches: &[Speech]) -> Result<AudioTrack, AudioError> {
+pub(crate) fn track(speeches: &[Speech], rate: Option<u32>) -> Result<AudioTrack, AudioError> {
     let (first, others) = speeches.split_first().expect("a recording");
     let channels = speeches.iter().map(|s| s.track_sound().channels).max();
     let sound = |speech: &Speech, rate| TrackSound {
@@ -273,7 +273,7 @@ pub(crate) fn track(speeches: &[Speech]) -> Result<AudioTrack, AudioError> {
         rate,
         ..speech.track_sound()
     };
-    let track = AudioTrack::of(&first.file, sound(first, None))?;
+    let track = AudioTrack::of(&first.file, sound(first, rate))?;
     let rate = Some(track.rate());
     let others = others
         .iter()
@@ -981,7 +981,7 @@ mod tests {
             (Channels::Right, 1, 0.25),
         ] {
             let speech = Speech::listen(&path, channels, usize::MAX).unwrap();
-            let mut track = track(&[speech]).unwrap();
+            let mut track = track(&[speech], None).unwrap();
             assert_eq!(track.channels(), wanted);
             let loudest = track.read(20_000).unwrap().into_iter().fold(0.0, f32::max);
             assert!(
@@ -1003,11 +1003,11 @@ mod tests {
         let (_long, long) = level_of(44_100, 1, 2.0);
         let (_short, short) = level_of(48_000, 2, 1.0);
         let [long, short] = [long, short].map(|p| Speech::open(&p).unwrap());
-        let mut one = track(std::slice::from_ref(&long)).unwrap();
+        let mut one = track(std::slice::from_ref(&long), None).unwrap();
         assert_eq!((one.rate(), one.channels()), (44_100, 1));
         assert!((one.read(60_000).unwrap()[59_999] - 0.5).abs() < 1e-4);
         // The rate of the first, the channels of the widest, the length of the shortest.
-        let mut both = track(&[long, short]).unwrap();
+        let mut both = track(&[long, short], None).unwrap();
         assert_eq!((both.rate(), both.channels()), (44_100, 2));
         both.skip(3).unwrap();
         let sound = [both.read(40_000).unwrap(), both.read(40_000).unwrap()].concat();
@@ -1026,7 +1026,7 @@ mod tests {
         let speech = Speech::open(&path).unwrap();
         let told = speech.notices().join("; ");
         assert!(told.contains("by 6.0 dB at most"), "{told}");
-        let track = track(&[speech]).unwrap().read(48_000).unwrap();
+        let track = track(&[speech], None).unwrap().read(48_000).unwrap();
         let want: Vec<f32> = tone(48_000, 1.0).map(|v| 2.0 * v).collect();
         assert!(golden::worst(&track, &want) < 1e-5);
         // Full scale itself is no fault.
@@ -1071,7 +1071,7 @@ mod tests {
             }
             let told = speech.notices().join("; ");
             assert!(told.contains("2 pieces"), "{told}");
-            let mut track = track(&[speech]).unwrap();
+            let mut track = track(&[speech], None).unwrap();
             let track_seconds = track.rate() as usize * track.channels();
             let sound = track.read(2 * track.rate() as usize).unwrap();
             for at in [track_seconds / 4, 7 * track_seconds / 4] {

@@ -532,7 +532,7 @@ pub(crate) struct TrackSound {
     pub(crate) only: Option<usize>,
     /// Factor of every sample.
     pub(crate) gain: f32,
-    /// Samples per second; `None` keeps those of the recording where a track can have them.
+    /// The only sampling rate that the video takes, or any of those that it takes.
     pub(crate) rate: Option<u32>,
 }
 
@@ -560,13 +560,21 @@ impl AudioTrack {
     /// # Errors
     /// The file cannot be opened or decoded, or FFmpeg cannot resample it.
     pub fn open(path: &Path) -> Result<Self, AudioError> {
+        Self::open_at(path, None)
+    }
+
+    /// As [`Self::open`], at `rate` samples per second if it is given.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_at(path: &Path, rate: Option<u32>) -> Result<Self, AudioError> {
         let file = SoundFile::open(path)?;
         let first = AudioFile::of(&file)?.next_chunk()?;
         let sound = TrackSound {
             channels: first.map_or(1, |chunk| chunk.channels.min(2)),
             only: None,
             gain: 1.0,
-            rate: None,
+            rate,
         };
         Self::of(&file, sound)
     }
@@ -581,8 +589,11 @@ impl AudioTrack {
         let first = file
             .next_chunk()?
             .ok_or_else(|| AudioError::NoSamples { path: path.clone() })?;
-        let kept = TRACK_RATES.into_iter().find(|&rate| rate == first.rate);
-        let rate = sound.rate.or(kept).unwrap_or(TRACK_RATES[0]);
+        let rate = match sound.rate {
+            Some(rate) => rate,
+            None if TRACK_RATES.contains(&first.rate) => first.rate,
+            None => TRACK_RATES[0],
+        };
         let mut track = Self {
             file,
             path,
@@ -632,6 +643,16 @@ impl AudioTrack {
     /// # Errors
     /// The rest of the file cannot be decoded or resampled.
     pub fn read(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
+        let mut out = self.read_up_to(n)?;
+        out.resize(n * self.channels(), 0.0);
+        Ok(out)
+    }
+
+    /// Returns the next samples, `[n, channels]`: at most `n`, and fewer at the end.
+    ///
+    /// # Errors
+    /// The same as [`Self::read`].
+    pub(crate) fn read_up_to(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
         let wanted = n * self.channels();
         let mut out = self.next_of_file(wanted)?;
         if !self.others.is_empty() {
@@ -643,7 +664,6 @@ impl AudioTrack {
             }
             out.iter_mut().for_each(|v| *v *= weight);
         }
-        out.resize(wanted, 0.0);
         Ok(out)
     }
 

@@ -9,6 +9,9 @@ use ffmpeg_next::{Dictionary, Error, Packet, Rational, codec, encoder, format, m
 
 use crate::media::ffmpeg::{self, OpenError};
 
+/// What a file says of itself and a copy says too. The rest describes the container.
+const KEPT_METADATA: [&str; 3] = ["title", "artist", "comment"];
+
 /// A reason why the sound of a video cannot be moved.
 #[derive(Debug, thiserror::Error)]
 pub enum RemuxError {
@@ -132,6 +135,13 @@ fn copy_packets(input: &mut Input, output: &mut Output, seconds: f64) -> Result<
             sound: kind == media::Type::Audio,
         });
     }
+    let mut metadata = Dictionary::new();
+    for name in KEPT_METADATA {
+        if let Some(text) = input.metadata().get(name) {
+            metadata.set(name, text);
+        }
+    }
+    output.set_metadata(metadata);
     let mut options = Dictionary::new();
     options.set("movflags", "faststart");
     options.set("fflags", "bitexact");

@@ -1,273 +1,205 @@
-//! Decodes the pictures of any video that FFmpeg reads, one after the other.
+//! Decodes a video file, frame by frame, and its sound.
 
 use std::path::{Path, PathBuf};
 
-use engines::error_kind::ErrorKind;
 use ffmpeg_next::format::Pixel;
 use ffmpeg_next::format::context::Input;
 use ffmpeg_next::software::scaling::{Context as Scaler, Flags};
-use ffmpeg_next::{Error, Packet, codec, decoder, ffi, frame, media};
+use ffmpeg_next::{Error, Packet, codec, decoder, frame, media};
+use sha2::{Digest as _, Sha256};
 
-use crate::media::ffmpeg::{self, OpenError};
-use crate::numbers::size::Size;
+use crate::media::audio_file::{AudioError, AudioTrack};
+use crate::media::ffmpeg;
+use crate::media::film::FrameHash;
+use crate::media::video_facts::{ProbeError, probe};
 
-/// A reason why the pictures of a video cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum VideoError {
-    /// The file cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The file has no picture.
-    #[error("{path}: wants a video, found no picture among {streams} streams")]
-    NoVideo {
-        /// Path of the file.
-        path: PathBuf,
-        /// Streams of the file.
-        streams: usize,
-    },
-    /// FFmpeg cannot decode the pictures.
-    #[error("{path}: cannot decode the video ({codec}): {source}")]
-    Decode {
-        /// Path of the file.
-        path: PathBuf,
-        /// FFmpeg's name of the codec.
-        codec: &'static str,
-        /// Answer of FFmpeg.
-        source: Error,
-    },
-    /// The stream ends without a picture.
-    #[error("{path}: video is empty or damaged, no picture could be decoded")]
-    NoFrames {
-        /// Path of the file.
-        path: PathBuf,
-    },
+/// One decoded frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pixels {
+    /// Columns of pixels.
+    pub width: usize,
+    /// Rows of pixels.
+    pub height: usize,
+    /// Planes Y `[H, W]`, U and V `[H / 2, W / 2]`, one behind the other. A file that stores
+    /// pixels otherwise is converted.
+    pub planes: Vec<u8>,
 }
 
-impl VideoError {
-    /// Returns the kind of the file's error, or `Input`: the user can name another file.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Open(error) => error.kind(),
-            _ => ErrorKind::Input,
-        }
-    }
-}
-
-/// The colours that a reader gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Colours {
-    /// Three bytes a pixel, at the video's own size.
-    Rgb,
-    /// One byte a pixel, scaled to this size.
-    Grey(Size),
-}
-
-/// One picture of a video.
-pub(crate) struct Frame {
-    /// Seconds from the earliest stream's start.
-    pub(crate) seconds: f64,
-    /// Width and height of the pixels.
-    pub(crate) size: Size,
-    /// Pixels row by row.
-    pub(crate) pixels: Vec<u8>,
-}
-
-/// The pictures of a video, decoded while it is read.
-pub(crate) struct VideoFrames {
+/// The frames of a video file, in the order of time.
+pub struct VideoFrames {
     path: PathBuf,
     input: Input,
     stream: usize,
     decoder: decoder::Video,
-    codec: &'static str,
-    colours: Colours,
-    scaler: Option<Movable>,
-    /// Seconds of a timestamp's unit.
-    unit: f64,
-    /// Time of the earliest stream.
-    begin: f64,
-    rate: f64,
-    given: usize,
-    drained: bool,
+    scaler: Option<Scaler>,
+    /// The file is read to its end, and the decoder knows that.
+    ended: bool,
 }
 
-/// A scaler that may go to another thread.
-struct Movable(Scaler);
-
-#[expect(
-    unsafe_code,
-    reason = "the wrapper does not say that a scaler may move"
-)]
-// SAFETY: swscale keeps no state of a thread, and only one thread has the scaler at a time.
-unsafe impl Send for Movable {}
-
 impl VideoFrames {
-    /// Opens the best video stream of a file.
+    /// Opens a video file.
     ///
     /// # Errors
-    /// A file that FFmpeg does not recognise, without video, or with an unknown codec.
-    pub(crate) fn open(path: &Path, colours: Colours) -> Result<Self, VideoError> {
+    /// A file that FFmpeg cannot open or decode, or one without video.
+    pub fn open(path: &Path) -> Result<Self, ProbeError> {
         let input = ffmpeg::open(path)?;
-        let streams = input.streams().count();
-        let Some(stream) = input.streams().best(media::Type::Video) else {
-            return Err(VideoError::NoVideo {
-                path: path.to_owned(),
-                streams,
-            });
-        };
-        let (index, parameters) = (stream.index(), stream.parameters());
-        let (unit, rate) = (
-            f64::from(stream.time_base()),
-            f64::from(stream.avg_frame_rate()),
-        );
-        let codec = parameters.id().name();
+        let video = input.streams().best(media::Type::Video);
+        let video = video.ok_or_else(|| ProbeError::NoVideo {
+            path: path.to_owned(),
+        })?;
+        let (stream, parameters) = (video.index(), video.parameters());
         let decoder = codec::Context::from_parameters(parameters)
             .and_then(|context| context.decoder().video())
-            .map_err(|source| VideoError::Decode {
+            .map_err(|source| ProbeError::Read {
                 path: path.to_owned(),
-                codec,
                 source,
             })?;
         Ok(Self {
-            begin: begin_seconds(&input),
             path: path.to_owned(),
             input,
-            stream: index,
+            stream,
             decoder,
-            codec,
-            colours,
             scaler: None,
-            unit,
-            rate: if rate.is_finite() && rate > 0.0 {
-                rate
-            } else {
-                25.0
-            },
-            given: 0,
-            drained: false,
+            ended: false,
         })
     }
 
-    /// Returns the pictures a second by the header, or 25 where it says none.
-    pub(crate) fn rate(&self) -> f64 {
-        self.rate
-    }
-
-    /// Decodes the next picture. Returns `None` at the end.
-    ///
-    /// It skips a damaged packet, as players do.
+    /// Returns the next frame, or `None` after the last one.
     ///
     /// # Errors
-    /// The rest of the file cannot be read, or there is no picture at all.
-    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, VideoError> {
-        let mut decoded = frame::Video::empty();
+    /// The rest of the file cannot be decoded.
+    pub fn next_frame(&mut self) -> Result<Option<Pixels>, ProbeError> {
+        let decoded = self.decode();
+        let pixels = decoded.and_then(|frame| frame.map(|f| self.pixels(f)).transpose());
+        pixels.map_err(|source| ProbeError::Read {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn decode(&mut self) -> Result<Option<frame::Video>, Error> {
+        let (mut frame, mut packet) = (frame::Video::empty(), Packet::empty());
         loop {
-            match self.decoder.receive_frame(&mut decoded) {
-                Ok(()) => return self.frame(&decoded).map(Some),
-                Err(Error::Eof) if self.given == 0 => {
-                    return Err(VideoError::NoFrames {
-                        path: self.path.clone(),
-                    });
-                }
+            match self.decoder.receive_frame(&mut frame) {
+                Ok(()) => return Ok(Some(frame)),
                 Err(Error::Eof) => return Ok(None),
                 Err(Error::Other {
                     errno: ffmpeg_next::error::EAGAIN,
-                }) => self.feed()?,
-                Err(Error::InvalidData) => {}
-                Err(source) => return Err(self.failed(source)),
+                }) if !self.ended => {}
+                Err(source) => return Err(source),
+            }
+            match packet.read(&mut self.input) {
+                Ok(()) if packet.stream() == self.stream => self.decoder.send_packet(&packet)?,
+                Ok(()) => {}
+                Err(Error::Eof) => {
+                    self.decoder.send_eof()?;
+                    self.ended = true;
+                }
+                Err(source) => return Err(source),
             }
         }
     }
 
-    /// Gives the next packet to the decoder, or the end of the file.
-    fn feed(&mut self) -> Result<(), VideoError> {
-        if self.drained {
-            return Err(self.failed(Error::Bug));
-        }
-        let mut packet = Packet::empty();
-        let sent = match packet.read(&mut self.input) {
-            Ok(()) if packet.stream() == self.stream => self.decoder.send_packet(&packet),
-            Ok(()) | Err(Error::InvalidData) => Ok(()),
-            Err(Error::Eof) => {
-                self.drained = true;
-                self.decoder.send_eof()
-            }
-            Err(source) => Err(source),
+    fn pixels(&mut self, frame: frame::Video) -> Result<Pixels, Error> {
+        let (format, width, height) = (frame.format(), frame.width(), frame.height());
+        let mut planar = frame::Video::empty();
+        let frame = if format == Pixel::YUV420P {
+            frame
+        } else {
+            let flags = Flags::BILINEAR | Flags::ACCURATE_RND | Flags::BITEXACT;
+            let same = self.scaler.take().filter(|scaler| {
+                let from = scaler.input();
+                (from.format, from.width, from.height) == (format, width, height)
+            });
+            let scaler = match same {
+                Some(scaler) => scaler,
+                None => {
+                    let to = (Pixel::YUV420P, width, height);
+                    Scaler::get(format, width, height, to.0, to.1, to.2, flags)?
+                }
+            };
+            self.scaler.insert(scaler).run(&frame, &mut planar)?;
+            planar
         };
-        match sent {
-            Ok(()) | Err(Error::InvalidData) => Ok(()),
-            Err(source) => Err(self.failed(source)),
+        let (width, height) = (width as usize, height as usize);
+        let halves = (width.div_ceil(2), height.div_ceil(2));
+        let mut planes = Vec::with_capacity(width * height + 2 * halves.0 * halves.1);
+        for (at, (columns, rows)) in [(width, height), halves, halves].into_iter().enumerate() {
+            let lines = frame.data(at).chunks(frame.stride(at)).take(rows);
+            lines.for_each(|line| planes.extend_from_slice(&line[..columns]));
         }
-    }
-
-    /// Converts a decoded picture. One without a time follows the one before it.
-    fn frame(&mut self, decoded: &frame::Video) -> Result<Frame, VideoError> {
-        let (width, height) = (decoded.width() as usize, decoded.height() as usize);
-        let (format, size, channels) = match self.colours {
-            Colours::Rgb => (Pixel::RGB24, Size { width, height }, 3),
-            Colours::Grey(size) => (Pixel::GRAY8, size, 1),
-        };
-        let mut converted = frame::Video::empty();
-        let scaled = self
-            .scaler(decoded, format, size)
-            .and_then(|scaler| scaler.0.run(decoded, &mut converted));
-        scaled.map_err(|e| self.failed(e))?;
-        let stated = decoded.timestamp();
-        let stated = stated.map(|at| at as f64 * self.unit - self.begin);
-        let seconds = stated.unwrap_or(self.given as f64 / self.rate);
-        self.given += 1;
-        let rows = converted.data(0).chunks(converted.stride(0));
-        let rows = rows.take(size.height);
-        Ok(Frame {
-            seconds,
-            size,
-            pixels: rows
-                .flat_map(|row| &row[..channels * size.width])
-                .copied()
-                .collect(),
+        Ok(Pixels {
+            width,
+            height,
+            planes,
         })
-    }
-
-    /// Returns the scaler for a decoded picture, a new one where its form has changed.
-    fn scaler(
-        &mut self,
-        decoded: &frame::Video,
-        format: Pixel,
-        size: Size,
-    ) -> Result<&mut Movable, Error> {
-        let (from, width, height) = (decoded.format(), decoded.width(), decoded.height());
-        let kept = self.scaler.take().filter(|kept| {
-            let known = kept.0.input();
-            (known.format, known.width, known.height) == (from, width, height)
-        });
-        if let Some(kept) = kept {
-            return Ok(self.scaler.insert(kept));
-        }
-        let flags = match self.colours {
-            Colours::Rgb => Flags::BICUBIC,
-            Colours::Grey(_) => Flags::AREA,
-        };
-        let (to_width, to_height) = (size.width as u32, size.height as u32);
-        let made = Scaler::get(from, width, height, format, to_width, to_height, flags)?;
-        Ok(self.scaler.insert(Movable(made)))
-    }
-
-    /// Adds the file and its codec to FFmpeg's error.
-    fn failed(&self, source: Error) -> VideoError {
-        VideoError::Decode {
-            path: self.path.clone(),
-            codec: self.codec,
-            source,
-        }
     }
 }
 
-/// Returns the time of the earliest stream of a file, or 0 where it is unknown.
-fn begin_seconds(input: &Input) -> f64 {
-    #[expect(unsafe_code, reason = "the wrapper does not give the file's start")]
-    // SAFETY: the context is valid as long as `input` is.
-    let start = unsafe { (*input.as_ptr()).start_time };
-    if start == ffi::AV_NOPTS_VALUE {
-        return 0.0;
+/// Decodes a whole video and hashes its frames.
+///
+/// # Errors
+/// As [`VideoFrames`].
+pub fn hash_frames(path: &Path) -> Result<FrameHash, ProbeError> {
+    let mut video = VideoFrames::open(path)?;
+    let (mut hash, mut frames) = (Sha256::new(), 0);
+    while let Some(pixels) = video.next_frame()? {
+        hash.update(&pixels.planes);
+        frames += 1;
     }
-    (start as f64 / f64::from(ffi::AV_TIME_BASE)).max(0.0)
+    let digits = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    Ok(FrameHash {
+        frames,
+        sha256: digits,
+    })
+}
+
+/// The sound of a video file.
+pub struct VideoSound(AudioTrack);
+
+impl VideoSound {
+    /// Opens the sound of a video file, if it has any.
+    ///
+    /// # Errors
+    /// A file that FFmpeg cannot open or decode.
+    pub fn open(path: &Path) -> Result<Option<Self>, SoundError> {
+        match probe(path)?.audio {
+            None => Ok(None),
+            Some(_) => Ok(Some(Self(AudioTrack::open(path)?))),
+        }
+    }
+
+    /// Returns the samples per second of each channel, and the number of channels.
+    pub fn form(&self) -> (u32, usize) {
+        (self.0.rate(), self.0.channels())
+    }
+
+    /// Returns the next samples, `[n, channels]`: at most `n`, and fewer at the end.
+    ///
+    /// # Errors
+    /// The rest of the sound cannot be decoded.
+    pub fn read(&mut self, n: usize) -> Result<Vec<f32>, SoundError> {
+        Ok(self.0.read_up_to(n)?)
+    }
+}
+
+/// A reason why the sound of a video cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SoundError {
+    /// The file cannot be opened.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The sound cannot be decoded.
+    #[error(transparent)]
+    Audio(#[from] AudioError),
+}
+
+impl SoundError {
+    /// Returns the kind of the failure.
+    pub fn kind(&self) -> engines::error_kind::ErrorKind {
+        match self {
+            Self::Probe(error) => error.kind(),
+            Self::Audio(error) => error.kind(),
+        }
+    }
 }

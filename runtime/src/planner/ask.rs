@@ -4,6 +4,7 @@ use engines::manifest::ModelConfig;
 
 use crate::numbers::size::Size;
 use crate::numbers::timing::FRAMES_PER_LATENT;
+use crate::placement::plan::Latency;
 
 /// The video that a plan is made for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -20,6 +21,8 @@ pub struct Ask {
     pub actors: usize,
     /// Whether a pose video is encoded beside the decoder.
     pub pose: bool,
+    /// What the order of work favours.
+    pub latency: Latency,
     /// Clips of the video; `None` for as many as the recording fills.
     pub clips: Option<usize>,
 }

@@ -437,7 +437,8 @@ proptest! {
         let stages = Stages::Grid { layers: l, steps: s.min(steps) };
         let (lanes, budget) = (Lanes::AtMost(lanes.min(steps)), Some(u64::MAX));
         let blocks = clips * clip + more.min(clip - 1);
-        let case = Case { stages, lanes, guided, residency, budget, ..Case::new(blocks, steps, swap) };
+        let plain = Case::new(blocks, steps, swap);
+        let case = Case { stages, lanes, guided, residency, budget, ..plain };
         let backend = Arc::new(Fake::new(config(LAYERS), g.clone()));
         let (devices, _memories) = devices(&case, &backend);
         let chains = load(&case, &devices).unwrap();

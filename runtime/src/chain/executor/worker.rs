@@ -12,9 +12,9 @@ use std::thread::{self, JoinHandle};
 use engines::backend::EngineError;
 use engines::cancel::Cancel;
 
-use crate::chain::call::{Anchor, Call, Prefill};
+use crate::chain::call::{Anchor, AnchorInput, Call, Prefill};
 use crate::chain::error::ChainError;
-use crate::chain::job::{AnchorInput, Job};
+use crate::chain::job::Job;
 use crate::chain::snapshot::{Begin, Keeper};
 use crate::chain::source::{BlockInput, Source};
 use crate::chain::stage::{Site, Stage, StageState, anchor_of};

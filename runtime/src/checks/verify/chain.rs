@@ -20,7 +20,7 @@ use crate::generate::{Clips, Engine, Guiding, Keeping, OutputFiles, Request, gen
 use crate::inputs::actors::Cast;
 use crate::inputs::replay::Distance;
 use crate::inputs::speech::Channels;
-use crate::media::mp4::Encoding;
+use crate::media::encoding::Encoding;
 use crate::media::picture::{Fit, Reading};
 use crate::numbers::latents;
 use crate::numbers::lip_sync::AlignMethod;
@@ -191,9 +191,13 @@ fn request(
         replay: Some(checkup.golden.file(REPLAY)),
         files: OutputFiles {
             existing: Existing::Keep,
+            asked: None,
             video: folder.join("video.mp4"),
+            copies: Vec::new(),
+            format: None,
             encoding: Encoding::default(),
             contact_sheet: None,
+            metrics: None,
             trace: Some(folder.join(TRACE)),
         },
         keeping: Keeping::default(),

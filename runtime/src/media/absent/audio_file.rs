@@ -168,7 +168,7 @@ pub(crate) struct TrackSound {
     pub(crate) only: Option<usize>,
     /// Factor of every sample.
     pub(crate) gain: f32,
-    /// Samples per second, or those of the recording.
+    /// The only sampling rate that the video takes, or any of those that it takes.
     pub(crate) rate: Option<u32>,
 }
 

@@ -1,76 +1,76 @@
-//! Refuses to read the pictures of a video, in a build without FFmpeg (feature `media`).
+//! Refuses to decode videos, in a build without FFmpeg (feature `media`).
 
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use engines::error_kind::ErrorKind;
+use crate::media::film::FrameHash;
+use crate::media::video_facts::{ProbeError, probe};
 
-use crate::numbers::size::Size;
-
-/// A reason why the pictures of a video cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum VideoError {
-    /// This build reads no video.
-    #[error(
-        "{path}: this program was built without FFmpeg and reads no video; \
-         use one built with the feature `media`"
-    )]
-    NoMedia {
-        /// Path of the file.
-        path: PathBuf,
-    },
+/// One decoded frame. This build makes none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pixels {
+    /// Columns of pixels.
+    pub width: usize,
+    /// Rows of pixels.
+    pub height: usize,
+    /// Planes Y, U and V.
+    pub planes: Vec<u8>,
 }
 
-impl VideoError {
-    /// Returns `Resources`: another build would read the file.
-    pub fn kind(&self) -> ErrorKind {
-        ErrorKind::Resources
-    }
-}
-
-/// The colours that a reader would give.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Colours {
-    /// Three bytes a pixel.
-    Rgb,
-    /// One byte a pixel, scaled to this size.
-    Grey(Size),
-}
-
-/// A stand-in for one picture.
-pub(crate) struct Frame {
-    /// Seconds from the start.
-    pub(crate) seconds: f64,
-    /// Width and height.
-    pub(crate) size: Size,
-    /// Pixels row by row.
-    pub(crate) pixels: Vec<u8>,
-}
-
-/// A stand-in for the pictures of a video. This build cannot open any.
-pub(crate) struct VideoFrames(Infallible);
+/// A stand-in for the frames of a video file. This build cannot open any.
+pub struct VideoFrames(Infallible);
 
 impl VideoFrames {
-    /// Refuses to open a video.
+    /// Refuses to open a file.
     ///
     /// # Errors
-    /// Always [`VideoError::NoMedia`].
-    pub(crate) fn open(path: &Path, _: Colours) -> Result<Self, VideoError> {
-        Err(VideoError::NoMedia {
-            path: path.to_owned(),
-        })
+    /// Always [`ProbeError::NoMedia`].
+    pub fn open(path: &Path) -> Result<Self, ProbeError> {
+        match probe(path)? {}
     }
 
-    /// Is never called, because no video was opened.
-    pub(crate) fn rate(&self) -> f64 {
-        match self.0 {}
-    }
-
-    /// Is never called, because no video was opened.
+    /// Is never called, because no file is open.
     ///
     /// # Errors
     /// None.
-    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, VideoError> {
+    pub fn next_frame(&mut self) -> Result<Option<Pixels>, ProbeError> {
         match self.0 {}
     }
+}
+
+/// A stand-in for the sound of a video file. This build cannot open any.
+pub struct VideoSound(Infallible);
+
+impl VideoSound {
+    /// Refuses to open a file.
+    ///
+    /// # Errors
+    /// Always [`ProbeError::NoMedia`].
+    pub fn open(path: &Path) -> Result<Option<Self>, SoundError> {
+        match probe(path)? {}
+    }
+
+    /// Is never called, because no file is open.
+    pub fn form(&self) -> (u32, usize) {
+        match self.0 {}
+    }
+
+    /// Is never called, because no file is open.
+    ///
+    /// # Errors
+    /// None.
+    pub fn read(&mut self, _: usize) -> Result<Vec<f32>, SoundError> {
+        match self.0 {}
+    }
+}
+
+/// A reason why the sound of a video cannot be read.
+pub type SoundError = ProbeError;
+
+/// Refuses to read a file.
+///
+/// # Errors
+/// Always [`ProbeError::NoMedia`].
+pub fn hash_frames(path: &Path) -> Result<FrameHash, ProbeError> {
+    match probe(path)? {}
 }
