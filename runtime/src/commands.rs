@@ -15,6 +15,7 @@ mod presets;
 mod print;
 pub(crate) mod progress;
 mod replay;
+mod speaking;
 mod translate;
 
 pub use cli::{Cli, as_typed, complaint};
@@ -42,18 +43,20 @@ use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
 use crate::checks::{bench, diff, doctor, exec, film, parity, synthetic, verify};
 use crate::commands::cli::{
-    Bench, Command, Diff, Doctor, Exec, Generate, Merge, Parity, Probe, Verify, VerifyVideo,
+    Align, Bench, Command, Diff, Doctor, Exec, Generate, Merge, Parity, Probe, Verify, VerifyVideo,
     random_seed,
 };
 use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
+use crate::commands::speaking::speak;
 use crate::generate::error::GenerateError;
 use crate::generate::run_file::Asked;
-use crate::generate::{ClaimedRequest, Engine, Prepared, watch};
+use crate::generate::{ClaimedRequest, Engine, Prepared, align, watch};
 use crate::media::merge::merge;
 use crate::media::target::Target;
 use crate::media::video_facts::probe;
+use crate::numbers::lip_sync::AlignMethod;
 use crate::numbers::size::SizeMode;
 
 /// How this command shows what it does.
@@ -64,6 +67,7 @@ pub fn style(cli: &Cli) -> Style {
         Command::Replay(r) if r.json => Style::Json,
         Command::Batch(b) if b.json() => Style::Json,
         Command::Probe(p) if p.json => Style::Json,
+        Command::Align(a) if a.json => Style::Json,
         Command::Merge(m) if m.json => Style::Json,
         _ if std::io::stderr().is_terminal() && cli.log.leaves_a_bar() => Style::Bar,
         _ => Style::Lines,
@@ -104,6 +108,7 @@ pub fn run(cli: &Cli, layered: &Layered, style: Style, cancel: &Cancel) -> Resul
         Command::Merge(m) => run_merge(m, cancel),
         Command::VerifyVideo(v) => run_verify_video(v),
         Command::Doctor(d) => run_doctor(d, cancel),
+        Command::Align(a) => run_align(a, cancel),
         Command::Plan(p) => foresee::plan(p),
         Command::Simulate(s) => foresee::simulate(s, cancel),
         Command::Completions { shell } => print(completions(*shell).trim_end()),
@@ -148,7 +153,9 @@ fn run_generate(args: &Generate, asked: Asked, style: Style, cancel: &Cancel) ->
     for notice in notices {
         screen.event(&Event::Notice(notice));
     }
-    let claimed = outputs::claim_video(args, &request, cancel)?;
+    let mut claimed = outputs::claim_video(args, &request, cancel)?;
+    // The file lives until the video is made.
+    let _spoken = speak(args, &mut claimed, &screen, cancel)?;
     let made = make_video(args, claimed, &screen, cancel, begun, &clock);
     made.map_err(|error| match &error {
         Error::Generate(_) => error,
@@ -317,6 +324,20 @@ fn run_diff(args: &Diff) -> Result<(), Error> {
 fn run_probe(args: &Probe) -> Result<(), Error> {
     let facts = probe(&args.file)?;
     show(&facts, args.json)
+}
+
+fn run_align(args: &Align, cancel: &Cancel) -> Result<(), Error> {
+    if args.method == AlignMethod::None {
+        return Err(Error::Usage(
+            "--method none measures nothing; onset or dtw is wanted".to_owned(),
+        ));
+    }
+    let mut plan = FilePlan::default();
+    plan.reads("FILE", &args.file);
+    args.out.iter().for_each(|path| plan.writes("--out", path));
+    let _claims = outputs::claim(&plan, args.existing.overwrite, cancel)?;
+    let made = align(&args.file, args.method, args.out.as_deref())?;
+    show(&made, args.json)
 }
 
 /// Joins videos under a name that no input has.

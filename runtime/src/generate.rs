@@ -4,6 +4,7 @@
 //! An [`Engine`] is a model on a placement, and is loaded once. [`Prepared`] holds the inputs of
 //! one video. [`Engine::generate`] makes the video. Any number of videos may follow on one engine.
 
+pub(crate) mod align;
 pub(crate) mod engine;
 pub(crate) mod error;
 pub(crate) mod journal;
@@ -35,9 +36,10 @@ use crate::chain::events::{Event, Observer, Phase, PlannedMemory, Settings, Sile
 use crate::chain::executor;
 use crate::chain::hearing;
 use crate::chain::job::{Guidance, Job};
-use crate::chain::source::{ClipSource, Noise, everywhere};
+use crate::chain::source::{ClipSource, Noise, PoseSource};
 use crate::chain::vae::Encoder;
 use crate::inputs::heard::Heard;
+use crate::inputs::pose::PoseVideo;
 use crate::inputs::replay::{Distances, Replay};
 use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
 use crate::numbers::geometry::Geometry;
@@ -48,6 +50,7 @@ use engine::Loaded;
 use keeping::{Known, StateOf};
 use output::Output;
 
+pub use align::{AlignError, align};
 pub use engine::Engine;
 pub use error::GenerateError;
 pub use monitor::{Watching, watch};
@@ -153,7 +156,7 @@ struct Conditions {
     text: Arc<Tensor>,
     /// Embedded negative prompt, with guidance.
     negative: Option<Arc<Tensor>>,
-    features: AudioFeatures,
+    features: Vec<AudioFeatures>,
     latents: PictureLatents,
 }
 
@@ -201,13 +204,15 @@ impl<'a> Video<'a> {
             geometry: &self.geometry,
             swaps: request.mode.swaps() && self.prepared.length.clips > 1,
             passes: request.passes(),
+            actors: request.cast.count(),
             encodes_motion: request.mode.encodes_motion(),
-            speech_frames: self.heard().most_frames(),
+            encodes_pose: request.pose_video.is_some(),
+            speech_frames: self.heard().map(|h| h.most_frames()).max().unwrap_or(0),
         }
     }
 
-    /// Returns the sound that the speech encoder hears.
-    fn heard(&self) -> Heard<'_> {
+    /// Returns the sound of each person that the speech encoder hears.
+    fn heard(&self) -> impl Iterator<Item = Heard<'_>> {
         self.prepared.heard(self.geometry.block_video_frames())
     }
 
@@ -228,6 +233,7 @@ impl<'a> Video<'a> {
     fn produce(&self, output: &mut Output<'_>) -> Result<(), GenerateError> {
         let request = &self.prepared.request;
         let distances = Distances {
+            rule: request.distance,
             seed: request.seed,
             replay: self.replay.as_ref(),
         };
@@ -276,9 +282,11 @@ impl<'a> Video<'a> {
         });
         let negative = negative.transpose()?;
         self.begin(Phase::EncodingSpeech)?;
-        let (heard, speech) = (self.heard(), &config.speech);
-        let windows = heard.windows();
-        let features = hearing::encode_windows(backend, loading, speech, &heard, &windows)?;
+        let features = self.heard().map(|heard| {
+            let windows = heard.windows();
+            hearing::encode_windows(backend, loading, &config.speech, &heard, &windows)
+        });
+        let features = features.collect::<Result<Vec<_>, _>>()?;
         self.begin(Phase::EncodingPicture)?;
         let mut encoder = Encoder::load(backend, loading, &config.vae)?;
         let picture = &self.prepared.framing.pixels;
@@ -296,13 +304,14 @@ impl<'a> Video<'a> {
     /// Makes what a guided video is led away from: the negative prompt, and no sound.
     fn guidance(&self, loaded: &Loaded, text: Arc<Tensor>) -> Result<Guidance, ChainError> {
         let (g, width) = (&self.geometry, self.engine.models().config().speech.dim);
-        let shape = [1, HIDDEN_LAYERS, width, g.block_video_frames()];
+        let actors = self.prepared.request.cast.count();
+        let shape = [actors, HIDDEN_LAYERS, width, g.block_video_frames()];
         let silence = Tensor::zeros(DType::F32, &shape);
         let adapter = loaded.adapter(self.cancel);
         Ok(Guidance {
             scale: self.prepared.request.guidance.scale.get(),
             text,
-            audio: adapter.tokens(&silence, everywhere(g))?,
+            audio: adapter.tokens(&silence, self.prepared.mask.clone())?,
         })
     }
 
@@ -310,7 +319,7 @@ impl<'a> Video<'a> {
     fn denoise_and_decode(
         &self,
         loaded: &Loaded,
-        features: &AudioFeatures,
+        features: &[AudioFeatures],
         latents: PictureLatents,
         job: &Job<'_>,
         output: &mut Output<'_>,
@@ -319,8 +328,15 @@ impl<'a> Video<'a> {
         let seed = Noise::Seed(self.prepared.request.seed);
         let noise = self.replay.as_ref().map_or(seed, Noise::Replay);
         output.keep_noise(&noise, &self.geometry, self.prepared.length.clips);
-        let mut source =
-            ClipSource::new(&self.geometry, noise, features, loaded.adapter(self.cancel));
+        let adapter = loaded.adapter(self.cancel);
+        let mut source = ClipSource::new(
+            &self.geometry,
+            noise,
+            features,
+            &self.prepared.mask,
+            adapter,
+        );
+        source.pose = self.pose(loaded)?;
         let resumed = output.state.resumed();
         let decoder = self.decoder(loaded, latents, resumed)?;
         let (feedback, inbox) = executor::inbox(self.engine.plan(), job.steps);
@@ -345,6 +361,16 @@ impl<'a> Video<'a> {
             (Err(error), _) => Err(error.into()),
             (Ok(()), decoded) => decoded,
         }
+    }
+
+    /// Opens the pose video anew: every run reads it from its start.
+    fn pose(&self, loaded: &Loaded) -> Result<Option<PoseSource>, ChainError> {
+        let Some(path) = &self.prepared.request.pose_video else {
+            return Ok(None);
+        };
+        let video = PoseVideo::open(path, self.prepared.pose)?;
+        let encoder = self.engine.motion_encoder(loaded, self.cancel)?;
+        Ok(Some(PoseSource::new(video, encoder)))
     }
 
     fn decoder(
@@ -403,7 +429,8 @@ fn settings(prepared: &Prepared, geometry: &Geometry, placement: String) -> Sett
         clip_blocks: geometry.clip_blocks,
         frames,
         video_seconds: frames as f64 / f64::from(FPS),
-        audio_seconds: prepared.speech.seconds(),
+        audio_seconds: prepared.shortest().seconds(),
+        speakers: prepared.speeches.len(),
         steps: request.steps,
         solver: request.sampling.solver.name(),
         shift: request.sampling.shift,

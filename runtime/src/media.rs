@@ -32,9 +32,13 @@ mod mp4_index;
 mod muxed;
 pub(crate) mod partial;
 pub(crate) mod picture;
+#[cfg_attr(not(feature = "media"), path = "media/absent/pictures.rs")]
+pub(crate) mod pictures;
 #[cfg(feature = "media")]
 mod plain;
 pub(crate) mod playlist;
+#[cfg_attr(not(feature = "media"), path = "media/absent/remux.rs")]
+pub(crate) mod remux;
 pub(crate) mod sound_file;
 #[cfg(feature = "media")]
 mod sound_track;
@@ -64,6 +68,7 @@ pub(crate) mod wav_header;
 #[cfg(feature = "media")]
 mod yuv;
 
+pub use audio_file::AudioTrack;
 pub use encoding::{BitRate, BitRateError, Encoding, Rate};
 pub use film::{Film, FrameHash};
 pub use merge::{Merged, merge};

@@ -3,6 +3,7 @@
 pub(crate) mod geometry;
 pub(crate) mod guide_scale;
 pub(crate) mod latents;
+pub(crate) mod lip_sync;
 pub(crate) mod memory_size;
 pub(crate) mod rng;
 pub(crate) mod rope;
@@ -13,6 +14,7 @@ pub(crate) mod timing;
 
 pub use geometry::Geometry;
 pub use guide_scale::GuideScale;
+pub use lip_sync::{AlignMethod, Alignment, Offset};
 pub use size::{Size, SizeMode};
 pub use solver::{Sampling, Solver};
 pub use timing::Timing;

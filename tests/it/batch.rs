@@ -507,3 +507,63 @@ fn a_difference_names_its_block_and_equal_pictures_in_other_bytes_are_equal() {
         .error(ErrorKind::Input);
     assert!(none.contains("a.wav: wants a video stream"), "{none}");
 }
+
+/// Checks that a list, its run files and a replay know every person, and the words that are spoken.
+#[test]
+fn people_and_words_of_a_list_are_repeated_from_their_run_files() {
+    let desk = Desk::new();
+    fs::create_dir(desk.path("l")).unwrap();
+    let first = desk.speech("l/a.wav", 0.6);
+    desk.speech("l/b.wav", 0.5);
+    let (width, height) = image::image_dimensions(Golden::carried().input("ref.png")).unwrap();
+    let left = |x, _| image::Luma([if x < width / 2 { 255u8 } else { 0 }]);
+    let left = image::GrayImage::from_fn(width, height, left);
+    left.save(desk.path("l/left.png")).unwrap();
+    let right = format!("{},0,{},{height}", width / 2, width - width / 2);
+    desk.text(
+        "l/two.csv",
+        &format!("audio,masks\na.wav+b.wav,\"left.png+{right}\"\n"),
+    );
+    desk.batch("l/two.csv", &[]).ok();
+    let run = "out/a+b_avatar.run.json";
+    let inputs = desk.json(run)["inputs"].as_object().unwrap().clone();
+    let flags: Vec<&String> = inputs.keys().collect();
+    assert_eq!(flags, ["audio", "audio 2", "image", "masks 1"]);
+    let replayed = desk.run(&["replay", run]).ok();
+    assert!(
+        replayed.stdout.contains("equal: all"),
+        "{}",
+        replayed.stdout
+    );
+    // What is done is not made again, until one of its files is another one.
+    let made = |desk: &Desk| {
+        fs::metadata(desk.path("out/a+b_avatar.mp4"))
+            .unwrap()
+            .modified()
+    };
+    let once = made(&desk).unwrap();
+    desk.batch("l/two.csv", &[]).ok();
+    assert_eq!(made(&desk).unwrap(), once);
+    desk.speech("l/b.wav", 0.7);
+    let error = desk.run(&["replay", run, "--out", "w.mp4"]);
+    let error = error.error(ErrorKind::Input);
+    assert!(error.contains("--audio 2 "), "{error}");
+    desk.batch("l/two.csv", &["--overwrite"]).ok();
+    assert_ne!(made(&desk).unwrap(), once);
+
+    let program = format!("sh -c 'cp {} \"$1\"' sh {{out}} {{text}}", first.display());
+    desk.text("l/words.csv", "out,text\nhello.mp4,Hello there\n");
+    desk.batch("l/words.csv", &["--tts_command", &program]).ok();
+    let inputs = desk.json("out/hello.run.json")["inputs"].clone();
+    assert!(inputs.get("audio").is_none(), "{inputs}");
+    let replayed = desk.run(&["replay", "out/hello.run.json"]).ok();
+    assert!(
+        replayed.stdout.contains("equal: all"),
+        "{}",
+        replayed.stdout
+    );
+    desk.text("l/words.csv", "text\nHello there\n");
+    let error = desk.batch("l/words.csv", &["--tts_command", &program]);
+    let error = error.error(ErrorKind::Usage);
+    assert!(error.contains("a column out names the video"), "{error}");
+}

@@ -51,6 +51,7 @@ fn help_of_every_command() {
                 "bench",
                 "parity",
                 "probe",
+                "align",
                 "verify-video",
                 "doctor",
                 "completions",

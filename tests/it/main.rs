@@ -15,6 +15,7 @@ mod hub;
 mod merge;
 mod outputs;
 mod parity;
+mod people;
 mod placement;
 mod plans;
 mod readme;

@@ -21,6 +21,7 @@ use exporter::synth::{Preset, SynthOptions, synth};
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent};
 use runtime::generate::{self, Engine, GenerateError, generate};
 use runtime::inputs::Speech;
+use runtime::media::{Encoding, Target, VideoWriter};
 use runtime::numbers::Geometry;
 use runtime::placement::{
     Devices, Footprints, Lanes, Latency, PlacementError, Residency, Rings, Told, Workload,
@@ -297,7 +298,9 @@ pub(crate) fn wanted(told: &Told, request: &generate::Request) -> Footprints {
         geometry: &geometry,
         swaps: request.mode.swaps(),
         passes: 1,
+        actors: request.cast.count(),
         encodes_motion: request.mode.encodes_motion(),
+        encodes_pose: request.pose_video.is_some(),
         speech_frames: config.speech.frames(samples).unwrap(),
     };
     Footprints::new(&devices, &plan, work).unwrap()
@@ -357,6 +360,43 @@ fn no_device_ever_holds_more_than_the_arithmetic_says() {
     }
 }
 
+/// Checks the count of two people and of a pose, which is encoded beside the decoder.
+#[test]
+fn people_and_poses_are_counted() {
+    let run = Run::new();
+    let mut request = run.request();
+    request.files.trace = None;
+    request.files.existing = Existing::Replace;
+    let pose = run.path("pose.mp4");
+    let target = Target::of(&pose, None).unwrap();
+    let mut writer =
+        VideoWriter::create(&target, request.size, &Encoding::default(), None).unwrap();
+    let frame = vec![120u8; 3 * request.size.width * request.size.height];
+    (0..20).for_each(|_| writer.write_frames(&frame).unwrap());
+    writer.finish().unwrap();
+    let alone = wanted(&Told::default(), &request).devices[&0];
+    request.cast.others = vec![request.audio.clone()];
+    request.cast.places = ["0,0,50,100", "60,0,50,100"]
+        .map(|p| p.parse().unwrap())
+        .into();
+    request.pose_video = Some(pose);
+    let told = Told::default();
+    let counted = wanted(&told, &request);
+    let of = |device: usize| counted.devices[&device].total();
+    assert!(counted.devices[&0].activations > alone.activations);
+    assert!(
+        counted.devices[&0].weights > alone.weights,
+        "the encoder of the pose"
+    );
+    let (peaks, _) = held(&told, &request, &of).unwrap_or_else(|e| panic!("{e}"));
+    assert!(
+        peaks[0] <= of(0) && peaks[0] * 10 >= of(0) * 7,
+        "{peaks:?} of {}",
+        of(0)
+    );
+    assert!(held(&told, &request, &|d| of(d) - 1).is_err());
+}
+
 fn streamed(resident_layers: usize, rings: Rings) -> Residency {
     Residency {
         resident_layers,
@@ -410,6 +450,8 @@ fn the_planner_never_plans_less_than_the_footprint_counts() {
                 size,
                 steps,
                 passes: 1,
+                actors: 1,
+                pose: false,
                 infer_frames,
                 latency: Latency::default(),
                 clips: Some(clips),
@@ -433,7 +475,9 @@ fn the_planner_never_plans_less_than_the_footprint_counts() {
                 geometry: &geometry,
                 swaps: true,
                 passes: 1,
+                actors: 1,
                 encodes_motion: false,
+                encodes_pose: false,
                 speech_frames,
             };
             let counted = Footprints::new(&each(&backend, memories), &plan, work).unwrap();

@@ -14,9 +14,9 @@ use engines::tensor::Tensor;
 use engines::tensor_file;
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
 use runtime::generate::{Clips, Engine, Guiding, Keeping, OutputFiles, Request, generate};
-use runtime::inputs::Channels;
+use runtime::inputs::{Cast, Channels, Distance};
 use runtime::media::{Encoding, Fit, Probe, Reading, probe};
-use runtime::numbers::{Sampling, SizeMode, Timing};
+use runtime::numbers::{AlignMethod, Sampling, SizeMode, Timing};
 use runtime::placement::{Devices, Lanes, Told};
 use tempfile::TempDir;
 use tests::close::Close;
@@ -60,6 +60,7 @@ impl Run {
             image: golden.input("ref.png"),
             reading: Reading::default(),
             audio: golden.input("speech_16k_mono.wav"),
+            cast: Cast::default(),
             channels: Channels::Mix,
             prompt: PROMPT.to_owned(),
             size: SIZE.parse().unwrap(),
@@ -73,6 +74,9 @@ impl Run {
             infer_frames: 48,
             seed: 420,
             mode: Mode::Tpp,
+            pose_video: None,
+            distance: Distance::Random,
+            align: AlignMethod::None,
             replay: None,
             keeping: Keeping::default(),
             files: OutputFiles {

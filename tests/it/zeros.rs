@@ -365,7 +365,9 @@ fn footprint(models: &Path) -> Footprint {
         geometry: &geometry,
         swaps: false,
         passes: 1,
+        actors: 1,
         encodes_motion: false,
+        encodes_pose: false,
         speech_frames: 100,
     };
     let device: Arc<dyn Backend> = Arc::new(backend.on(HostMemory::new("cpu:0", u64::MAX)));

@@ -5,6 +5,7 @@ use engines::error_kind::ErrorKind;
 use engines::memory::MemoryError;
 use engines::tensor_file::TensorFileError;
 
+use crate::media::pictures::PicturesError;
 use crate::placement::plan::PlanError;
 
 /// Why an encoder, the executor or a decoder stopped.
@@ -27,6 +28,9 @@ pub enum ChainError {
     /// The placement does not fit the model or the machine.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The pose video cannot be read on.
+    #[error(transparent)]
+    Pose(#[from] PicturesError),
     /// The other side of a channel ended first. Its own error is the one to show.
     #[error("stopped because another part of the chain ended")]
     Stopped,
@@ -57,6 +61,7 @@ impl ChainError {
             Self::Engine(e) | Self::Stage { source: e, .. } => e.kind(),
             Self::State(e) => e.kind(),
             Self::Plan(e) => e.kind(),
+            Self::Pose(e) => e.kind(),
             Self::Stopped => ErrorKind::Resources,
             Self::Cancelled => ErrorKind::Interrupted,
         }

@@ -7,6 +7,7 @@ use engines::tensor::{Tensor, View};
 
 use crate::chain::clock::Spent;
 use crate::chain::vae::Frames;
+use crate::numbers::lip_sync::Alignment;
 use crate::numbers::size::{Size, SizeMode};
 use crate::placement::wavefront::Item;
 
@@ -80,6 +81,8 @@ pub struct PlannedMemory {
 pub enum Phase {
     /// An export is opened and its files are hashed.
     OpeningModels,
+    /// A program of the user speaks the words.
+    Speaking,
     /// Picture, speech and prompt are read.
     ReadingInputs,
     /// The text encoder runs.
@@ -99,6 +102,7 @@ impl Phase {
     pub fn name(self) -> &'static str {
         match self {
             Self::OpeningModels => "opening the models",
+            Self::Speaking => "speaking the text",
             Self::ReadingInputs => "reading inputs",
             Self::EncodingPrompt => "encoding the prompt",
             Self::EncodingSpeech => "encoding the speech",
@@ -146,8 +150,10 @@ pub struct Settings {
     pub frames: usize,
     /// Length of the video.
     pub video_seconds: f64,
-    /// Length of the recording.
+    /// Length of the recording, or of the shortest one.
     pub audio_seconds: f64,
+    /// People who speak.
+    pub speakers: usize,
     /// Denoising steps.
     pub steps: usize,
     /// Solver of the steps.
@@ -175,6 +181,8 @@ pub struct Settings {
 pub struct Summary {
     /// The video file, if one was written.
     pub out: Option<PathBuf>,
+    /// How lips and sound of the video compare, where that was asked for.
+    pub alignment: Option<Alignment>,
     /// Frames of the video.
     pub frames: usize,
     /// Length of the video.

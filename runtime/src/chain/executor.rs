@@ -213,6 +213,7 @@ struct Open {
     /// What the solver keeps of earlier steps.
     memory: Memory,
     audio: BlockAudio,
+    pose: Option<Tensor>,
     /// The flow of a step's first pass, while its second one is under way.
     prompted: Option<Tensor>,
 }
@@ -342,7 +343,12 @@ impl<'a> Scheduler<'a> {
 
     fn call(&self, group: &Group) -> Call {
         let lane = |item: &Item| {
-            let Open { latents, audio, .. } = &self.open[&item.block];
+            let Open {
+                latents,
+                audio,
+                pose,
+                ..
+            } = &self.open[&item.block];
             let (step, pass) = self.job.tables.step_and_pass(item);
             let relative_dist = self.job.distances.of(item.block, step);
             let guidance = self.job.guidance.as_ref().filter(|_| pass > 0);
@@ -350,7 +356,7 @@ impl<'a> Scheduler<'a> {
                 item: *item,
                 relative_dist,
                 latents,
-                pose_latents: None,
+                pose_latents: pose.as_ref(),
                 audio: guidance.map_or(audio, |g| &g.audio),
             }
         };
@@ -413,6 +419,7 @@ impl<'a> Scheduler<'a> {
                         latents: input.latents,
                         memory: Memory::default(),
                         audio: input.audio,
+                        pose: input.pose,
                         prompted: None,
                     },
                 );

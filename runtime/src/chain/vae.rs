@@ -2,6 +2,7 @@
 //! convolutions and says when they start anew. One latent frame is one call, so memory does not
 //! grow with the video.
 
+use std::borrow::Borrow;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -168,13 +169,13 @@ impl Encoder {
     ///
     /// # Errors
     /// A graph fails.
-    pub(crate) fn encode<'f>(
+    pub(crate) fn encode<T: Borrow<Tensor>>(
         &mut self,
-        frames: impl IntoIterator<Item = &'f Tensor>,
+        frames: impl IntoIterator<Item = T>,
     ) -> Result<Tensor, EngineError> {
         self.started = false;
         let mut parts = Vec::new();
-        let mut chunk: Vec<&Tensor> = Vec::new();
+        let mut chunk: Vec<T> = Vec::new();
         for frame in frames {
             chunk.push(frame);
             let wanted = if parts.is_empty() {
@@ -190,11 +191,12 @@ impl Encoder {
         Ok(latents::join(&parts))
     }
 
-    fn chunk(&mut self, frames: &[&Tensor]) -> Result<Tensor, EngineError> {
-        let (h, w) = (frames[0].shape()[1], frames[0].shape()[2]);
+    fn chunk<T: Borrow<Tensor>>(&mut self, frames: &[T]) -> Result<Tensor, EngineError> {
+        let first = frames[0].borrow();
+        let (h, w) = (first.shape()[1], first.shape()[2]);
         let as_video: Vec<Tensor> = frames
             .iter()
-            .map(|f| (*f).clone().reshaped(&[1, 3, 1, h, w]))
+            .map(|f| f.borrow().clone().reshaped(&[1, 3, 1, h, w]))
             .collect();
         let pixels = latents::join(&as_video);
         let latent = (h / vae::SPATIAL_STRIDE, w / vae::SPATIAL_STRIDE);

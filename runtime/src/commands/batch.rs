@@ -34,6 +34,7 @@ use crate::commands::layers::layered;
 use crate::commands::machine;
 use crate::commands::outputs::{claim_as, unless_stopped};
 use crate::commands::progress::{Screen, Style};
+use crate::commands::speaking::speak;
 use crate::generate::run_file::{self, Asked, InputFile};
 use crate::generate::{Engine, Prepared};
 use crate::placement::plan::Plan;
@@ -42,8 +43,9 @@ use crate::planner::found::{Machine, free_memory};
 /// Most videos at a time where nobody says how many: a plan has as many devices at most.
 const MOST_AT_A_TIME: usize = 8;
 /// Flags that no placement depends on, whoever makes it.
-const OF_ONE_VIDEO: [&str; 23] = [
+const OF_ONE_VIDEO: [&str; 27] = [
     "audio",
+    "audio-align-method",
     "audio-channel",
     "background",
     "base-seed",
@@ -60,17 +62,20 @@ const OF_ONE_VIDEO: [&str; 23] = [
     "overwrite",
     "preset",
     "prompt",
+    "relative-dist",
     "replay",
     "resume",
     "sample-shift",
     "sample-solver",
+    "text",
     "timing",
     "trace",
+    "tts-command",
 ];
 /// Flags that a placement depends on only if a profile or a GPU is there.
 const OF_A_PROFILE: [&str; 4] = ["infer-frames", "num-clip", "size", "size-mode"];
 /// Flags that say nothing about the frames of a video, or whose files are hashed instead.
-const NOT_IN_KEYS: [&str; 10] = [
+const NOT_IN_KEYS: [&str; 11] = [
     "audio",
     "config",
     "image",
@@ -79,6 +84,7 @@ const NOT_IN_KEYS: [&str; 10] = [
     "models",
     "out",
     "overwrite",
+    "pose-video",
     "replay",
     "resume",
 ];
@@ -205,8 +211,8 @@ impl Work {
                 hash.update(format!("{flag}={}\n", value.value));
             }
         }
-        for path in [&self.args.image, &self.args.audio] {
-            let sha256 = InputFile::of(path).ok().and_then(|file| file.sha256);
+        for path in self.args.inputs() {
+            let sha256 = InputFile::of(&path).ok().and_then(|file| file.sha256);
             sure &= sha256.is_some();
             hash.update(format!("{sha256:?}\n"));
         }
@@ -496,7 +502,9 @@ impl Runner<'_> {
             true => Existing::Replace,
             false => Existing::Keep,
         };
-        let claimed = claim_as(&work.args, &request, &item.video, existing)?;
+        let mut claimed = claim_as(&work.args, &request, &item.video, existing)?;
+        // The file lives until the video is made.
+        let _spoken = speak(&work.args, &mut claimed, &screen, cancel)?;
         screen.event(&Event::Phase(Phase::OpeningModels));
         let models = self.models(&work.args.models, cancel)?;
         let claims = claimed.clone();

@@ -1,13 +1,14 @@
 //! The command line of `avatar-run`: turns flags into requests, and does nothing else. Upstream's
 //! flags keep their names. Every flag may be written with underscores or with dashes.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use clap::builder::Resettable;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Id, Parser, Subcommand, ValueEnum};
 use engines::claims::Existing;
 use engines::components::dit::DitConfig;
 
@@ -20,12 +21,16 @@ use crate::commands::log_args::LogArgs;
 use crate::commands::presets;
 use crate::generate::error::GenerateError;
 use crate::generate::{Clips, Guiding, Keeping, OutputFiles, Request, Watching};
+use crate::inputs::actors::{Cast, Place};
+use crate::inputs::replay::Distance;
 use crate::inputs::speech::Channels;
+use crate::inputs::synthesiser::Synthesiser;
 use crate::media::encoding::{BitRate, Encoding, Rate};
 use crate::media::picture::{Background, Fit, Icc, Reading};
 use crate::media::target::{Format, Target as Output};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::guide_scale::GuideScale;
+use crate::numbers::lip_sync::AlignMethod;
 use crate::numbers::memory_size::MemorySize;
 use crate::numbers::schedule::SHIFT;
 use crate::numbers::size::{Size, SizeMode};
@@ -96,6 +101,8 @@ pub enum Command {
     Parity(Parity),
     /// Print the size, frame rate, lengths and sound of a video file.
     Probe(Probe),
+    /// Measure by how much the lips of a video are behind its sound, and move the sound.
+    Align(Align),
     /// Join videos of equal settings: frames are copied, and the sound stays in step.
     Merge(Merge),
     /// Decode a whole video and print its facts with a hash of its frames; compare them with a run.
@@ -157,9 +164,33 @@ pub struct Generate {
     /// Picture of the person.
     #[arg(long)]
     pub image: PathBuf,
-    /// Speech, in any file that FFmpeg decodes.
-    #[arg(long)]
-    pub audio: PathBuf,
+    /// Speech, in any file that FFmpeg decodes. Two people or more: a.wav+b.wav, with --masks.
+    #[arg(long, required_unless_present = "tts_command")]
+    pub audio: Option<PathBuf>,
+    /// Program that speaks --text, in place of --audio: 'espeak-ng -w {out} -- {text}'. It writes
+    /// {out}. No shell runs.
+    #[arg(
+        long = "tts-command",
+        value_name = "COMMAND",
+        requires = "text",
+        conflicts_with = "audio"
+    )]
+    tts_command: Option<Synthesiser>,
+    /// Words that --tts-command speaks.
+    #[arg(
+        long,
+        alias = "tts-text",
+        value_name = "WORDS",
+        requires = "tts_command",
+        // clap forgets what is required where it conflicts with what is given.
+        conflicts_with = "audio",
+        allow_hyphen_values = true
+    )]
+    text: Option<String>,
+    /// Where each of several people is: a picture that is white there, or a box x,y,w,h in the
+    /// pixels of --image. Places stand in the order of --audio, with `+` between them.
+    #[arg(long, value_name = "MASK+..", action = clap::ArgAction::Append)]
+    masks: Vec<String>,
     /// Channels of the speech that are heard: the mix of all, or one of a stereo recording. If all
     /// cancel each other, the mix is the loudest one.
     #[arg(long = "audio-channel", value_name = "NAME", default_value = "mix")]
@@ -325,6 +356,27 @@ pub struct Generate {
     /// Another number changes the last bits of latents, and so some pixels by one level.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+    /// Video of a moving skeleton (DWPose) that the person follows. After its end the pose is
+    /// black.
+    #[arg(long = "pose-video", value_name = "F.mp4")]
+    pose_video: Option<PathBuf>,
+    /// Distance of the picture in time, as attention sees it: random (drawn for every step), fixed
+    /// (drawn once), or 4 to 30 latent frames.
+    #[arg(
+        long = "relative-dist",
+        value_name = "HOW",
+        default_value = "random",
+        conflicts_with = "replay"
+    )]
+    relative_dist: Distance,
+    /// How to compare lips and sound of the finished video: none, onset or dtw (by warping). Where
+    /// they are apart, the sound is moved, and the frames stay.
+    #[arg(
+        long = "audio-align-method",
+        value_name = "HOW",
+        default_value = "none"
+    )]
+    audio_align_method: AlignMethod,
     /// Go on where an unfinished run of this line stopped: from the state beside the video. Without
     /// a state the video begins anew.
     #[arg(long, conflicts_with = "trace")]
@@ -627,6 +679,24 @@ pub struct Probe {
     pub json: bool,
 }
 
+/// Flags of `align`.
+#[derive(Debug, Args)]
+pub struct Align {
+    /// Video file that shows one person who speaks.
+    pub file: PathBuf,
+    /// How to measure: by onsets, or by warping.
+    #[arg(long, value_name = "onset|dtw", default_value = "dtw")]
+    pub method: AlignMethod,
+    /// File to write the video with its sound moved to, .mp4, .mov or .mkv. The frames are copied.
+    #[arg(long, value_name = "F.mp4")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Flags of `merge`.
 #[derive(Debug, Args)]
 pub struct Merge {
@@ -695,6 +765,12 @@ pub struct Target {
     /// Scale of guidance; above 1, each step takes two passes.
     #[arg(long = "sample-guide-scale", value_name = "SCALE", default_value = "0")]
     pub sample_guide_scale: GuideScale,
+    /// Number of people who speak, each with a recording.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count)]
+    pub speakers: usize,
+    /// Count a pose video, which is encoded while the video is made.
+    #[arg(long)]
+    pub pose: bool,
     /// Number of clips to make; auto stands for a recording of any length.
     #[arg(long = "num-clip", value_name = "N|auto", default_value = "auto", value_parser = clips)]
     pub num_clip: Clips,
@@ -942,7 +1018,12 @@ fn shared_flags() -> impl Iterator<Item = Arg> {
             .is_some_and(|name| !OWN_OF_BATCH.contains(&name))
     };
     let all = flags.into_iter().filter(shared);
-    all.map(|arg| arg.required(false).hide(true))
+    // A list may hold what the line does not.
+    all.map(|arg| {
+        let free = arg.required(false).hide(true);
+        let free = free.required_unless_present(Resettable::Reset);
+        free.requires(Resettable::<Id>::Reset)
+    })
 }
 
 impl Batch {
@@ -1007,7 +1088,10 @@ impl Generate {
     /// [`Error::Usage`] for flags that contradict each other or cannot be honoured.
     pub fn request(&self, random: impl FnOnce() -> u64) -> Result<(Request, Vec<String>), Error> {
         let mut notices = self.upstream.check()?;
-        self.one_recording()?;
+        if let Some((program, words)) = self.speaker() {
+            program.check(words)?;
+        }
+        let (audio, cast) = self.cast()?;
         let (mode, asked_for_what_happens) = self.mode();
         if asked_for_what_happens {
             notices.push(
@@ -1031,7 +1115,8 @@ impl Generate {
                 },
                 background: self.background,
             },
-            audio: self.audio.clone(),
+            audio,
+            cast,
             channels: match self.audio_channel {
                 ChannelArg::Mix => Channels::Mix,
                 ChannelArg::Left => Channels::Left,
@@ -1061,6 +1146,9 @@ impl Generate {
             infer_frames: self.infer_frames,
             seed: u64::try_from(self.base_seed).unwrap_or_else(|_| random()),
             mode,
+            pose_video: self.pose_video.clone(),
+            distance: self.relative_dist,
+            align: self.audio_align_method,
             replay: self.replay.clone(),
             files: OutputFiles {
                 existing: Existing::default(),
@@ -1135,18 +1223,41 @@ impl Generate {
         }
     }
 
-    /// Refuses upstream's form for two speakers: two recordings joined by a plus sign.
-    fn one_recording(&self) -> Result<(), Error> {
-        let text = self.audio.to_string_lossy();
-        match text.split_once('+') {
-            Some((first, second)) if !self.audio.exists() && Path::new(first).exists() => {
-                Err(Error::Usage(format!(
-                    "--audio {text}: two speakers are not built in yet, and this video has one; \
-                     give {first} or {second}"
-                )))
-            }
-            _ => Ok(()),
-        }
+    /// Returns the first recording, and who speaks besides.
+    fn cast(&self) -> Result<(PathBuf, Cast), Error> {
+        let mut recordings = self.recordings();
+        let places = self.masks.iter().flat_map(|masks| joined(masks, |_| false));
+        let places = places.map(|place| place.parse());
+        let cast = Cast {
+            others: recordings.split_off(1),
+            places: places
+                .collect::<Result<_, _>>()
+                .map_err(GenerateError::from)?,
+        };
+        cast.check().map_err(GenerateError::from)?;
+        Ok((recordings.remove(0), cast))
+    }
+
+    /// Returns the recordings that are named; an empty name stands for words to speak.
+    fn recordings(&self) -> Vec<PathBuf> {
+        self.audio
+            .as_deref()
+            .map_or_else(|| vec![PathBuf::new()], recordings)
+    }
+
+    /// Returns the files that decide the video, as far as their names can be understood.
+    pub(super) fn inputs(&self) -> Vec<PathBuf> {
+        let audio = self.audio.as_deref().map_or_else(Vec::new, recordings);
+        let masks = self.cast().map_or_else(|_| Vec::new(), |(_, c)| c.places);
+        let masks = masks.iter().filter_map(Place::path).map(Path::to_owned);
+        let image = [self.image.clone()].into_iter();
+        let files = image.chain(audio).chain(masks);
+        files.chain(self.pose_video.clone()).collect()
+    }
+
+    /// Returns the program that speaks, and its words.
+    pub(crate) fn speaker(&self) -> Option<(&Synthesiser, &str)> {
+        self.tts_command.as_ref().zip(self.text.as_deref())
     }
 
     /// The pipeline, and whether online decoding was asked for where it happens anyway.
@@ -1246,13 +1357,58 @@ impl Generate {
         let ending = self.format.unwrap_or(Format::Mp4).ending();
         match (self.out.first(), &self.save_dir) {
             (Some(out), _) => out.clone(),
-            (None, dir) => dir.clone().unwrap_or_default().join(format!(
-                "{}-{}{ending}",
-                stem(&self.image),
-                stem(&self.audio)
-            )),
+            (None, dir) => {
+                let voices: Vec<String> = self.recordings().iter().map(stem).collect();
+                let voices = Some(voices.join("+")).filter(|v| !v.is_empty());
+                let voices = voices.unwrap_or_else(|| "speech".to_owned());
+                let name = format!("{}-{voices}{ending}", stem(&self.image));
+                dir.clone().unwrap_or_default().join(name)
+            }
         }
     }
+}
+
+/// Returns the value of a flag that names paths, with each of them from `folder`.
+pub(super) fn from_folder(flag: &str, value: &OsStr, folder: &Path) -> OsString {
+    let parts = match (flag, value.to_str()) {
+        ("audio", Some(text)) if !folder.join(text).exists() => {
+            joined(text, |name| folder.join(name).exists())
+        }
+        ("masks", Some(text)) => joined(text, |_| false),
+        _ => return folder.join(value).into(),
+    };
+    let from = |part: &String| match part.parse() {
+        Ok(Place::Box { .. }) if flag == "masks" => part.into(),
+        _ => folder.join(part).into_os_string(),
+    };
+    let parts: Vec<OsString> = parts.iter().map(from).collect();
+    parts.join(OsStr::new("+"))
+}
+
+/// Returns the recordings that `--audio` names: one, or several with `+` between them.
+///
+/// A name may have a plus sign of its own: what exists under a name is one recording.
+pub(super) fn recordings(audio: &Path) -> Vec<PathBuf> {
+    let Some(text) = audio.to_str().filter(|_| !audio.exists()) else {
+        return vec![audio.to_owned()];
+    };
+    let parts = joined(text, |name| Path::new(name).exists());
+    parts.into_iter().map(PathBuf::from).collect()
+}
+
+/// Splits a list at its plus signs, where no longer name `is_one`.
+fn joined(text: &str, is_one: impl Fn(&str) -> bool) -> Vec<String> {
+    let words: Vec<&str> = text.split('+').collect();
+    let (mut parts, mut at) = (Vec::new(), 0);
+    while at < words.len() {
+        let ends = (at + 1..=words.len()).rev();
+        let long = ends.map(|end| (end, words[at..end].join("+")));
+        let mut long = long.filter(|(end, name)| *end == at + 1 || is_one(name));
+        let (end, name) = long.next().expect("one word is a part");
+        parts.push(name);
+        at = end;
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -1476,7 +1632,14 @@ mod tests {
                 &["--ulysses_size", "4"][..],
                 "--ulysses-size 4: only 1 is possible",
             ),
-            (&["--pose_video", "p.mp4"], "pose video is not built in"),
+            (
+                &["--relative_dist", "3"],
+                "random, fixed or a number from 4 to 30",
+            ),
+            (
+                &["--relative_dist", "9", "--replay", "r"],
+                "cannot be used with",
+            ),
             (
                 &["--start_frame", "9"],
                 "a video cannot begin in the middle yet",
@@ -1487,8 +1650,13 @@ mod tests {
             ),
             (&["--vae_dtype", "fp16"], "--recipe fp32|bf16"),
             (
-                &["--audio_align_method", "dtw"],
-                "nothing is aligned afterwards",
+                &["--audio_align_method", "eye"],
+                "wants none, onset or dtw, got `eye`",
+            ),
+            (&["--text", "Hello."], "cannot be used with"),
+            (
+                &["--tts_command", "say {out} {text}", "--text", "a"],
+                "cannot be used with",
             ),
             (
                 &["--ckpt_dir", "no/folder"],
@@ -1498,7 +1666,10 @@ mod tests {
                 &["--lora_path", "lora.safetensors"],
                 "--lora-path lora.safetensors: there is no such file or folder (exit 3)",
             ),
-            (&["--enable_tts"], "no speech synthesis is built in"),
+            (
+                &["--enable_tts"],
+                "--tts_command lets a program speak --text",
+            ),
             (&["--size", "704"], "size wants W*H"),
             (&["--size", "0*0"], "size wants both sides within"),
             (
@@ -1539,7 +1710,7 @@ mod tests {
         let missing = complain(&["avatar-run", "generate", "--image", "i"]).unwrap();
         assert_eq!(
             missing,
-            "the following required arguments were not provided: --models <MODELS> --audio <AUDIO> --prompt <PROMPT> --out <F.mp4>"
+            "the following required arguments were not provided: --models <MODELS> --prompt <PROMPT> --audio <AUDIO> --out <F.mp4>"
         );
         let size = complain(&["avatar-run", "generate", "--size", "704"]).unwrap();
         assert!(
@@ -1599,19 +1770,51 @@ mod tests {
     }
 
     #[test]
-    fn two_recordings_are_refused_with_the_reason() {
+    fn several_recordings_want_as_many_places() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         std::fs::write(path("a.wav"), b"x").unwrap();
         let both = format!("{}+{}", path("a.wav"), path("b.wav"));
-        let error = request(&["--out", "o.mp4", "--audio", &both]).unwrap_err();
+        let asked = |more: &[&str]| {
+            let line = [&["--save_dir", "d", "--audio", &both], more].concat();
+            request(&line).map(|(r, _)| r)
+        };
+        let error = asked(&[]).unwrap_err();
         assert!(
-            error.contains("two speakers are not built in yet"),
+            error.contains("2 recordings want --masks with 2 places, got 0"),
             "{error}"
         );
+        for masks in [
+            &["--masks", "0,0,9,9+b.png"][..],
+            &["--masks", "0,0,9,9", "--masks=b.png"],
+        ] {
+            let request = asked(masks).unwrap();
+            assert_eq!(request.cast.others, [PathBuf::from(path("b.wav"))]);
+            assert_eq!(request.cast.places[1], "b.png".parse().unwrap());
+            assert_eq!(request.files.video, Path::new("d/i-a+b.mp4"));
+        }
+        let error = asked(&["--masks", "0,0,9,0+b.png"]).unwrap_err();
+        assert!(error.contains("got `0,0,9,0`"), "{error}");
+        let error = request(&["--out", "o.mp4", "--masks", "b.png"]).unwrap_err();
+        assert!(error.contains("two recordings or more"), "{error}");
         // A name may have a plus sign.
         std::fs::write(path("a+b.wav"), b"x").unwrap();
-        assert!(request(&["--out", "o.mp4", "--audio", &path("a+b.wav")]).is_ok());
+        let name = |audio: String| recordings(Path::new(&audio)).len();
+        assert_eq!(name(path("a+b.wav")), 1);
+        assert_eq!(name(format!("{}+{}", path("a+b.wav"), path("a.wav"))), 2);
+        // Each name begins at the folder of a list.
+        for (flag, value, want) in [
+            ("audio", "a.wav+b.wav", both),
+            ("audio", "a+b.wav", path("a+b.wav")),
+            (
+                "masks",
+                "0,0,9,9+b.png",
+                format!("0,0,9,9+{}", path("b.png")),
+            ),
+            ("image", "a+c.png", path("a+c.png")),
+        ] {
+            assert_eq!(from_folder(flag, value.as_ref(), dir.path()), *want);
+        }
     }
 
     fn batch(line: &str) -> Result<Batch, String> {
@@ -1634,6 +1837,8 @@ mod tests {
         let refused = batch("list.csv --out a.mp4").unwrap_err();
         assert!(refused.contains("--out-dir"), "{refused}");
         assert!(batch("list.csv --num_clip many").is_err());
+        // The list may hold what they say.
+        assert!(batch("list.csv --tts_command say\t{out}\t{text}").is_ok());
         assert!(batch("list.csv --jobs 0").is_err());
     }
 

@@ -49,7 +49,9 @@ const fn switch(name: &'static str, rule: Rule) -> Flag {
 const AT_EXPORT: &str =
     "was settled when `avatar-export onnx` made the models folder; it is not read here";
 const NO_PROMPTER: &str = "no prompt extension is built in; write the prompt out";
-const NO_TTS: &str = "no speech synthesis is built in; give --audio";
+const NO_TTS: &str = "no speech synthesis is built in; --tts_command lets a program speak --text";
+const FROM_THE_PICTURE: &str = "has no effect: the motion history of every mode is the picture, in \
+     all 73 frames, so each video starts from it";
 
 /// Flags of upstream's `s2v_streaming_interact.py` @ 9c2c38d that [`crate::commands::cli`] does not
 /// define itself. Dashes stand for underscores.
@@ -93,10 +95,7 @@ const FLAGS: &[Flag] = &[
         "dit-fsdp",
         Rule::Refused("weights are not sharded; --stages places layers"),
     ),
-    switch(
-        "start-from-ref",
-        Rule::Refused("upstream parses it and nothing reads it"),
-    ),
+    switch("start-from-ref", Rule::Told(FROM_THE_PICTURE)),
     switch(
         "drop-motion-noisy",
         Rule::Refused("upstream computes zeros for it and never uses them"),
@@ -118,14 +117,6 @@ const FLAGS: &[Flag] = &[
         "output-file",
         Rule::Refused("upstream has no such flag; --save_file (or --out) names the video"),
     ),
-    value(
-        "audio-align-method",
-        Rule::Refused(
-            "upstream has no such flag; lips follow the speech of every frame, and nothing is \
-             aligned afterwards",
-        ),
-    ),
-    value("pose-video", Rule::Refused("pose video is not built in")),
     switch(
         "use-dataset",
         Rule::Refused("it belongs to upstream's training data"),
@@ -141,7 +132,6 @@ const FLAGS: &[Flag] = &[
     switch("enable-tts", Rule::Refused(NO_TTS)),
     value("tts-prompt-audio", Rule::Refused(NO_TTS)),
     value("tts-prompt-text", Rule::Refused(NO_TTS)),
-    value("tts-text", Rule::Refused(NO_TTS)),
 ];
 
 /// Returns the answer to a flag of this file: `Ok` with the reason why nothing is left to do, or

@@ -9,7 +9,9 @@ use engines::error_kind::{ErrorKind, reason};
 use engines::manifest::ManifestError;
 
 use crate::checks::error::CheckError;
+use crate::generate::AlignError;
 use crate::generate::error::GenerateError;
+use crate::inputs::synthesiser::SynthesiserError;
 use crate::media::merge_error::MergeError;
 use crate::media::partial::NameError;
 use crate::media::video_facts::ProbeError;
@@ -48,6 +50,12 @@ pub enum Error {
     /// A video file cannot be read.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// Lips and sound of a video cannot be compared.
+    #[error(transparent)]
+    Align(#[from] AlignError),
+    /// A program did not speak.
+    #[error(transparent)]
+    Synthesiser(#[from] SynthesiserError),
     /// Videos cannot be joined.
     #[error(transparent)]
     Merge(#[from] MergeError),
@@ -218,6 +226,8 @@ impl Error {
             Self::Manifest(e) => e.kind(),
             Self::Engine(e) => e.kind(),
             Self::Probe(e) => e.kind(),
+            Self::Align(e) => e.kind(),
+            Self::Synthesiser(e) => e.kind(),
             Self::Merge(e) => e.kind(),
             Self::Name(e) => e.kind(),
             Self::NoPath { .. } => ErrorKind::Input,

@@ -144,6 +144,8 @@ fn ask(target: &Target) -> Result<Ask, Error> {
         size,
         steps: target.sample_steps * passes,
         passes,
+        actors: target.speakers,
+        pose: target.pose,
         infer_frames: target.infer_frames,
         latency: target.latency(),
         clips: match target.num_clip {

@@ -236,6 +236,8 @@ fn planned(
         size: prepared.framing.size,
         steps: request.calls(),
         passes: request.passes(),
+        actors: request.cast.count(),
+        pose: request.pose_video.is_some(),
         infer_frames: request.infer_frames,
         latency: args.latency(),
         clips: match request.clips {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::checks::diff;
-use crate::commands::cli::{Cli, Command, Generate, Replay, complaint};
+use crate::commands::cli::{Cli, Command, Generate, Replay, complaint, from_folder};
 use crate::commands::error::Error;
 use crate::commands::layers::{Flags, Layered, Origin};
 use crate::commands::print::print;
@@ -27,7 +27,7 @@ const NOT_REPEATED: [&str; 9] = [
     "trace",
 ];
 /// Flags whose values are paths, which begin at the folder of the first run.
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 10] = [
     "audio",
     "ckpt-dir",
     "engines",
@@ -35,6 +35,7 @@ const PATHS: [&str; 9] = [
     "lora-path",
     "lora-path-dmd",
     "models",
+    "pose-video",
     "profile",
     "replay",
 ];
@@ -183,6 +184,9 @@ fn words(run: &RunFile, flag: &str, value: &Value) -> Vec<OsString> {
     let one = |text: &str| {
         let here = run.folder.join(text);
         let path = match run.inputs.get(flag) {
+            _ if ["audio", "masks"].contains(&flag) => {
+                from_folder(flag, text.as_ref(), &run.folder).into()
+            }
             Some(input) => input.path.clone(),
             None if flag == "models" => run.models.path.clone(),
             None if PATHS.contains(&flag) && here.exists() => here,

@@ -9,14 +9,17 @@ use engines::manifest::ManifestError;
 use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
+use crate::generate::align::AlignError;
 use crate::generate::journal::JournalError;
 use crate::generate::run_file::RunFileError;
+use crate::inputs::actors::ActorsError;
 use crate::inputs::prompt::PromptError;
 use crate::inputs::replay::ReplayError;
 use crate::media::audio_file::AudioError;
 use crate::media::contact_sheet::ContactSheetError;
 use crate::media::partial::{NameError, Partial};
 use crate::media::picture::PictureError;
+use crate::media::pictures::PicturesError;
 use crate::media::video_error::VideoError;
 use crate::numbers::geometry::{ClipLengthError, RingLengthError};
 use crate::numbers::schedule::ScheduleError;
@@ -46,6 +49,29 @@ pub enum GenerateError {
     /// The picture cannot be used.
     #[error(transparent)]
     Picture(#[from] PictureError),
+    /// Several people cannot be told apart.
+    #[error(transparent)]
+    Actors(#[from] ActorsError),
+    /// The pose video cannot be used.
+    #[error(transparent)]
+    Pose(#[from] PicturesError),
+    /// The sound of an output cannot be moved.
+    #[error(
+        "audio_align_method: moves the sound of files that end in .mp4 or .mkv, got {}",
+        out.display()
+    )]
+    AlignOutput {
+        /// The output.
+        out: PathBuf,
+    },
+    /// Lips and sound of the finished video cannot be compared, or the sound cannot be moved.
+    #[error("{source}; the video is complete, and its sound was not moved: {}", out.display())]
+    Align {
+        /// The reason.
+        source: AlignError,
+        /// The video.
+        out: PathBuf,
+    },
     /// The recording cannot be used.
     #[error(transparent)]
     Audio(#[from] AudioError),
@@ -178,6 +204,9 @@ impl GenerateError {
             Self::RingLength(e) => e.kind(),
             Self::Prompt(e) => e.kind(),
             Self::Picture(e) => e.kind(),
+            Self::Actors(e) => e.kind(),
+            Self::Pose(e) => e.kind(),
+            Self::Align { source, .. } => source.kind(),
             Self::Audio(e) => e.kind(),
             Self::Video(e) => e.kind(),
             Self::ContactSheet(e) => e.kind(),
@@ -186,7 +215,7 @@ impl GenerateError {
             Self::Trace(e) => e.kind(),
             Self::RunFile(e) => e.kind(),
             Self::Placement(e) => e.kind(),
-            Self::Steps { .. } => ErrorKind::Usage,
+            Self::Steps { .. } | Self::AlignOutput { .. } => ErrorKind::Usage,
             Self::Chain(e) => e.kind(),
             Self::Name(e) => e.kind(),
             Self::Claim(e) => e.kind(),

@@ -13,6 +13,7 @@ use crate::generate::engine::Engine;
 use crate::generate::error::GenerateError;
 use crate::generate::journal::{Found, Identity, Journal, JournalError};
 use crate::generate::prepared::Prepared;
+use crate::inputs::actors::Place;
 use crate::media::partial;
 use crate::media::target::{Format, Target};
 use crate::numbers::geometry::Geometry;
@@ -127,9 +128,15 @@ impl StateOf {
 fn unrepeatable(video: &Known<'_>) -> Option<(&'static str, PathBuf)> {
     let request = &video.prepared.request;
     let inputs = [("--image", &request.image), ("--audio", &request.audio)];
-    let pipe = |(_, path): &(_, &PathBuf)| !path.is_file();
-    let found = inputs.into_iter().find(pipe);
-    found.map(|(flag, path)| (flag, path.clone()))
+    let inputs = inputs.map(|(flag, path)| (flag, path.as_path()));
+    let others = request.cast.others.iter().map(|path| ("--audio", &**path));
+    let masks = request.cast.places.iter().filter_map(Place::path);
+    let masks = masks.map(|path| ("--masks", path));
+    let poses = request.pose_video.iter();
+    let poses = poses.map(|path| ("--pose-video", &**path));
+    let mut all = inputs.into_iter().chain(others).chain(masks).chain(poses);
+    let found = all.find(|(_, path)| !path.is_file());
+    found.map(|(flag, path)| (flag, path.to_owned()))
 }
 
 /// Ending of the folder of a video's state: `talk.mp4` has `talk.partial.state`.
@@ -198,6 +205,21 @@ fn identity(video: &Known<'_>) -> Result<Identity, JournalError> {
         let negative = request.guidance.negative_prompt.clone();
         all.insert("negative_prompt".to_owned(), negative);
     }
+    for (at, other) in request.cast.others.iter().enumerate() {
+        all.insert(format!("audio {}", at + 2), hash(other)?);
+    }
+    for (at, place) in request.cast.places.iter().enumerate() {
+        let place = match place.path() {
+            Some(path) => hash(path)?,
+            None => place.to_string(),
+        };
+        all.insert(format!("mask {}", at + 1), place);
+    }
+    if let Some(pose) = &request.pose_video {
+        all.insert("pose_video".to_owned(), hash(pose)?);
+    }
+    let distance = format!("{:?}", request.distance);
+    all.insert("relative_dist".to_owned(), distance);
     if let Some(replay) = &request.replay {
         all.insert("replay".to_owned(), hash(replay)?);
     }

@@ -16,6 +16,7 @@ use crate::chain::decoders::{BlockSink, Mode, PictureLatents, VideoBlock};
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Settings, Summary};
 use crate::chain::source::Noise;
+use crate::generate::align::{align_in_place, move_sound};
 use crate::generate::engine::Engine;
 use crate::generate::error::{GenerateError, RESUMES, length};
 use crate::generate::journal::{self, Found, with_anchor};
@@ -32,6 +33,7 @@ use crate::media::target::Target;
 use crate::media::video_error::VideoError;
 use crate::media::video_writer::{Finished, VideoWriter};
 use crate::numbers::geometry::Geometry;
+use crate::numbers::lip_sync::{AlignMethod, Alignment};
 use crate::numbers::size::Size;
 use crate::numbers::timing::{DROPPED_FRAMES, FPS};
 
@@ -45,6 +47,7 @@ const SHEET_TILES: usize = 16;
 pub(crate) struct Output<'a> {
     files: &'a OutputFiles,
     mode: Mode,
+    align: AlignMethod,
     requested: Size,
     /// The video first. All get the same frames.
     writers: Vec<VideoWriter>,
@@ -76,9 +79,7 @@ impl<'a> Output<'a> {
         begun: Begun,
         state: StateOf,
     ) -> Result<Self, GenerateError> {
-        let Prepared {
-            request, speech, ..
-        } = prepared;
+        let request = &prepared.request;
         let encoding = Encoding {
             comment: record::tag(prepared, geometry),
             ..request.files.encoding.clone()
@@ -99,7 +100,7 @@ impl<'a> Output<'a> {
         for target in targets {
             // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips
             // are 120 ms early.
-            let mut track = speech.track(target.sound_rate())?;
+            let mut track = prepared.track(target.sound_rate())?;
             track.skip(request.timing.skipped_frames())?;
             match VideoWriter::create(&target, size, &encoding, Some(track)) {
                 Ok(writer) => writers.push(writer),
@@ -127,6 +128,7 @@ impl<'a> Output<'a> {
             clips: settings.clips,
             files,
             mode: request.mode,
+            align: request.align,
             requested: request.size,
             // A run that goes on did not see the first frames.
             hashes: (files.asked.is_some() && state.found().is_none()).then(Hashes::default),
@@ -186,6 +188,7 @@ impl<'a> Output<'a> {
         let denoising = self.denoising.unwrap_or(begun).elapsed().as_secs_f64();
         let sound_seconds = self.writers.first().map_or(0.0, VideoWriter::sound_seconds);
         let named = finish(std::mem::take(&mut self.writers), self.observer)?;
+        let alignment = aligned(&named, self.align, self.observer)?;
         self.writing += finishing.elapsed();
         if let (Some(sheet), Some(path)) = (&self.sheet, &self.files.contact_sheet) {
             sheet.write(path)?;
@@ -205,6 +208,7 @@ impl<'a> Output<'a> {
         let times = engine.clock().since(&self.begun);
         let summary = Summary {
             out: named.into_iter().next(),
+            alignment,
             frames,
             video_seconds,
             wall_seconds,
@@ -264,6 +268,30 @@ impl<'a> Output<'a> {
             Err(error) => error.into(),
         }
     }
+}
+
+/// Compares lips and sound of the finished video where that is asked for, and moves the sound of
+/// every output alike.
+fn aligned(
+    outputs: &[PathBuf],
+    method: AlignMethod,
+    observer: &dyn Observer,
+) -> Result<Option<Alignment>, GenerateError> {
+    let (AlignMethod::Onset | AlignMethod::Dtw, Some((video, copies))) =
+        (method, outputs.split_first())
+    else {
+        return Ok(None);
+    };
+    let failed = |out: &Path| {
+        let out = out.to_owned();
+        |source| GenerateError::Align { source, out }
+    };
+    let made = align_in_place(video, method).map_err(failed(video))?;
+    for copy in copies {
+        move_sound(copy, &made).map_err(failed(copy))?;
+    }
+    observer.event(&Event::Notice(format!("audio_align_method {made}")));
+    Ok(Some(made))
 }
 
 /// Gives every output its name. Where one fails, those after it stay under their partial names.

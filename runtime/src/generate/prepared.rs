@@ -3,26 +3,30 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::iter;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use engines::claims::Claims;
 use engines::manifest::Models;
+use engines::tensor::Tensor;
 
 use crate::chain::events::{Event, Observer, Phase};
 use crate::generate::error::GenerateError;
 use crate::generate::request::{ClaimedRequest, Clips, Request};
-use crate::generate::run_file::{InputFile, RunFileError};
+use crate::generate::run_file::{Asked, InputFile, RunFileError};
 use crate::inputs::framing::Framing;
 use crate::inputs::heard::{self, Heard};
+use crate::inputs::pose::{PoseShape, PoseVideo};
 use crate::inputs::prompt::{Prompt, Prompter};
-use crate::inputs::speech::Speech;
+use crate::inputs::speech::{self, Speech};
+use crate::media::audio_file::{AudioError, AudioTrack};
 use crate::media::picture::{Coverage, Fit, Picture};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::schedule::SHIFT;
 use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::solver::{Path, Sampling, Solver};
-use crate::numbers::timing::{Length, Timing, Units};
+use crate::numbers::timing::{FPS, Length, Timing, Units};
 
 /// The inputs of one video.
 #[derive(Debug)]
@@ -35,10 +39,14 @@ pub struct Prepared {
     pub prompt: Prompt,
     /// Tokens of the negative prompt, with guidance.
     pub negative: Option<Prompt>,
-    /// Samples of the recording.
-    pub speech: Speech,
+    /// Samples of the recording of each person.
+    pub speeches: Vec<Speech>,
+    /// Weight of each person's sound for each token, `[1, A, F, h*w]`.
+    pub(crate) mask: Tensor,
     /// Clips that the recording fills.
     pub clips_in_audio: usize,
+    /// How a pose video lies over the video.
+    pub(crate) pose: PoseShape,
     /// Length of the video.
     pub(crate) length: Length,
     /// The files that were read, where a run file describes them.
@@ -73,8 +81,8 @@ impl Prepared {
     ) -> Result<Self, GenerateError> {
         let ClaimedRequest { request, claims } = claimed;
         observer.event(&Event::Phase(Phase::ReadingInputs));
-        let inputs = match request.files.asked {
-            Some(_) => inputs(&request),
+        let inputs = match &request.files.asked {
+            Some(asked) => inputs(&request, asked),
             None => Ok(BTreeMap::new()),
         };
         let (picture, facts) = Picture::open(&request.image, request.reading)?;
@@ -83,6 +91,8 @@ impl Prepared {
         }
         let framing = Framing::new(request.size, request.size_mode, request.fit, &picture)?;
         let geometry = Geometry::new(&models.config().dit, framing.size, request.infer_frames)?;
+        request.cast.check()?;
+        let mask = request.cast.mask(&framing, &geometry)?;
         Path::new(request.sampling, request.steps)?;
         let prompter = Prompter::open(&models.tokenizer())?;
         let prompt = prompter.encode(&request.prompt)?;
@@ -96,19 +106,38 @@ impl Prepared {
                 heard::most_samples(request.timing, frames)
             }
         };
-        let speech = Speech::listen(&request.audio, request.channels, most)?;
+        let recordings = iter::once(&request.audio).chain(&request.cast.others);
+        let listen = |path: &PathBuf| Speech::listen(path, request.channels, most);
+        let speeches = recordings.map(listen).collect::<Result<Vec<_>, _>>()?;
         // A file that cannot be read was refused above, in its reader's own words.
         let inputs = inputs.map_err(|source| RunFileError::Read {
             path: request.audio.clone(),
             source,
         })?;
-        let (clips_in_audio, length) = length(&request, &speech, &geometry);
+        let (clips_in_audio, length) = length(&request, shortest(&speeches), &geometry);
+        let pose = PoseShape {
+            size: framing.size,
+            mode: framing.mode,
+            fit: request.fit,
+            lead: request.timing.silent_frames(),
+            clip: geometry.clip_video_frames(),
+        };
+        if let Some(path) = &request.pose_video
+            && let Some(rate) = PoseVideo::open(path, pose)?.sampled_rate()
+        {
+            observer.event(&Event::Notice(format!(
+                "{}: {rate:.2} frames a second are sampled at {FPS}",
+                path.display()
+            )));
+        }
         let prepared = Self {
             request,
             framing,
             prompt,
             negative,
-            speech,
+            speeches,
+            mask,
+            pose,
             clips_in_audio,
             length,
             inputs,
@@ -118,10 +147,52 @@ impl Prepared {
         Ok(prepared)
     }
 
-    /// Returns the sound that the speech encoder hears.
-    pub(crate) fn heard(&self, block_frames: usize) -> Heard<'_> {
+    /// Returns the sound of each person that the speech encoder hears.
+    pub(crate) fn heard(&self, block_frames: usize) -> impl Iterator<Item = Heard<'_>> {
         let frames = self.length.blocks * block_frames;
-        Heard::new(&self.speech, self.request.timing, frames)
+        let timing = self.request.timing;
+        let speeches = self.speeches.iter();
+        speeches.map(move |speech| Heard::new(speech, timing, frames))
+    }
+
+    /// Returns the recording that ends first, and with it the video.
+    pub(crate) fn shortest(&self) -> &Speech {
+        shortest(&self.speeches)
+    }
+
+    /// Opens the sound of the video: the recording, or the mix of all. It has `rate` where its
+    /// container takes no other.
+    ///
+    /// # Errors
+    /// A recording cannot be decoded or resampled.
+    pub(crate) fn track(&self, rate: Option<u32>) -> Result<AudioTrack, AudioError> {
+        speech::track(&self.speeches, rate)
+    }
+
+    /// Tells how each recording is used, and which of several ends the video.
+    fn heard_notices(&self) -> Vec<String> {
+        let [speech] = &self.speeches[..] else {
+            let longest = self
+                .speeches
+                .iter()
+                .map(Speech::seconds)
+                .fold(0.0, f64::max);
+            let (first, end) = (self.shortest(), self.shortest().seconds());
+            let each = self.speeches.iter().flat_map(|speech| {
+                let path = speech.path().display();
+                speech
+                    .notices()
+                    .into_iter()
+                    .map(move |text| format!("{path}: {text}"))
+            });
+            let cut = format!(
+                "{} ends first, after {end:.2} s: the video ends with it, and the rest of the \
+                 others ({longest:.2} s at most) is not used",
+                first.path().display()
+            );
+            return each.chain((longest > end).then_some(cut)).collect();
+        };
+        speech.notices()
     }
 
     fn notices(&self, observer: &dyn Observer) {
@@ -132,7 +203,7 @@ impl Prepared {
             tell(format!(
                 "num_clip {wanted} is cut to {}: the recording of {:.2} s fills no more",
                 self.length.clips,
-                self.speech.seconds()
+                self.shortest().seconds()
             ));
         }
         let framing = &self.framing;
@@ -144,7 +215,7 @@ impl Prepared {
             let tokens = self.prompt.ids.len();
             tell(format!("prompt is cut to its first {tokens} tokens"));
         }
-        self.speech.notices().into_iter().for_each(tell);
+        self.heard_notices().into_iter().for_each(tell);
         if self.request.steps != 4 {
             let steps = self.request.steps;
             tell(format!(
@@ -177,11 +248,34 @@ impl Prepared {
     }
 }
 
-/// Describes the files that a request reads, by flag.
-fn inputs(request: &Request) -> io::Result<BTreeMap<String, InputFile>> {
-    let mut files = vec![("image", &request.image), ("audio", &request.audio)];
-    files.extend(request.replay.as_ref().map(|replay| ("replay", replay)));
-    let described = |(flag, path): (&str, &PathBuf)| Ok((flag.to_owned(), InputFile::of(path)?));
+/// Returns the recording that ends first.
+fn shortest(speeches: &[Speech]) -> &Speech {
+    let first = speeches.iter().min_by_key(|speech| speech.length());
+    first.expect("a video has a recording")
+}
+
+/// Describes the files that a request reads, by flag. Those of one flag are numbered from the
+/// second person on, or as the places of people are. What a program spoke is no file of the user.
+fn inputs(request: &Request, asked: &Asked) -> io::Result<BTreeMap<String, InputFile>> {
+    let spoken = asked.values.contains_key("tts-command");
+    let audio = (!spoken).then_some(&request.audio);
+    let flags = [
+        ("image", Some(&request.image)),
+        ("audio", audio),
+        ("pose-video", request.pose_video.as_ref()),
+        ("replay", request.replay.as_ref()),
+    ];
+    let mut files: Vec<(String, &FilePath)> = Vec::new();
+    for (flag, path) in flags {
+        files.extend(path.map(|path| (flag.to_owned(), path.as_path())));
+    }
+    for (at, other) in request.cast.others.iter().enumerate() {
+        files.push((format!("audio {}", at + 2), other));
+    }
+    for (at, place) in request.cast.places.iter().enumerate() {
+        files.extend(place.path().map(|path| (format!("masks {}", at + 1), path)));
+    }
+    let described = |(flag, path)| Ok((flag, InputFile::of(path)?));
     files.into_iter().map(described).collect()
 }
 

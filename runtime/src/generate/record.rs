@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::chain::events::{Settings, Summary};
 use crate::generate::prepared::Prepared;
 use crate::generate::run_file::{self, FORMAT, Made, RunFile, UsedModels};
+use crate::inputs::replay::Distance;
 use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{FPS, Timing};
 
@@ -33,6 +34,11 @@ pub(crate) fn tag(prepared: &Prepared, geometry: &Geometry) -> String {
     }
     if request.timing == Timing::Reference {
         tag["timing"] = "reference".into();
+    }
+    match request.distance {
+        Distance::Random => {}
+        Distance::Fixed => tag["relative_dist"] = "fixed".into(),
+        Distance::At(distance) => tag["relative_dist"] = distance.into(),
     }
     match request.replay {
         None => tag["seed"] = request.seed.into(),

@@ -9,6 +9,8 @@ use engines::claims::{ClaimError, Claims, Existing, FilePlan, real};
 use crate::chain::decoders::Mode;
 use crate::generate::error::GenerateError;
 use crate::generate::run_file::{self, Asked, RunFile};
+use crate::inputs::actors::{Cast, Place};
+use crate::inputs::replay::Distance;
 use crate::inputs::speech::Channels;
 use crate::media::contact_sheet;
 use crate::media::encoding::{Encoding, Rate};
@@ -17,6 +19,7 @@ use crate::media::picture::{Fit, Reading};
 use crate::media::target::{Format, Target};
 use crate::media::video_writer::{self, may_replace};
 use crate::numbers::guide_scale::GuideScale;
+use crate::numbers::lip_sync::AlignMethod;
 use crate::numbers::size::{Size, SizeMode, TOKEN_STRIDE};
 use crate::numbers::solver::Sampling;
 use crate::numbers::timing::Timing;
@@ -38,8 +41,10 @@ pub struct Request {
     pub image: PathBuf,
     /// Use of the picture's profile and transparency.
     pub reading: Reading,
-    /// Speech.
+    /// Speech. Empty where a synthesiser has yet to speak it.
     pub audio: PathBuf,
+    /// The other people who speak, and where each person is.
+    pub cast: Cast,
     /// Channels of the speech that are heard.
     pub channels: Channels,
     /// Text that describes the video.
@@ -66,6 +71,12 @@ pub struct Request {
     pub seed: u64,
     /// Pipeline of the reference to follow.
     pub mode: Mode,
+    /// Video that says how the person moves.
+    pub pose_video: Option<PathBuf>,
+    /// Distance of the reference token.
+    pub distance: Distance,
+    /// How lips and sound of the finished video are compared.
+    pub align: AlignMethod,
     /// Recorded noise and distances instead of seeded ones.
     pub replay: Option<PathBuf>,
     /// Files to write.
@@ -146,6 +157,26 @@ impl OutputFiles {
             return Err(NameError::TwoStreams);
         }
         Ok(targets)
+    }
+
+    /// Refuses outputs whose sound cannot be moved once they are complete.
+    fn may_align(&self, method: AlignMethod) -> Result<(), GenerateError> {
+        let movable = |target: &Target| {
+            matches!(
+                target,
+                Target::File {
+                    format: Format::Mp4 | Format::Mkv,
+                    ..
+                }
+            )
+        };
+        let found = self.targets()?.into_iter().find(|t| !movable(t));
+        match found {
+            Some(target) if method != AlignMethod::None => {
+                Err(GenerateError::AlignOutput { out: target.path() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Returns the path of the video's run file, if there is one. A stream and a folder have none.
@@ -266,7 +297,7 @@ impl Request {
     /// A name has an ending that says another format; [`GenerateError::Claim`].
     pub fn claim(self, also_read: &[(&str, &Path)]) -> Result<ClaimedRequest, GenerateError> {
         let mut request = self;
-        request.files.targets()?;
+        request.files.may_align(request.align)?;
         if let Some(sheet) = &request.files.contact_sheet {
             contact_sheet::format(sheet)?;
         }
@@ -275,7 +306,18 @@ impl Request {
         let files = &request.files;
         let mut plan = FilePlan::with_folders();
         plan.reads("--image", &request.image);
-        plan.reads("--audio", &request.audio);
+        if !request.audio.as_os_str().is_empty() {
+            plan.reads("--audio", &request.audio);
+        }
+        if let Some(pose) = &request.pose_video {
+            plan.reads("--pose-video", pose);
+        }
+        for other in &request.cast.others {
+            plan.reads("--audio", other);
+        }
+        for mask in request.cast.places.iter().filter_map(Place::path) {
+            plan.reads("--masks", mask);
+        }
         for (flag, path) in also_read {
             plan.reads(*flag, path);
         }

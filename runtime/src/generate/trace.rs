@@ -79,6 +79,7 @@ mod tests {
         trace.keep_frames(&Tensor::zeros(DType::U8, &[3, 64, 64, 3]));
         trace.keep_distances(
             &Distances {
+                rule: crate::inputs::replay::Distance::Random,
                 seed: 420,
                 replay: None,
             },

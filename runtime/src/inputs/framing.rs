@@ -2,7 +2,7 @@
 
 use engines::tensor::Tensor;
 
-use crate::media::picture::{Fit, Picture};
+use crate::media::picture::{Fit, Picture, Shown};
 use crate::numbers::size::{Size, SizeError, SizeMode};
 
 /// The size of a video, with the picture in that size.
@@ -14,6 +14,8 @@ pub struct Framing {
     pub mode: SizeMode,
     /// Size of the picture, in pixels.
     pub picture: Size,
+    /// Part of the picture that the video shows.
+    pub(crate) shown: Shown,
     /// Size of the video, in pixels.
     pub size: Size,
     /// The picture in the video's size, `[3, H, W]` in [-1, 1].
@@ -37,6 +39,7 @@ impl Framing {
             requested,
             mode,
             picture: picture.size(),
+            shown: Shown::new(picture.size(), size, mode, fit),
             size,
             pixels: Tensor::from_slice(&[3, size.height, size.width], &pixels),
         })

@@ -1,6 +1,7 @@
 //! Reads the random numbers of a recorded run, under the names of the golden end-to-end files.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use engines::contract::DType;
 use engines::error_kind::ErrorKind;
@@ -152,8 +153,40 @@ fn check_distances(
     }
 }
 
+/// How far behind the newest frames the reference token stands, in latent frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Distance {
+    /// Drawn anew for every step of every block, as the reference does.
+    #[default]
+    Random,
+    /// Drawn once for the video, from its seed.
+    Fixed,
+    /// This distance, 4 to 30.
+    At(u32),
+}
+
+impl FromStr for Distance {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "random" => Ok(Self::Random),
+            "fixed" => Ok(Self::Fixed),
+            _ => {
+                let number = text.parse().ok().filter(|n| (4..=30).contains(n));
+                let wanted =
+                    || format!("wants random, fixed or a number from 4 to 30, got `{text}`");
+                number.map(Self::At).ok_or_else(wanted)
+            }
+        }
+    }
+}
+
 /// The distances of the reference token: recorded ones, or drawn from a seed.
+#[derive(Default)]
 pub(crate) struct Distances<'a> {
+    /// How they are drawn.
+    pub rule: Distance,
     /// Seed of drawn distances.
     pub seed: u64,
     /// Recorded run, if one is replayed.
@@ -163,7 +196,11 @@ pub(crate) struct Distances<'a> {
 impl Distances<'_> {
     /// Returns the distance for a step of a block.
     pub(crate) fn of(&self, block: usize, step: usize) -> u32 {
-        let drawn = || rng::relative_dist(self.seed, block as u64, step as u64);
+        let drawn = || match self.rule {
+            Distance::Random => rng::relative_dist(self.seed, block as u64, step as u64),
+            Distance::Fixed => rng::relative_dist(self.seed, 0, 0),
+            Distance::At(distance) => distance,
+        };
         self.replay
             .and_then(|r| r.relative_dist(block, step))
             .unwrap_or_else(drawn)
@@ -203,8 +240,31 @@ mod tests {
         let recorded = Distances {
             seed: 1,
             replay: Some(&replay),
+            rule: Distance::At(30),
         };
         assert_eq!(recorded.of(0, 3), 7);
+    }
+
+    #[test]
+    fn a_distance_is_drawn_often_or_once_or_given() {
+        let of = |rule: &str| {
+            let distances = Distances {
+                rule: rule.parse().unwrap(),
+                seed: 420,
+                replay: None,
+            };
+            let all = (0..6).flat_map(|block| (0..4).map(move |step| (block, step)));
+            all.map(|(block, step)| distances.of(block, step))
+                .collect::<Vec<_>>()
+        };
+        let (random, fixed) = (of("random"), of("fixed"));
+        assert!(random.iter().any(|&d| d != random[0]));
+        assert!(fixed.iter().all(|&d| d == random[0]));
+        assert_eq!(of("17"), [17; 24]);
+        for wrong in ["3", "31", "-4", "often"] {
+            let error = wrong.parse::<Distance>().unwrap_err();
+            assert!(error.contains(&format!("got `{wrong}`")), "{error}");
+        }
     }
 
     #[test]

@@ -145,22 +145,22 @@ impl Speech {
         })
     }
 
-    /// Opens the sound of the video, at `rate` where its container takes no other.
-    ///
-    /// # Errors
-    /// The recording cannot be decoded or resampled.
-    pub(crate) fn track(&self, rate: Option<u32>) -> Result<AudioTrack, AudioError> {
-        let channels = match self.only {
-            Some(_) => 1,
-            None => self.facts.channels.min(2),
-        };
-        let sound = TrackSound {
-            channels,
+    /// Says what the video takes of this recording.
+    fn track_sound(&self) -> TrackSound {
+        TrackSound {
+            channels: match self.only {
+                Some(_) => 1,
+                None => self.facts.channels.min(2),
+            },
             only: self.only,
             gain: 1.0 / self.facts.peak.max(1.0),
-            rate,
-        };
-        AudioTrack::of(&self.file, sound)
+            rate: None,
+        }
+    }
+
+    /// Returns the path that the user named.
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
     }
 
     /// Says how the recording was used where it is not as its header or a listener expects.
@@ -252,6 +252,33 @@ impl Speech {
     pub fn clips(&self, infer_frames: usize) -> usize {
         clips(features_30(hidden_frames(self.length)), infer_frames)
     }
+}
+
+/// Opens the sound of a video: the recording, or the mean of those of several speakers, as long as
+/// the shortest. It has the rate of the first one, and two channels if any has two.
+///
+/// Source: `merge_multiple_audio_files`, `liveavatar/utils/router/synthesize_audio.py` @ 9c2c38d,
+/// which calls FFmpeg's `amix=inputs=N:duration=shortest`.
+///
+/// # Errors
+/// A recording cannot be decoded or resampled.
+///
+/// # Panics
+/// If there are no recordings.
+pub(crate) fn track(speeches: &[Speech], rate: Option<u32>) -> Result<AudioTrack, AudioError> {
+    let (first, others) = speeches.split_first().expect("a recording");
+    let channels = speeches.iter().map(|s| s.track_sound().channels).max();
+    let sound = |speech: &Speech, rate| TrackSound {
+        channels: channels.unwrap_or(1),
+        rate,
+        ..speech.track_sound()
+    };
+    let track = AudioTrack::of(&first.file, sound(first, rate))?;
+    let rate = Some(track.rate());
+    let others = others
+        .iter()
+        .map(|s| AudioTrack::of(&s.file, sound(s, rate)));
+    Ok(track.mixed_with(others.collect::<Result<_, _>>()?))
 }
 
 /// The normalisation of a recording: zero mean and unit variance.
@@ -953,10 +980,8 @@ mod tests {
             (Channels::Left, 1, 1.0),
             (Channels::Right, 1, 0.25),
         ] {
-            let mut track = Speech::listen(&path, channels, usize::MAX)
-                .unwrap()
-                .track(None)
-                .unwrap();
+            let speech = Speech::listen(&path, channels, usize::MAX).unwrap();
+            let mut track = track(&[speech], None).unwrap();
             assert_eq!(track.channels(), wanted);
             let loudest = track.read(20_000).unwrap().into_iter().fold(0.0, f32::max);
             assert!(
@@ -968,12 +993,40 @@ mod tests {
 
     #[test]
     #[cfg(feature = "media")]
+    fn several_recordings_are_mixed_evenly_and_end_with_the_shortest() {
+        let level_of = |rate: u32, channels: u16, seconds: f32| {
+            wav(
+                floats(rate, channels),
+                tone(rate, seconds * f32::from(channels)).map(|_| 0.5),
+            )
+        };
+        let (_long, long) = level_of(44_100, 1, 2.0);
+        let (_short, short) = level_of(48_000, 2, 1.0);
+        let [long, short] = [long, short].map(|p| Speech::open(&p).unwrap());
+        let mut one = track(std::slice::from_ref(&long), None).unwrap();
+        assert_eq!((one.rate(), one.channels()), (44_100, 1));
+        assert!((one.read(60_000).unwrap()[59_999] - 0.5).abs() < 1e-4);
+        // The rate of the first, the channels of the widest, the length of the shortest.
+        let mut both = track(&[long, short], None).unwrap();
+        assert_eq!((both.rate(), both.channels()), (44_100, 2));
+        both.skip(3).unwrap();
+        let sound = [both.read(40_000).unwrap(), both.read(40_000).unwrap()].concat();
+        let end = 2 * (44_100 - 3 * 1764);
+        let (heard, after) = sound.split_at(end);
+        // (0.5 + 0.5) / 2, and silence after the end; the resampler rings near the edge.
+        assert!(heard[200..end - 400].iter().all(|v| (v - 0.5).abs() < 1e-3));
+        assert!(after[400..].iter().all(|&v| v == 0.0));
+        assert_eq!(sound.len(), 160_000);
+    }
+
+    #[test]
+    #[cfg(feature = "media")]
     fn sound_above_full_scale_is_lowered_and_told() {
         let (_dir, path) = wav(floats(48_000, 1), tone(48_000, 1.0).map(|v| 4.0 * v));
         let speech = Speech::open(&path).unwrap();
         let told = speech.notices().join("; ");
         assert!(told.contains("by 6.0 dB at most"), "{told}");
-        let track = speech.track(None).unwrap().read(48_000).unwrap();
+        let track = track(&[speech], None).unwrap().read(48_000).unwrap();
         let want: Vec<f32> = tone(48_000, 1.0).map(|v| 2.0 * v).collect();
         assert!(golden::worst(&track, &want) < 1e-5);
         // Full scale itself is no fault.
@@ -1018,7 +1071,7 @@ mod tests {
             }
             let told = speech.notices().join("; ");
             assert!(told.contains("2 pieces"), "{told}");
-            let mut track = speech.track(None).unwrap();
+            let mut track = track(&[speech], None).unwrap();
             let track_seconds = track.rate() as usize * track.channels();
             let sound = track.read(2 * track.rate() as usize).unwrap();
             for at in [track_seconds / 4, 7 * track_seconds / 4] {

@@ -550,6 +550,8 @@ pub struct AudioTrack {
     piece: Option<(u32, usize, Option<Resampler>)>,
     ready: VecDeque<f32>,
     ended: bool,
+    /// Tracks of the same rate and channels that sound at the same time.
+    others: Vec<AudioTrack>,
 }
 
 impl AudioTrack {
@@ -600,9 +602,17 @@ impl AudioTrack {
             piece: None,
             ready: VecDeque::new(),
             ended: false,
+            others: Vec::new(),
         };
         track.take(first)?;
         Ok(track)
+    }
+
+    /// Returns the mean of this track and of others with its rate and channels. It is silent from
+    /// the end of the first one that ends.
+    #[must_use]
+    pub(crate) fn mixed_with(self, others: Vec<AudioTrack>) -> Self {
+        Self { others, ..self }
     }
 
     /// Returns the samples per second of each channel.
@@ -644,6 +654,21 @@ impl AudioTrack {
     /// The same as [`Self::read`].
     pub(crate) fn read_up_to(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
         let wanted = n * self.channels();
+        let mut out = self.next_of_file(wanted)?;
+        if !self.others.is_empty() {
+            let weight = 1.0 / (1 + self.others.len()) as f32;
+            for other in &mut self.others {
+                let more = other.next_of_file(wanted)?;
+                out.truncate(more.len());
+                out.iter_mut().zip(more).for_each(|(sum, v)| *sum += v);
+            }
+            out.iter_mut().for_each(|v| *v *= weight);
+        }
+        Ok(out)
+    }
+
+    /// Returns the next values of the file alone, fewer at its end.
+    fn next_of_file(&mut self, wanted: usize) -> Result<Vec<f32>, AudioError> {
         while self.ready.len() < wanted && !self.ended {
             match self.file.next_chunk()? {
                 Some(chunk) => self.take(chunk)?,

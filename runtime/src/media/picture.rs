@@ -31,8 +31,8 @@ use image::RgbImage;
 use crate::numbers::size::Size;
 
 pub(crate) use error::PictureError;
-pub(crate) use fitting::Coverage;
 pub use fitting::Fit;
+pub(crate) use fitting::{Coverage, Shown};
 pub use flatten::Background;
 pub(crate) use open::PictureNotice;
 pub use open::{Icc, Reading};

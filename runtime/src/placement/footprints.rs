@@ -42,8 +42,12 @@ pub struct Workload<'a> {
     pub swaps: bool,
     /// Passes of a step; each has anchors of its own.
     pub passes: usize,
+    /// People in the picture who speak.
+    pub actors: usize,
     /// Whether the decoder's device encodes motion between clips.
     pub encodes_motion: bool,
+    /// Whether the decoder's device encodes a pose video.
+    pub encodes_pose: bool,
     /// Frames of the speech encoder for the whole recording.
     pub speech_frames: usize,
 }
@@ -267,6 +271,7 @@ impl Count<'_> {
         let (frames, chunk) = (self.work.speech_frames, SpeechChunk::default());
         let mut sizes = geometry.bindings(config, lanes);
         sizes.extend(symbols::bindings([
+            (symbols::ACTORS, self.work.actors),
             (symbols::SEQUENCE, frames.max(config.dit.text_len)),
             (
                 symbols::SEQUENCE_ROWS,
@@ -438,7 +443,8 @@ impl Count<'_> {
         let next = self.work.config.vae.contract(&vae::DECODER_NEXT);
         let mut all = self.component(device, next, 1)?;
         all.weights += self.weights(device, vae::DECODER_FIRST.name)?;
-        if self.work.encodes_motion {
+        let each = [self.work.encodes_motion, self.work.encodes_pose];
+        for _ in each.into_iter().filter(|&encodes| encodes) {
             all.add(&self.picture(device)?);
         }
         Ok(all)

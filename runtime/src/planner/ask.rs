@@ -17,6 +17,10 @@ pub struct Ask {
     pub passes: usize,
     /// Video frames of a clip.
     pub infer_frames: usize,
+    /// People in the picture who speak, each with a recording of their own.
+    pub actors: usize,
+    /// Whether a pose video is encoded beside the decoder.
+    pub pose: bool,
     /// What the order of work favours.
     pub latency: Latency,
     /// Clips of the video; `None` for as many as the recording fills.

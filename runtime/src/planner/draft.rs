@@ -99,7 +99,7 @@ impl Draft {
         ask: &Ask,
     ) -> Result<Self, PlannerError> {
         let blocks = profile.layout.ring_blocks.min(ask.clip_blocks(config));
-        let work = Work::new(config, profile.recipe, ask.size, blocks);
+        let work = Work::new(config, profile.recipe, ask.size, blocks).with_actors(ask.actors);
         let placement = place(profile, &work, ask)?;
         Ok(Self {
             devices: budgets(profile, &work, ask, &placement),

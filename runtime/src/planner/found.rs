@@ -345,6 +345,8 @@ mod tests {
             },
             steps: 4,
             passes: 1,
+            actors: 1,
+            pose: false,
             infer_frames: 48,
             latency: Latency::default(),
             clips: None,

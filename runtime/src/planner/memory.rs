@@ -106,6 +106,10 @@ pub(crate) fn budgets(
         }
         if placement.vae == index {
             budget.vae = vae_bytes(work, device.kind);
+            if ask.pose {
+                let [.., picture] = encoder_bytes(work, device.kind);
+                budget.vae += picture;
+            }
         }
         let busy = budget.run() > 0;
         if placement.encoders.device == index {

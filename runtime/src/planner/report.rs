@@ -53,8 +53,9 @@ impl Display for Report<'_> {
         writeln!(f, "profile {}: {}", profile.name, profile.about)?;
         writeln!(
             f,
-            "{}, {} steps{}, clips of {} frames, recipe {}, {} a call, ring of {} blocks",
+            "{}{}, {} steps{}, clips of {} frames, recipe {}, {} a call, ring of {} blocks",
             ask.size,
+            beside(ask.actors, ask.pose),
             ask.steps / ask.passes,
             if ask.passes > 1 { " of two passes" } else { "" },
             ask.infer_frames,
@@ -82,6 +83,13 @@ impl Display for Report<'_> {
         }
         Ok(())
     }
+}
+
+/// Tells of several speakers and of a pose video.
+fn beside(speakers: usize, pose: bool) -> String {
+    let speakers = (speakers > 1).then(|| format!(", {speakers} speakers"));
+    let pose = pose.then_some(", pose video");
+    speakers.unwrap_or_default() + pose.unwrap_or_default()
 }
 
 fn counted(n: usize, what: &str) -> String {

@@ -25,6 +25,8 @@ fn ask(at: &str, steps: usize) -> Ask {
         size: size(at),
         steps,
         passes: 1,
+        actors: 1,
+        pose: false,
         infer_frames: 48,
         latency: Latency::default(),
         clips: None,

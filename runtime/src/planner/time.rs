@@ -198,7 +198,7 @@ impl Costs for Times<'_> {
         let device = self.devices[self.placement.encoders.device];
         let frames = 4.0 * self.ask.block_frames(self.work.config()) as f64 + 73.0;
         let weights = self.work.adapter_weights() / F32_BYTES;
-        let operations = 2.0 * frames * weights as f64;
+        let operations = 2.0 * frames * weights as f64 * self.ask.actors as f64;
         operations / (device.peak(self.recipe()) * device.achieved.convolution)
     }
 

@@ -24,6 +24,8 @@ pub struct Work {
     /// Elements of the VAE's feature caches.
     decoder_caches: u64,
     encoder_caches: u64,
+    /// People who speak.
+    actors: u64,
 }
 
 /// One convolution of the VAE.
@@ -86,6 +88,16 @@ impl Work {
             decoder_caches: caches(config, size, &DECODER_NEXT),
             encoder_caches: caches(config, size, &ENCODER_NEXT),
             config: config.clone(),
+            actors: 1,
+        }
+    }
+
+    /// The same work for a video of so many speakers.
+    #[must_use]
+    pub fn with_actors(self, actors: usize) -> Self {
+        Self {
+            actors: bytes(actors),
+            ..self
         }
     }
 
@@ -262,6 +274,7 @@ impl Work {
         let frames = bytes(dit.block_frames);
         let latents = 4 * bytes(dit.latent_channels) * frames * self.latent_pixels();
         let audio = frames * (1 + bytes(dit.audio.tokens)) * self.dim() + self.block;
+        let audio = self.actors * audio;
         // The slot, the length of the ring and two sigmas take 24 bytes.
         (latents + frames * bytes(dit.freq_dim) + audio) * F32_BYTES + 24
     }
@@ -322,7 +335,7 @@ impl Work {
         let keys = (self.sink + self.ring) as f64;
         let text = self.config.dit.text_len as f64;
         let per_audio = if self.injects(layer) {
-            4.0 * d * d * block
+            4.0 * d * d * block * self.actors as f64
         } else {
             0.0
         };

@@ -17,7 +17,7 @@ use crate::chain::source::{BlockInput, everywhere};
 use crate::chain::stage::{Site, Stage, StageState, anchor_of};
 use crate::fixtures::fake::{Fake, Fault};
 use crate::fixtures::sizes::{config, small_geometry as geometry};
-use crate::inputs::replay::Distances;
+use crate::inputs::replay::{Distance, Distances};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::solver::{self, Sampling, Solver};
 use crate::placement::plan::{Lanes, Residency, Rings, StageSpec, Stages};
@@ -54,6 +54,7 @@ fn input(g: &Geometry, block: usize) -> BlockInput {
     BlockInput {
         latents: named(&g.latents_shape(3), block as f32),
         audio,
+        pose: None,
     }
 }
 
@@ -65,11 +66,11 @@ fn as_planned() -> EngineError {
 }
 
 impl Source for Named<'_> {
-    fn block(&mut self, block: usize) -> Result<BlockInput, EngineError> {
+    fn block(&mut self, block: usize) -> Result<BlockInput, ChainError> {
         assert_eq!(block, self.asked.len(), "blocks are asked for in order");
         self.asked.push(block);
         match self.fails_at {
-            Some(at) if at == block => Err(as_planned()),
+            Some(at) if at == block => Err(as_planned().into()),
             _ => Ok(input(self.geometry, block)),
         }
     }
@@ -266,7 +267,10 @@ fn run_from(
         start: start.clone(),
         keeper,
         swap: case.swap,
-        distances: &Distances { seed, replay: None },
+        distances: &Distances {
+            seed,
+            ..Distances::default()
+        },
         text: Arc::new(named(&[1, 6, 8], 3.0)),
         guidance: case.guidance(),
         anchor: anchor(g, 9.0),
@@ -308,6 +312,7 @@ fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
     let tables = case.tables(g);
     let guidance = case.guidance();
     let distances = Distances {
+        rule: Distance::Random,
         seed: 1,
         replay: None,
     };
@@ -345,7 +350,9 @@ fn one_by_one(case: &Case, g: &Geometry) -> Blocks {
             };
             held = prefilled(&mut stage, &states, 1, &input);
         }
-        let BlockInput { mut latents, audio } = input(g, block);
+        let BlockInput {
+            mut latents, audio, ..
+        } = input(g, block);
         let mut memory = solver::Memory::default();
         for step in 0..case.steps {
             let item = Item { block, step };

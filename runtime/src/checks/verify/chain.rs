@@ -17,10 +17,13 @@ use crate::chain::decoders::Mode;
 use crate::chain::events::{Event, Observer};
 use crate::checks::error::CheckError;
 use crate::generate::{Clips, Engine, Guiding, Keeping, OutputFiles, Request, generate};
+use crate::inputs::actors::Cast;
+use crate::inputs::replay::Distance;
 use crate::inputs::speech::Channels;
 use crate::media::encoding::Encoding;
 use crate::media::picture::{Fit, Reading};
 use crate::numbers::latents;
+use crate::numbers::lip_sync::AlignMethod;
 use crate::numbers::size::SizeMode;
 use crate::numbers::solver::Sampling;
 use crate::numbers::timing::Timing;
@@ -168,6 +171,7 @@ fn request(
         image: checkup.golden.input(PICTURE),
         reading: Reading::REFERENCE,
         audio: checkup.golden.input(&first("/audio", "file")?),
+        cast: Cast::default(),
         channels: Channels::Mix,
         prompt: first("/prompts", "text")?,
         size: area_of(checkup.config("max_area")?),
@@ -181,6 +185,9 @@ fn request(
         infer_frames: checkup.config("infer_frames")?,
         seed: 0,
         mode,
+        pose_video: None,
+        distance: Distance::Random,
+        align: AlignMethod::None,
         replay: Some(checkup.golden.file(REPLAY)),
         files: OutputFiles {
             existing: Existing::Keep,

@@ -3,7 +3,7 @@
 //! anything is made. What a value means is checked later, video by video.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use engines::words::line_and_column;
 use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
+use crate::commands::cli::{from_folder, recordings};
 use crate::commands::error::Error;
 use crate::commands::layers::{Flags, Known, plain_value};
 
@@ -22,12 +23,14 @@ const SOUND: [&str; 14] = [
 /// Flags that say nothing about one video.
 const NO_COLUMNS: [&str; 4] = ["config", "json", "overwrite", "save-dir"];
 /// Flags whose values are paths, which begin at the list's folder.
-const PATHS: [&str; 7] = [
+const PATHS: [&str; 9] = [
     "audio",
     "contact-sheet",
     "engines",
     "image",
+    "masks",
     "models",
+    "pose-video",
     "replay",
     "trace",
 ];
@@ -106,13 +109,17 @@ fn video(item: &Item, out_dir: &Path, audio: Option<&Path>) -> Result<PathBuf, E
         return Ok(out_dir.join(out));
     }
     let audio = item.field("audio").map(Path::new).or(audio);
-    let stem = audio
-        .and_then(Path::file_stem)
-        .ok_or_else(|| Error::ListField {
+    let audio = audio.map_or_else(Vec::new, recordings);
+    let stems: Vec<&OsStr> = audio.iter().filter_map(|path| path.file_stem()).collect();
+    if stems.is_empty() {
+        return Err(Error::ListField {
             place: item.told(),
-            message: "column audio wants a sound file, got nothing".to_owned(),
-        })?;
-    let mut name = stem.to_owned();
+            message: "column audio wants a sound file, got nothing; for spoken words, a column \
+                      out names the video"
+                .to_owned(),
+        });
+    }
+    let mut name = stems.join(OsStr::new("+"));
     name.push("_avatar.mp4");
     Ok(out_dir.join(name))
 }
@@ -223,7 +230,7 @@ impl List<'_> {
             return text.into();
         }
         let folder = self.file.parent().unwrap_or(Path::new(""));
-        folder.join(text).into()
+        from_folder(&known.name, text.as_ref(), folder)
     }
 
     /// Returns a field of CSV. An empty one says nothing.

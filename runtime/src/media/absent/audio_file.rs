@@ -195,6 +195,17 @@ impl AudioTrack {
     }
 
     /// Is never called, because no track exists.
+    pub(crate) fn rate(&self) -> u32 {
+        match self.0 {}
+    }
+
+    /// Is never called, because no track exists.
+    #[must_use]
+    pub(crate) fn mixed_with(self, _others: Vec<AudioTrack>) -> Self {
+        match self.0 {}
+    }
+
+    /// Is never called, because no track exists.
     ///
     /// # Errors
     /// None.

@@ -54,6 +54,54 @@ impl Coverage {
     }
 }
 
+/// The part of a picture under the frame of a video, in the picture's pixels. Black bars reach
+/// beyond the picture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Shown {
+    /// Columns left of it; negative for a bar.
+    pub(crate) left: f32,
+    /// Rows above it; negative for a bar.
+    pub(crate) top: f32,
+    /// Columns.
+    pub(crate) width: f32,
+    /// Rows.
+    pub(crate) height: f32,
+}
+
+impl Shown {
+    /// Computes the part of a picture of size `picture` that a video of size `video` shows.
+    pub(crate) fn new(picture: Size, video: Size, mode: SizeMode, fit: Fit) -> Self {
+        // The size of the whole picture when it has the scale of the video.
+        let scaled = match (mode, fit) {
+            (SizeMode::Area, _) => short_side(picture, video.width.min(video.height)),
+            (SizeMode::Exact, Fit::Pad) => inside(picture, video),
+            (SizeMode::Exact, Fit::Crop) => {
+                let shown = inside(video, picture);
+                let first = |from, to| offsets(from, to).1 as f32;
+                return Self {
+                    left: first(picture.width, shown.width),
+                    top: first(picture.height, shown.height),
+                    width: shown.width as f32,
+                    height: shown.height as f32,
+                };
+            }
+        };
+        let side = |of: usize, scaled: usize, video: usize| {
+            let (bar, cut) = offsets(scaled, video);
+            let scale = of as f32 / scaled as f32;
+            ((cut as f32 - bar as f32) * scale, video as f32 * scale)
+        };
+        let (left, width) = side(picture.width, scaled.width, video.width);
+        let (top, height) = side(picture.height, scaled.height, video.height);
+        Self {
+            left,
+            top,
+            width,
+            height,
+        }
+    }
+}
+
 impl Picture {
     /// Fits this picture into a video of `size`.
     ///

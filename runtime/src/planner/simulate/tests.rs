@@ -2,13 +2,14 @@
 //! several placements.
 use super::*;
 use crate::chain::call::{AnchorInput, BlockAudio, Tables};
+use crate::chain::error::ChainError;
 use crate::chain::events::{Event as Heard, Observer, Silent};
 use crate::chain::executor::{Chains, inbox};
 use crate::chain::job::{Finished, Job, Swap};
 use crate::chain::source::{BlockInput, Source, everywhere};
 use crate::fixtures::fake::Fake;
 use crate::fixtures::sizes::{config, small_geometry};
-use crate::inputs::replay::Distances;
+use crate::inputs::replay::{Distance, Distances};
 use crate::numbers::geometry::Geometry;
 use crate::placement::devices::Devices;
 use crate::placement::plan::{Lanes, Latency, Stages};
@@ -134,7 +135,7 @@ impl Session for SlowSession {
 struct Slept<'a>(&'a Geometry, Known);
 
 impl Source for Slept<'_> {
-    fn block(&mut self, _block: usize) -> Result<BlockInput, EngineError> {
+    fn block(&mut self, _block: usize) -> Result<BlockInput, ChainError> {
         pause(self.1.prepare);
         let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape);
         Ok(BlockInput {
@@ -144,6 +145,7 @@ impl Source for Slept<'_> {
                 local: zeros(&[1, 1, 3, 5, 8]),
                 mask: everywhere(self.0),
             },
+            pose: None,
         })
     }
 }
@@ -190,6 +192,7 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
         keeper: None,
         swap: Swap::FirstLatent,
         distances: &Distances {
+            rule: Distance::Random,
             seed: 1,
             replay: None,
         },
