@@ -2,7 +2,6 @@
 //! the run both take them from here, so that size and length are decided once.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::iter;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
@@ -110,10 +109,7 @@ impl Prepared {
         let listen = |path: &PathBuf| Speech::listen(path, request.channels, most);
         let speeches = recordings.map(listen).collect::<Result<Vec<_>, _>>()?;
         // A file that cannot be read was refused above, in its reader's own words.
-        let inputs = inputs.map_err(|source| RunFileError::Read {
-            path: request.audio.clone(),
-            source,
-        })?;
+        let inputs = inputs?;
         let (clips_in_audio, length) = length(&request, shortest(&speeches), &geometry);
         let pose = PoseShape {
             size: framing.size,
@@ -256,7 +252,7 @@ fn shortest(speeches: &[Speech]) -> &Speech {
 
 /// Describes the files that a request reads, by flag. Those of one flag are numbered from the
 /// second person on, or as the places of people are. What a program spoke is no file of the user.
-fn inputs(request: &Request, asked: &Asked) -> io::Result<BTreeMap<String, InputFile>> {
+fn inputs(request: &Request, asked: &Asked) -> Result<BTreeMap<String, InputFile>, RunFileError> {
     let spoken = asked.values.contains_key("tts-command");
     let audio = (!spoken).then_some(&request.audio);
     let flags = [
@@ -275,7 +271,13 @@ fn inputs(request: &Request, asked: &Asked) -> io::Result<BTreeMap<String, Input
     for (at, place) in request.cast.places.iter().enumerate() {
         files.extend(place.path().map(|path| (format!("masks {}", at + 1), path)));
     }
-    let described = |(flag, path)| Ok((flag, InputFile::of(path)?));
+    let described = |(flag, path): (String, &FilePath)| {
+        let file = InputFile::of(path).map_err(|source| RunFileError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok((flag, file))
+    };
     files.into_iter().map(described).collect()
 }
 
