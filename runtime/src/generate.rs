@@ -28,13 +28,13 @@ use crate::chain::encoders;
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
 use crate::chain::executor;
-use crate::chain::hearing;
+use crate::chain::hearing::{Hearing, SpeechEncoder};
 use crate::chain::job::{Guidance, Job};
 use crate::chain::source::{ClipSource, Noise, everywhere};
 use crate::chain::vae::Encoder;
 use crate::inputs::heard::Heard;
 use crate::inputs::replay::{Distances, Replay};
-use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
+use crate::inputs::speech::HIDDEN_LAYERS;
 use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{FPS, Length};
 use crate::placement::footprints::Workload;
@@ -122,12 +122,12 @@ struct Video<'a> {
 }
 
 /// The conditions of a video: everything that the encoders make.
-struct Conditions {
+struct Conditions<'a> {
     /// Embedded prompt, `[1, M, D]`.
     text: Arc<Tensor>,
     /// Embedded negative prompt, with guidance.
     negative: Option<Arc<Tensor>>,
-    features: AudioFeatures,
+    hearing: Hearing<'a>,
     latents: PictureLatents,
 }
 
@@ -177,11 +177,12 @@ impl<'a> Video<'a> {
             passes: request.passes(),
             encodes_motion: request.mode.encodes_motion(),
             speech_frames: self.heard().most_frames(),
+            speech_in_windows: self.heard().has_more_windows(),
         }
     }
 
     /// Returns the sound that the speech encoder hears.
-    fn heard(&self) -> Heard<'_> {
+    fn heard(&self) -> Heard<'a> {
         self.prepared.heard(self.geometry.block_video_frames())
     }
 
@@ -222,22 +223,22 @@ impl<'a> Video<'a> {
             cancel: self.cancel,
             observer: self.observer,
         };
-        let (features, latents) = (&conditions.features, conditions.latents);
-        self.denoise_and_decode(&loaded, features, latents, &job, output)
+        let (hearing, latents) = (conditions.hearing, conditions.latents);
+        self.denoise_and_decode(&loaded, hearing, latents, &job, output)
     }
 
-    /// Runs the encoders, one at a time.
+    /// Runs the encoders, one at a time. Of speech in windows only the first is encoded.
     fn conditions(
         &self,
         distances: &Distances<'_>,
         output: &mut Output<'_>,
-    ) -> Result<Conditions, GenerateError> {
+    ) -> Result<Conditions<'a>, GenerateError> {
         let (loading, config) = (self.engine.loading(), self.engine.models().config());
-        let (request, backend) = (
+        let (request, inner) = (
             &self.prepared.request,
             self.engine.encoders(self.workload())?,
         );
-        let backend = &Cancellable::new(backend, self.cancel);
+        let backend = &Cancellable::new(inner, self.cancel);
         self.begin(Phase::EncodingPrompt)?;
         let context = encoders::encode_text(backend, loading, &self.prepared.prompt.ids)?;
         let text = encoders::embed_text(backend, loading, &config.dit, &context)?;
@@ -248,9 +249,12 @@ impl<'a> Video<'a> {
         });
         let negative = negative.transpose()?;
         self.begin(Phase::EncodingSpeech)?;
-        let (heard, speech) = (self.heard(), &config.speech);
-        let windows = heard.windows();
-        let features = hearing::encode_windows(backend, loading, speech, &heard, &windows)?;
+        let encoder = SpeechEncoder {
+            backend: Box::new(Cancellable::new(inner, self.cancel)),
+            loading,
+            config: &config.speech,
+        };
+        let hearing = Hearing::begin(encoder, self.heard())?;
         self.begin(Phase::EncodingPicture)?;
         let mut encoder = Encoder::load(backend, loading, &config.vae)?;
         let picture = &self.prepared.framing.pixels;
@@ -260,7 +264,7 @@ impl<'a> Video<'a> {
         Ok(Conditions {
             text: Arc::new(text),
             negative,
-            features,
+            hearing,
             latents,
         })
     }
@@ -282,7 +286,7 @@ impl<'a> Video<'a> {
     fn denoise_and_decode(
         &self,
         loaded: &Loaded,
-        features: &AudioFeatures,
+        hearing: Hearing<'a>,
         latents: PictureLatents,
         job: &Job<'_>,
         output: &mut Output<'_>,
@@ -292,7 +296,7 @@ impl<'a> Video<'a> {
         let noise = self.replay.as_ref().map_or(seed, Noise::Replay);
         output.keep_noise(&noise, &self.geometry, self.prepared.length.clips);
         let mut source =
-            ClipSource::new(&self.geometry, noise, features, loaded.adapter(self.cancel));
+            ClipSource::new(&self.geometry, noise, hearing, loaded.adapter(self.cancel));
         let decoder = self.decoder(loaded, latents)?;
         let (feedback, inbox) = executor::inbox(self.engine.plan(), job.steps);
         let (sender, finished) = sync_channel(FINISHED_WAITING);

@@ -9,6 +9,7 @@ pub(crate) mod rope;
 pub(crate) mod schedule;
 pub(crate) mod size;
 pub(crate) mod solver;
+pub(crate) mod speech_windows;
 pub(crate) mod timing;
 
 pub use geometry::Geometry;

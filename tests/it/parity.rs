@@ -9,6 +9,7 @@ use std::sync::Arc;
 use engines::backend::plain;
 use engines::error_kind::ErrorKind;
 use engines::recipe::Recipe;
+use engines::tensor::Tensor;
 use runtime::chain::encode_speech;
 use runtime::chain::{Cancel, Silent};
 use runtime::checks::{Report, Request, Subject, run};
@@ -141,6 +142,52 @@ fn long_voice() -> Vec<f32> {
     voice.collect()
 }
 
+/// Returns the difference of `frames` hidden frames from that of the whole's: its root mean square
+/// as a part of theirs, and the largest.
+fn apart(whole: &Tensor, start: usize, part: &Tensor, from: usize, frames: usize) -> (f64, f32) {
+    let [layers, _, dim] = whole.shape().try_into().unwrap();
+    let (mut differences, mut energies, mut worst) = (0.0, 0.0, 0_f32);
+    for layer in 0..layers {
+        let of = |states: &Tensor, from: usize| {
+            let row = (layer * states.shape()[1] + from) * dim;
+            states.as_slice::<f32>()[row..row + frames * dim].to_vec()
+        };
+        for (a, b) in of(whole, start).into_iter().zip(of(part, from)) {
+            differences += f64::from(a - b).powi(2);
+            energies += f64::from(a).powi(2);
+            worst = worst.max((a - b).abs());
+        }
+    }
+    ((differences / energies).sqrt(), worst)
+}
+
+/// The bound that `plan` and `generate` print: the windows of a run beside the whole of a recording
+/// of 80 s. The control has a fifteenth of the context, which is too little.
+#[test]
+fn speech_in_windows_stays_near_speech_as_a_whole() {
+    const BOUND: f64 = 0.03;
+    let samples = &long_voice()[..80 * 16_000];
+    let backend = open(models());
+    let config = &backend.models().config().speech;
+    let encode = |frames: std::ops::Range<usize>| {
+        let (chunk, end) = (SpeechChunk::default(), 320 * (frames.end - 1) + 400);
+        let samples = &samples[320 * frames.start..end.min(samples.len())];
+        encode_speech(&backend, &plain(), config, samples, chunk).unwrap()
+    };
+    let whole = encode(0..3999);
+    let difference = |start: usize, context: usize| {
+        let first = start.saturating_sub(context);
+        let part = encode(first..start + 1000 + context);
+        apart(&whole, start, &part, start - first, 1000).0
+    };
+    for start in [0, 1000, 2000] {
+        let difference = difference(start, 1000);
+        println!("20 s from {} s: {difference:.4}", start / 50);
+        assert!(difference < BOUND, "{difference}");
+    }
+    assert!(difference(0, 64) > BOUND);
+}
+
 /// The figures of docs/measured.md: hidden states of a window beside those of the whole recording.
 #[test]
 #[ignore = "measures: cargo test -p tests --test it speech_in_windows -- --ignored --nocapture"]
@@ -182,25 +229,12 @@ fn speech_in_windows_differs_from_speech_as_a_whole() {
             let first = start.max(context) - context;
             let end = start + FRAMES + context;
             let (part, seconds) = encode(&samples[320 * first..320 * (end - 1) + 400]);
-            let (mut differences, mut energies, mut worst) = (0.0, 0.0, 0_f32);
-            for layer in 0..=config.layers {
-                let of = |states: &engines::tensor::Tensor, from: usize| {
-                    let row = (layer * states.shape()[1] + from) * config.dim;
-                    states.as_slice::<f32>()[row..row + FRAMES * config.dim].to_vec()
-                };
-                let (a, b) = (of(&whole, start), of(&part, start - first));
-                for (a, b) in a.into_iter().zip(b) {
-                    differences += f64::from(a - b).powi(2);
-                    energies += f64::from(a).powi(2);
-                    worst = worst.max((a - b).abs());
-                }
-            }
+            let (difference, worst) = apart(&whole, start, &part, start - first, FRAMES);
             println!(
-                "{name}: 20 s from {} s, context {} s: difference {:.5} of the RMS, worst \
+                "{name}: 20 s from {} s, context {} s: difference {difference:.5} of the RMS, worst \
                  {worst:.4}; {seconds:.2} s",
                 start / 50,
                 context as f64 / 50.0,
-                (differences / energies).sqrt()
             );
         }
     }

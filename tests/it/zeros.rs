@@ -367,6 +367,7 @@ fn footprint(models: &Path) -> Footprint {
         passes: 1,
         encodes_motion: false,
         speech_frames: 100,
+        speech_in_windows: false,
     };
     let device: Arc<dyn Backend> = Arc::new(backend.on(HostMemory::new("cpu:0", u64::MAX)));
     let counted = Footprints::new(&Devices::each(vec![device]), &plan, work).unwrap();

@@ -1,6 +1,7 @@
 //! The encoders of the prompt and of the speech. Each is loaded, run and freed before the next, so
 //! that only one of them is in memory at a time. The audio adapter stays: every block needs it.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engines::backend::{Backend, EngineError, Loading, State};
@@ -76,6 +77,19 @@ pub fn encode_speech(
     input_values: &[f32],
     chunk: SpeechChunk,
 ) -> Result<Tensor, EngineError> {
+    let frames = config.frames(input_values.len()).unwrap_or(0);
+    encode_speech_part(backend, loading, config, input_values, 0..frames, chunk)
+}
+
+/// As [`encode_speech`], but returns only the hidden states of the frames `kept`.
+pub(crate) fn encode_speech_part(
+    backend: &dyn Backend,
+    loading: &Loading,
+    config: &SpeechConfig,
+    input_values: &[f32],
+    kept: Range<usize>,
+    chunk: SpeechChunk,
+) -> Result<Tensor, EngineError> {
     let load = |name: &str| HostSession::load(backend, name, &loading(name));
     let frames = config.frames(input_values.len()).unwrap_or(0);
     let features = speech_features(
@@ -93,9 +107,14 @@ pub fn encode_speech(
         out.take(&speech::FIRST_VALUES_OUT),
     );
     let at_once = chunk.rows(config.heads, frames);
-    let mut states = Tensor::zeros(DType::F32, &[config.layers + 1, frames, config.dim]);
+    let mut states = Tensor::zeros(DType::F32, &[config.layers + 1, kept.len(), config.dim]);
+    let mut keep = |layer: usize, rows: &Tensor| {
+        let rows = &rows.as_slice::<f32>()[kept.start * config.dim..kept.end * config.dim];
+        let rows = View::from_slice(&[1, kept.len(), config.dim], rows);
+        states.lanes_mut(layer..layer + 1).fill_from(&rows);
+    };
     for layer in 0..config.layers {
-        states.lanes_mut(layer..layer + 1).fill_from(&rows.view());
+        keep(layer, &rows);
         let (name, contract) = config.layer(layer);
         let mut session = load(&name)?;
         let mut next: [Tensor; 3] =
@@ -118,9 +137,7 @@ pub fn encode_speech(
         let shape = [1, frames, config.dim];
         [rows, keys, values] = next.map(|t| t.reshaped(&shape));
     }
-    states
-        .lanes_mut(config.layers..config.layers + 1)
-        .fill_from(&rows.view());
+    keep(config.layers, &rows);
     Ok(states)
 }
 

@@ -4,6 +4,7 @@ use engines::backend::EngineError;
 use engines::error_kind::ErrorKind;
 use engines::memory::MemoryError;
 
+use crate::media::audio_file::AudioError;
 use crate::placement::plan::PlanError;
 
 /// Why an encoder, the executor or a decoder stopped.
@@ -23,6 +24,9 @@ pub enum ChainError {
     /// The placement does not fit the model or the machine.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The recording cannot be read.
+    #[error(transparent)]
+    Audio(Box<AudioError>),
     /// The other side of a channel ended first. Its own error is the one to show.
     #[error("stopped because another part of the chain ended")]
     Stopped,
@@ -40,6 +44,12 @@ impl From<EngineError> for ChainError {
     }
 }
 
+impl From<AudioError> for ChainError {
+    fn from(error: AudioError) -> Self {
+        Self::Audio(Box::new(error))
+    }
+}
+
 impl From<MemoryError> for ChainError {
     fn from(error: MemoryError) -> Self {
         EngineError::from(error).into()
@@ -52,6 +62,7 @@ impl ChainError {
         match self {
             Self::Engine(e) | Self::Stage { source: e, .. } => e.kind(),
             Self::Plan(e) => e.kind(),
+            Self::Audio(e) => e.kind(),
             Self::Stopped => ErrorKind::Resources,
             Self::Cancelled => ErrorKind::Interrupted,
         }

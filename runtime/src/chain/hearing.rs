@@ -1,49 +1,104 @@
-//! Turns sound into features: runs the speech encoder on one window after another.
+//! Turns sound into features: runs the speech encoder on one window after another, as blocks need
+//! them.
 //!
-//! A window depends on its own samples and on the normalisation of the recording, so windows can be
-//! encoded in any order and at any time.
+//! A window depends on its own samples and on the normalisation of the recording. Features before
+//! the block at hand are dropped, so memory does not grow with the sound.
+
+use std::ops::Range;
 
 use engines::backend::{Backend, EngineError, Loading};
 use engines::components::speech::{self, SpeechConfig};
 use engines::tensor::Tensor;
-use ndarray::{Array3, ArrayView3, s};
+use ndarray::{Array3, ArrayView3};
 
 use crate::chain::encoders;
-use crate::inputs::heard::{Heard, Window};
+use crate::chain::error::ChainError;
+use crate::inputs::heard::{Heard, Listening, Window};
 use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
 use crate::placement::speech_chunk::SpeechChunk;
 
-/// Encodes `windows` of a sound, which follow each other. Returns the features of their frames.
-///
-/// # Errors
-/// A component does not load or fails, or the model has another number of states than
-/// wav2vec2-large has.
-pub(crate) fn encode_windows(
-    backend: &dyn Backend,
-    loading: &Loading,
-    config: &SpeechConfig,
-    heard: &Heard<'_>,
-    windows: &[Window],
-) -> Result<AudioFeatures, EngineError> {
-    let first = windows.first().map_or(0, |w| w.kept.start);
-    let end = windows.last().map_or(0, |w| w.kept.end);
-    let states = config.layers + 1;
-    let mut hidden = Array3::zeros((states, end - first, config.dim));
-    for Window { encoded, kept } in windows {
-        let values = heard.values_of(encoded.clone());
-        let chunk = SpeechChunk::default();
-        let made = encoders::encode_speech(backend, loading, config, &values, chunk)?;
-        let made = view(&made).ok_or_else(|| wrong_states(config))?;
-        let (from, into) = (
-            kept.start - encoded.start..kept.end - encoded.start,
-            kept.start - first..kept.end - first,
-        );
-        hidden
-            .slice_mut(s![.., into, ..])
-            .assign(&made.slice(s![.., from, ..]));
+/// The speech encoder on its device. Each call loads its graphs one by one and frees them, unless
+/// the backend keeps them.
+pub(crate) struct SpeechEncoder<'a> {
+    /// Device of the encoders.
+    pub backend: Box<dyn Backend + 'a>,
+    /// Taps and faults.
+    pub loading: &'a Loading,
+    /// Sizes of the encoder.
+    pub config: &'a SpeechConfig,
+}
+
+/// The features of a sound, made as blocks need them.
+pub(crate) struct Hearing<'a> {
+    encoder: SpeechEncoder<'a>,
+    listening: Listening<'a>,
+    windows: Box<dyn Iterator<Item = Window> + Send>,
+    /// Hidden frames of the whole sound.
+    whole: usize,
+    features: AudioFeatures,
+}
+
+impl<'a> Hearing<'a> {
+    /// Encodes the first window.
+    ///
+    /// # Errors
+    /// As [`Self::block`], or the model has another number of states than wav2vec2-large has.
+    pub(crate) fn begin(encoder: SpeechEncoder<'a>, heard: Heard<'a>) -> Result<Self, ChainError> {
+        let (whole, dim) = (heard.frames(), encoder.config.dim);
+        let windows = Box::new(heard.windows());
+        let states = Array3::zeros((encoder.config.layers + 1, 0, dim));
+        let features = AudioFeatures::of_part(states, 0, whole);
+        let features = features.ok_or_else(|| wrong_states(encoder.config))?;
+        let mut hearing = Self {
+            encoder,
+            listening: Listening::new(heard),
+            windows,
+            whole,
+            features,
+        };
+        hearing.encode_next(0)?;
+        Ok(hearing)
     }
-    let features = AudioFeatures::of_part(hidden, first, heard.frames());
-    features.ok_or_else(|| wrong_states(config))
+
+    /// Returns the width of a hidden state.
+    pub(crate) fn dim(&self) -> usize {
+        self.features.dim()
+    }
+
+    /// Returns the features of video frames, `[25, dim, n]`, with zeros after the sound's end.
+    /// Blocks come in ascending order. Encodes the next window where a frame needs it.
+    ///
+    /// # Errors
+    /// A component does not load or fails, or the recording cannot be read again.
+    pub(crate) fn block(&mut self, frames: Range<usize>) -> Result<Vec<f32>, ChainError> {
+        let needed = AudioFeatures::needed(&frames, self.whole);
+        while self.features.end() < needed.end && self.encode_next(needed.start)? {}
+        Ok(self.features.block(frames))
+    }
+
+    /// Encodes the next window, and drops the frames before `first`. Returns false after the last.
+    fn encode_next(&mut self, first: usize) -> Result<bool, ChainError> {
+        let Some(Window { encoded, kept }) = self.windows.next() else {
+            return Ok(false);
+        };
+        let values = self.listening.values_of(&encoded)?;
+        let kept = kept.start - encoded.start..kept.end - encoded.start;
+        let made = self.encoder.encode(&values, kept)?;
+        let made = view(&made).ok_or_else(|| wrong_states(self.encoder.config))?;
+        self.features.follow(made, first);
+        Ok(true)
+    }
+}
+
+impl SpeechEncoder<'_> {
+    /// Encodes normalised samples. Returns the hidden states of the frames `kept`, `[Q, t, E]`.
+    ///
+    /// # Errors
+    /// A component does not load or fails.
+    fn encode(&self, values: &[f32], kept: Range<usize>) -> Result<Tensor, EngineError> {
+        let (backend, chunk) = (&*self.backend, SpeechChunk::default());
+        encoders::encode_speech_part(backend, self.loading, self.config, values, kept, chunk)
+    }
 }
 
 /// Views hidden states `[Q, t, E]`.

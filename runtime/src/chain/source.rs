@@ -1,12 +1,13 @@
 //! Makes the input of each block: noise, and audio tokens of the speech.
 
-use engines::backend::EngineError;
 use engines::tensor::Tensor;
 
 use crate::chain::call::BlockAudio;
 use crate::chain::encoders::AudioAdapter;
+use crate::chain::error::ChainError;
+use crate::chain::hearing::Hearing;
 use crate::inputs::replay::Replay;
-use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
+use crate::inputs::speech::HIDDEN_LAYERS;
 use crate::numbers::geometry::Geometry;
 use crate::numbers::{latents, rng};
 
@@ -21,8 +22,8 @@ pub(crate) struct BlockInput {
 /// A source of blocks in ascending order.
 pub(crate) trait Source: Send {
     /// # Errors
-    /// A graph fails.
-    fn block(&mut self, block: usize) -> Result<BlockInput, EngineError>;
+    /// A graph fails, or the speech cannot be read.
+    fn block(&mut self, block: usize) -> Result<BlockInput, ChainError>;
 }
 
 /// Origin of the noise.
@@ -56,7 +57,7 @@ pub(crate) struct ClipSource<'a> {
     /// Origin of the noise.
     pub noise: Noise<'a>,
     /// Features of the speech.
-    pub features: &'a AudioFeatures,
+    pub hearing: Hearing<'a>,
     /// The audio encoder.
     pub adapter: AudioAdapter,
     clip: Option<(usize, Tensor)>,
@@ -67,13 +68,13 @@ impl<'a> ClipSource<'a> {
     pub(crate) fn new(
         geometry: &'a Geometry,
         noise: Noise<'a>,
-        features: &'a AudioFeatures,
+        hearing: Hearing<'a>,
         adapter: AudioAdapter,
     ) -> Self {
         Self {
             geometry,
             noise,
-            features,
+            hearing,
             adapter,
             clip: None,
         }
@@ -92,12 +93,12 @@ impl<'a> ClipSource<'a> {
 }
 
 impl Source for ClipSource<'_> {
-    fn block(&mut self, block: usize) -> Result<BlockInput, EngineError> {
+    fn block(&mut self, block: usize) -> Result<BlockInput, ChainError> {
         let g = self.geometry;
         let frames = g.block_video_frames();
-        let features = self.features.block(block * frames..(block + 1) * frames);
-        let features =
-            Tensor::from_slice(&[1, HIDDEN_LAYERS, self.features.dim(), frames], &features);
+        let features = self.hearing.block(block * frames..(block + 1) * frames)?;
+        let shape = [1, HIDDEN_LAYERS, self.hearing.dim(), frames];
+        let features = Tensor::from_slice(&shape, &features);
         let audio = self.adapter.tokens(&features, everywhere(g))?;
         Ok(BlockInput {
             latents: self.noise(block),

@@ -18,6 +18,7 @@ use crate::numbers::geometry::Geometry;
 use crate::numbers::schedule::SHIFT;
 use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::solver::{Path, Sampling, Solver};
+use crate::numbers::speech_windows::IN_WINDOWS;
 use crate::numbers::timing::{Length, Timing, Units};
 
 /// The inputs of one video.
@@ -79,13 +80,7 @@ impl Prepared {
         let guided = request.guidance.scale.is_on();
         let negative = guided.then(|| prompter.encode(&request.guidance.negative_prompt));
         let negative = negative.transpose()?;
-        let most = match request.clips {
-            Clips::Auto => usize::MAX,
-            Clips::AtMost(n) => {
-                let frames = n.saturating_mul(geometry.clip_video_frames());
-                heard::most_samples(request.timing, frames)
-            }
-        };
+        let most = heard::most_samples(request.timing);
         let speech = Speech::listen(&request.audio, request.channels, most)?;
         let (clips_in_audio, length) = length(&request, &speech, &geometry);
         let prepared = Self {
@@ -98,7 +93,7 @@ impl Prepared {
             length,
             _claims: claims,
         };
-        prepared.notices(observer);
+        prepared.notices(geometry.block_video_frames(), observer);
         Ok(prepared)
     }
 
@@ -108,7 +103,8 @@ impl Prepared {
         Heard::new(&self.speech, self.request.timing, frames)
     }
 
-    fn notices(&self, observer: &dyn Observer) {
+    fn notices(&self, block_frames: usize, observer: &dyn Observer) {
+        let heard = self.heard(block_frames);
         let tell = |text: String| observer.event(&Event::Notice(text));
         if let Clips::AtMost(wanted) = self.request.clips
             && wanted > self.length.clips
@@ -129,6 +125,12 @@ impl Prepared {
             tell(format!("prompt is cut to its first {tokens} tokens"));
         }
         self.speech.notices().into_iter().for_each(tell);
+        if heard.is_in_windows() {
+            tell(format!(
+                "recording of {:.2} s: {IN_WINDOWS}",
+                self.speech.seconds()
+            ));
+        }
         if self.request.steps != 4 {
             let steps = self.request.steps;
             tell(format!(

@@ -7,8 +7,10 @@
 use std::ops::Range;
 
 use crate::inputs::speech::{
-    self, RATE, Speech, features_30, hidden_frames, hidden_of_row, row_30,
+    self, RATE, Reading, Speech, features_30, hidden_frames, hidden_of_row, row_30,
 };
+use crate::media::audio_file::AudioError;
+use crate::numbers::speech_windows::{CONTEXT_SECONDS, KEPT_SECONDS, WHOLE_SECONDS};
 use crate::numbers::timing::{FPS, Timing};
 
 /// Samples of 16 kHz in a video frame.
@@ -17,15 +19,12 @@ const FRAME_SAMPLES: usize = (RATE / FPS) as usize;
 const HOP: usize = 320;
 /// Samples of 16 kHz that one hidden frame sees.
 const FIELD: usize = 400;
-/// Hidden frames of the longest sound that is encoded as a whole, 60 seconds.
-const WHOLE: usize = 3000;
-/// Hidden frames that a window of a longer sound gives, 20 seconds.
-const KEPT: usize = 1000;
-/// Hidden frames of context on each side of them, 20 seconds.
-const CONTEXT: usize = 1000;
-
-/// Video frames beyond those of any recording: a thousand years.
-const MOST_FRAMES: usize = 1 << 40;
+/// Hidden frames of the longest sound that is encoded as a whole.
+const WHOLE: usize = 50 * WHOLE_SECONDS;
+/// Hidden frames that a window of a longer sound gives.
+const KEPT: usize = 50 * KEPT_SECONDS;
+/// Hidden frames of context on each side of them.
+const CONTEXT: usize = 50 * CONTEXT_SECONDS;
 
 /// The sound that the speech encoder hears.
 pub(crate) struct Heard<'a> {
@@ -48,15 +47,14 @@ pub(crate) struct Window {
     pub(crate) kept: Range<usize>,
 }
 
-/// Counts the samples of a recording that a video of `frames` computed video frames needs at most.
+/// Counts the samples of a recording that stay in memory: enough for a sound that is encoded as a
+/// whole, and for the first windows of a longer one. The file is read again for the others.
 ///
-/// The reference's timing hears the whole recording.
-pub(crate) fn most_samples(timing: Timing, frames: usize) -> usize {
-    // Interpolation drifts by a frame at most. The limit keeps the product in range.
-    let hidden = 2 * frames.min(MOST_FRAMES) + 4;
+/// The reference's timing hears the whole recording at once.
+pub(crate) fn most_samples(timing: Timing) -> usize {
     match timing {
         Timing::Reference => usize::MAX,
-        Timing::Recording => HOP * (hidden.next_multiple_of(KEPT) + CONTEXT).max(WHOLE + CONTEXT),
+        Timing::Recording => HOP * (WHOLE + CONTEXT),
     }
 }
 
@@ -85,56 +83,100 @@ impl<'a> Heard<'a> {
         hidden_frames(self.length)
     }
 
+    /// Returns whether the speech encoder is needed again while the video is made.
+    pub(crate) fn has_more_windows(&self) -> bool {
+        self.windows().nth(1).is_some()
+    }
+
+    /// Returns whether the sound is encoded in windows and not as a whole.
+    ///
+    /// A sound of up to 60 seconds is encoded as a whole, as in the reference.
+    pub(crate) fn is_in_windows(&self) -> bool {
+        self.timing == Timing::Recording && self.frames() > WHOLE
+    }
+
     /// Returns the windows that together give every hidden frame of the video, in order.
     ///
-    /// A sound of up to 60 seconds is one window, as in the reference. Windows of a longer one
-    /// depend neither on its length nor on the number of clips.
-    pub(crate) fn windows(&self) -> Vec<Window> {
+    /// Windows depend neither on the recording's length nor on the number of clips.
+    pub(crate) fn windows(&self) -> impl Iterator<Item = Window> + Send + use<> {
         let whole = self.frames();
-        if self.timing == Timing::Reference || whole <= WHOLE {
-            return vec![Window {
-                encoded: 0..whole,
-                kept: 0..whole,
-            }];
-        }
-        let last_row = row_30(self.video_frames.max(1) - 1).min(features_30(whole) - 1);
-        let ([_, last], _) = hidden_of_row(last_row, whole);
-        let window = |start: usize| Window {
-            encoded: start.saturating_sub(CONTEXT)..(start + KEPT + CONTEXT).min(whole),
-            kept: start..(start + KEPT).min(last + 1),
+        let (step, context, last) = if self.is_in_windows() {
+            let last_row = row_30(self.video_frames.max(1) - 1).min(features_30(whole) - 1);
+            (KEPT, CONTEXT, hidden_of_row(last_row, whole).0[1])
+        } else {
+            (whole.max(1), 0, whole.max(1) - 1)
         };
-        (0..=last).step_by(KEPT).map(window).collect()
+        let window = move |start: usize| Window {
+            encoded: start.saturating_sub(context)..(start + step + context).min(whole),
+            kept: start..(start + step).min(last + 1),
+        };
+        (0..=last).step_by(step).map(window)
     }
 
     /// Counts the hidden frames of the largest window.
     pub(crate) fn most_frames(&self) -> usize {
-        let windows = self.windows().into_iter();
+        // The third window is the first with its whole context.
+        let windows = self.windows().take(3);
         windows.map(|w| w.encoded.len()).max().unwrap_or(0)
     }
 
-    /// Returns the normalised samples of hidden frames.
-    pub(crate) fn values_of(&self, frames: Range<usize>) -> Vec<f32> {
+    /// Returns normalised samples, by their place in the whole sound. `recorded` are those of them
+    /// that the recording has.
+    ///
+    /// The mean and the variance are those of the recording alone.
+    fn values(&self, samples: &Range<usize>, recorded: &[f32]) -> Vec<f32> {
+        let normalise = self.speech.normalisation();
+        let silence = self.before.clamp(samples.start, samples.end) - samples.start;
+        let mut values = vec![0.0; samples.len()];
+        for (value, &sample) in values[silence..].iter_mut().zip(recorded) {
+            *value = normalise.value(sample);
+        }
+        values
+    }
+
+    /// Returns the samples of the recording among samples of the whole sound.
+    fn recorded(&self, samples: &Range<usize>) -> Range<usize> {
+        let place = |at: usize| at.saturating_sub(self.before).min(self.speech.length());
+        place(samples.start)..place(samples.end)
+    }
+}
+
+/// Reads a sound window by window.
+pub(crate) struct Listening<'a> {
+    heard: Heard<'a>,
+    /// Reads what does not stay in memory.
+    reading: Option<Reading>,
+}
+
+impl<'a> Listening<'a> {
+    /// Reads from the start.
+    pub(crate) fn new(heard: Heard<'a>) -> Self {
+        Self {
+            heard,
+            reading: None,
+        }
+    }
+
+    /// Returns the normalised samples of hidden frames. Windows begin later and later.
+    ///
+    /// # Errors
+    /// The recording cannot be read again.
+    pub(crate) fn values_of(&mut self, frames: &Range<usize>) -> Result<Vec<f32>, AudioError> {
         // A whole sound has samples after its last hidden frame; no frame sees them.
         self.values(frames.start * HOP..frames.end.max(1) * HOP - HOP + FIELD)
     }
 
     /// Returns normalised samples, by their place in the whole sound.
-    ///
-    /// The mean and the variance are those of the recording alone.
-    ///
-    /// # Panics
-    /// If a sample is asked for that the recording has and that was not kept.
-    fn values(&self, samples: Range<usize>) -> Vec<f32> {
-        let normalise = self.speech.normalisation();
-        let recorded = self.before..self.before + self.speech.length();
-        let value = |at: usize| {
-            if recorded.contains(&at) {
-                normalise.value(self.speech.samples[at - self.before])
-            } else {
-                0.0
-            }
+    fn values(&mut self, samples: Range<usize>) -> Result<Vec<f32>, AudioError> {
+        let (heard, recorded) = (&self.heard, self.heard.recorded(&samples));
+        if let Some(kept) = heard.speech.samples.get(recorded.clone()) {
+            return Ok(heard.values(&samples, kept));
+        }
+        let reading = match &mut self.reading {
+            Some(reading) => reading,
+            none => none.insert(heard.speech.reading()?),
         };
-        samples.map(value).collect()
+        Ok(heard.values(&samples, reading.samples(recorded)?))
     }
 }
 
@@ -152,9 +194,9 @@ mod tests {
             let heard = Heard::new(&speech, Timing::Reference, 96);
             let hidden = hidden_frames(speech.length());
             let seen = (hidden - 1) * HOP + FIELD;
-            assert_eq!(heard.values_of(0..hidden), speech.input_values()[..seen]);
-            assert_eq!(heard.windows().len(), 1);
-            assert_eq!(heard.frames(), hidden);
+            assert_eq!((heard.windows().count(), heard.frames()), (1, hidden));
+            let values = Listening::new(heard).values_of(&(0..hidden)).unwrap();
+            assert_eq!(values, speech.input_values()[..seen]);
         }
     }
 
@@ -164,18 +206,22 @@ mod tests {
         let (_dir, path) = wav(floats(16_000, 1), tone(16_000, 0.5).map(|v| v / 4.0 + 0.6));
         let speech = Speech::open(&path).unwrap();
         let heard = Heard::new(&speech, Timing::Recording, 24);
-        let all = heard.values(0..heard.length);
+        let length = heard.length;
+        let mut listening = Listening::new(heard);
+        let all = listening.values(0..length).unwrap();
         let (before, rest) = all.split_at(1920);
         let (recording, after) = rest.split_at(8000);
         assert!(before.iter().chain(after).all(|&v| v == 0.0));
         assert_eq!(recording, speech.input_values());
-        assert_eq!(heard.values(1900..2000), all[1900..2000]);
+        for part in [0..5, 1900..2000, 1920..1921, 9900..9950, length - 3..length] {
+            assert_eq!(listening.values(part.clone()).unwrap(), all[part]);
+        }
     }
 
-    /// Opens a recording of some seconds, and keeps the samples that a video needs.
-    fn long(seconds: f32, frames: usize) -> (tempfile::TempDir, Speech) {
+    /// Opens a recording of some seconds as a video does.
+    fn long(seconds: f32) -> (tempfile::TempDir, Speech) {
         let (dir, path) = wav(floats(16_000, 1), tone(16_000, seconds));
-        let most = most_samples(Timing::Recording, frames);
+        let most = most_samples(Timing::Recording);
         let speech = Speech::listen(&path, Channels::Mix, most).unwrap();
         (dir, speech)
     }
@@ -183,38 +229,71 @@ mod tests {
     #[test]
     fn a_long_recording_is_heard_in_windows_that_do_not_depend_on_its_length() {
         let windows = |seconds: f32, frames: usize| {
-            let (_dir, speech) = long(seconds, frames);
+            let (_dir, speech) = long(seconds);
+            assert!(speech.samples.len() <= 80 * 16_000);
             let heard = Heard::new(&speech, Timing::Recording, frames);
-            // Every window has its samples.
-            for window in heard.windows() {
-                let samples = heard.values_of(window.encoded.clone());
-                assert_eq!(hidden_frames(samples.len()), window.encoded.len());
-            }
-            (heard.windows(), speech.samples.len())
+            heard.windows().collect::<Vec<_>>()
         };
-        let (short, kept) = windows(70.0, 96);
-        assert_eq!(short.len(), 1);
-        assert_eq!(short[0].encoded, 0..2000);
-        let (long, kept_of_long) = windows(200.0, 96);
-        assert_eq!(
-            (&short[0].encoded, kept.min(kept_of_long)),
-            (&long[0].encoded, kept)
-        );
-        assert!(kept_of_long <= 90 * 16_000, "{kept_of_long}");
-        let (many, _) = windows(130.0, 1500);
+        let short = windows(70.0, 96);
+        assert_eq!((short.len(), &short[0].encoded), (1, &(0..2000)));
+        assert_eq!(windows(200.0, 96)[0].encoded, short[0].encoded);
+        let many = windows(130.0, 1500);
         let encoded: Vec<_> = many.iter().map(|w| w.encoded.clone()).collect();
         assert_eq!(encoded, [0..2000, 0..3000, 1000..4000]);
-        assert!(
-            many.iter()
-                .zip(&many[1..])
-                .all(|(a, b)| a.kept.end == b.kept.start)
-        );
+        let pairs = many.iter().zip(&many[1..]);
+        assert!(pairs.into_iter().all(|(a, b)| a.kept.end == b.kept.start));
         // Up to 60 seconds the sound is one window.
-        let (whole, _) = windows(59.0, 96);
+        let whole = windows(59.0, 96);
         assert_eq!(whole[0].encoded, whole[0].kept);
-        let (_dir, speech) = self::long(70.0, 96);
+        let (_dir, speech) = long(70.0);
         let heard = Heard::new(&speech, Timing::Reference, 96);
-        assert_eq!(heard.windows()[0].kept, 0..heard.frames());
+        assert_eq!(heard.windows().next().unwrap().kept, 0..heard.frames());
+    }
+
+    #[test]
+    fn the_file_is_read_again_for_samples_that_do_not_stay() {
+        let sound = || {
+            tone(48_000, 150.0)
+                .enumerate()
+                .map(|(i, v)| v * i as f32 / 8e6)
+        };
+        #[cfg(feature = "media")]
+        let (_dir, path) = wav(floats(48_000, 1), sound());
+        #[cfg(not(feature = "media"))]
+        let (_dir, path) = wav(floats(16_000, 1), sound().step_by(3));
+        let whole = Speech::open(&path).unwrap();
+        let part = Speech::listen(&path, Channels::Mix, most_samples(Timing::Recording)).unwrap();
+        assert_eq!(part.samples.len(), 80 * 16_000);
+        let [whole, part] = [&whole, &part].map(|s| Heard::new(s, Timing::Recording, 150 * 25));
+        let windows: Vec<Window> = whole.windows().collect();
+        assert!(windows.len() == 8 && part.windows().eq(windows.clone()));
+        let [mut whole, mut part] = [whole, part].map(Listening::new);
+        for Window { encoded, .. } in windows {
+            let values = part.values_of(&encoded).unwrap();
+            assert!(values == whole.values_of(&encoded).unwrap(), "{encoded:?}");
+            assert_eq!(hidden_frames(values.len()), encoded.len());
+        }
+        assert!(whole.reading.is_none());
+        let held = &part.reading.unwrap();
+        assert!(held.held() <= 65 * 16_000, "{} samples", held.held());
+    }
+
+    #[test]
+    fn a_recording_that_becomes_shorter_is_an_error() {
+        let (_dir, path) = wav(floats(16_000, 1), tone(16_000, 130.0));
+        let speech = Speech::listen(&path, Channels::Mix, most_samples(Timing::Recording)).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(4 * 16_000 * 90).unwrap();
+        let heard = Heard::new(&speech, Timing::Recording, 125 * 25);
+        let windows = heard.windows();
+        let mut listening = Listening::new(heard);
+        let read = windows.map(|w| listening.values_of(&w.encoded).map(drop));
+        let error = read.collect::<Result<Vec<()>, _>>().unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("the recording changed while it was used"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -5,9 +5,9 @@
 //! of the reference. [`crate::media::audio_file::AudioTrack`] is the sound of the output video.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use ndarray::{Array2, Array3, ArrayViewMut2, Axis, Zip};
+use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut2, Axis, Zip, concatenate, s};
 
 use crate::media::audio_file::{
     AudioError, AudioFile, AudioTrack, Chunk, Pcm, Resampler, TrackSound,
@@ -110,8 +110,8 @@ impl Speech {
     /// Reads one channel, or the mean of all.
     fn read(source: &SoundFile, only: Option<usize>, most: usize) -> Result<Self, AudioError> {
         let mut file = AudioFile::of(source)?;
-        let (mut mono, mut facts) = (Mono::new(source.path(), most), Facts::default());
-        let mut first = None;
+        let mut mono = Mono::new(source.path(), Survey::new(most));
+        let (mut facts, mut first) = (Facts::default(), None);
         while let Some(chunk) = file.next_chunk()? {
             first.get_or_insert((chunk.rate, chunk.channels));
             facts.take(&chunk);
@@ -119,7 +119,9 @@ impl Speech {
         }
         mono.finish()?;
         let (source_rate, source_channels) = first.unwrap_or((RATE, 1));
-        if mono.moments.count < LEAST_SAMPLES {
+        let video_frames = mono.video_frames();
+        let survey = mono.settled;
+        if survey.moments.count < LEAST_SAMPLES {
             return Err(AudioError::TooShort {
                 path: source.path().to_owned(),
                 least_ms: LEAST_SAMPLES * 1000 / RATE as usize,
@@ -134,14 +136,27 @@ impl Speech {
             source_rate,
             source_channels,
             codec: file.codec(),
-            silent: mono.peak < SILENT_PEAK,
-            length: mono.moments.count,
-            video_frames: mono.video_frames(),
-            moments: mono.moments,
-            samples: mono.samples,
+            silent: survey.peak < SILENT_PEAK,
+            length: survey.moments.count,
+            video_frames,
+            moments: survey.moments,
+            samples: survey.samples,
             file: source.clone(),
             facts,
             only,
+        })
+    }
+
+    /// Reads the samples of the model again, in mono at 16 kHz.
+    ///
+    /// # Errors
+    /// The recording cannot be decoded.
+    pub(crate) fn reading(&self) -> Result<Reading, AudioError> {
+        Ok(Reading {
+            file: AudioFile::of(&self.file)?,
+            mono: Mono::new(self.file.path(), Held::default()),
+            only: self.only,
+            ended: false,
         })
     }
 
@@ -296,19 +311,127 @@ impl Moments {
     }
 }
 
-/// The samples of a recording on their way to mono at 16 kHz.
-///
-/// A recording that changes its rate or channels is converted piece by piece.
-struct Mono<'a> {
-    path: &'a Path,
+/// Takes the samples of a recording in order, in mono at 16 kHz.
+trait Settled {
+    fn settle(&mut self, samples: &[f32]);
+}
+
+/// What is kept of a recording that is read for the first time.
+struct Survey {
     /// The first samples, at most `most`.
     samples: Vec<f32>,
     most: usize,
-    /// Samples that the end of a piece may still cut.
-    waiting: Vec<f32>,
     moments: Moments,
     /// Largest absolute value.
     peak: f32,
+}
+
+impl Survey {
+    fn new(most: usize) -> Self {
+        Self {
+            samples: Vec::new(),
+            most,
+            moments: Moments::default(),
+            peak: 0.0,
+        }
+    }
+}
+
+impl Settled for Survey {
+    fn settle(&mut self, samples: &[f32]) {
+        self.moments.take(samples);
+        self.peak = samples.iter().fold(self.peak, |peak, v| peak.max(v.abs()));
+        let room = self.most.saturating_sub(self.samples.len());
+        self.samples.extend(&samples[..samples.len().min(room)]);
+    }
+}
+
+/// The samples that a second reading has, from one of them on.
+#[derive(Default)]
+struct Held {
+    /// Place of the first in the recording.
+    first: usize,
+    samples: Vec<f32>,
+}
+
+impl Held {
+    fn end(&self) -> usize {
+        self.first + self.samples.len()
+    }
+
+    /// Drops the samples before `place`, or all that are there.
+    fn forget_before(&mut self, place: usize) {
+        let gone = place.min(self.end()).saturating_sub(self.first);
+        self.samples.drain(..gone);
+        self.first += gone;
+    }
+}
+
+impl Settled for Held {
+    fn settle(&mut self, samples: &[f32]) {
+        self.samples.extend(samples);
+    }
+}
+
+/// Reads a recording again from its start, in mono at 16 kHz, and holds the part that is asked for.
+pub(crate) struct Reading {
+    file: AudioFile,
+    mono: Mono<Held>,
+    only: Option<usize>,
+    ended: bool,
+}
+
+impl Reading {
+    /// Counts the samples that are in memory.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.mono.settled.samples.len()
+    }
+
+    /// Returns the samples of `range`. Ranges begin later and later.
+    ///
+    /// # Errors
+    /// The rest of the file cannot be decoded, or ends before `range` does.
+    ///
+    /// # Panics
+    /// If `range` begins before the last one did.
+    pub(crate) fn samples(&mut self, range: Range<usize>) -> Result<&[f32], AudioError> {
+        loop {
+            let held = &mut self.mono.settled;
+            held.forget_before(range.start);
+            if self.ended || held.end() >= range.end {
+                break;
+            }
+            match self.file.next_chunk()? {
+                Some(chunk) => self.mono.take(&chunk, self.only)?,
+                None => {
+                    self.ended = true;
+                    self.mono.finish()?;
+                }
+            }
+        }
+        let held = &self.mono.settled;
+        let part = held
+            .samples
+            .get(range.start - held.first..range.end - held.first);
+        part.ok_or_else(|| AudioError::Shorter {
+            path: self.mono.path.clone(),
+            wanted: range.end as f64 / f64::from(RATE),
+            got: held.end() as f64 / f64::from(RATE),
+        })
+    }
+}
+
+/// The samples of a recording on their way to mono at 16 kHz.
+///
+/// A recording that changes its rate or channels is converted piece by piece.
+struct Mono<S> {
+    path: PathBuf,
+    settled: S,
+    /// Samples that `settled` took.
+    taken: usize,
+    /// Samples that the end of a piece may still cut.
+    waiting: Vec<f32>,
     piece: Option<Piece>,
     /// Lengths of the finished pieces: samples and rate.
     lengths: Vec<(usize, u32)>,
@@ -324,15 +447,13 @@ struct Piece {
     resampler: Option<Resampler>,
 }
 
-impl<'a> Mono<'a> {
-    fn new(path: &'a Path, most: usize) -> Self {
+impl<S: Settled> Mono<S> {
+    fn new(path: &Path, settled: S) -> Self {
         Self {
-            path,
-            samples: Vec::new(),
-            most,
+            path: path.to_owned(),
+            settled,
+            taken: 0,
             waiting: Vec::new(),
-            moments: Moments::default(),
-            peak: 0.0,
             piece: None,
             lengths: Vec::new(),
         }
@@ -364,11 +485,11 @@ impl<'a> Mono<'a> {
     }
 
     fn begin(&self, rate: u32) -> Result<Piece, AudioError> {
-        let new = || Resampler::new(self.path, Pcm::mono(rate), Pcm::mono(RATE));
+        let new = || Resampler::new(&self.path, Pcm::mono(rate), Pcm::mono(RATE));
         Ok(Piece {
             rate,
             read: 0,
-            begin: self.moments.count,
+            begin: self.taken,
             resampler: (rate != RATE).then(new).transpose()?,
         })
     }
@@ -382,7 +503,7 @@ impl<'a> Mono<'a> {
             resampler.finish(&mut self.waiting)?;
         }
         let end = piece.begin + resampled_length(piece.read, piece.rate);
-        let left = end.saturating_sub(self.moments.count);
+        let left = end.saturating_sub(self.taken);
         self.waiting.resize(left, 0.0);
         self.settle(left);
         self.lengths.push((piece.read, piece.rate));
@@ -391,11 +512,8 @@ impl<'a> Mono<'a> {
 
     /// Takes the first `n` of the waiting samples as they are.
     fn settle(&mut self, n: usize) {
-        let settled = &self.waiting[..n];
-        self.moments.take(settled);
-        self.peak = settled.iter().fold(self.peak, |peak, v| peak.max(v.abs()));
-        let room = self.most.saturating_sub(self.samples.len());
-        self.samples.extend(&settled[..n.min(room)]);
+        self.settled.settle(&self.waiting[..n]);
+        self.taken += n;
         self.waiting.drain(..n);
     }
 
@@ -404,7 +522,7 @@ impl<'a> Mono<'a> {
         match self.lengths[..] {
             // The resampled length of a single piece may be rounded up.
             [(read, rate)] => video_frames(read, rate),
-            _ => video_frames(self.moments.count, RATE),
+            _ => video_frames(self.taken, RATE),
         }
     }
 }
@@ -514,6 +632,9 @@ pub(crate) fn samples_of_row(row: usize) -> usize {
     CONVOLUTIONS.into_iter().rev().fold(hidden, undo)
 }
 
+/// Hidden frames of the longest sound whose positions are torch's f32: ten minutes.
+const F32_FRAMES: usize = 30_000;
+
 /// Counts the rows at 30 fps of `hidden` rows at 50: `int(hidden / 50 * 30)`.
 pub(crate) fn features_30(hidden: usize) -> usize {
     (hidden as f64 / 50.0 * 30.0) as usize
@@ -603,6 +724,32 @@ impl AudioFeatures {
         out.into_raw_vec_and_offset().0
     }
 
+    /// Returns the hidden frames that the features of video frames need.
+    pub(crate) fn needed(frames: &Range<usize>, whole: usize) -> Range<usize> {
+        let last = features_30(whole).saturating_sub(1);
+        let of = |frame: usize| hidden_of_row(row_30(frame).min(last), whole).0;
+        let [first, _] = of(frames.start);
+        let [_, end] = of(frames.end.max(1) - 1);
+        first..(end + 1).min(whole)
+    }
+
+    /// Returns the end of the part.
+    pub(crate) fn end(&self) -> usize {
+        self.first + self.hidden.len_of(Axis(1))
+    }
+
+    /// Appends hidden states `[25, frames, dim]` that follow the part, and drops those before
+    /// `first`.
+    ///
+    /// # Panics
+    /// If the states have another number or width.
+    pub(crate) fn follow(&mut self, next: ArrayView3<'_, f32>, first: usize) {
+        let gone = first.clamp(self.first, self.end()) - self.first;
+        let rest = self.hidden.slice(s![.., gone.., ..]);
+        let joined = concatenate(Axis(1), &[rest, next]).expect("states of one model");
+        (self.hidden, self.first) = (joined, self.first + gone);
+    }
+
     /// Computes one 30 fps row, `[25, dim]`.
     fn interpolate(&self, row: usize, into: ArrayViewMut2<'_, f32>) {
         let (pair, weight) = hidden_of_row(row, self.whole);
@@ -616,9 +763,16 @@ impl AudioFeatures {
 
 /// Returns the two hidden frames around a 30 fps row of a sound, and the weight of the second.
 ///
-/// Positions and weights are f32, as in torch.
+/// Positions and weights are f32, as in torch, up to [`F32_FRAMES`]. Beyond, f32 cannot tell
+/// neighbouring positions apart at last, and positions are f64.
 pub(crate) fn hidden_of_row(row: usize, whole: usize) -> ([usize; 2], f32) {
     let (last, rows) = (whole.saturating_sub(1), features_30(whole));
+    if whole > F32_FRAMES {
+        let position = last as f64 / (rows - 1) as f64 * row as f64;
+        let first = (position as usize).min(last);
+        let weight = (position - first as f64).clamp(0.0, 1.0) as f32;
+        return ([first, (first + 1).min(last)], weight);
+    }
     let scale = if rows > 1 {
         last as f32 / (rows - 1) as f32
     } else {
@@ -926,6 +1080,48 @@ mod tests {
         let normalisation = part.normalisation();
         assert!((normalisation.mean - mean).abs() < 1e-12);
         assert!((normalisation.scale - (variance + 1e-7).sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn positions_are_exact_in_a_long_sound() {
+        // Ten minutes and a frame, 10,000 s and 1,000,000 s.
+        for whole in [30_001, 500_000, 50_000_000_usize] {
+            let (last, rows) = (whole as u128 - 1, features_30(whole) as u128);
+            for row in [0, 1, 7, 1_000, rows / 3, rows - 2, rows - 1] {
+                // The position in exact arithmetic: a fraction over the last row.
+                let (whole_part, rest) = (row * last / (rows - 1), row * last % (rows - 1));
+                let weight = rest as f64 / (rows - 1) as f64;
+                let ([first, second], got) = hidden_of_row(row as usize, whole);
+                let off = first as f64 + f64::from(got) - whole_part as f64 - weight;
+                assert!(off.abs() < 1e-6, "row {row} of {whole}: {off}");
+                assert_eq!(second, (first + 1).min(last as usize));
+            }
+        }
+        // Where f32 is left, it is still right to a fiftieth of a millisecond.
+        let ([first, _], weight) = hidden_of_row(17_000, 30_000);
+        let off = first as f64 + f64::from(weight) - 17_000.0 * 29_999.0 / 17_999.0;
+        assert!(off.abs() < 1e-3, "{off}");
+    }
+
+    #[test]
+    fn features_that_follow_take_the_place_of_older_ones() {
+        let hidden = Array3::from_shape_fn((25, 400, 2), |(q, t, d)| (q + 3 * t * t + d) as f32);
+        let whole = AudioFeatures::of_part(hidden.clone(), 0, 400).unwrap();
+        let none = hidden.slice(s![.., 0..0, ..]).to_owned();
+        let mut part = AudioFeatures::of_part(none, 0, 400).unwrap();
+        let mut parts = (0..400)
+            .step_by(100)
+            .map(|t| hidden.slice(s![.., t..t + 100, ..]));
+        for block in 0..17 {
+            let frames = 12 * block..12 * (block + 1);
+            let needed = AudioFeatures::needed(&frames, 400);
+            while part.end() < needed.end {
+                part.follow(parts.next().unwrap(), needed.start);
+                assert!(part.hidden.len_of(Axis(1)) < 130);
+            }
+            assert_eq!(part.block(frames.clone()), whole.block(frames), "{block}");
+        }
+        assert!(parts.next().is_none());
     }
 
     #[test]

@@ -70,6 +70,18 @@ pub enum AudioError {
         /// Length of the file, in milliseconds.
         got_ms: usize,
     },
+    /// The file has less sound than when it was read first.
+    #[error(
+        "{path}: the recording changed while it was used: wants {wanted:.2} s, found {got:.2} s"
+    )]
+    Shorter {
+        /// Path of the file.
+        path: PathBuf,
+        /// Seconds of sound that are needed.
+        wanted: f64,
+        /// Seconds of sound that are there.
+        got: f64,
+    },
     /// FFmpeg cannot change the sampling rate.
     #[error(
         "{path}: cannot resample from {from} Hz to {to} Hz: {source} \

@@ -43,8 +43,10 @@ pub struct Workload<'a> {
     pub passes: usize,
     /// Whether the decoder's device encodes motion between clips.
     pub encodes_motion: bool,
-    /// Frames of the speech encoder for the whole recording.
+    /// Frames that the speech encoder takes at once.
     pub speech_frames: usize,
+    /// Whether the speech encoder also runs between blocks, window by window.
+    pub speech_in_windows: bool,
 }
 
 impl Footprints {
@@ -96,8 +98,15 @@ impl Footprints {
                 beside = with;
             }
         }
-        // Encoders that do not stay are gone before anything else comes.
-        let freed = made.into_iter().chain([*encoders]);
+        // Encoders that do not stay are gone before anything else comes. Only the graphs of speech
+        // in windows come back, one by one.
+        let mut during = *encoders;
+        if work.speech_in_windows {
+            let speech = count.speech_encoder(plan.encoders)?.into_iter();
+            let largest = speech.max_by_key(Footprint::total);
+            during.add(&largest.unwrap_or_default());
+        }
+        let freed = made.into_iter().chain([during]);
         let freed = freed.max_by_key(Footprint::total);
         *encoders = match freed {
             Some(freed) if !plan.encoders_stay => freed,
@@ -358,12 +367,17 @@ impl Count<'_> {
     /// Counts each component that runs before the transformer, alone on its device.
     fn encoders(&self, device: usize) -> Result<Vec<Footprint>, PlacementError> {
         let mut all = vec![self.picture(device)?];
-        for c in [
-            &text::ENCODER,
-            &dit::TEXT_EMBED,
-            &speech::ENCODER_FEATURES,
-            &speech::ENCODER_POSITIONS,
-        ] {
+        for c in [&text::ENCODER, &dit::TEXT_EMBED] {
+            all.push(self.component(device, c, 1)?);
+        }
+        all.extend(self.speech_encoder(device)?);
+        Ok(all)
+    }
+
+    /// Counts each graph of the speech encoder.
+    fn speech_encoder(&self, device: usize) -> Result<Vec<Footprint>, PlacementError> {
+        let mut all = Vec::new();
+        for c in [&speech::ENCODER_FEATURES, &speech::ENCODER_POSITIONS] {
             all.push(self.component(device, c, 1)?);
         }
         for layer in 0..self.work.config.speech.layers {

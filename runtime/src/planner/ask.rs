@@ -3,7 +3,8 @@
 use engines::manifest::ModelConfig;
 
 use crate::numbers::size::Size;
-use crate::numbers::timing::FRAMES_PER_LATENT;
+use crate::numbers::speech_windows::WHOLE_SECONDS;
+use crate::numbers::timing::{FPS, FRAMES_PER_LATENT};
 
 /// The video that a plan is made for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -30,6 +31,14 @@ impl Ask {
     /// Returns the latent frames of a block.
     pub fn block_frames(&self, config: &ModelConfig) -> usize {
         config.dit.block_frames
+    }
+
+    /// Returns whether the recording may be so long that its speech is encoded in windows, between
+    /// blocks.
+    pub(crate) fn hears_in_windows(&self) -> bool {
+        let frames = |clips: usize| clips.saturating_mul(self.infer_frames);
+        self.clips
+            .is_none_or(|clips| frames(clips) > WHOLE_SECONDS * FPS as usize)
     }
 
     /// Returns the first block of the second anchor, if the run has a second clip.

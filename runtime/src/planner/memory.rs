@@ -26,7 +26,8 @@ pub struct Budget {
     pub vae: u64,
     /// Engines' scratch.
     pub workspace: u64,
-    /// Weights and inner values of encoders that stay.
+    /// Weights and inner values of encoders that stay, or of the part of the speech encoder that
+    /// comes back for each window.
     pub encoders: u64,
     /// The most that the encoders take before the transformer is loaded.
     pub before: u64,
@@ -112,6 +113,9 @@ pub(crate) fn budgets(
             let [text, speech, picture] = encoder_bytes(work, device.kind);
             if placement.encoders.freed_before_dit {
                 budget.before = text.max(speech).max(picture);
+                if ask.hears_in_windows() {
+                    budget.encoders = work.speech_window_bytes();
+                }
             } else {
                 budget.encoders = text + speech + picture;
             }
@@ -250,11 +254,12 @@ pub(crate) fn host_budget(profile: &Profile, work: &Work, placement: &Placement)
         usable: ((profile.host.memory_gib - profile.host.reserve_gib) * GIB) as u64,
         pinnable: (profile.host.pinned_gib * GIB) as u64,
         pinned: placement.stages.iter().map(stage).sum(),
-        process: if profile.devices.iter().all(|d| d.kind == Kind::Cpu) {
-            PROCESS_CPU
-        } else {
-            PROCESS
-        },
+        process: work.speech_states_bytes()
+            + if profile.devices.iter().all(|d| d.kind == Kind::Cpu) {
+                PROCESS_CPU
+            } else {
+                PROCESS
+            },
         mapped: files,
         disk: files,
     }

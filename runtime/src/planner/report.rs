@@ -10,6 +10,7 @@ use super::draft::{Planned, Wave};
 use super::memory::Budget;
 use super::placement::PlacedStage;
 use super::placement::device_name;
+use crate::numbers::speech_windows::IN_WINDOWS;
 
 fn gb(bytes: u64) -> f64 {
     bytes as f64 / 1e9
@@ -35,7 +36,7 @@ const MEMORY_ROWS: [Row<Budget, u64>; 8] = [
     ("streaming slots", |b| b.slots),
     ("VAE decoder", |b| b.vae),
     ("workspace", |b| b.workspace),
-    ("encoders kept", |b| b.encoders),
+    ("encoders", |b| b.encoders),
 ];
 
 /// A plan as text, with or without the explanation.
@@ -223,6 +224,9 @@ fn write_speed(f: &mut fmt::Formatter<'_>, p: &Planned) -> fmt::Result {
         s.clip_s,
         s.loading_s
     )?;
+    if p.ask.hears_in_windows() {
+        writeln!(f, "recordings of more than 60 s: {IN_WINDOWS}")?;
+    }
     if let Some(clips) = p.ask.clips {
         let total = s.first_frame_s + clips as f64 * s.clip_s;
         writeln!(f, "{} in about {total:.0} s", counted(clips, "clip"))?;
@@ -330,6 +334,7 @@ impl Planned {
             "bottleneck": advice::bottleneck(self),
             "levers": advice::levers(self),
             "caveat": self.caveat(),
+            "speech": self.ask.hears_in_windows().then_some(IN_WINDOWS),
         })
     }
 }

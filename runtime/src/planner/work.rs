@@ -10,6 +10,8 @@ use engines::profile::Kind;
 use engines::recipe::Recipe;
 
 use crate::numbers::size::Size;
+use crate::numbers::speech_windows::WHOLE_SECONDS;
+use crate::placement::speech_chunk::SpeechChunk;
 
 /// The sizes from which all counts follow.
 #[derive(Clone, Debug)]
@@ -59,6 +61,9 @@ impl Operations {
 /// Bytes of an element that every recipe keeps in f32: of the time embedding, modulations, the
 /// head, the audio adapter and the speech encoder.
 pub(crate) const F32_BYTES: u64 = 4;
+
+/// Frames of the speech encoder in a window, and in the longest recording without windows.
+const SPEECH_WINDOW: u64 = 50 * WHOLE_SECONDS as u64;
 
 /// Weights start at multiples of this many bytes on a device.
 const ALIGNMENT: u64 = 256;
@@ -227,6 +232,24 @@ impl Work {
             channels * (first + kernels * channels) + 3 * channels * bytes(s.conv_kernel.len());
         let rim = channels * d + 3 * d + 2 * channels + 128 * d * d / bytes(s.pos_conv_groups) + d;
         (bytes(s.layers) * layer + convs + rim) * F32_BYTES
+    }
+
+    /// Returns the most bytes of the speech encoder at once while it encodes a window: the weights
+    /// of a layer, the states of the window before and after it, and the scores of a part of it.
+    pub(crate) fn speech_window_bytes(&self) -> u64 {
+        let s = &self.config.speech;
+        let (d, f) = (bytes(s.dim), bytes(s.ffn_dim));
+        let weights = 4 * (d * d + d) + 2 * d * f + d + f + 4 * d;
+        let states = 6 * SPEECH_WINDOW * d;
+        let scores = bytes(SpeechChunk::default().score_bytes);
+        (weights + states) * F32_BYTES + scores
+    }
+
+    /// Returns the bytes of the hidden states of speech on the host: those of a recording that is
+    /// encoded as a whole, or of the parts of two windows.
+    pub(crate) fn speech_states_bytes(&self) -> u64 {
+        let s = &self.config.speech;
+        (bytes(s.layers) + 1) * SPEECH_WINDOW * bytes(s.dim) * F32_BYTES
     }
 
     /// Returns the bytes of keys and values of one layer and one step.

@@ -63,11 +63,11 @@ fn as_planned() -> EngineError {
 }
 
 impl Source for Named<'_> {
-    fn block(&mut self, block: usize) -> Result<BlockInput, EngineError> {
+    fn block(&mut self, block: usize) -> Result<BlockInput, ChainError> {
         assert_eq!(block, self.asked.len(), "blocks are asked for in order");
         self.asked.push(block);
         match self.fails_at {
-            Some(at) if at == block => Err(as_planned()),
+            Some(at) if at == block => Err(as_planned().into()),
             _ => Ok(input(self.geometry, block)),
         }
     }

@@ -133,7 +133,7 @@ pub(super) fn prepare(source: &mut dyn Source, wanted: &Receiver<usize>, reports
     for block in wanted {
         let report = match source.block(block) {
             Ok(input) => Report::Prepared(Box::new(input)),
-            Err(error) => Report::Failed(error.into()),
+            Err(error) => Report::Failed(error),
         };
         let ends = matches!(report, Report::Failed(_));
         if !reports.send(report) || ends {

@@ -38,6 +38,18 @@ pub enum AudioError {
         /// Length of the file, in milliseconds.
         got_ms: usize,
     },
+    /// The file has less sound than when it was read first.
+    #[error(
+        "{path}: the recording changed while it was used: wants {wanted:.2} s, found {got:.2} s"
+    )]
+    Shorter {
+        /// Path of the file.
+        path: PathBuf,
+        /// Seconds of sound that are needed.
+        wanted: f64,
+        /// Seconds of sound that are there.
+        got: f64,
+    },
     /// The output video needs sound, and this build writes none.
     #[error(
         "{path}: cannot write sound into a video: \
@@ -55,7 +67,7 @@ impl AudioError {
         match self {
             Self::Wav(error) => error.kind(),
             Self::Rate { .. } | Self::NoMedia { .. } => ErrorKind::Resources,
-            Self::TooShort { .. } => ErrorKind::Input,
+            Self::TooShort { .. } | Self::Shorter { .. } => ErrorKind::Input,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! several placements.
 use super::*;
 use crate::chain::call::{BlockAudio, Tables};
+use crate::chain::error::ChainError;
 use crate::chain::events::{Event as Heard, Observer, Silent};
 use crate::chain::executor::{Chains, inbox};
 use crate::chain::job::{AnchorInput, Job, Swap};
@@ -134,7 +135,7 @@ impl Session for SlowSession {
 struct Slept<'a>(&'a Geometry, Known);
 
 impl Source for Slept<'_> {
-    fn block(&mut self, _block: usize) -> Result<BlockInput, EngineError> {
+    fn block(&mut self, _block: usize) -> Result<BlockInput, ChainError> {
         pause(self.1.prepare);
         let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape);
         Ok(BlockInput {
