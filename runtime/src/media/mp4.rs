@@ -252,7 +252,10 @@ impl Writer {
         let mut options = Dictionary::new();
         // The header waits for the first fragment. By then the lead-in of the AAC encoder is
         // known, and the header can tell players to skip it.
-        options.set("movflags", "frag_custom+delay_moov+default_base_moof");
+        options.set(
+            "movflags",
+            "frag_custom+delay_moov+default_base_moof+skip_trailer",
+        );
         options.set("fflags", "bitexact");
         options.set("flush_packets", "1");
         muxer.write_header_with(options).map_err(write)?;

@@ -225,6 +225,9 @@ impl Fragments {
         for (i, (trak, track)) in traks.zip(&self.tracks).enumerate() {
             let length = trak.at(&[*b"tkhd"])?.u32(TRACK_DURATION)?;
             trak.at_mut(&EDITS)?.set_u32(EDIT_DURATION, length)?;
+            if track.duration > u64::from(u32::MAX) {
+                widen(trak.at_mut(&[*b"mdia", *b"mdhd"])?, track.duration)?;
+            }
             let stbl = trak.at_mut(&[*b"mdia", *b"minf", *b"stbl"])?;
             stbl.boxes.retain(|b| b.kind == *b"stsd");
             stbl.boxes.extend(track.tables());
@@ -359,8 +362,26 @@ fn set_lengths(moov: &mut Mp4Box, tracks: &[Track]) -> Result<u32, BoxError> {
     Ok(longest)
 }
 
+/// Turns an `mdhd` of version 0 into version 1, whose times and duration have 64 bits.
+fn widen(mdhd: &mut Mp4Box, duration: u64) -> Result<(), BoxError> {
+    let [created, changed, scale] = [4, 8, TIME_SCALE].map(|at| mdhd.u32(at));
+    let [created, changed] = [created?, changed?].map(|at| u64::from(at).to_be_bytes());
+    let language = mdhd.fields.get(DURATION + 4..).unwrap_or_default().to_vec();
+    let (scale, duration) = (scale?.to_be_bytes(), duration.to_be_bytes());
+    let fields: [&[u8]; 6] = [
+        &[1, 0, 0, 0],
+        &created,
+        &changed,
+        &scale,
+        &duration,
+        &language,
+    ];
+    mdhd.fields = fields.concat();
+    Ok(())
+}
+
 /// A duration of 32 bits: all ones, which means "unknown", where more are needed. Sound of 48 kHz
-/// reaches 24 hours.
+/// reaches 24 hours; an index then has 64 bits. Movies count milliseconds and reach 49 days.
 fn known(duration: u64) -> u32 {
     u32::try_from(duration).unwrap_or(u32::MAX)
 }
@@ -590,6 +611,31 @@ mod tests {
             part.set_len(length as u64).unwrap();
             assert!(index_first(&part, &to).is_err(), "{length} bytes");
         }
+    }
+
+    #[test]
+    fn a_video_of_a_million_seconds_states_its_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("v.mp4");
+        let part = begin(&out, Some(48_000), 3).finish_partial().unwrap();
+        let path = part.unwrap().path;
+        let mut fragments = Fragments::read(&File::open(&path).unwrap()).unwrap();
+        let [short_video, short_sound] = [0, 1].map(|t| fragments.tracks[t].duration);
+        for (track, scale) in fragments.tracks.iter_mut().zip([12_800, 48_000]) {
+            track.duration = 1_000_000 * scale;
+            track.times = vec![(1, 1)];
+        }
+        let mut file = Vec::new();
+        fragments.index(100, 1000).unwrap().write(&mut file);
+        let mdhd = all(&file, "moov/trak/mdia/mdhd");
+        for (mdhd, scale) in mdhd.iter().zip([12_800_u32, 48_000]) {
+            assert_eq!((mdhd[0], number(mdhd, 20)), (1, scale));
+            let duration = u64::from_be_bytes(*mdhd[24..].first_chunk().unwrap());
+            assert_eq!(duration, 1_000_000 * u64::from(scale));
+            assert_eq!((number(mdhd, 32), mdhd.len()), (0x55C4_0000, 36));
+        }
+        assert_eq!(number(all(&file, "moov/mvhd")[0], 16), 1_000_000_000);
+        assert!(short_video < 1 << 32 && short_sound < 1 << 32);
     }
 
     #[test]

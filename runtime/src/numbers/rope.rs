@@ -249,10 +249,47 @@ mod tests {
         assert_eq!((rope.cond(0).cos.dim(), tokens), ((tokens, half), 80));
     }
 
+    /// Returns cos and sin of `frame` times a frequency, by powers of one rotation and not by the
+    /// angle.
+    fn turned(frame: u64, frequency: f64) -> (f64, f64) {
+        let times = |a: (f64, f64), b: (f64, f64)| (a.0 * b.0 - a.1 * b.1, a.0 * b.1 + a.1 * b.0);
+        let (mut power, mut all, mut left) =
+            ((frequency.cos(), frequency.sin()), (1.0, 0.0), frame);
+        while left > 0 {
+            if left & 1 == 1 {
+                all = times(all, power);
+            }
+            power = times(power, power);
+            left >>= 1;
+        }
+        all
+    }
+
+    /// The last of the reference's 45,000 frames and the first beyond them, then those after 10,000
+    /// and 1,000,000 seconds of video, and the block before f32 could not count frames.
     #[test]
     fn the_tables_go_on_after_the_references_45000_frames() {
-        let frame: f64 = 1_000_000.0;
-        let table = Rope::new(4, 4, 128).noisy(1_000_000);
-        assert!((f64::from(table.cos[[0, 0]]) - frame.cos()).abs() < 1e-7);
+        let rope = Rope::new(4, 4, 128);
+        let sink_row = |tokens: &Table, i: usize| [tokens.cos[[0, i]], tokens.sin[[0, i]]];
+        for f0 in [44_997, 45_000, 62_499, 6_249_999, 16_777_215] {
+            let (table, shift) = (rope.noisy(f0), ref_shift(f0, 10));
+            let cond = rope.cond(shift);
+            assert_eq!(shift, f0 - 20);
+            for i in 0..22 {
+                let frequency = 1.0 / 10_000_f64.powf(2.0 * i as f64 / 44.0);
+                let moved = (f0 + 10) as u64;
+                let rows = (0..3).map(|t| (f0 as u64 + t, 16 * t as usize));
+                let rows = rows.map(|(frame, row)| {
+                    let at = [row, i];
+                    (frame, [table.cos[at], table.sin[at]])
+                });
+                for (frame, got) in rows.chain([(moved, sink_row(&cond, i))]) {
+                    let (cos, sin) = turned(frame, frequency);
+                    let off = got.map(f64::from);
+                    let off = (off[0] - cos).abs().max((off[1] - sin).abs());
+                    assert!(off < 1e-7, "frame {frame}, frequency {i}: {off}");
+                }
+            }
+        }
     }
 }

@@ -124,6 +124,9 @@ mod tests {
             };
             assert_eq!(Length::of_recording(recording, at_most, units), want);
         }
+        // A million seconds: more frames than f32 counts, and fewer than u32 does.
+        let long = Length::of_recording(25_000_000, None, units);
+        assert_eq!((long.clips, long.blocks), (520_834, 2_083_334));
         let whole = Length::of_clips(2, units);
         assert_eq!((whole.clips, whole.blocks, whole.frames), (2, 8, 93));
     }
