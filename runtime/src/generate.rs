@@ -11,8 +11,8 @@ pub(crate) mod prepared;
 pub(crate) mod request;
 pub(crate) mod trace;
 
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Instant;
 
@@ -28,19 +28,22 @@ use crate::chain::encoders;
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
 use crate::chain::executor;
-use crate::chain::hearing::{Hearing, SpeechEncoder};
+use crate::chain::hearing::{Ear, Hearing, LiveHearing, SpeechEncoder};
 use crate::chain::job::{Guidance, Job};
 use crate::chain::source::{ClipSource, Noise, everywhere};
 use crate::chain::vae::Encoder;
 use crate::inputs::heard::Heard;
+use crate::inputs::live::{self, LiveSpeech};
 use crate::inputs::replay::{Distances, Replay};
-use crate::inputs::speech::HIDDEN_LAYERS;
+use crate::inputs::speech::{HIDDEN_LAYERS, Speech};
+use crate::media::audio_file::AudioTrack;
+use crate::media::pcm;
 use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{FPS, Length};
 use crate::placement::footprints::Workload;
 use crate::placement::queues::FINISHED_WAITING;
 use engine::Loaded;
-use output::Output;
+use output::{LiveSound, Output, VideoSound};
 
 pub use engine::Engine;
 pub use error::GenerateError;
@@ -97,9 +100,9 @@ impl Engine {
         video.fits()?;
         observer.event(&Event::Started(&video.settings));
         let request = &prepared.request;
-        let mut output =
-            Output::create(request, &prepared.speech, &video.settings, observer, begun)?;
-        match video.produce(&mut output) {
+        let (sound, arriving) = sound(prepared, cancel)?;
+        let mut output = Output::create(request, sound, &video.settings, observer, begun)?;
+        match video.produce(arriving, &mut output) {
             Ok(()) => match self.models().unchanged() {
                 Ok(()) => output.finish(&video.geometry, self.clock()),
                 Err(changed) => Err(output.suspect(changed)),
@@ -107,6 +110,39 @@ impl Engine {
             Err(error) => Err(output.abandon(error, cancel)),
         }
     }
+}
+
+/// What the model hears of sound that arrives.
+struct Live {
+    speech: LiveSpeech,
+    end: Arc<OnceLock<usize>>,
+}
+
+/// Opens the sound of the video, and begins to listen where it arrives.
+fn sound(
+    prepared: &Prepared,
+    cancel: &Cancel,
+) -> Result<(VideoSound, Option<Live>), GenerateError> {
+    let request = &prepared.request;
+    let Some(pcm) = request.live else {
+        let speech = prepared.speech.as_ref().expect("a recording was read");
+        // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips are
+        // 120 ms early.
+        let mut track = speech.track()?;
+        track.skip(request.timing.skipped_frames())?;
+        return Ok((VideoSound { track, live: None }, None));
+    };
+    let arriving = pcm::listen(std::io::stdin(), pcm, cancel);
+    let (end, arrivals) = (Arc::new(OnceLock::new()), arriving.arrivals);
+    let speech = LiveSpeech::new(arriving.model, request.channels);
+    let track = AudioTrack::arriving(arriving.video, request.channels.only())?;
+    let live = LiveSound {
+        rate: pcm.rate,
+        end: Arc::clone(&end),
+        arrivals,
+    };
+    let live = Some(live);
+    Ok((VideoSound { track, live }, Some(Live { speech, end })))
 }
 
 /// One video on its way.
@@ -127,7 +163,7 @@ struct Conditions<'a> {
     text: Arc<Tensor>,
     /// Embedded negative prompt, with guidance.
     negative: Option<Arc<Tensor>>,
-    hearing: Hearing<'a>,
+    hearing: Ear<'a>,
     latents: PictureLatents,
 }
 
@@ -170,19 +206,20 @@ impl<'a> Video<'a> {
 
     fn workload(&self) -> Workload<'_> {
         let (config, request) = (self.engine.models().config(), &self.prepared.request);
+        let heard = self.heard();
         Workload {
             config,
             geometry: &self.geometry,
             swaps: request.mode.swaps() && self.prepared.length.clips > 1,
             passes: request.passes(),
             encodes_motion: request.mode.encodes_motion(),
-            speech_frames: self.heard().most_frames(),
-            speech_in_windows: self.heard().has_more_windows(),
+            speech_frames: heard.as_ref().map_or(live::MOST_FRAMES, Heard::most_frames),
+            speech_in_windows: heard.as_ref().is_none_or(Heard::has_more_windows),
         }
     }
 
-    /// Returns the sound that the speech encoder hears.
-    fn heard(&self) -> Heard<'a> {
+    /// Returns the sound of the recording that the speech encoder hears, if there is one.
+    fn heard(&self) -> Option<Heard<'a>> {
         self.prepared.heard(self.geometry.block_video_frames())
     }
 
@@ -200,13 +237,17 @@ impl<'a> Video<'a> {
     }
 
     /// Makes the conditions first; then denoises, decodes and writes at once.
-    fn produce(&self, output: &mut Output<'_>) -> Result<(), GenerateError> {
+    fn produce(
+        &self,
+        arriving: Option<Live>,
+        output: &mut Output<'_>,
+    ) -> Result<(), GenerateError> {
         let request = &self.prepared.request;
         let distances = Distances {
             seed: request.seed,
             replay: self.replay.as_ref(),
         };
-        let conditions = self.conditions(&distances, output)?;
+        let conditions = self.conditions(&distances, arriving, output)?;
         self.begin(Phase::Denoising)?;
         let loaded = self.engine.load(self.observer, self.cancel)?;
         let guidance = conditions.negative.map(|text| self.guidance(&loaded, text));
@@ -214,7 +255,7 @@ impl<'a> Video<'a> {
         let job = Job {
             tables: Arc::clone(&self.tables),
             steps: request.steps,
-            blocks: self.settings.blocks,
+            blocks: self.prepared.length.blocks,
             swap: request.mode.swap(),
             distances: &distances,
             text: conditions.text,
@@ -231,6 +272,7 @@ impl<'a> Video<'a> {
     fn conditions(
         &self,
         distances: &Distances<'_>,
+        arriving: Option<Live>,
         output: &mut Output<'_>,
     ) -> Result<Conditions<'a>, GenerateError> {
         let (loading, config) = (self.engine.loading(), self.engine.models().config());
@@ -254,7 +296,13 @@ impl<'a> Video<'a> {
             loading,
             config: &config.speech,
         };
-        let hearing = Hearing::begin(encoder, self.heard())?;
+        let hearing = match (self.heard(), arriving) {
+            (Some(heard), _) => Ear::Recording(Box::new(Hearing::begin(encoder, heard)?)),
+            (None, Some(Live { speech, end })) => {
+                Ear::Live(Box::new(LiveHearing::new(encoder, speech, end)))
+            }
+            (None, None) => return Err(ChainError::Stopped.into()),
+        };
         self.begin(Phase::EncodingPicture)?;
         let mut encoder = Encoder::load(backend, loading, &config.vae)?;
         let picture = &self.prepared.framing.pixels;
@@ -286,7 +334,7 @@ impl<'a> Video<'a> {
     fn denoise_and_decode(
         &self,
         loaded: &Loaded,
-        hearing: Hearing<'a>,
+        hearing: Ear<'a>,
         latents: PictureLatents,
         job: &Job<'_>,
         output: &mut Output<'_>,
@@ -363,7 +411,10 @@ fn settings(prepared: &Prepared, geometry: &Geometry, placement: String) -> Sett
         clips,
         blocks,
         frames,
-    } = prepared.length;
+    } = match (request.live, request.clips) {
+        (Some(_), Clips::Auto) => Length::default(),
+        _ => prepared.length,
+    };
     Settings {
         requested_size: framing.requested,
         effective_size: framing.size,
@@ -376,7 +427,8 @@ fn settings(prepared: &Prepared, geometry: &Geometry, placement: String) -> Sett
         clip_blocks: geometry.clip_blocks,
         frames,
         video_seconds: frames as f64 / f64::from(FPS),
-        audio_seconds: prepared.speech.seconds(),
+        audio_seconds: prepared.speech.as_ref().map_or(0.0, Speech::seconds),
+        look_ahead_seconds: request.live.map(|_| live::LOOK_AHEAD_SECONDS),
         steps: request.steps,
         solver: request.sampling.solver.name(),
         shift: request.sampling.shift,

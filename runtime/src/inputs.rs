@@ -2,6 +2,7 @@
 
 pub(crate) mod framing;
 pub(crate) mod heard;
+pub(crate) mod live;
 pub(crate) mod prompt;
 pub(crate) mod replay;
 pub(crate) mod speech;

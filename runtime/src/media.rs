@@ -17,6 +17,7 @@ mod mp4_boxes;
 #[cfg(feature = "media")]
 mod mp4_index;
 pub(crate) mod partial;
+pub(crate) mod pcm;
 pub(crate) mod picture;
 pub(crate) mod playlist;
 pub(crate) mod sound_file;
@@ -35,5 +36,6 @@ pub(crate) mod wav_header;
 
 pub use mp4::{Encoding, Finished, Writer};
 pub use partial::{NameError, Partial};
+pub use pcm::{Gaps, Pcm, PipeError, SampleForm};
 pub use picture::{Background, Fit, Icc, Reading};
 pub use video_facts::{Probe, probe};

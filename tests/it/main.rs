@@ -7,6 +7,7 @@ mod engine;
 mod export;
 mod frames;
 mod graphs;
+mod live;
 mod outputs;
 mod parity;
 mod placement;

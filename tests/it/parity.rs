@@ -188,6 +188,51 @@ fn speech_in_windows_stays_near_speech_as_a_whole() {
     assert!(difference(0, 64) > BOUND);
 }
 
+/// The bound that `generate --audio -` prints: each block's window of sound so far, with its
+/// normalisation so far, beside a recording of 40 s as a whole.
+#[test]
+fn speech_that_arrives_stays_near_the_recording() {
+    const BOUNDS: [f64; 2] = [0.30, 0.15];
+    let samples = &long_voice()[..40 * 16_000];
+    let backend = open(models());
+    let config = &backend.models().config().speech;
+    let normalised = |samples: &[f32], of: &[f32]| {
+        let n = of.len() as f64;
+        let mean = of.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+        let variance = of
+            .iter()
+            .map(|&v| (f64::from(v) - mean).powi(2))
+            .sum::<f64>()
+            / n;
+        let scale = (variance + 1e-7).sqrt();
+        let value = |&v: &f32| ((f64::from(v) - mean) / scale) as f32;
+        samples.iter().map(value).collect::<Vec<f32>>()
+    };
+    let encode = |values: &[f32]| {
+        let chunk = SpeechChunk::default();
+        encode_speech(&backend, &plain(), config, values, chunk).unwrap()
+    };
+    let whole = encode(&normalised(samples, samples));
+    let mut worst = [0.0_f64; 2];
+    // A block is 24 hidden frames; every third one is measured.
+    for start in (0..1900).step_by(72) {
+        let (first, end) = (start.max(250) - 250, start + 24 + 50);
+        let window = 320 * first..320 * (end - 1) + 400;
+        let part = encode(&normalised(
+            &samples[window.clone()],
+            &samples[..window.end],
+        ));
+        let (difference, _) = apart(&whole, start, &part, start - first, 24);
+        let late = usize::from(start >= 250);
+        worst[late] = worst[late].max(difference);
+    }
+    println!(
+        "in the first 5 s {:.4}, after them {:.4}",
+        worst[0], worst[1]
+    );
+    assert!(worst[0] < BOUNDS[0] && worst[1] < BOUNDS[1], "{worst:?}");
+}
+
 /// The figures of docs/measured.md: hidden states of a window beside those of the whole recording.
 #[test]
 #[ignore = "measures: cargo test -p tests --test it speech_in_windows -- --ignored --nocapture"]

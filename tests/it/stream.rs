@@ -60,6 +60,7 @@ impl Run {
             image: golden.input("ref.png"),
             reading: Reading::default(),
             audio: golden.input("speech_16k_mono.wav"),
+            live: None,
             channels: Channels::Mix,
             prompt: PROMPT.to_owned(),
             size: SIZE.parse().unwrap(),

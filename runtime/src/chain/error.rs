@@ -5,6 +5,7 @@ use engines::error_kind::ErrorKind;
 use engines::memory::MemoryError;
 
 use crate::media::audio_file::AudioError;
+use crate::media::pcm::PipeError;
 use crate::placement::plan::PlanError;
 
 /// Why an encoder, the executor or a decoder stopped.
@@ -46,7 +47,10 @@ impl From<EngineError> for ChainError {
 
 impl From<AudioError> for ChainError {
     fn from(error: AudioError) -> Self {
-        Self::Audio(Box::new(error))
+        match error {
+            AudioError::Pipe(PipeError::Stopped) => Self::Cancelled,
+            error => Self::Audio(Box::new(error)),
+        }
     }
 }
 

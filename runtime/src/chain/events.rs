@@ -2,6 +2,7 @@
 //! [`crate::commands::progress`] shows the events.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use engines::tensor::{Tensor, View};
 
@@ -59,6 +60,8 @@ pub enum Event<'a> {
         block: usize,
         /// Frames of the video so far.
         frames: usize,
+        /// Time since the last sound of the block arrived, where sound arrives.
+        latency: Option<Duration>,
     },
     /// The run has ended and its files are complete.
     Finished(&'a Summary),
@@ -123,7 +126,7 @@ pub struct Settings {
     /// Size of the picture.
     pub picture_size: Size,
     pub mode: &'static str,
-    /// Clips of the video.
+    /// Clips of the video. This and the other lengths are 0 where sound arrives without a known end.
     pub clips: usize,
     /// Clips that the recording fills.
     pub clips_in_audio: usize,
@@ -137,6 +140,9 @@ pub struct Settings {
     pub video_seconds: f64,
     /// Length of the recording.
     pub audio_seconds: f64,
+    /// Sound after a block that must have arrived before it is made, where sound arrives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub look_ahead_seconds: Option<f64>,
     /// Denoising steps.
     pub steps: usize,
     /// Solver of the steps.

@@ -367,6 +367,10 @@ impl<'a> Scheduler<'a> {
                 self.front.prepared();
                 Ok(())
             }
+            Report::Ended(block) => {
+                self.front.end_before(block);
+                Ok(())
+            }
             Report::Anchored { anchor, chain } => self.anchored(anchor, chain),
             Report::Fed(input) => self.prefill(1, &input),
             Report::Done(group, call) => self.done(&group, *call),

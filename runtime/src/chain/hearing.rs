@@ -5,6 +5,7 @@
 //! the block at hand are dropped, so memory does not grow with the sound.
 
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use engines::backend::{Backend, EngineError, Loading};
 use engines::components::speech::{self, SpeechConfig};
@@ -14,7 +15,9 @@ use ndarray::{Array3, ArrayView3};
 use crate::chain::encoders;
 use crate::chain::error::ChainError;
 use crate::inputs::heard::{Heard, Listening, Window};
+use crate::inputs::live::{ENDLESS, LiveSpeech};
 use crate::inputs::speech::{AudioFeatures, HIDDEN_LAYERS};
+use crate::numbers::timing::DROPPED_FRAMES;
 use crate::placement::speech_chunk::SpeechChunk;
 
 /// The speech encoder on its device. Each call loads its graphs one by one and frees them, unless
@@ -87,6 +90,78 @@ impl<'a> Hearing<'a> {
         let made = view(&made).ok_or_else(|| wrong_states(self.encoder.config))?;
         self.features.follow(made, first);
         Ok(true)
+    }
+}
+
+/// The features of speech that arrives, made for each block from the sound so far.
+pub(crate) struct LiveHearing<'a> {
+    encoder: SpeechEncoder<'a>,
+    speech: LiveSpeech,
+    /// Frames of the video, once the sound has ended.
+    end: Arc<OnceLock<usize>>,
+}
+
+impl<'a> LiveHearing<'a> {
+    /// Listens to `speech`. `end` learns the length of the video before its last block leaves.
+    pub(crate) fn new(
+        encoder: SpeechEncoder<'a>,
+        speech: LiveSpeech,
+        end: Arc<OnceLock<usize>>,
+    ) -> Self {
+        Self {
+            encoder,
+            speech,
+            end,
+        }
+    }
+
+    /// Returns the features of a block, or `None` after the sound's end. Waits for sound.
+    fn block(&mut self, frames: Range<usize>) -> Result<Option<Vec<f32>>, ChainError> {
+        let needed = AudioFeatures::needed(&frames, ENDLESS);
+        let window = LiveSpeech::window(&needed);
+        let values = self.speech.hear(&window)?;
+        if let Some(recorded) = self.speech.video_frames() {
+            self.end.get_or_init(|| recorded);
+            if frames.start >= recorded + DROPPED_FRAMES {
+                return Ok(None);
+            }
+        }
+        let kept = needed.start - window.start..needed.end - window.start;
+        let made = self.encoder.encode(&values, kept)?;
+        let made = view(&made).ok_or_else(|| wrong_states(self.encoder.config))?;
+        let features = AudioFeatures::of_part(made.to_owned(), needed.start, ENDLESS);
+        let features = features.ok_or_else(|| wrong_states(self.encoder.config))?;
+        Ok(Some(features.block(frames)))
+    }
+}
+
+/// How the model hears: a recording, or sound that arrives.
+pub(crate) enum Ear<'a> {
+    /// A recording.
+    Recording(Box<Hearing<'a>>),
+    /// Sound that arrives.
+    Live(Box<LiveHearing<'a>>),
+}
+
+impl Ear<'_> {
+    /// Returns the width of a hidden state.
+    pub(crate) fn dim(&self) -> usize {
+        match self {
+            Self::Recording(hearing) => hearing.dim(),
+            Self::Live(live) => live.encoder.config.dim,
+        }
+    }
+
+    /// Returns the features of video frames, `[25, dim, n]`, or `None` after the end of sound that
+    /// arrives. Blocks come in ascending order.
+    ///
+    /// # Errors
+    /// A component does not load or fails, or the sound cannot be read.
+    pub(crate) fn block(&mut self, frames: Range<usize>) -> Result<Option<Vec<f32>>, ChainError> {
+        match self {
+            Self::Recording(hearing) => hearing.block(frames).map(Some),
+            Self::Live(live) => live.block(frames),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use engines::tensor::Tensor;
 use crate::chain::call::BlockAudio;
 use crate::chain::encoders::AudioAdapter;
 use crate::chain::error::ChainError;
-use crate::chain::hearing::Hearing;
+use crate::chain::hearing::Ear;
 use crate::inputs::replay::Replay;
 use crate::inputs::speech::HIDDEN_LAYERS;
 use crate::numbers::geometry::Geometry;
@@ -21,9 +21,11 @@ pub(crate) struct BlockInput {
 
 /// A source of blocks in ascending order.
 pub(crate) trait Source: Send {
+    /// Returns the input of a block, or `None` where the video has ended before it.
+    ///
     /// # Errors
     /// A graph fails, or the speech cannot be read.
-    fn block(&mut self, block: usize) -> Result<BlockInput, ChainError>;
+    fn block(&mut self, block: usize) -> Result<Option<BlockInput>, ChainError>;
 }
 
 /// Origin of the noise.
@@ -57,7 +59,7 @@ pub(crate) struct ClipSource<'a> {
     /// Origin of the noise.
     pub noise: Noise<'a>,
     /// Features of the speech.
-    pub hearing: Hearing<'a>,
+    pub hearing: Ear<'a>,
     /// The audio encoder.
     pub adapter: AudioAdapter,
     clip: Option<(usize, Tensor)>,
@@ -68,7 +70,7 @@ impl<'a> ClipSource<'a> {
     pub(crate) fn new(
         geometry: &'a Geometry,
         noise: Noise<'a>,
-        hearing: Hearing<'a>,
+        hearing: Ear<'a>,
         adapter: AudioAdapter,
     ) -> Self {
         Self {
@@ -93,17 +95,20 @@ impl<'a> ClipSource<'a> {
 }
 
 impl Source for ClipSource<'_> {
-    fn block(&mut self, block: usize) -> Result<BlockInput, ChainError> {
+    fn block(&mut self, block: usize) -> Result<Option<BlockInput>, ChainError> {
         let g = self.geometry;
         let frames = g.block_video_frames();
         let features = self.hearing.block(block * frames..(block + 1) * frames)?;
+        let Some(features) = features else {
+            return Ok(None);
+        };
         let shape = [1, HIDDEN_LAYERS, self.hearing.dim(), frames];
         let features = Tensor::from_slice(&shape, &features);
         let audio = self.adapter.tokens(&features, everywhere(g))?;
-        Ok(BlockInput {
+        Ok(Some(BlockInput {
             latents: self.noise(block),
             audio,
-        })
+        }))
     }
 }
 

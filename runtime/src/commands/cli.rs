@@ -18,6 +18,7 @@ use crate::generate::error::GenerateError;
 use crate::generate::{Clips, Guiding, OutputFiles, Request};
 use crate::inputs::speech::Channels;
 use crate::media::mp4::Encoding;
+use crate::media::pcm::{Gaps, Pcm, SampleForm};
 use crate::media::picture::{Background, Fit, Icc, Reading};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::guide_scale::GuideScale;
@@ -116,9 +117,22 @@ pub struct Generate {
     /// Picture of the person.
     #[arg(long)]
     pub image: PathBuf,
-    /// Speech, in any file that FFmpeg decodes.
-    #[arg(long)]
+    /// Speech, in any file that FFmpeg decodes; or - for raw samples on standard input, which are
+    /// heard as they arrive.
+    #[arg(long, value_name = "FILE|-")]
     pub audio: PathBuf,
+    /// Samples a second of --audio -.
+    #[arg(long = "pcm-rate", value_name = "HZ", value_parser = clap::value_parser!(u32).range(8_000..=192_000))]
+    pcm_rate: Option<u32>,
+    /// Form of the samples of --audio -, s16le by default.
+    #[arg(long = "pcm-format", value_name = "NAME")]
+    pcm_format: Option<PcmFormatArg>,
+    /// Number of channels of --audio -, 1 by default.
+    #[arg(long = "pcm-channels", value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    pcm_channels: Option<u8>,
+    /// Fill a gap in the sound of --audio - with silence after 0.2 s, instead of waiting.
+    #[arg(long)]
+    live: bool,
     /// Channels of the speech that are heard: the mix of all, or one of a stereo recording. If all
     /// cancel each other, the mix is the loudest one.
     #[arg(long = "audio-channel", value_name = "NAME", default_value = "mix")]
@@ -547,6 +561,14 @@ enum ChannelArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum PcmFormatArg {
+    /// Integers of 16 bits
+    S16le,
+    /// Floats of 32 bits
+    F32le,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum TimingArg {
     Recording,
     Reference,
@@ -689,6 +711,7 @@ impl Generate {
                 background: self.background,
             },
             audio: self.audio.clone(),
+            live: self.pcm()?,
             channels: match self.audio_channel {
                 ChannelArg::Mix => Channels::Mix,
                 ChannelArg::Left => Channels::Left,
@@ -728,6 +751,43 @@ impl Generate {
             },
         };
         Ok((request, notices))
+    }
+
+    /// Returns the form of the sound on standard input, if `--audio -` asks for it.
+    fn pcm(&self) -> Result<Option<Pcm>, Error> {
+        let only = |flag: &str| Err(Error::Usage(format!("{flag} wants --audio -")));
+        if self.audio != Path::new("-") {
+            return match (self.pcm_rate, self.pcm_format, self.pcm_channels, self.live) {
+                (Some(_), ..) => only("--pcm-rate"),
+                (_, Some(_), ..) => only("--pcm-format"),
+                (_, _, Some(_), _) => only("--pcm-channels"),
+                (.., true) => only("--live"),
+                _ => Ok(None),
+            };
+        }
+        let whole = [
+            ("--contact-sheet", self.contact_sheet.is_some()),
+            ("--trace", self.trace.is_some()),
+            ("--replay", self.replay.is_some()),
+            (
+                "--timing reference",
+                matches!(self.timing, TimingArg::Reference),
+            ),
+        ];
+        if let Some((flag, _)) = whole.iter().find(|(_, given)| *given) {
+            return Err(Error::Usage(format!(
+                "{flag} wants a recording whose length is known, got --audio -"
+            )));
+        }
+        Ok(Some(Pcm {
+            rate: self.pcm_rate.unwrap_or(16_000),
+            channels: self.pcm_channels.map_or(1, usize::from),
+            form: match self.pcm_format {
+                Some(PcmFormatArg::F32le) => SampleForm::F32Le,
+                Some(PcmFormatArg::S16le) | None => SampleForm::S16Le,
+            },
+            gaps: if self.live { Gaps::Silence } else { Gaps::Wait },
+        }))
     }
 
     fn guiding(&self) -> Guiding {

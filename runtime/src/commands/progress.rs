@@ -153,7 +153,7 @@ impl Screen {
                 self.bar.set_message(format!("{at}, {}", eta(&run)));
                 self.bar.set_position(run.done as u64);
             }
-            Event::Written { block, frames } => {
+            Event::Written { block, frames, .. } => {
                 let Some(run) = self.with_run(|r| r.written(*frames)) else {
                     return;
                 };
@@ -255,6 +255,13 @@ fn position(run: &Run, block: usize, step: Option<usize>) -> String {
     let clip = block / run.clip_blocks + 1;
     let step = step.map_or_else(String::new, |s| format!(" step {}/{}", s + 1, run.steps));
     let fps = run.frames as f64 / run.since.elapsed().as_secs_f64().max(1e-3);
+    if run.blocks == 0 {
+        return format!(
+            "block {}{step}, {} frames, {fps:.2} FPS",
+            block + 1,
+            run.frames
+        );
+    }
     format!(
         "clip {clip}/{} block {}/{}{step}, {} frames, {fps:.2} FPS",
         run.clips,
@@ -265,6 +272,9 @@ fn position(run: &Run, block: usize, step: Option<usize>) -> String {
 }
 
 fn eta(run: &Run) -> String {
+    if run.blocks == 0 {
+        return "until the sound ends".to_owned();
+    }
     run.left().map_or_else(
         || "ETA after the first block".to_owned(),
         |left| format!("ETA {:.0} s", left.as_secs_f64()),
@@ -272,15 +282,32 @@ fn eta(run: &Run) -> String {
 }
 
 fn settings_text(s: &Settings) -> String {
+    let length = if s.look_ahead_seconds.is_some() {
+        "as long as sound arrives on standard input".to_owned()
+    } else {
+        length_text(s)
+    };
     format!(
         "size {} ({} mode) -> {}, picture {}\n\
-         {} clip{} of {} frames, {} frames = {:.2} s; speech {:.2} s fills {}\n\
+         {length}\n\
          mode {}, {} steps of {}, seed {}, {} prompt tokens\n\
          {}",
         s.requested_size,
         format!("{:?}", s.size_mode).to_lowercase(),
         s.effective_size,
         s.picture_size,
+        s.mode,
+        s.steps,
+        s.solver,
+        s.seed,
+        s.prompt_tokens,
+        s.placement,
+    )
+}
+
+fn length_text(s: &Settings) -> String {
+    format!(
+        "{} clip{} of {} frames, {} frames = {:.2} s; speech {:.2} s fills {}",
         s.clips,
         if s.clips == 1 { "" } else { "s" },
         s.infer_frames,
@@ -288,12 +315,6 @@ fn settings_text(s: &Settings) -> String {
         s.video_seconds,
         s.audio_seconds,
         s.clips_in_audio,
-        s.mode,
-        s.steps,
-        s.solver,
-        s.seed,
-        s.prompt_tokens,
-        s.placement,
     )
 }
 
@@ -350,8 +371,17 @@ fn json(event: &Event<'_>) -> Option<serde_json::Value> {
             serde_json::json!({"event": "step", "block": item.block, "step": item.step})
         }
         Event::Denoised { .. } | Event::Decoded { .. } => return None,
-        Event::Written { block, frames } => {
-            serde_json::json!({"event": "block", "block": block, "frames": frames})
+        Event::Written {
+            block,
+            frames,
+            latency,
+        } => {
+            let mut object =
+                serde_json::json!({"event": "block", "block": block, "frames": frames});
+            if let Some(latency) = latency {
+                object["latency_ms"] = (latency.as_millis() as u64).into();
+            }
+            object
         }
         Event::Finished(s) => tagged("finished", serde_json::to_value(s)),
     })
@@ -378,8 +408,17 @@ mod tests {
                 Event::Written {
                     block: 1,
                     frames: 21,
+                    latency: None,
                 },
                 r#"{"event":"block","block":1,"frames":21}"#,
+            ),
+            (
+                Event::Written {
+                    block: 1,
+                    frames: 21,
+                    latency: Some(Duration::from_millis(1234)),
+                },
+                r#"{"event":"block","block":1,"frames":21,"latency_ms":1234}"#,
             ),
             (
                 Event::Stepped {

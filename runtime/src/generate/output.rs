@@ -2,6 +2,7 @@
 //! and the trace. This file also decides which files stay after a failure or an interruption.
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use engines::cancel::Cancel;
@@ -18,16 +19,33 @@ use crate::generate::error::{GenerateError, length};
 use crate::generate::request::{OutputFiles, Request};
 use crate::generate::trace::Trace;
 use crate::inputs::replay::{Distances, noise_key};
-use crate::inputs::speech::Speech;
+use crate::media::audio_file::AudioTrack;
 use crate::media::contact_sheet::ContactSheet;
 use crate::media::mp4::{Finished, Writer};
 use crate::media::partial::{self, Partial, partial_path};
+use crate::media::pcm::Arrivals;
 use crate::numbers::geometry::Geometry;
 use crate::numbers::size::Size;
 use crate::numbers::timing::FPS;
 
 /// Tiles of a contact sheet.
 const SHEET_TILES: usize = 16;
+
+/// The sound of a video.
+pub(crate) struct VideoSound {
+    pub(crate) track: AudioTrack,
+    /// Where it arrives while the video is made.
+    pub(crate) live: Option<LiveSound>,
+}
+
+/// What is known of sound that arrives.
+pub(crate) struct LiveSound {
+    /// Samples a second.
+    pub(crate) rate: u32,
+    /// Frames of the video, once the sound has ended.
+    pub(crate) end: Arc<OnceLock<usize>>,
+    pub(crate) arrivals: Arc<Arrivals>,
+}
 
 /// The files of one run.
 pub(crate) struct Output<'a> {
@@ -37,6 +55,7 @@ pub(crate) struct Output<'a> {
     writer: Writer,
     sheet: Option<ContactSheet>,
     trace: Option<Trace>,
+    live: Option<LiveSound>,
     observer: &'a dyn Observer,
     begun: Begun,
     /// When denoising began.
@@ -50,27 +69,24 @@ impl<'a> Output<'a> {
     /// Starts the video. A failure leaves nothing behind. `begun` is the start of the command.
     pub(crate) fn create(
         request: &'a Request,
-        speech: &Speech,
+        sound: VideoSound,
         settings: &Settings,
         observer: &'a dyn Observer,
         begun: Begun,
     ) -> Result<Self, GenerateError> {
-        // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips are
-        // 120 ms early.
-        let mut track = speech.track()?;
-        track.skip(request.timing.skipped_frames())?;
         let (size, frames, files) = (settings.effective_size, settings.frames, &request.files);
         move_aside(&files.video, observer)?;
         Ok(Self {
             files,
             mode: request.mode,
             requested: request.size,
-            writer: Writer::create(&files.video, size, &files.encoding, Some(track))?,
+            writer: Writer::create(&files.video, size, &files.encoding, Some(sound.track))?,
             sheet: files
                 .contact_sheet
                 .as_ref()
                 .map(|_| ContactSheet::new(size, frames, SHEET_TILES)),
             trace: files.trace.as_ref().map(|_| Trace::default()),
+            live: sound.live,
             observer,
             begun,
             denoising: None,
@@ -104,6 +120,13 @@ impl<'a> Output<'a> {
             let shape = noise.shape()[1..].to_vec();
             trace.keep(noise_key(clip), noise.reshaped(&shape));
         }
+    }
+
+    /// Returns the time since the sound of the newest frame arrived.
+    fn latency(&self) -> Option<Duration> {
+        let live = self.live.as_ref()?;
+        let samples = self.writer.frames() * live.rate as usize / FPS as usize;
+        Some(live.arrivals.of(samples)?.elapsed())
     }
 
     /// Gives every file its name.
@@ -212,7 +235,13 @@ impl BlockSink for Output<'_> {
             block: block.index,
             frames: &block.frames,
         });
-        let rgb = block.frames.rgb;
+        let (before, index) = (self.writer.frames(), block.index);
+        let end = self.live.as_ref().and_then(|live| live.end.get());
+        let rgb = match end {
+            // The last block of sound that arrived is cut where the sound ended.
+            Some(end) => block.frames.take(end.saturating_sub(before)).rgb,
+            None => block.frames.rgb,
+        };
         let writing = Instant::now();
         self.writer.write_frames(rgb.bytes())?;
         self.writing += writing.elapsed();
@@ -222,12 +251,13 @@ impl BlockSink for Output<'_> {
             sheet.push(rgb.bytes());
         }
         if let Some(trace) = &mut self.trace {
-            trace.keep_block(block.index, block.latents);
+            trace.keep_block(index, block.latents);
             trace.keep_frames(&rgb);
         }
         self.observer.event(&Event::Written {
-            block: block.index,
+            block: index,
             frames: self.writer.frames(),
+            latency: self.latency(),
         });
         Ok(())
     }

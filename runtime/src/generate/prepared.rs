@@ -11,6 +11,7 @@ use crate::generate::error::GenerateError;
 use crate::generate::request::{ClaimedRequest, Clips, Request};
 use crate::inputs::framing::Framing;
 use crate::inputs::heard::{self, Heard};
+use crate::inputs::live::LOOK_AHEAD_SECONDS;
 use crate::inputs::prompt::{Prompt, Prompter};
 use crate::inputs::speech::Speech;
 use crate::media::picture::{Coverage, Fit, Picture};
@@ -18,7 +19,7 @@ use crate::numbers::geometry::Geometry;
 use crate::numbers::schedule::SHIFT;
 use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::solver::{Path, Sampling, Solver};
-use crate::numbers::speech_windows::IN_WINDOWS;
+use crate::numbers::speech_windows::{IN_WINDOWS, LIVE};
 use crate::numbers::timing::{Length, Timing, Units};
 
 /// The inputs of one video.
@@ -32,8 +33,8 @@ pub struct Prepared {
     pub prompt: Prompt,
     /// Tokens of the negative prompt, with guidance.
     pub negative: Option<Prompt>,
-    /// Samples of the recording.
-    pub speech: Speech,
+    /// Samples of the recording; `None` for sound that arrives.
+    pub speech: Option<Speech>,
     /// Clips that the recording fills.
     pub clips_in_audio: usize,
     /// Length of the video.
@@ -81,8 +82,12 @@ impl Prepared {
         let negative = guided.then(|| prompter.encode(&request.guidance.negative_prompt));
         let negative = negative.transpose()?;
         let most = heard::most_samples(request.timing);
-        let speech = Speech::listen(&request.audio, request.channels, most)?;
-        let (clips_in_audio, length) = length(&request, &speech, &geometry);
+        let listen = || Speech::listen(&request.audio, request.channels, most);
+        let speech = request.live.is_none().then(listen).transpose()?;
+        let (clips_in_audio, length) = match &speech {
+            Some(speech) => length(&request, speech, &geometry),
+            None => (0, open_length(&request, &geometry)),
+        };
         let prepared = Self {
             request,
             framing,
@@ -97,22 +102,22 @@ impl Prepared {
         Ok(prepared)
     }
 
-    /// Returns the sound that the speech encoder hears.
-    pub(crate) fn heard(&self, block_frames: usize) -> Heard<'_> {
+    /// Returns the sound of the recording that the speech encoder hears, if there is one.
+    pub(crate) fn heard(&self, block_frames: usize) -> Option<Heard<'_>> {
         let frames = self.length.blocks * block_frames;
-        Heard::new(&self.speech, self.request.timing, frames)
+        let speech = self.speech.as_ref()?;
+        Some(Heard::new(speech, self.request.timing, frames))
     }
 
     fn notices(&self, block_frames: usize, observer: &dyn Observer) {
-        let heard = self.heard(block_frames);
         let tell = |text: String| observer.event(&Event::Notice(text));
-        if let Clips::AtMost(wanted) = self.request.clips
+        if let (Clips::AtMost(wanted), Some(speech)) = (self.request.clips, &self.speech)
             && wanted > self.length.clips
         {
             tell(format!(
                 "num_clip {wanted} is cut to {}: the recording of {:.2} s fills no more",
                 self.length.clips,
-                self.speech.seconds()
+                speech.seconds()
             ));
         }
         let framing = &self.framing;
@@ -124,11 +129,16 @@ impl Prepared {
             let tokens = self.prompt.ids.len();
             tell(format!("prompt is cut to its first {tokens} tokens"));
         }
-        self.speech.notices().into_iter().for_each(tell);
-        if heard.is_in_windows() {
+        if let (Some(speech), Some(heard)) = (&self.speech, self.heard(block_frames)) {
+            speech.notices().into_iter().for_each(tell);
+            if heard.is_in_windows() {
+                let seconds = speech.seconds();
+                tell(format!("recording of {seconds:.2} s: {IN_WINDOWS}"));
+            }
+        } else {
             tell(format!(
-                "recording of {:.2} s: {IN_WINDOWS}",
-                self.speech.seconds()
+                "speech is heard as it arrives: a block is made when {LOOK_AHEAD_SECONDS:.1} s \
+                 after it are there; {LIVE}"
             ));
         }
         if self.request.steps != 4 {
@@ -186,6 +196,24 @@ fn poor_fit(picture: Size, video: Size, mode: SizeMode, fit: Fit) -> Option<Stri
         };
         format!("the picture of {picture} leaves black bars of {bars} pixels {sides}")
     })
+}
+
+/// Clips of a video whose end nobody knows: 65 years.
+const OPEN_CLIPS: usize = 1 << 30;
+
+/// Returns the most that a video of sound that arrives may have.
+fn open_length(request: &Request, geometry: &Geometry) -> Length {
+    let clips = match request.clips {
+        Clips::Auto => OPEN_CLIPS,
+        Clips::AtMost(n) => n.min(OPEN_CLIPS),
+    };
+    Length::of_clips(
+        clips,
+        Units {
+            clip: geometry.clip_video_frames(),
+            block: geometry.block_video_frames(),
+        },
+    )
 }
 
 /// Returns the clips that a recording fills, and the length of its video.

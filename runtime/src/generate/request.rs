@@ -11,6 +11,7 @@ use crate::inputs::speech::Channels;
 use crate::media::contact_sheet;
 use crate::media::mp4::Encoding;
 use crate::media::partial::partial_path;
+use crate::media::pcm::Pcm;
 use crate::media::picture::{Fit, Reading};
 use crate::numbers::guide_scale::GuideScale;
 use crate::numbers::size::{Size, SizeMode};
@@ -36,6 +37,8 @@ pub struct Request {
     pub reading: Reading,
     /// Speech.
     pub audio: PathBuf,
+    /// The form of raw samples on standard input, which then take the place of `audio`.
+    pub live: Option<Pcm>,
     /// Channels of the speech that are heard.
     pub channels: Channels,
     /// Text that describes the video.
@@ -151,7 +154,9 @@ impl Request {
         let files = &request.files;
         let mut plan = FilePlan::with_folders();
         plan.reads("--image", &request.image);
-        plan.reads("--audio", &request.audio);
+        if request.live.is_none() {
+            plan.reads("--audio", &request.audio);
+        }
         for (flag, path) in also_read {
             plan.reads(*flag, path);
         }

@@ -71,7 +71,8 @@ pub enum Channels {
 }
 
 impl Channels {
-    fn only(self) -> Option<usize> {
+    /// Returns the only channel, or `None` for all.
+    pub(crate) fn only(self) -> Option<usize> {
         match self {
             Self::Mix => None,
             Self::Left => Some(0),
@@ -254,10 +255,7 @@ impl Speech {
 
     /// Returns the normalisation of the whole file.
     pub(crate) fn normalisation(&self) -> Normalisation {
-        Normalisation {
-            mean: self.moments.mean,
-            scale: (self.moments.variance() + 1e-7).sqrt(),
-        }
+        self.moments.normalisation()
     }
 
     /// Counts the clips of `infer_frames` video frames that this recording fills.
@@ -283,8 +281,8 @@ impl Normalisation {
 
 /// Mean and variance of samples that come in parts, in f64.
 #[derive(Clone, Copy, Debug, Default)]
-struct Moments {
-    count: usize,
+pub(super) struct Moments {
+    pub(super) count: usize,
     mean: f64,
     /// Sum of the squared differences from the mean.
     squares: f64,
@@ -292,7 +290,7 @@ struct Moments {
 
 impl Moments {
     /// Adds samples, by the formula of Chan, Golub and LeVeque for two parts.
-    fn take(&mut self, samples: &[f32]) {
+    pub(super) fn take(&mut self, samples: &[f32]) {
         if samples.is_empty() {
             return;
         }
@@ -309,10 +307,18 @@ impl Moments {
     fn variance(&self) -> f64 {
         self.squares / self.count.max(1) as f64
     }
+
+    /// Returns the normalisation of the samples.
+    pub(super) fn normalisation(&self) -> Normalisation {
+        Normalisation {
+            mean: self.mean,
+            scale: (self.variance() + 1e-7).sqrt(),
+        }
+    }
 }
 
 /// Takes the samples of a recording in order, in mono at 16 kHz.
-trait Settled {
+pub(super) trait Settled {
     fn settle(&mut self, samples: &[f32]);
 }
 
@@ -348,19 +354,19 @@ impl Settled for Survey {
 
 /// The samples that a second reading has, from one of them on.
 #[derive(Default)]
-struct Held {
+pub(super) struct Held {
     /// Place of the first in the recording.
-    first: usize,
-    samples: Vec<f32>,
+    pub(super) first: usize,
+    pub(super) samples: Vec<f32>,
 }
 
 impl Held {
-    fn end(&self) -> usize {
+    pub(super) fn end(&self) -> usize {
         self.first + self.samples.len()
     }
 
     /// Drops the samples before `place`, or all that are there.
-    fn forget_before(&mut self, place: usize) {
+    pub(super) fn forget_before(&mut self, place: usize) {
         let gone = place.min(self.end()).saturating_sub(self.first);
         self.samples.drain(..gone);
         self.first += gone;
@@ -425,9 +431,11 @@ impl Reading {
 /// The samples of a recording on their way to mono at 16 kHz.
 ///
 /// A recording that changes its rate or channels is converted piece by piece.
-struct Mono<S> {
+pub(super) struct Mono<S> {
     path: PathBuf,
-    settled: S,
+    pub(super) settled: S,
+    /// Samples that wait for the end of a piece.
+    waits: usize,
     /// Samples that `settled` took.
     taken: usize,
     /// Samples that the end of a piece may still cut.
@@ -448,10 +456,11 @@ struct Piece {
 }
 
 impl<S: Settled> Mono<S> {
-    fn new(path: &Path, settled: S) -> Self {
+    pub(super) fn new(path: &Path, settled: S) -> Self {
         Self {
             path: path.to_owned(),
             settled,
+            waits: WAITING,
             taken: 0,
             waiting: Vec::new(),
             piece: None,
@@ -459,8 +468,13 @@ impl<S: Settled> Mono<S> {
         }
     }
 
+    /// Takes samples as soon as they are there. The last piece may be off by a few samples.
+    pub(super) fn at_once(self) -> Self {
+        Self { waits: 0, ..self }
+    }
+
     /// Appends a chunk: one channel, or the mean of all.
-    fn take(&mut self, chunk: &Chunk, only: Option<usize>) -> Result<(), AudioError> {
+    pub(super) fn take(&mut self, chunk: &Chunk, only: Option<usize>) -> Result<(), AudioError> {
         let samples = chunk.samples.chunks_exact(chunk.channels);
         let mono: Vec<f32> = match only.map(|at| at.min(chunk.channels - 1)) {
             None => samples.map(mean).collect(),
@@ -478,8 +492,8 @@ impl<S: Settled> Mono<S> {
             Some(resampler) => resampler.push(&mono, &mut self.waiting)?,
             None => self.waiting.extend(mono),
         }
-        if self.waiting.len() > 2 * WAITING {
-            self.settle(self.waiting.len() - WAITING);
+        if self.waiting.len() > 2 * self.waits {
+            self.settle(self.waiting.len() - self.waits);
         }
         Ok(())
     }
@@ -495,7 +509,7 @@ impl<S: Settled> Mono<S> {
     }
 
     /// Ends the piece at hand.
-    fn finish(&mut self) -> Result<(), AudioError> {
+    pub(super) fn finish(&mut self) -> Result<(), AudioError> {
         let Some(mut piece) = self.piece.take() else {
             return Ok(());
         };
@@ -518,7 +532,7 @@ impl<S: Settled> Mono<S> {
     }
 
     /// Counts the video frames of all pieces.
-    fn video_frames(&self) -> usize {
+    pub(super) fn video_frames(&self) -> usize {
         match self.lengths[..] {
             // The resampled length of a single piece may be rounded up.
             [(read, rate)] => video_frames(read, rate),

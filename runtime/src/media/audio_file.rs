@@ -17,6 +17,7 @@ use ffmpeg_next::{
 
 use crate::media::ffmpeg::{self, OpenError};
 use crate::media::input_file::InputFileError;
+use crate::media::pcm::{PipeError, Tap};
 use crate::media::sound_file::SoundFile;
 use crate::numbers::timing::FPS;
 
@@ -70,6 +71,9 @@ pub enum AudioError {
         /// Length of the file, in milliseconds.
         got_ms: usize,
     },
+    /// No more sound comes from a pipe.
+    #[error(transparent)]
+    Pipe(#[from] PipeError),
     /// The file has less sound than when it was read first.
     #[error(
         "{path}: the recording changed while it was used: wants {wanted:.2} s, found {got:.2} s"
@@ -150,6 +154,26 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
+    /// Makes a chunk of samples `[n, channels]` in the usual places.
+    pub(crate) fn new(rate: u32, channels: usize, samples: Vec<f32>) -> Self {
+        Self {
+            rate,
+            channels,
+            samples,
+            layout: ChannelLayout::default(channels as i32),
+        }
+    }
+
+    /// Waits for the next samples of a pipe. Returns `None` at its end.
+    ///
+    /// # Errors
+    /// The pipe cannot be read, or the run is to stop.
+    pub(crate) fn arriving(tap: &mut Tap) -> Result<Option<Self>, AudioError> {
+        let pcm = tap.pcm();
+        let samples = tap.next_samples()?;
+        Ok(samples.map(|samples| Self::new(pcm.rate, pcm.channels, samples)))
+    }
+
     /// Returns whether another chunk has the same rate and channels.
     pub(crate) fn is_like(&self, rate: u32, channels: usize) -> bool {
         (self.rate, self.channels) == (rate, channels)
@@ -546,13 +570,28 @@ pub(crate) struct TrackSound {
     pub(crate) gain: f32,
 }
 
+/// Where the sound of a track comes from.
+enum Origin {
+    File(Box<AudioFile>),
+    Pipe(Tap),
+}
+
+impl Origin {
+    fn next_chunk(&mut self) -> Result<Option<Chunk>, AudioError> {
+        match self {
+            Self::File(file) => file.next_chunk(),
+            Self::Pipe(tap) => Chunk::arriving(tap),
+        }
+    }
+}
+
 /// The sound of the output video: the original recording, in mono or stereo.
 ///
 /// It keeps a rate of 44.1 or 48 kHz; any other becomes 48 kHz. It is read while the video grows,
 /// and silent after the end of the recording. A recording that changes its format is converted
 /// piece by piece.
 pub struct AudioTrack {
-    file: AudioFile,
+    origin: Origin,
     path: PathBuf,
     rate: u32,
     sound: TrackSound,
@@ -588,22 +627,44 @@ impl AudioTrack {
         let first = file
             .next_chunk()?
             .ok_or_else(|| AudioError::NoSamples { path: path.clone() })?;
-        let rate = if TRACK_RATES.contains(&first.rate) {
-            first.rate
-        } else {
-            TRACK_RATES[0]
+        let rate = first.rate;
+        let mut track = Self::begin(Origin::File(Box::new(file)), path, rate, sound);
+        track.take(first)?;
+        Ok(track)
+    }
+
+    /// Makes the track of a sound that arrives: all of its channels, or only one.
+    ///
+    /// # Errors
+    /// None here; a build without FFmpeg has one.
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "a build without FFmpeg refuses it"
+    )]
+    pub(crate) fn arriving(tap: Tap, only: Option<usize>) -> Result<Self, AudioError> {
+        let (pcm, path) = (tap.pcm(), tap.path().to_owned());
+        let sound = TrackSound {
+            channels: only.map_or(pcm.channels.min(2), |_| 1),
+            only,
+            gain: 1.0,
         };
-        let mut track = Self {
-            file,
+        Ok(Self::begin(Origin::Pipe(tap), path, pcm.rate, sound))
+    }
+
+    fn begin(origin: Origin, path: PathBuf, rate: u32, sound: TrackSound) -> Self {
+        Self {
+            origin,
             path,
-            rate,
+            rate: if TRACK_RATES.contains(&rate) {
+                rate
+            } else {
+                TRACK_RATES[0]
+            },
             sound,
             piece: None,
             ready: VecDeque::new(),
             ended: false,
-        };
-        track.take(first)?;
-        Ok(track)
+        }
     }
 
     /// Returns the samples per second of each channel.
@@ -636,7 +697,7 @@ impl AudioTrack {
     pub fn read(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
         let wanted = n * self.channels();
         while self.ready.len() < wanted && !self.ended {
-            match self.file.next_chunk()? {
+            match self.origin.next_chunk()? {
                 Some(chunk) => self.take(chunk)?,
                 None => {
                     self.ended = true;

@@ -30,7 +30,7 @@ pub enum Timing {
 }
 
 /// Length of one video.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Length {
     /// Clips of the video; the last one may be short of blocks.
     pub(crate) clips: usize,

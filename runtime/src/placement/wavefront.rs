@@ -145,6 +145,16 @@ impl Wavefront {
         self.prepared += 1;
     }
 
+    /// Records that the video ends before `block`, none of whose items has begun.
+    pub(crate) fn end_before(&mut self, block: usize) {
+        self.grid.blocks = self.grid.blocks.min(block);
+        let blocks = self.grid.blocks;
+        for group in &mut self.pending {
+            group.items.retain(|item| item.block < blocks);
+        }
+        self.pending.retain(|group| !group.items.is_empty());
+    }
+
     /// Records that one more anchor is computed.
     pub(crate) fn anchored(&mut self) {
         self.anchors += 1;

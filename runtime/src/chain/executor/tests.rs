@@ -31,6 +31,8 @@ struct Named<'a> {
     geometry: &'a Geometry,
     asked: Vec<usize>,
     fails_at: Option<usize>,
+    /// Blocks after which the sound ends.
+    ends_at: Option<usize>,
 }
 
 fn named(shape: &[usize], name: f32) -> Tensor {
@@ -63,12 +65,13 @@ fn as_planned() -> EngineError {
 }
 
 impl Source for Named<'_> {
-    fn block(&mut self, block: usize) -> Result<BlockInput, ChainError> {
+    fn block(&mut self, block: usize) -> Result<Option<BlockInput>, ChainError> {
         assert_eq!(block, self.asked.len(), "blocks are asked for in order");
         self.asked.push(block);
         match self.fails_at {
             Some(at) if at == block => Err(as_planned().into()),
-            _ => Ok(input(self.geometry, block)),
+            _ if self.ends_at.is_some_and(|end| block >= end) => Ok(None),
+            _ => Ok(Some(input(self.geometry, block))),
         }
     }
 }
@@ -81,6 +84,8 @@ struct Case {
     lanes: Lanes,
     fault: Fault,
     source_fails_at: Option<usize>,
+    /// Blocks after which the source ends.
+    ends_at: Option<usize>,
     /// Blocks that the decoder takes before it goes away.
     takes: usize,
     /// Block after which a Ctrl-C comes.
@@ -103,6 +108,7 @@ impl Case {
             lanes: Lanes::Auto,
             fault: Fault::None,
             source_fails_at: None,
+            ends_at: None,
             takes: usize::MAX,
             cancel_at: None,
             residency: Residency::default(),
@@ -232,6 +238,7 @@ fn run_on(
         geometry: g,
         asked: Vec::new(),
         fails_at: case.source_fails_at,
+        ends_at: case.ends_at,
     };
     let (feedback, inbox) = inbox(&case.plan(), case.calls());
     let (sender, receiver) = sync_channel(FINISHED_WAITING);
@@ -367,6 +374,27 @@ proptest! {
         let (result, finished, _) = execute(&case, &g);
         prop_assert!(result.is_ok(), "{result:?}");
         prop_assert_eq!(finished, one_by_one(&case, &g));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    #[test]
+    fn a_video_may_end_where_nobody_knew(
+        blocks in 1usize..8, steps in 1usize..5, l in 1usize..5, s in 1usize..5,
+        lanes in 1usize..5, clip in 1usize..4, swap in 0usize..2, guided in prop::bool::ANY,
+    ) {
+        let g = geometry(12 * clip);
+        let swap = [Swap::Never, Swap::FirstLatent][swap];
+        let stages = Stages::Grid { layers: l, steps: s.min(steps) };
+        let lanes = Lanes::AtMost(lanes.min(steps));
+        let known = Case { stages, lanes, guided, ..Case::new(blocks, steps, swap) };
+        let want = one_by_one(&known, &g);
+        let open = Case { ends_at: Some(blocks), blocks: 1 << 40, ..known };
+        let (result, finished, _) = execute(&open, &g);
+        prop_assert!(result.is_ok(), "{result:?}");
+        prop_assert_eq!(finished, want);
     }
 }
 

@@ -99,6 +99,8 @@ pub(super) enum Work {
 /// What comes back to the scheduler.
 pub(super) enum Report {
     Prepared(Box<BlockInput>),
+    /// The video ends before this block.
+    Ended(usize),
     Done(Group, Box<Call>),
     /// Placed on the devices of a chain.
     Anchored {
@@ -132,7 +134,8 @@ impl LastWord {
 pub(super) fn prepare(source: &mut dyn Source, wanted: &Receiver<usize>, reports: &LastWord) {
     for block in wanted {
         let report = match source.block(block) {
-            Ok(input) => Report::Prepared(Box::new(input)),
+            Ok(Some(input)) => Report::Prepared(Box::new(input)),
+            Ok(None) => Report::Ended(block),
             Err(error) => Report::Failed(error),
         };
         let ends = matches!(report, Report::Failed(_));

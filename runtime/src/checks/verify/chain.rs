@@ -168,6 +168,7 @@ fn request(
         image: checkup.golden.input(PICTURE),
         reading: Reading::REFERENCE,
         audio: checkup.golden.input(&first("/audio", "file")?),
+        live: None,
         channels: Channels::Mix,
         prompt: first("/prompts", "text")?,
         size: area_of(checkup.config("max_area")?),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use engines::error_kind::ErrorKind;
 
 use crate::media::input_file::InputFileError;
+use crate::media::pcm::{PipeError, Tap};
 use crate::media::sound_file::SoundFile;
 use crate::media::wav::{WavError, WavFile};
 
@@ -38,6 +39,9 @@ pub enum AudioError {
         /// Length of the file, in milliseconds.
         got_ms: usize,
     },
+    /// No more sound comes from a pipe.
+    #[error(transparent)]
+    Pipe(#[from] PipeError),
     /// The file has less sound than when it was read first.
     #[error(
         "{path}: the recording changed while it was used: wants {wanted:.2} s, found {got:.2} s"
@@ -67,7 +71,7 @@ impl AudioError {
         match self {
             Self::Wav(error) => error.kind(),
             Self::Rate { .. } | Self::NoMedia { .. } => ErrorKind::Resources,
-            Self::TooShort { .. } | Self::Shorter { .. } => ErrorKind::Input,
+            Self::TooShort { .. } | Self::Shorter { .. } | Self::Pipe(_) => ErrorKind::Input,
         }
     }
 }
@@ -86,6 +90,25 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
+    /// Makes a chunk of samples `[n, channels]`.
+    pub(crate) fn new(rate: u32, channels: usize, samples: Vec<f32>) -> Self {
+        Self {
+            rate,
+            channels,
+            samples,
+        }
+    }
+
+    /// Waits for the next samples of a pipe. Returns `None` at its end.
+    ///
+    /// # Errors
+    /// The pipe cannot be read, or the run is to stop.
+    pub(crate) fn arriving(tap: &mut Tap) -> Result<Option<Self>, AudioError> {
+        let pcm = tap.pcm();
+        let samples = tap.next_samples()?;
+        Ok(samples.map(|samples| Self::new(pcm.rate, pcm.channels, samples)))
+    }
+
     /// Returns whether another chunk has the same rate and channels.
     pub(crate) fn is_like(&self, rate: u32, channels: usize) -> bool {
         (self.rate, self.channels) == (rate, channels)
@@ -202,6 +225,14 @@ impl AudioTrack {
     /// Always [`AudioError::NoMedia`].
     pub(crate) fn of(source: &SoundFile, _sound: TrackSound) -> Result<Self, AudioError> {
         Self::open(source.path())
+    }
+
+    /// Refuses sound that arrives for a video.
+    ///
+    /// # Errors
+    /// Always [`AudioError::NoMedia`].
+    pub(crate) fn arriving(tap: Tap, _only: Option<usize>) -> Result<Self, AudioError> {
+        Self::open(tap.path())
     }
 
     /// Is never called, because no track exists.

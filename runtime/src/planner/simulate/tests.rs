@@ -135,17 +135,17 @@ impl Session for SlowSession {
 struct Slept<'a>(&'a Geometry, Known);
 
 impl Source for Slept<'_> {
-    fn block(&mut self, _block: usize) -> Result<BlockInput, ChainError> {
+    fn block(&mut self, _block: usize) -> Result<Option<BlockInput>, ChainError> {
         pause(self.1.prepare);
         let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape);
-        Ok(BlockInput {
+        Ok(Some(BlockInput {
             latents: zeros(&self.0.latents_shape(3)),
             audio: BlockAudio {
                 global: zeros(&[1, 1, 3, 8]),
                 local: zeros(&[1, 1, 3, 5, 8]),
                 mask: everywhere(self.0),
             },
-        })
+        }))
     }
 }
 
