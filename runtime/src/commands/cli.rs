@@ -121,10 +121,10 @@ pub struct Generate {
     /// heard as they arrive.
     #[arg(long, value_name = "FILE|-")]
     pub audio: PathBuf,
-    /// Samples a second of --audio -.
+    /// Samples a second of --audio -, 16000 by default.
     #[arg(long = "pcm-rate", value_name = "HZ", value_parser = clap::value_parser!(u32).range(8_000..=192_000))]
     pcm_rate: Option<u32>,
-    /// Form of the samples of --audio -, s16le by default.
+    /// Form of the samples of --audio -: integers of 16 bits (the default) or floats of 32.
     #[arg(long = "pcm-format", value_name = "NAME")]
     pcm_format: Option<PcmFormatArg>,
     /// Number of channels of --audio -, 1 by default.
@@ -562,9 +562,7 @@ enum ChannelArg {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum PcmFormatArg {
-    /// Integers of 16 bits
     S16le,
-    /// Floats of 32 bits
     F32le,
 }
 
