@@ -2,6 +2,7 @@
 //! of them. A session binds tensors by port and checks each against the contract before anything
 //! runs. It never falls back to another device.
 
+pub mod mixed;
 mod named;
 pub mod ort;
 mod recorder;

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error_kind::ErrorKind;
 
@@ -33,9 +34,29 @@ pub fn print_line(text: impl fmt::Display) -> Result<(), OutputError> {
     write_line(&mut io::stdout().lock(), text).map_err(OutputError)
 }
 
-/// Writes `text` and a line break to standard error. A failure is ignored: no channel is left that
-/// could tell it.
+/// Set for good by [`be_quiet`].
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on, [`tell`] tells nothing, and no bar is drawn.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Returns whether only errors are told.
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Writes progress or a notice and a line break to standard error, unless the user wants quiet. A
+/// failure is ignored: no channel is left that could tell it.
 pub fn tell(text: impl fmt::Display) {
+    if !is_quiet() {
+        complain(text);
+    }
+}
+
+/// Writes an error and a line break to standard error. A failure is ignored, as that of [`tell`].
+pub fn complain(text: impl fmt::Display) {
     drop(write_line(&mut io::stderr().lock(), text));
 }
 

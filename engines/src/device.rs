@@ -6,6 +6,7 @@ pub use crate::memory::gpu::{Gpu, PcieLink};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::backend::ort::Runtime;
 use crate::backend::{Backend, EngineError};
@@ -74,6 +75,29 @@ pub fn gpus() -> Result<Vec<Gpu>, MemoryError> {
     return Err(without_cuda("cuda"));
 }
 
+/// Returns the newest CUDA that the installed driver serves, such as (13, 0).
+///
+/// # Errors
+/// The errors of [`gpus`].
+pub fn driver_cuda() -> Result<(u32, u32), MemoryError> {
+    #[cfg(feature = "cuda")]
+    return crate::memory::cuda::driver_version();
+    #[cfg(not(feature = "cuda"))]
+    return Err(without_cuda("cuda"));
+}
+
+/// Lists the pairs of devices of which the first cannot read the memory of the second directly.
+/// Copies between them go through the host.
+///
+/// # Errors
+/// The errors of [`gpus`].
+pub fn strangers() -> Result<Vec<(u32, u32)>, MemoryError> {
+    #[cfg(feature = "cuda")]
+    return crate::memory::cuda::strangers();
+    #[cfg(not(feature = "cuda"))]
+    return Err(without_cuda("cuda"));
+}
+
 /// Describes one NVIDIA device.
 ///
 /// # Errors
@@ -129,25 +153,39 @@ pub fn cuda_at_most(ordinal: u32, most: u64, threads: usize) -> Result<Runtime, 
 }
 
 /// Opens the TensorRT engines in `folder` on CUDA device `ordinal`, with at most `most` bytes of
-/// what is free.
+/// what is free. ONNX Runtime runs the components that have no engine there, in the same memory.
 ///
 /// # Errors
-/// A driver or library is missing; an engine is missing, stale, damaged or for another GPU;
-/// [`EngineError::NotBuilt`] when the program was built without TensorRT.
+/// A driver or library is missing; the folder has no engine, or one that is stale, damaged or for
+/// another GPU; [`EngineError::NotBuilt`] when the program was built without TensorRT.
 #[cfg(any(feature = "tensorrt-rtx", feature = "tensorrt"))]
 pub fn tensorrt(
     models: &Models,
     folder: &Path,
     ordinal: u32,
     most: u64,
-) -> Result<Box<dyn Backend>, EngineError> {
+    threads: usize,
+) -> Result<Arc<dyn Backend>, EngineError> {
+    use crate::backend::mixed::Mixed;
+    use crate::backend::ort::Ort;
+    use crate::backend::tensorrt::engine_list::EngineList;
     use crate::backend::tensorrt::session::{InsideBudget, TensorRt};
     use crate::memory::cuda::{CudaDevice, CudaMemory};
     let (free, _) = CudaDevice::open(ordinal)?.free_and_total()?;
     let memory = CudaMemory::open(ordinal, Some(most.min(free)))?;
+    // A folder without any engine is refused as one that lacks all of them.
+    let covers = EngineList::of_folder(folder).map(|list| list.covers(models));
+    let covers = covers.filter(|(has, lacks)| !has.is_empty() && !lacks.is_empty());
+    let wanted = |name: &str| covers.as_ref().is_none_or(|(has, _)| has.contains(name));
     let resident = InsideBudget::Resident;
-    let backend = TensorRt::open(models.clone(), folder, memory, resident, &|_| true)?;
-    Ok(Box::new(backend))
+    let shared = Arc::clone(&memory);
+    let engines = TensorRt::open(models.clone(), folder, shared, resident, &wanted)?;
+    let engines: Arc<dyn Backend> = Arc::new(engines);
+    let Some((has, _)) = covers else {
+        return Ok(engines);
+    };
+    let rest = Ort::with(models.clone(), Runtime::cuda(threads, memory)?);
+    Ok(Arc::new(Mixed::new(engines, Arc::new(rest), has)))
 }
 
 /// Returns an error: this build has no TensorRT.
@@ -160,7 +198,8 @@ pub fn tensorrt(
     folder: &Path,
     _: u32,
     _: u64,
-) -> Result<Box<dyn Backend>, EngineError> {
+    _: usize,
+) -> Result<Arc<dyn Backend>, EngineError> {
     Err(EngineError::NotBuilt {
         wanted: format!("--engines {}", folder.display()),
         missing: "TensorRT",

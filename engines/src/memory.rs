@@ -126,7 +126,6 @@ pub enum MemoryError {
 }
 
 /// Returns the message of the system's loader; the error itself only says that it failed.
-#[cfg(feature = "cuda")]
 pub(crate) fn loader_words(error: &libloading::Error) -> String {
     let words = std::error::Error::source(error).map(ToString::to_string);
     words.unwrap_or_else(|| error.to_string())

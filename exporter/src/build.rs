@@ -155,6 +155,11 @@ pub fn run(
             Some(entry) => (Done::Kept, entry),
             None => (Done::Built, one(request, item, make)?),
         };
+        tracing::info!(
+            engine = entry.file.file,
+            seconds = entry.build_seconds,
+            "engine listed"
+        );
         watch.done(item, done, Some(&entry));
         built.engines.push(entry);
         // The list is written after each engine, so an interruption keeps every finished engine.

@@ -6,11 +6,13 @@ use crate::checkpoint::sums::SumsWatch;
 use crate::checkpoint::{LoraFile, LoraScale};
 use crate::export::{self, Event, ExportError, LimitsOutcome, MeasureLimits};
 use crate::graphs::{self, GraphsError};
+use crate::hub::{self, HubError, HubId, Told};
 use crate::inspect::{self, InspectError};
+use crate::log_args::LogArgs;
 use crate::progress::Screen;
 use crate::synth::{self, Preset, SynthError, SynthOptions};
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use engines::claims::{ClaimError, Claims, Existing, FilePlan};
 use engines::console::{self, OutputError, print_line};
 use engines::error_kind::ErrorKind;
@@ -30,6 +32,8 @@ use std::time::Duration;
 pub struct Cli {
     #[command(subcommand)]
     command: Task,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 2 usage, 3 input, 4 model, \
@@ -37,6 +41,9 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 2 usage, 3 input, 4 model, \
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Download published checkpoints into the hub's cache, and check the hash of every file
+    #[command(after_help = HUB_VARIABLES)]
+    Download(DownloadArgs),
     /// Report the content of a checkpoint folder, with missing and unexpected tensors
     Inspect(InspectArgs),
     /// Write a checkpoint of random weights with the published file layout
@@ -50,17 +57,68 @@ enum Task {
     /// Compare the results of an export with golden results (this runs `avatar-run verify`)
     #[command(disable_help_flag = true)]
     Verify(VerifyArgs),
+    /// Print a script that completes the flags in a shell
+    Completions {
+        /// Shell to complete in
+        shell: clap_complete::Shell,
+    },
+    /// Print a manual page, as roff: that of the program, or of one of its commands
+    Man {
+        /// Command to describe
+        #[arg(value_parser = parse_command)]
+        command: Option<String>,
+    },
+}
+
+/// Parses the name of a command.
+fn parse_command(text: &str) -> Result<String, String> {
+    let cli = Cli::command();
+    let known: Vec<&str> = cli.get_subcommands().map(|c| c.get_name()).collect();
+    match known.contains(&text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("wanted one of {}", known.join(", "))),
+    }
+}
+
+const HUB_VARIABLES: &str = "\
+Variables:
+  HF_HOME      Folder of the cache, which gets the folder hub [default: ~/.cache/huggingface].
+               HF_HUB_CACHE names the inner folder itself
+  HF_ENDPOINT  Address of the hub or of a mirror [default: https://huggingface.co]
+  HF_TOKEN     Token for repositories that are not open to everybody
+
+A download that broke off continues where it stopped. Other commands take what is in the cache:
+  avatar-export onnx --ckpt_dir hf:Wan-AI/Wan2.2-S2V-14B --lora Quark-Vision/Live-Avatar --out DIR";
+
+#[derive(Debug, Args)]
+struct DownloadArgs {
+    /// Repositories on the hub, each with a branch, a tag or a commit if wanted [default:
+    /// Wan-AI/Wan2.2-S2V-14B and Quark-Vision/Live-Avatar]
+    #[arg(value_name = "ORG/NAME[@REVISION]")]
+    ids: Vec<HubId>,
+    /// Download every file. Without the flag, files that no export reads stay on the hub
+    #[arg(long)]
+    all: bool,
+    /// Print the size and the free disk, and download nothing
+    #[arg(long = "dry-run", visible_alias = "dry_run")]
+    dry_run: bool,
 }
 
 #[derive(Debug, Args)]
 struct InspectArgs {
-    /// Folder that holds Wan2.2-S2V-14B and LiveAvatar, or the folder Wan2.2-S2V-14B itself. Where
-    /// SHA256SUMS lies in Wan2.2-S2V-14B, the files that it names are hashed
+    /// Folder that holds Wan2.2-S2V-14B and LiveAvatar, or the folder Wan2.2-S2V-14B itself, or
+    /// hf:ORG/NAME for a download. Where SHA256SUMS lies in Wan2.2-S2V-14B, the files that it names
+    /// are hashed
     dir: PathBuf,
-    /// File of the LoRA to check with the checkpoint [default:
-    /// LiveAvatar/liveavatar.safetensors beside it, where it exists]
-    #[arg(long)]
-    lora: Option<PathBuf>,
+    /// LoRA to check with the checkpoint: a file, a PEFT folder, or ORG/NAME for a download
+    /// [default: LiveAvatar/liveavatar.safetensors beside it, where it exists]
+    #[arg(
+        long,
+        visible_aliases = ["lora_path_dmd", "lora-path-dmd"],
+        value_name = "FILE|ORG/NAME",
+        value_parser = OsStringValueParser::new().map(|t| LoraSource::named(&t))
+    )]
+    lora: Option<LoraSource>,
     /// Print the report as one JSON object
     #[arg(long)]
     json: bool,
@@ -115,15 +173,16 @@ fn parse_recipe(text: &str) -> Result<Recipe, String> {
 
 #[derive(Debug, Args)]
 struct OnnxArgs {
-    /// Folder of the base checkpoint, for example ckpt/Wan2.2-S2V-14B. Where the folder holds
-    /// SHA256SUMS, the files that it names are hashed first
+    /// Folder of the base checkpoint, for example ckpt/Wan2.2-S2V-14B, or hf:ORG/NAME[@REVISION]
+    /// for a download. Where the folder holds SHA256SUMS, the files that it names are hashed first
     #[arg(long = "ckpt_dir", visible_alias = "ckpt-dir")]
     ckpt_dir: PathBuf,
     /// File or PEFT folder of a LoRA to merge into the transformer, for example
-    /// ckpt/LiveAvatar/liveavatar.safetensors. FILE:0.7 merges it at strength 0.7. Several LoRAs
-    /// are merged in the order of their flags
+    /// ckpt/LiveAvatar/liveavatar.safetensors, or ORG/NAME[@REVISION] for a download. FILE:0.7
+    /// merges it at strength 0.7. Several LoRAs are merged in the order of their flags
     #[arg(
         long,
+        visible_aliases = ["lora_path_dmd", "lora-path-dmd"],
         value_name = "FILE[:STRENGTH]",
         required_unless_present = "no_lora",
         value_parser = OsStringValueParser::new().try_map(|t| parse_lora(&t))
@@ -195,24 +254,58 @@ impl OnnxArgs {
 /// A LoRA as the command line names it.
 #[derive(Clone, Debug, PartialEq)]
 struct LoraArgument {
-    path: PathBuf,
+    source: LoraSource,
     strength: f64,
 }
 
-/// Parses `FILE` or `FILE:STRENGTH`. A file whose whole name exists has no strength, so a name may
-/// hold a colon.
+/// The place of a LoRA.
+#[derive(Clone, Debug, PartialEq)]
+enum LoraSource {
+    /// A file or a PEFT folder.
+    Path(PathBuf),
+    /// A repository in the hub's cache.
+    Hub(HubId),
+}
+
+impl LoraSource {
+    /// Reads a path that exists, or the name of a repository, with or without `hf:`. Any other text
+    /// is a path too.
+    fn named(text: &OsStr) -> Self {
+        let path = Path::new(text);
+        let weights = ["safetensors", "pth", "pt", "bin"];
+        let is_file = path
+            .extension()
+            .is_some_and(|e| weights.iter().any(|w| e == *w));
+        let id = text.to_str().and_then(|t| t.parse().ok());
+        match id.filter(|_| !path.exists() && !is_file) {
+            Some(id) => Self::Hub(id),
+            None => Self::Path(path.to_owned()),
+        }
+    }
+
+    fn path(self) -> Result<PathBuf, HubError> {
+        match self {
+            Self::Path(path) => Ok(path),
+            Self::Hub(id) => hub::lora_path(&id),
+        }
+    }
+}
+
+/// Parses `FILE` or `FILE:STRENGTH`, where `FILE` may be a repository. A file whose whole name
+/// exists has no strength, so a name may hold a colon.
 fn parse_lora(text: &OsStr) -> Result<LoraArgument, String> {
     let whole = LoraArgument {
-        path: PathBuf::from(text),
+        source: LoraSource::named(text),
         strength: 1.0,
     };
     let split = text.to_str().and_then(|t| t.rsplit_once(':'));
-    let Some((path, strength)) = split.filter(|_| !whole.path.exists()) else {
+    let is_whole = matches!(whole.source, LoraSource::Hub(_)) || Path::new(text).exists();
+    let Some((file, strength)) = split.filter(|_| !is_whole) else {
         return Ok(whole);
     };
     match strength.parse::<f64>() {
-        Ok(strength) if strength.is_finite() && !path.is_empty() => Ok(LoraArgument {
-            path: Path::new(path).to_owned(),
+        Ok(strength) if strength.is_finite() && !file.is_empty() => Ok(LoraArgument {
+            source: LoraSource::named(OsStr::new(file)),
             strength,
         }),
         _ => Err(
@@ -257,6 +350,9 @@ struct VerifyArgs {
 /// A command that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
+    /// `download` failed, or a download that a flag names is not there.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// `inspect` failed.
     #[error(transparent)]
     Inspect(#[from] InspectError),
@@ -301,6 +397,7 @@ impl CliError {
     /// Returns the kind of failure, from which `main` makes the exit code.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Hub(e) => e.kind(),
             Self::Inspect(e) => e.kind(),
             Self::Synth(e) => e.kind(),
             Self::Export(e) => e.kind(),
@@ -318,10 +415,15 @@ impl CliError {
 /// # Errors
 /// The failure of the command.
 pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
+    cli.log.start();
     match cli.command {
+        Task::Download(a) => {
+            listen(OnSignal::End)?;
+            download(a)
+        }
         Task::Inspect(a) => {
             listen(OnSignal::End)?;
-            inspect(&a)
+            inspect(a)
         }
         Task::Synth(a) => synth(&a, listen(OnSignal::Stop)?),
         Task::Onnx(a) => onnx(a, listen(OnSignal::StopFor(GRACE))?),
@@ -334,7 +436,29 @@ pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
             build(&a)
         }
         Task::Verify(a) => verify(&a),
+        Task::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "avatar-export", &mut script);
+            print_text(&script)
+        }
+        Task::Man { command } => print_text(&manual(command.as_deref())),
     }
+}
+
+fn print_text(text: &[u8]) -> Result<ExitCode, CliError> {
+    print_line(String::from_utf8_lossy(text).trim_end())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the manual page of a command that exists, or of the program.
+fn manual(name: Option<&str>) -> Vec<u8> {
+    let mut cli = Cli::command();
+    cli.build();
+    let page = name.and_then(|n| cli.find_subcommand(n)).unwrap_or(&cli);
+    let mut text = Vec::new();
+    let rendered = clap_mangen::Man::new(page.clone()).render(&mut text);
+    rendered.expect("memory takes every write");
+    text
 }
 
 /// Claims the folder that a command writes.
@@ -347,14 +471,40 @@ fn claim(out: &Path, reads: &[(&str, &Path)]) -> Result<Claims, CliError> {
     Ok(plan.claim(Existing::Keep)?)
 }
 
-fn inspect(a: &InspectArgs) -> Result<ExitCode, CliError> {
+fn download(a: DownloadArgs) -> Result<ExitCode, CliError> {
+    let published = || {
+        hub::PUBLISHED
+            .map(|name| name.parse().expect("a name"))
+            .to_vec()
+    };
+    let request = hub::Download {
+        ids: if a.ids.is_empty() { published() } else { a.ids },
+        all: a.all,
+        dry_run: a.dry_run,
+    };
+    let mut screen = Screen::new();
+    // The last error of standard output; a download does not end with it.
+    let mut printed = Ok(());
+    let fetched = hub::download(&request, &mut |told| match told {
+        Told::Line(line) => printed = print_line(line),
+        Told::Event(event) => screen.show(event),
+    });
+    screen.finish();
+    fetched?;
+    printed?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn inspect(a: InspectArgs) -> Result<ExitCode, CliError> {
+    let dir = hub::checkpoint_folder(&a.dir)?;
+    let lora = a.lora.map(LoraSource::path).transpose()?;
     let mut screen = Screen::new();
     // Nothing is written, so a signal ends the process.
     let mut sums = SumsWatch {
         stop: None,
         observe: Box::new(|progress| screen.show(Event::Checking(progress))),
     };
-    let found = inspect::inspect(&a.dir, a.lora.as_deref(), &mut sums);
+    let found = inspect::inspect(&dir, lora.as_deref(), &mut sums);
     drop(sums);
     screen.finish();
     let found = found?;
@@ -396,18 +546,26 @@ fn synth(a: &SynthArgs, stop: &AtomicBool) -> Result<ExitCode, CliError> {
 }
 
 fn onnx(a: OnnxArgs, stop: &AtomicBool) -> Result<ExitCode, CliError> {
-    let mut reads = vec![("--ckpt_dir", a.ckpt_dir.as_path())];
-    reads.extend(a.lora.iter().map(|lora| ("--lora", lora.path.as_path())));
-    let _claims = claim(&a.out, &reads)?;
+    let ckpt_dir = hub::checkpoint_folder(&a.ckpt_dir)?;
     let scale = a.lora_scale();
-    let lora = |l: LoraArgument| LoraFile {
-        path: l.path,
-        scale,
-        strength: l.strength,
+    let lora = |l: LoraArgument| {
+        Ok(LoraFile {
+            path: l.source.path()?,
+            scale,
+            strength: l.strength,
+        })
     };
+    let loras: Vec<LoraFile> = a
+        .lora
+        .into_iter()
+        .map(lora)
+        .collect::<Result<_, HubError>>()?;
+    let mut reads = vec![("--ckpt_dir", ckpt_dir.as_path())];
+    reads.extend(loras.iter().map(|lora| ("--lora", lora.path.as_path())));
+    let _claims = claim(&a.out, &reads)?;
     let request = export::Request {
-        ckpt_dir: a.ckpt_dir,
-        loras: a.lora.into_iter().map(lora).collect(),
+        ckpt_dir,
+        loras,
         recipe: a.recipe,
         layers: a.layers,
         out: a.out,
@@ -457,7 +615,7 @@ fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
         }
         match act {
             OnSignal::End => {
-                console::tell("error: interrupted");
+                console::complain("error: interrupted");
                 end();
             }
             OnSignal::Stop => console::tell("stopping; press Ctrl-C again to stop at once"),
@@ -467,7 +625,7 @@ fn listen(act: OnSignal) -> Result<&'static AtomicBool, CliError> {
                 );
                 thread::spawn(move || {
                     thread::sleep(grace);
-                    console::tell(
+                    console::complain(
                         "error: stopped by a signal; finished blocks are kept: the same command \
                          continues, --restart begins anew",
                     );
@@ -557,7 +715,6 @@ fn verify(a: &VerifyArgs) -> Result<ExitCode, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn flags_are_consistent() {
@@ -609,7 +766,7 @@ mod tests {
             "--lora", odd, "--lora", "b:0.7", "--lora", "c", "--lora", "d:-1",
         ]);
         let lora = |path: &str, strength| LoraArgument {
-            path: path.into(),
+            source: LoraSource::Path(path.into()),
             strength,
         };
         let want = [
@@ -637,6 +794,34 @@ mod tests {
                 error.contains("wanted FILE or FILE:NUMBER"),
                 "{text}: {error}"
             );
+        }
+    }
+
+    #[test]
+    fn a_lora_may_be_a_repository_unless_a_file_has_the_name() {
+        let hub = |name: &str, strength| LoraArgument {
+            source: LoraSource::Hub(name.parse().unwrap()),
+            strength,
+        };
+        for (text, want) in [
+            (
+                "Quark-Vision/Live-Avatar",
+                hub("Quark-Vision/Live-Avatar", 1.0),
+            ),
+            ("hf:a/b@v1", hub("a/b@v1", 1.0)),
+            ("hf:a/b:0.5", hub("a/b", 0.5)),
+            ("a/b@v1:-1", hub("a/b@v1", -1.0)),
+            (
+                "a/b.safetensors",
+                LoraArgument {
+                    source: LoraSource::Path("a/b.safetensors".into()),
+                    strength: 1.0,
+                },
+            ),
+        ] {
+            let alias = onnx_args(&["--lora_path_dmd", text]).unwrap().lora;
+            assert_eq!(onnx_args(&["--lora", text]).unwrap().lora, alias);
+            assert_eq!(alias, [want], "{text}");
         }
     }
 

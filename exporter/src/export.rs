@@ -192,6 +192,13 @@ pub fn export_with(
             DataPlan::new(format!("{}.data", f.name), weights)
         })
         .collect::<Result<Vec<_>, _>>()?;
+    tracing::info!(
+        folder = %request.ckpt_dir.display(),
+        loras = request.loras.len(),
+        recipe = %request.recipe,
+        graphs = families.iter().map(|f| f.graphs.len()).sum::<usize>(),
+        "checkpoints opened"
+    );
     let identity = checkpoints.identity(request.recipe, &families, &plans)?;
     let (mut staging, notice) = Staging::open(&request.out, &identity, options.start)?;
     if let Some(notice) = notice {
@@ -219,6 +226,7 @@ pub fn export_with(
         Err(source) => return Err(unfinished(staging, total, total, source)),
     };
     staging.publish(&request.out, names(&manifest))?;
+    tracing::info!(folder = %request.out.display(), bytes = total, "export complete");
     let mut report = Report {
         out: request.out.clone(),
         components: manifest.components.len(),
@@ -470,6 +478,7 @@ fn write_graph(
     let bytes = fs::metadata(&path)
         .map_err(|source| ExportError::Io { path, source })?
         .len();
+    tracing::debug!(file, bytes, "graph written");
     Ok(FileEntry {
         file,
         bytes,

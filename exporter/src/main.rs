@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     match exporter::cli::run(exporter::cli::Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            console::tell(format_args!("error: {error}"));
+            console::complain(format_args!("error: {error}"));
             ExitCode::from(error.kind().code())
         }
     }

@@ -31,7 +31,7 @@ impl Screen {
     pub(crate) fn new() -> Self {
         let began = Instant::now();
         Self {
-            bar: std::io::stderr().is_terminal().then(progress_bar),
+            bar: (std::io::stderr().is_terminal() && !console::is_quiet()).then(progress_bar),
             phase: Phase::Writing,
             began,
             told: began,

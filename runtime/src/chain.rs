@@ -15,6 +15,7 @@ pub(crate) mod kept;
 pub(crate) mod offload;
 pub(crate) mod page_locks;
 pub(crate) mod ring;
+pub(crate) mod snapshot;
 pub(crate) mod source;
 pub(crate) mod stage;
 pub(crate) mod vae;

@@ -1,17 +1,21 @@
 //! The commands of `avatar-run`. Each opens the files that its flags name, calls the library and
 //! shows the result.
 
+mod batch;
 pub(crate) mod cli;
 pub(crate) mod compat;
 pub(crate) mod device_args;
 pub(crate) mod error;
 mod foresee;
 mod layers;
+mod log_args;
 mod machine;
 mod outputs;
 mod presets;
 mod print;
 pub(crate) mod progress;
+mod replay;
+mod translate;
 
 pub use cli::{Cli, as_typed, complaint};
 pub use error::Error;
@@ -22,13 +26,13 @@ use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::CommandFactory;
 use engines::backend::Backend;
 use engines::backend::ort::Runtime;
 use engines::cancel::Cancel;
-use engines::claims::FilePlan;
+use engines::claims::{FilePlan, real};
 use engines::error_kind::ErrorKind;
 use engines::manifest::Models;
 
@@ -36,22 +40,32 @@ use crate::chain::cancellable::Cancellable;
 use crate::chain::clock::{Begun, Clock};
 use crate::chain::events::{Event, Observer, Phase};
 use crate::checks::error::CheckError;
-use crate::checks::{bench, exec, parity, synthetic, verify};
-use crate::commands::cli::{Bench, Command, Exec, Generate, Parity, Probe, Verify};
+use crate::checks::{bench, diff, doctor, exec, film, parity, synthetic, verify};
+use crate::commands::cli::{
+    Bench, Command, Diff, Doctor, Exec, Generate, Merge, Parity, Probe, Verify, VerifyVideo,
+    random_seed,
+};
 use crate::commands::outputs::unless_stopped;
 use crate::commands::print::{print, show};
 use crate::commands::progress::Screen;
 use crate::generate::error::GenerateError;
-use crate::generate::{ClaimedRequest, Engine, Prepared};
+use crate::generate::run_file::Asked;
+use crate::generate::{ClaimedRequest, Engine, Prepared, watch};
+use crate::media::merge::merge;
+use crate::media::target::Target;
 use crate::media::video_facts::probe;
 use crate::numbers::size::SizeMode;
 
 /// How this command shows what it does.
 pub fn style(cli: &Cli) -> Style {
     match &cli.command {
+        Command::Generate(g) if g.json && g.fills_stdout() => Style::JsonAside,
         Command::Generate(g) if g.json => Style::Json,
+        Command::Replay(r) if r.json => Style::Json,
+        Command::Batch(b) if b.json() => Style::Json,
         Command::Probe(p) if p.json => Style::Json,
-        _ if std::io::stderr().is_terminal() => Style::Bar,
+        Command::Merge(m) if m.json => Style::Json,
+        _ if std::io::stderr().is_terminal() && cli.log.leaves_a_bar() => Style::Bar,
         _ => Style::Lines,
     }
 }
@@ -63,24 +77,33 @@ const GRACE: Duration = Duration::from_millis(700);
 /// close and hears a signal everywhere.
 pub fn grace(cli: &Cli) -> Option<Duration> {
     match &cli.command {
-        Command::Generate(_) => None,
+        Command::Generate(_) | Command::Batch(_) | Command::Replay(_) | Command::Merge(_) => None,
         _ => Some(GRACE),
     }
 }
 
-/// Runs the command.
+/// Runs the command. `layered` is the command line that `cli` was read from.
 ///
 /// # Errors
 /// As the library's.
-pub fn run(cli: &Cli, style: Style, cancel: &Cancel) -> Result<(), Error> {
+pub fn run(cli: &Cli, layered: &Layered, style: Style, cancel: &Cancel) -> Result<(), Error> {
     match &cli.command {
-        Command::Generate(g) => run_generate(g, style, cancel),
+        Command::Generate(g) => run_generate(g, layered.asked()?, style, cancel),
+        Command::Batch(b) => batch::run(b, style, cancel),
+        Command::Replay(r) => {
+            replay::run(r, |args, asked| run_generate(args, asked, style, cancel))
+        }
+        Command::Diff(d) => run_diff(d),
         Command::Presets => print(presets::table().trim_end()),
+        Command::Compat { line } => print(&translate::translate(line)?),
         Command::Exec(e) => run_exec(e, cancel),
         Command::Verify(v) => run_verify(v, style, cancel),
         Command::Bench(b) => run_bench(b),
         Command::Parity(p) => run_parity(p),
         Command::Probe(p) => run_probe(p),
+        Command::Merge(m) => run_merge(m, cancel),
+        Command::VerifyVideo(v) => run_verify_video(v),
+        Command::Doctor(d) => run_doctor(d, cancel),
         Command::Plan(p) => foresee::plan(p),
         Command::Simulate(s) => foresee::simulate(s, cancel),
         Command::Completions { shell } => print(completions(*shell).trim_end()),
@@ -116,21 +139,24 @@ fn manual(name: Option<&str>) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn run_generate(args: &Generate, style: Style, cancel: &Cancel) -> Result<(), Error> {
+fn run_generate(args: &Generate, asked: Asked, style: Style, cancel: &Cancel) -> Result<(), Error> {
     let clock = Arc::<Clock>::default();
     let begun = clock.begin();
-    let (request, notices) = args.request(random_seed)?;
+    let (mut request, notices) = args.request(random_seed)?;
+    request.files.asked = Some(asked);
     let screen = Arc::new(Screen::new(style));
     for notice in notices {
         screen.event(&Event::Notice(notice));
     }
     let claimed = outputs::claim_video(args, &request, cancel)?;
-    let made = make_video(args, claimed, &screen, cancel, begun, clock);
+    let made = make_video(args, claimed, &screen, cancel, begun, &clock);
     made.map_err(|error| match &error {
         Error::Generate(_) => error,
-        _ if error.kind() == ErrorKind::Interrupted => {
-            GenerateError::Interrupted { partial: None }.into()
+        _ if error.kind() == ErrorKind::Interrupted => GenerateError::Interrupted {
+            partial: None,
+            resumes: false,
         }
+        .into(),
         _ => error,
     })
 }
@@ -141,10 +167,16 @@ fn make_video(
     screen: &Arc<Screen>,
     cancel: &Cancel,
     begun: Begun,
-    clock: Arc<Clock>,
+    clock: &Arc<Clock>,
 ) -> Result<(), Error> {
     screen.event(&Event::Phase(Phase::OpeningModels));
     let models = clock.opening(|| Models::open_until(&args.models, cancel))?;
+    tracing::info!(
+        folder = %models.dir().display(),
+        recipe = %models.recipe(),
+        components = models.manifest().components.len(),
+        "models opened"
+    );
     let claims = claimed.clone();
     let (export, shown) = (models.clone(), Arc::clone(screen));
     // Nothing in the readers of files hears a request to stop.
@@ -157,8 +189,12 @@ fn make_video(
     };
     let prepared = prepared?;
     let placed = clock.opening(|| machine::place(args, &prepared, &models, &**screen))?;
-    let engine = Engine::timed(models, placed.devices, placed.plan, clock);
-    engine.generate_since(&prepared, &**screen, cancel, begun)?;
+    tracing::info!(placement = %placed.plan, "video placed");
+    let (watching, devices) = (args.watching(), placed.devices.clone());
+    let engine = Engine::timed(models, placed.devices, placed.plan, Arc::clone(clock));
+    watch(&watching, clock, &devices, &**screen, |observer| {
+        engine.generate_since(&prepared, observer, cancel, begun)
+    })??;
     Ok(())
 }
 
@@ -270,15 +306,57 @@ fn run_parity(args: &Parity) -> Result<(), Error> {
     Ok(())
 }
 
+fn run_diff(args: &Diff) -> Result<(), Error> {
+    let diff = diff::diff(&args.first, &args.second).map_err(CheckError::from)?;
+    show(&diff, args.json)?;
+    let differs = |differs| CheckError::from(diff::DiffError::from(differs));
+    diff.verdict().map_err(differs)?;
+    Ok(())
+}
+
 fn run_probe(args: &Probe) -> Result<(), Error> {
     let facts = probe(&args.file)?;
     show(&facts, args.json)
 }
 
-/// Different at every call; shown in the settings, so that a run can be repeated.
-fn random_seed() -> u64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    now.as_nanos() as u64 & u64::from(u32::MAX)
+/// Joins videos under a name that no input has.
+fn run_merge(args: &Merge, cancel: &Cancel) -> Result<(), Error> {
+    let out = real(&args.out).ok().flatten();
+    let target = Target::of(out.as_deref().unwrap_or(&args.out), None)?;
+    let mut plan = FilePlan::with_folders();
+    for video in &args.videos {
+        plan.reads("a video to join", video);
+    }
+    plan.writes("--out", &args.out);
+    if let Some(partial) = target.partial() {
+        plan.passes_through("the unfinished video of --out", &partial);
+    }
+    let _claims = outputs::claim(&plan, args.existing.overwrite, cancel)?;
+    show(&merge(&args.videos, &target, cancel)?, args.json)
+}
+
+fn run_verify_video(args: &VerifyVideo) -> Result<(), Error> {
+    let expected = args.against.as_deref().map(film::Expected::read);
+    let expected = expected.transpose().map_err(CheckError::from)?;
+    let film = film::examine(&args.file)?;
+    let report = film::Report {
+        file: args.file.clone(),
+        checks: expected.map_or_else(Vec::new, |e| e.compare(&film)),
+        film,
+    };
+    show(&report, args.json)?;
+    report.verdict().map_err(CheckError::from)?;
+    Ok(())
+}
+
+fn run_doctor(args: &Doctor, cancel: &Cancel) -> Result<(), Error> {
+    let request = doctor::Request {
+        models: args.models.clone(),
+        engines: args.engines.clone(),
+        save_dir: args.save_dir.clone(),
+    };
+    let report = doctor::run(&request, cancel);
+    show(&report, args.json)?;
+    report.verdict().map_err(CheckError::from)?;
+    Ok(())
 }

@@ -6,9 +6,14 @@
 
 pub(crate) mod engine;
 pub(crate) mod error;
+pub(crate) mod journal;
+pub(crate) mod keeping;
+pub(crate) mod monitor;
 pub(crate) mod output;
 pub(crate) mod prepared;
+pub(crate) mod record;
 pub(crate) mod request;
+pub mod run_file;
 pub(crate) mod trace;
 
 use std::sync::mpsc::sync_channel;
@@ -23,10 +28,10 @@ use engines::tensor::Tensor;
 use crate::chain::call::Tables;
 use crate::chain::cancellable::Cancellable;
 use crate::chain::clock::Begun;
-use crate::chain::decoders::{Decoding, PictureLatents, VideoDecoder, VideoLength};
+use crate::chain::decoders::{Decoding, PictureLatents, Resumed, VideoDecoder, VideoLength};
 use crate::chain::encoders;
 use crate::chain::error::ChainError;
-use crate::chain::events::{Event, Observer, Phase, Settings, Summary};
+use crate::chain::events::{Event, Observer, Phase, PlannedMemory, Settings, Silent, Summary};
 use crate::chain::executor;
 use crate::chain::hearing::{Ear, Hearing, LiveHearing, SpeechEncoder};
 use crate::chain::job::{Guidance, Job};
@@ -36,19 +41,21 @@ use crate::inputs::heard::Heard;
 use crate::inputs::live::{self, LiveSpeech};
 use crate::inputs::replay::{Distances, Replay};
 use crate::inputs::speech::{HIDDEN_LAYERS, Speech};
-use crate::media::audio_file::AudioTrack;
-use crate::media::pcm;
+use crate::media::pcm::{self, Arriving};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::timing::{FPS, Length};
-use crate::placement::footprints::Workload;
+use crate::placement::footprints::{AtATime, Workload};
 use crate::placement::queues::FINISHED_WAITING;
 use engine::Loaded;
-use output::{LiveSound, Output, VideoSound};
+use journal::Found;
+use keeping::{Known, StateOf};
+use output::{LiveSound, Output};
 
 pub use engine::Engine;
 pub use error::GenerateError;
+pub use monitor::{Watching, watch};
 pub use prepared::Prepared;
-pub use request::{ClaimedRequest, Clips, Guiding, OutputFiles, Request};
+pub use request::{ClaimedRequest, Clips, Guiding, Keeping, OutputFiles, Request};
 
 /// Makes one video from a request.
 ///
@@ -97,14 +104,21 @@ impl Engine {
         };
         self.models().unchanged().map_err(changed)?;
         let video = Video::new(self, prepared, observer, cancel)?;
-        video.fits()?;
+        let planned = video.fits()?;
         observer.event(&Event::Started(&video.settings));
-        let request = &prepared.request;
-        let (sound, arriving) = sound(prepared, cancel)?;
-        let mut output = Output::create(request, sound, &video.settings, observer, begun)?;
+        observer.event(&Event::Planned(&planned));
+        let shape = (&video.geometry, &video.settings);
+        let kept = StateOf::video(&Known {
+            prepared,
+            engine: self,
+            geometry: shape.0,
+            settings: shape.1,
+        })?;
+        let (sound, arriving) = listen(prepared, cancel)?.unzip();
+        let mut output = Output::create(prepared, shape, sound, observer, begun, kept)?;
         match video.produce(arriving, &mut output) {
             Ok(()) => match self.models().unchanged() {
-                Ok(()) => output.finish(&video.geometry, self.clock()),
+                Ok(()) => output.finish(prepared, shape, self),
                 Err(changed) => Err(output.suspect(changed)),
             },
             Err(error) => Err(output.abandon(error, cancel)),
@@ -118,31 +132,43 @@ struct Live {
     end: Arc<OnceLock<usize>>,
 }
 
-/// Opens the sound of the video, and begins to listen where it arrives.
-fn sound(
+/// Begins to listen to sound that arrives, if the request has such. Each output gets all of it.
+fn listen(
     prepared: &Prepared,
     cancel: &Cancel,
-) -> Result<(VideoSound, Option<Live>), GenerateError> {
+) -> Result<Option<(LiveSound, Live)>, GenerateError> {
     let request = &prepared.request;
     let Some(pcm) = request.live else {
-        let speech = prepared.speech.as_ref().expect("a recording was read");
-        // The sound starts with the frame that it drove. Upstream starts it at 0, and its lips are
-        // 120 ms early.
-        let mut track = speech.track()?;
-        track.skip(request.timing.skipped_frames())?;
-        return Ok((VideoSound { track, live: None }, None));
+        return Ok(None);
     };
-    let arriving = pcm::listen(std::io::stdin(), pcm, cancel);
-    let (end, arrivals) = (Arc::new(OnceLock::new()), arriving.arrivals);
-    let speech = LiveSpeech::new(arriving.model, request.channels);
-    let track = AudioTrack::arriving(arriving.video, request.channels.only())?;
-    let live = LiveSound {
+    let outputs = request.files.targets()?.len();
+    let Arriving {
+        model,
+        videos,
+        arrivals,
+    } = pcm::listen(std::io::stdin(), pcm, outputs, cancel);
+    let end = Arc::new(OnceLock::new());
+    let sound = LiveSound {
         rate: pcm.rate,
         end: Arc::clone(&end),
+        taps: videos,
         arrivals,
     };
-    let live = Some(live);
-    Ok((VideoSound { track, live }, Some(Live { speech, end })))
+    let speech = LiveSpeech::new(model, request.channels);
+    Ok(Some((sound, Live { speech, end })))
+}
+
+impl Engine {
+    /// Counts the videos like `prepared` that this engine can make at a time, if the process may
+    /// take `host` bytes of memory.
+    ///
+    /// # Errors
+    /// The placement does not fit the request, or lacks a device.
+    pub fn at_a_time(&self, prepared: &Prepared, host: u64) -> Result<AtATime, GenerateError> {
+        let cancel = Cancel::default();
+        let video = Video::new(self, prepared, &Silent, &cancel)?;
+        Ok(self.videos(video.workload(), host)?)
+    }
 }
 
 /// One video on its way.
@@ -224,7 +250,7 @@ impl<'a> Video<'a> {
     }
 
     /// Refuses a placement whose devices are too small, before anything is loaded.
-    fn fits(&self) -> Result<(), GenerateError> {
+    fn fits(&self) -> Result<Vec<PlannedMemory>, GenerateError> {
         self.engine.fits(self.workload())
     }
 
@@ -256,6 +282,8 @@ impl<'a> Video<'a> {
             tables: Arc::clone(&self.tables),
             steps: request.steps,
             blocks: self.prepared.length.blocks,
+            start: output.state.start(),
+            keeper: output.state.keeper(),
             swap: request.mode.swap(),
             distances: &distances,
             text: conditions.text,
@@ -297,7 +325,11 @@ impl<'a> Video<'a> {
             config: &config.speech,
         };
         let hearing = match (self.heard(), arriving) {
-            (Some(heard), _) => Ear::Recording(Box::new(Hearing::begin(encoder, heard)?)),
+            (Some(heard), _) => {
+                let block = output.state.found().map_or(0, Found::block);
+                let first = block * self.geometry.block_video_frames();
+                Ear::Recording(Box::new(Hearing::begin(encoder, heard, first)?))
+            }
             (None, Some(Live { speech, end })) => {
                 Ear::Live(Box::new(LiveHearing::new(encoder, speech, end)))
             }
@@ -345,7 +377,8 @@ impl<'a> Video<'a> {
         output.keep_noise(&noise, &self.geometry, self.prepared.length.clips);
         let mut source =
             ClipSource::new(&self.geometry, noise, hearing, loaded.adapter(self.cancel));
-        let decoder = self.decoder(loaded, latents)?;
+        let resumed = output.state.resumed();
+        let decoder = self.decoder(loaded, latents, resumed)?;
         let (feedback, inbox) = executor::inbox(self.engine.plan(), job.steps);
         let (sender, finished) = sync_channel(FINISHED_WAITING);
         let (denoised, decoded) = thread::scope(|scope| {
@@ -374,6 +407,7 @@ impl<'a> Video<'a> {
         &self,
         loaded: &Loaded,
         latents: PictureLatents,
+        resumed: Option<Resumed>,
     ) -> Result<VideoDecoder, ChainError> {
         let mode = self.prepared.request.mode;
         let encoder = mode.encodes_motion();
@@ -392,6 +426,7 @@ impl<'a> Video<'a> {
             picture,
             latents,
             length,
+            resumed,
         ))
     }
 }

@@ -15,7 +15,7 @@ use runtime::commands::{Cli, Style, as_typed, complaint, layered};
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let refuse = |text: &str, kind: ErrorKind| {
-        console::tell(format_args!("error: {}", as_typed(text, &args)));
+        console::complain(format_args!("error: {}", as_typed(text, &args)));
         ExitCode::from(kind.code())
     };
     let layered = match layered(args.clone(), std::env::vars_os()) {
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             None => error.exit(),
         },
     };
+    cli.log.start();
     for notice in &layered.notices {
         console::tell(notice);
     }
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     let style = commands::style(&cli);
     let cancel = Cancel::default();
     let result = listen(&cancel, style, commands::grace(&cli))
-        .and_then(|()| commands::run(&cli, style, &cancel));
+        .and_then(|()| commands::run(&cli, &layered, style, &cancel));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

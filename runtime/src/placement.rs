@@ -14,6 +14,6 @@ pub use devices::Devices;
 pub use error::PlacementError;
 pub use footprint::{Footprint, TooSmall};
 pub use footprints::{Footprints, Workload};
-pub use plan::{Lanes, Plan, PlanError, Residency, Rings, Stages};
+pub use plan::{Lanes, Latency, Plan, PlanError, Residency, Rings, Stages};
 pub use speech_chunk::SpeechChunk;
 pub use told::Told;

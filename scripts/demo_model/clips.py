@@ -86,7 +86,8 @@ def main():
 
     while len(found["held"]) < args.held_out:
         found["held"].append(encoded(len(found["held"]), 1))
-    while found["spent"] < args.minutes * 60:
+    # Training draws from both kinds, however short the time is.
+    while found["spent"] < args.minutes * 60 or not (found["clips"] and found["short"]):
         made = len(found["clips"]) + len(found["short"])
         short = made % 3 > 0
         found["short" if short else "clips"].append(encoded(made, 0, short))

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use engines::error_kind::ErrorKind;
 use runtime::media::probe;
-use runtime::media::{Encoding, Writer};
+use runtime::media::{Encoding, Target, VideoWriter};
 use runtime::numbers::Size;
 use runtime::placement::{Lanes, Plan, PlanError, Stages};
 use serde_json::{Value, json};
@@ -25,19 +25,34 @@ fn help_of_every_command() {
         (
             Program::Export,
             "export",
-            &["inspect", "synth", "onnx", "graphs", "build"][..],
+            &[
+                "download",
+                "inspect",
+                "synth",
+                "onnx",
+                "graphs",
+                "build",
+                "completions",
+                "man",
+            ][..],
         ),
         (
             Program::Run,
             "run",
             &[
                 "generate",
+                "batch",
+                "replay",
+                "diff",
                 "presets",
+                "compat",
                 "exec",
                 "verify",
                 "bench",
                 "parity",
                 "probe",
+                "verify-video",
+                "doctor",
                 "completions",
                 "man",
             ],
@@ -51,6 +66,25 @@ fn help_of_every_command() {
             insta::assert_snapshot!(format!("help_{name}_{command}"), help.stdout);
         }
     }
+}
+
+#[test]
+fn an_articles_command_line_is_answered_word_by_word() {
+    let line = "ENABLE_COMPILE=true torchrun --nproc_per_node=5 s2v_streaming_interact.py \
+                --size \"688*368\" --audio my_speech.wav --fp8 --save_file=o.mp4";
+    let answers = Program::Run.run(["compat", line]).ok().stdout;
+    assert!(!answers.contains("unknown"), "{answers}");
+    assert_eq!(answers.matches("refused").count(), 1, "{answers}");
+    let ours = "avatar-run generate --models MODELS --size '688*368' --audio my_speech.wav \
+                --out o.mp4\n";
+    assert!(answers.ends_with(ours), "{answers}");
+    // A shell has split this one already. The flag is the first word.
+    let words = ["compat", "--sample_steps", "4", "--no_such_flag"];
+    let answers = Program::Run.run(words).ok().stdout;
+    assert!(answers.contains("unknown"), "{answers}");
+    let open = Program::Run.run(["compat", "--prompt 'a man"]);
+    let message = open.error(ErrorKind::Usage);
+    assert!(message.contains("a quote is not closed"), "{message}");
 }
 
 #[test]
@@ -316,7 +350,8 @@ fn bad_pictures() {
 /// Writes a video without sound.
 fn silent_film(path: &Path) {
     let size: Size = "64*64".parse().unwrap();
-    let mut writer = Writer::create(path, size, &Encoding::default(), None).unwrap();
+    let target = Target::of(path, None).unwrap();
+    let mut writer = VideoWriter::create(&target, size, &Encoding::default(), None).unwrap();
     writer.write_frames(&vec![90; 3 * 64 * 64 * 4]).unwrap();
     writer.finish().unwrap();
 }
@@ -571,7 +606,7 @@ fn a_disk_without_room_for_a_second_copy_keeps_the_fragments() {
     let finished = finished.ok();
     assert!(
         finished.stderr.contains("No space left on device")
-            && finished.stderr.ends_with("\nvideo.mp4\n"),
+            && finished.stderr.ends_with("\nvideo.mp4\nvideo.run.json\n"),
         "{}",
         finished.stderr
     );
@@ -1273,4 +1308,62 @@ fn probe_tells_what_is_in_a_file() {
         );
     }
     insta::assert_snapshot!("bad_probe", t.text());
+}
+
+/// Writes a short film with sound, whose frames have a brightness each.
+fn film_of(path: &Path, brightness: &[u8]) {
+    let side = 64;
+    let size = Size {
+        width: side,
+        height: side,
+    };
+    let target = Target::of(path, None).unwrap();
+    let mut writer = VideoWriter::create(&target, size, &Encoding::default(), None).unwrap();
+    for b in brightness {
+        writer.write_frames(&vec![*b; 3 * side * side]).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn verify_video_holds_a_film_against_another_and_against_a_run() {
+    let bench = Bench::new();
+    let [one, same, other] = ["one.mp4", "same.mp4", "other.mp4"].map(|n| bench.path(n));
+    film_of(&one, &[10, 200, 30]);
+    film_of(&same, &[10, 200, 30]);
+    film_of(&other, &[10, 190, 30]);
+    let verify = |path: &Path, more: &[&str]| {
+        Program::Run.run([&["verify-video", path.to_str().unwrap()], more].concat())
+    };
+    let json = verify(&one, &["--json"]).ok().stdout;
+    let facts: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&facts["frames"], &facts["decoded_frames"]),
+        (&json!(3), &json!(3))
+    );
+    let of_one = bench.file("one.json", json.as_bytes());
+    let against = ["--against", of_one.to_str().unwrap()];
+    let text = verify(&same, &against).ok().stdout;
+    assert!(
+        text.contains("ok      sha256: ") && !text.contains("wrong"),
+        "{text}"
+    );
+    let message = verify(&other, &against).error(ErrorKind::Verification);
+    assert!(message.contains("other.mp4: differs from its description: sha256: wanted"));
+    let run = json!({"settings": {"effective_size": {"width": 64, "height": 64}, "frames": 4}});
+    let run = bench.file("run.json", run.to_string().as_bytes());
+    let against = ["--against", run.to_str().unwrap()];
+    let message = verify(&one, &against).error(ErrorKind::Verification);
+    assert!(message.ends_with("frames: wanted 4, got 3"), "{message}");
+    let words = bench.file("words.json", b"no object");
+    let mut t = bench.transcript();
+    for (case, film, description) in [
+        ("no description", &one, &bench.path("nothing.json")),
+        ("words", &one, &words),
+        ("no film", &words, &of_one),
+    ] {
+        let run = verify(film, &["--against", description.to_str().unwrap()]);
+        t.add(case, ErrorKind::Input, &run.error(ErrorKind::Input));
+    }
+    insta::assert_snapshot!("bad_verify_video", t.text());
 }

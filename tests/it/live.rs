@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use engines::error_kind::ErrorKind;
 use runtime::media::probe;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::files::{listing, voice};
 use tests::golden::{Golden, models};
 use tests::program::{Finished, Program};
@@ -35,10 +35,6 @@ fn command(out: &Path, more: &[&str]) -> Command {
     ]);
     command.args(more);
     command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
 }
 
 fn s16le(samples: &[f32]) -> Vec<u8> {
@@ -48,7 +44,13 @@ fn s16le(samples: &[f32]) -> Vec<u8> {
 
 /// Gives all of `sound` and closes the pipe.
 fn finished(out: &Path, sound: &[u8], more: &[&str]) -> Finished {
-    let mut child = command(out, more).spawn().unwrap();
+    fed(&mut command(out, more), sound)
+}
+
+/// Gives all of `sound` to a command and closes the pipe.
+fn fed(command: &mut Command, sound: &[u8]) -> Finished {
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = piped.stderr(Stdio::piped()).spawn().unwrap();
     let mut pipe = child.stdin.take().unwrap();
     let sound = sound.to_vec();
     // A run that is refused closes the pipe.
@@ -127,7 +129,9 @@ fn a_video_of_standard_input_ends_with_its_sound() {
 
 /// Starts a run, and returns its pipe and its events.
 fn started(out: &Path, more: &[&str]) -> (Child, ChildStdin, impl Iterator<Item = Value> + use<>) {
-    let mut child = command(out, more).spawn().unwrap();
+    let mut command = command(out, more);
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = piped.spawn().unwrap();
     let pipe = child.stdin.take().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let events = lines.map(|l| serde_json::from_str::<Value>(&l.unwrap()).unwrap());
@@ -169,9 +173,11 @@ fn silence_fills_a_gap_of_live_sound() {
 #[test]
 fn a_run_that_waits_for_sound_can_be_stopped() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut child, mut pipe, mut events) = started(&dir.path().join("v.mp4"), &[]);
-    pipe.write_all(&s16le(&voice(1.5))).unwrap();
-    assert!(events.any(|e| e["event"] == "block" && e["block"] == 0));
+    // No state is kept of what cannot be heard again.
+    let (mut child, mut pipe, mut events) =
+        started(&dir.path().join("v.mp4"), &["--keep-state", "0"]);
+    pipe.write_all(&s16le(&voice(4.0))).unwrap();
+    assert!(events.any(|e| e["event"] == "block" && e["block"] == 4));
     let kill = Command::new("sh")
         .args(["-c", &format!("kill -INT {}", child.id())])
         .status();
@@ -185,7 +191,55 @@ fn a_run_that_waits_for_sound_can_be_stopped() {
         child.wait().unwrap().code(),
         Some(ErrorKind::Interrupted.code().into())
     );
-    assert!(dir.path().join("v.partial.mp4").exists());
+    assert_eq!(listing(dir.path()), [Path::new("v.partial.mp4")]);
+    let message = finished(&dir.path().join("v.mp4"), &[], &["--resume"]).error(ErrorKind::Usage);
+    assert!(
+        message.contains("--audio -: --resume wants a file"),
+        "{message}"
+    );
+    assert_eq!(listing(dir.path()), [Path::new("v.partial.mp4")]);
+}
+
+#[test]
+fn every_output_has_the_sound_that_arrives() {
+    let dir = tempfile::tempdir().unwrap();
+    let [mp4, webm] = ["v.mp4", "v.webm"].map(|name| dir.path().join(name));
+    let flags = [
+        "--pcm-rate",
+        "44100",
+        "--out",
+        webm.to_str().unwrap(),
+        "--vcodec",
+        "libvpx-vp9",
+    ];
+    let sound = s16le(&vec![0.25; 44_100 * 5 / 2]);
+    finished(&mp4, &sound, &flags).ok();
+    for (out, rate) in [(&mp4, 44_100), (&webm, 48_000)] {
+        let facts = probe(out).unwrap();
+        let audio = facts.audio.unwrap();
+        assert_eq!((facts.frames, audio.rate), (63, rate), "{}", out.display());
+        assert!((audio.seconds - 2.52).abs() < 0.05, "{}", audio.seconds);
+    }
+}
+
+#[test]
+fn a_run_of_standard_input_is_no_run_that_can_be_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("v.mp4");
+    finished(&out, &s16le(&voice(0.5)), &["--base_seed", "7"]).ok();
+    let run = dir.path().join("v.run.json");
+    let file: Value = serde_json::from_slice(&fs::read(&run).unwrap()).unwrap();
+    let gone = json!({"path": "-", "sha256": null, "bytes": null});
+    assert_eq!(file["inputs"]["audio"], gone);
+    let replay = |more: &[&str], sound: &[u8]| {
+        let mut command = Program::Run.command();
+        command.arg("replay").arg(&run).args(more);
+        fed(&mut command, sound)
+    };
+    let message = replay(&[], &[]).error(ErrorKind::Input);
+    let want = "--audio - was a pipe, whose bytes are gone";
+    assert!(message.contains(want), "{message}");
+    replay(&["--changed-inputs"], &s16le(&voice(0.5))).ok();
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn an_existing_file_is_replaced_only_when_asked_and_links_stay_links() {
     short(&link, &[&sheet_flags[..], &other].concat()).ok();
     assert_ne!(fs::read(&out).unwrap(), first);
     assert!(link.symlink_metadata().unwrap().is_symlink());
-    let left = ["link.mp4", "real/v.mp4", "sheet.jpg"].map(PathBuf::from);
+    let left = ["link.mp4", "real/v.mp4", "real/v.run.json", "sheet.jpg"].map(PathBuf::from);
     assert_eq!(listing(run.path("").as_path()), left);
     let message = short(&run.path("n.mp4"), &["--contact-sheet=s.gif"]).error(ErrorKind::Usage);
     assert!(
@@ -157,7 +157,10 @@ fn a_folder_of_videos_takes_a_second_one() {
     make("a", &[]);
     make("b", &[]);
     let names = ["ref-speech_16k_mono-2.mp4", "ref-speech_16k_mono.mp4"].map(PathBuf::from);
-    assert_eq!(listing(&run.path("all")), names);
+    let mut all: Vec<PathBuf> = names.iter().map(|n| n.with_extension("run.json")).collect();
+    all.extend(names.iter().cloned());
+    all.sort();
+    assert_eq!(listing(&run.path("all")), all);
     let video = |name: &PathBuf| fs::read(run.path("all").join(name)).unwrap();
     assert_ne!(video(&names[0]), video(&names[1]));
     make("b", &["--overwrite"]);
@@ -191,7 +194,13 @@ fn two_runs_never_share_an_output_and_a_killed_one_holds_nothing() {
         left >= 21 && probe(&moved).unwrap().frames == left,
         "{left}"
     );
-    let names = ["speech.wav", "video.mp4", "video.partial.1.mp4"].map(PathBuf::from);
+    let names = [
+        "speech.wav",
+        "video.mp4",
+        "video.partial.1.mp4",
+        "video.run.json",
+    ];
+    let names = names.map(PathBuf::from);
     assert_eq!(listing(run.path("").as_path()), names);
 }
 

@@ -24,7 +24,7 @@ use runtime::generate::{self, Clips, Engine, GenerateError, generate};
 use runtime::inputs::Speech;
 use runtime::numbers::{Geometry, Timing};
 use runtime::placement::{
-    Devices, Footprints, Lanes, PlacementError, Residency, Rings, Told, Workload,
+    Devices, Footprints, Lanes, Latency, PlacementError, Residency, Rings, Told, Workload,
 };
 use runtime::planner::{self, Ask, PlannerError};
 use tempfile::TempDir;
@@ -456,6 +456,7 @@ fn the_planner_never_plans_less_than_the_footprint_counts() {
                 steps,
                 passes: 1,
                 infer_frames,
+                latency: Latency::default(),
                 clips: Some(clips),
             };
             let profile = profile.with_recipe(recipe).unwrap();

@@ -137,6 +137,13 @@ fn limits_are_those_of_the_readme() {
         "{message}"
     );
 
+    let [least, most] = range("--fps");
+    let fps = (most + 1).to_string();
+    let message = Program::Run.run(["generate", "--fps", &fps]);
+    let message = message.error(ErrorKind::Usage);
+    let wanted = format!("not in {least}..={most}");
+    assert!(message.contains(&wanted), "{message}");
+
     let [_, most] = range("tokens of the prompt");
     let notices = prepared(|r| r.prompt = "word ".repeat(2 * most)).unwrap();
     let cut = format!("first {most} tokens");

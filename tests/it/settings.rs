@@ -216,7 +216,7 @@ fn presets_completions_and_manual_pages_are_printed() {
     assert!(page.contains("sample\\-steps"), "{page}");
     let unknown = Program::Run.run(["man", "sing"]).error(ErrorKind::Usage);
     assert!(
-        unknown.starts_with("man sing: wanted one of generate, presets"),
+        unknown.starts_with("man sing: wanted one of generate, batch"),
         "{unknown}"
     );
 }

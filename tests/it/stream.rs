@@ -13,7 +13,7 @@ use engines::error_kind::ErrorKind;
 use engines::tensor::Tensor;
 use engines::tensor_file;
 use runtime::chain::{Cancel, Event, Mode, Observer, Silent, Summary};
-use runtime::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
+use runtime::generate::{Clips, Engine, Guiding, Keeping, OutputFiles, Request, generate};
 use runtime::inputs::Channels;
 use runtime::media::{Encoding, Fit, Probe, Reading, probe};
 use runtime::numbers::{Sampling, SizeMode, Timing};
@@ -75,11 +75,16 @@ impl Run {
             seed: 420,
             mode: Mode::Tpp,
             replay: None,
+            keeping: Keeping::default(),
             files: OutputFiles {
                 existing: Existing::Keep,
+                asked: None,
                 video: self.out(),
+                copies: Vec::new(),
+                format: None,
                 encoding: Encoding::default(),
                 contact_sheet: None,
+                metrics: None,
                 trace: Some(self.trace()),
             },
         }
@@ -479,7 +484,15 @@ fn a_pipe_is_a_recording() {
     child.stdin.take().unwrap().write_all(&sound).unwrap();
     Finished::from(child.wait_with_output().unwrap()).ok();
     assert_is_the_video(&probe(&run.out()).unwrap(), 8);
-    assert_eq!(listing(run.dir.path()), [PathBuf::from("video.mp4")]);
+    let names = ["video.mp4", "video.run.json"].map(PathBuf::from);
+    assert_eq!(listing(run.dir.path()), names);
+    let text = fs::read_to_string(run.path("video.run.json")).unwrap();
+    let file: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let audio = &file["inputs"]["audio"];
+    assert!(
+        audio["sha256"].is_null(),
+        "the bytes of a pipe are gone: {audio}"
+    );
 }
 
 #[test]

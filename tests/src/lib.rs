@@ -4,4 +4,5 @@
 pub mod close;
 pub mod files;
 pub mod golden;
+pub mod hub_server;
 pub mod program;

@@ -4,7 +4,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
-mod library;
+pub(crate) mod library;
 mod provider;
 mod session;
 
@@ -44,6 +44,15 @@ pub struct Runtime {
     environment: Environment,
     provider: Provider,
     memory: Arc<dyn Memory>,
+}
+
+/// Loads every library that the CUDA provider beside `library` needs.
+///
+/// # Errors
+/// [`EngineError::CudaLibrary`] names the first one that is missing.
+#[cfg(feature = "cuda")]
+pub(crate) fn preload_cuda(library: &Path) -> Result<(), EngineError> {
+    cuda::preload(library)
 }
 
 /// A graph file outside an export; all of its weights are inputs.

@@ -65,6 +65,45 @@ impl Driver {
         Ok(u32::try_from(count).unwrap_or(0))
     }
 
+    /// Asks for the newest CUDA that the driver serves, such as (13, 0).
+    #[expect(unsafe_code, reason = "a call of the driver")]
+    fn version(&self) -> Result<(u32, u32), MemoryError> {
+        let mut version: c_int = 0;
+        // SAFETY: writes one integer.
+        let code = unsafe { (self.table.version)(&raw mut version) };
+        self.table
+            .check("cuDriverGetVersion", code)
+            .map_err(|e| MemoryError::Driver {
+                device: "cuda".to_owned(),
+                reason: e.to_string(),
+            })?;
+        let version = u32::try_from(version).unwrap_or(0);
+        Ok((version / 1000, version % 1000 / 10))
+    }
+
+    /// Lists the pairs of different devices of which the first cannot read the second.
+    #[expect(unsafe_code, reason = "a call of the driver")]
+    fn strangers(&self) -> Result<Vec<(u32, u32)>, MemoryError> {
+        let count = self.count()?;
+        let pairs = (0..count).flat_map(|a| (0..count).map(move |b| (a, b)));
+        let mut found = Vec::new();
+        for (a, b) in pairs.filter(|(a, b)| a != b) {
+            let mut can: c_int = 0;
+            // SAFETY: writes one integer; both devices exist.
+            let code = unsafe { (self.table.peer_access)(&raw mut can, a as Device, b as Device) };
+            self.table
+                .check("cuDeviceCanAccessPeer", code)
+                .map_err(|e| MemoryError::Driver {
+                    device: format!("cuda:{a}"),
+                    reason: e.to_string(),
+                })?;
+            if can == 0 {
+                found.push((a, b));
+            }
+        }
+        Ok(found)
+    }
+
     /// A device, one object per ordinal for as long as anyone uses it.
     fn device(self: &Arc<Self>, ordinal: u32) -> Result<Arc<CudaDevice>, MemoryError> {
         let mut devices = lock(&self.devices);
@@ -93,6 +132,22 @@ impl Driver {
 /// [`MemoryError::NoDriver`] where there is no driver.
 pub fn device_count() -> Result<u32, MemoryError> {
     Driver::installed()?.count()
+}
+
+/// Returns the newest CUDA that the driver serves, see [`crate::device::driver_cuda`].
+///
+/// # Errors
+/// [`MemoryError::NoDriver`] where there is no driver, or the driver refuses.
+pub fn driver_version() -> Result<(u32, u32), MemoryError> {
+    Driver::installed()?.version()
+}
+
+/// Lists devices that cannot reach each other, see [`crate::device::strangers`].
+///
+/// # Errors
+/// [`MemoryError::NoDriver`] where there is no driver, or the driver refuses.
+pub fn strangers() -> Result<Vec<(u32, u32)>, MemoryError> {
+    Driver::installed()?.strangers()
 }
 
 /// Describes every device of this machine, see [`crate::device::gpus`].

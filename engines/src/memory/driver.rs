@@ -105,10 +105,13 @@ macro_rules! table {
 
 table! {
     init = c"cuInit": fn(c_uint);
+    version = c"cuDriverGetVersion": fn(*mut c_int);
     device_count = c"cuDeviceGetCount": fn(*mut c_int);
     device = c"cuDeviceGet": fn(*mut Device, c_int);
     device_name = c"cuDeviceGetName": fn(*mut c_char, c_int, Device);
     device_attribute = c"cuDeviceGetAttribute": fn(*mut c_int, c_int, Device);
+    /// Whether the first device reads the second one's memory.
+    peer_access = c"cuDeviceCanAccessPeer": fn(*mut c_int, Device, Device);
     context_retain = c"cuDevicePrimaryCtxRetain": fn(*mut Handle, Device);
     context_release = c"cuDevicePrimaryCtxRelease_v2": fn(Device);
     context_set = c"cuCtxSetCurrent": fn(Handle);

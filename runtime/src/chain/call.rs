@@ -37,6 +37,15 @@ pub(crate) struct Placed {
     pub condition: Arc<LayerCondition>,
 }
 
+/// The latents that an anchor is made from.
+#[derive(Clone, Debug)]
+pub(crate) struct AnchorInput {
+    /// Latents of the reference picture, `[1, Z, 1, H/8, W/8]`.
+    pub ref_latents: Tensor,
+    /// Latents of the motion history, oldest first, `[1, Z, 19, H/8, W/8]`.
+    pub motion_latents: Tensor,
+}
+
 /// Conditions of a block without its audio: those of each layer, once on every device that runs the
 /// layer. Calls share them, and the last call frees them.
 pub(crate) struct Anchor {

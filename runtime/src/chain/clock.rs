@@ -25,21 +25,37 @@ pub struct Spent {
     pub seconds: f64,
 }
 
+/// The calls of one component on one device.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub(crate) struct Busy {
+    /// Name that users know.
+    pub(crate) component: &'static str,
+    /// Name of the device, such as `cuda:0`.
+    pub(crate) device: String,
+    /// Calls of its graphs.
+    pub(crate) calls: usize,
+    /// Sum of the calls' durations.
+    pub(crate) seconds: f64,
+}
+
+/// A component and the device that it runs on.
+type Place = (&'static str, Arc<str>);
+
 /// Times of an engine since it exists, or between two moments.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Times {
     /// Time in which at least one component was being opened.
     pub(crate) opening: Duration,
-    /// Calls and their duration by component.
-    calls: BTreeMap<&'static str, (usize, Duration)>,
+    /// Calls and their duration by component and device.
+    calls: BTreeMap<Place, (usize, Duration)>,
 }
 
 impl Times {
     /// Returns what was added since `before`.
     fn since(&self, before: &Self) -> Self {
-        let added = |(&name, &(calls, time)): (&&'static str, &(usize, Duration))| {
-            let (had, took) = before.calls.get(name).copied().unwrap_or_default();
-            (calls > had).then(|| (name, (calls - had, time.saturating_sub(took))))
+        let added = |(place, &(calls, time)): (&Place, &(usize, Duration))| {
+            let (had, took) = before.calls.get(place).copied().unwrap_or_default();
+            (calls > had).then(|| (place.clone(), (calls - had, time.saturating_sub(took))))
         };
         Self {
             opening: self.opening.saturating_sub(before.opening),
@@ -47,14 +63,32 @@ impl Times {
         }
     }
 
-    /// Returns the calls, the component that took longest first.
+    /// Returns the calls of each component on all devices, the one that took longest first.
     pub(crate) fn spent(&self) -> Vec<Spent> {
-        let one = |(&component, &(calls, time)): (&&'static str, &(usize, Duration))| Spent {
+        let mut sums: BTreeMap<&'static str, (usize, Duration)> = BTreeMap::new();
+        for ((component, _), (calls, time)) in &self.calls {
+            let sum = sums.entry(component).or_default();
+            *sum = (sum.0 + calls, sum.1 + *time);
+        }
+        let one = |(component, (calls, time)): (&'static str, (usize, Duration))| Spent {
             component,
             calls,
             seconds: time.as_secs_f64(),
         };
-        let mut all: Vec<Spent> = self.calls.iter().map(one).collect();
+        let mut all: Vec<Spent> = sums.into_iter().map(one).collect();
+        all.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        all
+    }
+
+    /// Returns the calls of each component on each device, the one that took longest first.
+    pub(crate) fn busy(&self) -> Vec<Busy> {
+        let one = |((component, device), &(calls, time)): (&Place, &(usize, Duration))| Busy {
+            component,
+            device: device.to_string(),
+            calls,
+            seconds: time.as_secs_f64(),
+        };
+        let mut all: Vec<Busy> = self.calls.iter().map(one).collect();
         all.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         all
     }
@@ -114,12 +148,14 @@ impl Clock {
         opened
     }
 
-    fn call<T>(&self, component: &'static str, call: impl FnOnce() -> T) -> T {
+    fn call<T>(&self, place: &Place, call: impl FnOnce() -> T) -> T {
         let began = Instant::now();
         let result = call();
         let took = began.elapsed();
+        let (component, device) = place;
+        tracing::debug!(component, %device, seconds = took.as_secs_f64(), "call");
         let mut running = self.running();
-        let (calls, time) = running.times.calls.entry(component).or_default();
+        let (calls, time) = running.times.calls.entry(place.clone()).or_default();
         *calls += 1;
         *time += took;
         result
@@ -156,9 +192,18 @@ impl Timed {
         &self,
         load: impl FnOnce() -> Result<Box<dyn Session>, EngineError>,
     ) -> Result<Box<dyn Session>, EngineError> {
+        let began = Instant::now();
         let inner = self.clock.opening(load)?;
+        let device = self.inner.memory().ledger().device();
+        let seconds = began.elapsed().as_secs_f64();
+        tracing::info!(
+            component = inner.component(),
+            device,
+            seconds,
+            "component opened"
+        );
         Ok(Box::new(TimedSession {
-            component: component_of(inner.contract()),
+            place: (component_of(inner.contract()), device.into()),
             clock: Arc::clone(&self.clock),
             inner,
         }))
@@ -197,7 +242,7 @@ impl Backend for Timed {
 
 struct TimedSession {
     inner: Box<dyn Session>,
-    component: &'static str,
+    place: Place,
     clock: Arc<Clock>,
 }
 
@@ -228,7 +273,7 @@ impl Session for TimedSession {
         state: State<'_>,
     ) -> Result<Outputs, EngineError> {
         let inner = &mut self.inner;
-        self.clock.call(self.component, || inner.run(inputs, state))
+        self.clock.call(&self.place, || inner.run(inputs, state))
     }
 
     fn run_until(
@@ -239,7 +284,7 @@ impl Session for TimedSession {
     ) -> Result<Outputs, EngineError> {
         let inner = &mut self.inner;
         self.clock
-            .call(self.component, || inner.run_until(inputs, state, cancel))
+            .call(&self.place, || inner.run_until(inputs, state, cancel))
     }
 }
 
@@ -308,13 +353,27 @@ mod tests {
     #[test]
     fn the_component_that_took_longest_comes_first() {
         let mut times = Times::default();
-        times
-            .calls
-            .insert("transformer", (4, Duration::from_secs(1)));
-        times
-            .calls
-            .insert("VAE decoder", (3, Duration::from_secs(2)));
-        let names: Vec<_> = times.spent().iter().map(|s| s.component).collect();
-        assert_eq!(names, ["VAE decoder", "transformer"]);
+        for (component, device, seconds) in [
+            ("transformer", "cuda:0", 2),
+            ("transformer", "cuda:1", 1),
+            ("VAE decoder", "cuda:1", 4),
+        ] {
+            let took = (4, Duration::from_secs(seconds));
+            times.calls.insert((component, device.into()), took);
+        }
+        let spent: Vec<_> = times
+            .spent()
+            .iter()
+            .map(|s| (s.component, s.calls))
+            .collect();
+        assert_eq!(spent, [("VAE decoder", 4), ("transformer", 8)]);
+        let busy = times.busy();
+        let busy: Vec<_> = busy.iter().map(|b| (b.component, &*b.device)).collect();
+        let want = [
+            ("VAE decoder", "cuda:1"),
+            ("transformer", "cuda:0"),
+            ("transformer", "cuda:1"),
+        ];
+        assert_eq!(busy, want);
     }
 }

@@ -13,10 +13,12 @@ use engines::backend::EngineError;
 use engines::cancel::Cancel;
 use engines::components::dit::MOTION_FRAMES;
 use engines::tensor::Tensor;
+use engines::tensor_file::Tensors;
 
+use crate::chain::call::AnchorInput;
 use crate::chain::error::ChainError;
 use crate::chain::executor::Feedback;
-use crate::chain::job::{AnchorInput, Finished, Swap};
+use crate::chain::job::{Finished, Swap};
 use crate::chain::vae::{Decoder, Encoder, Frames};
 use crate::numbers::latents;
 use crate::numbers::timing::{DROPPED_FRAMES, MOTION_PIXEL_FRAMES, PRIMING_LATENTS};
@@ -94,6 +96,10 @@ impl Mode {
     }
 }
 
+/// Names of a clip decoder's tensors in a kept state: motion latents, and the newest frames.
+const MOTION: &str = "motion_latents";
+const WINDOW: &str = "window";
+
 /// One block of the video.
 pub(crate) struct VideoBlock<'a> {
     /// Number of the block in the video.
@@ -118,6 +124,25 @@ pub(crate) trait BlockSink: Send {
 
     /// Takes the input of the anchor of `clip`, when the anchor changes.
     fn anchor(&mut self, _clip: usize, _input: &AnchorInput) {}
+
+    /// Says whether states are kept at all. The second anchor's input belongs to them.
+    fn keeps_states(&self) -> bool {
+        false
+    }
+
+    /// Says whether the state before `block` is kept, the first of a clip or the one after the
+    /// last.
+    fn keeps(&self, _block: usize) -> bool {
+        false
+    }
+
+    /// Takes the decoder's state before `block`. The blocks before it were taken already.
+    ///
+    /// # Errors
+    /// The sink cannot go on.
+    fn state(&mut self, _block: usize, _state: Tensors) -> Result<(), Self::Error> {
+        Ok(())
+    }
 }
 
 /// The error of a decoding: the chain failed, or the sink did.
@@ -207,6 +232,16 @@ pub(crate) struct VideoLength {
     pub frames: usize,
 }
 
+/// The state that a decoder goes on with.
+pub(crate) struct Resumed {
+    /// First block to decode, the first of a clip.
+    pub block: usize,
+    /// Frames of the video before it.
+    pub frames: usize,
+    /// What [`BlockSink::state`] got.
+    pub state: Tensors,
+}
+
 impl VideoLength {
     /// Cuts the frames of a block to those of the video. `before` frames precede them.
     fn cut(self, frames: Frames, before: &mut usize) -> Frames {
@@ -226,15 +261,18 @@ impl VideoDecoder {
         picture: &Tensor,
         latents: PictureLatents,
         length: VideoLength,
+        resumed: Option<Resumed>,
     ) -> Self {
         match encoder {
             None => Self::Continuous(ContinuousDecoder {
                 decoder,
+                resumed,
                 motion_latents: latents.motion_latents,
                 length,
             }),
             Some(encoder) => Self::Clips(ClipDecoder {
                 decoder,
+                resumed,
                 encoder,
                 picture: picture.clone(),
                 motion_latents: latents.motion_latents,
@@ -257,7 +295,7 @@ impl VideoDecoder {
         cancel: &Cancel,
     ) -> Result<(), Decoding<S::Error>> {
         match self {
-            Self::Continuous(decoder) => decoder.run(finished, sink, cancel),
+            Self::Continuous(decoder) => decoder.run(finished, feedback, sink, cancel),
             Self::Clips(clips) => clips.run(finished, feedback, sink, cancel),
         }
     }
@@ -274,6 +312,7 @@ fn unless_cancelled(cancel: &Cancel) -> Result<(), ChainError> {
 /// motion latents.
 pub(crate) struct ContinuousDecoder {
     decoder: Decoder,
+    resumed: Option<Resumed>,
     motion_latents: Tensor,
     length: VideoLength,
 }
@@ -282,20 +321,17 @@ impl ContinuousDecoder {
     fn run<S: BlockSink>(
         mut self,
         finished: &Receiver<Finished>,
+        feedback: &Feedback,
         sink: &mut S,
         cancel: &Cancel,
     ) -> Result<(), Decoding<S::Error>> {
-        self.decoder.reset();
-        for i in 0..PRIMING_LATENTS {
-            self.decoder
-                .decode_one(latents::frames(&self.motion_latents, i..i + 1).view())?;
-        }
-        let mut before = 0;
+        let mut before = self.begin()?;
         for Finished { block, latents } in finished {
             unless_cancelled(cancel)?;
             let dropped = if block == 0 { DROPPED_FRAMES } else { 0 };
             let frames = self.decoder.decode(&latents)?.skip(dropped);
-            if block == 0 && self.length.clips > 1 {
+            feedback.decoded();
+            if block == 0 && (self.length.clips > 1 || sink.keeps_states()) {
                 let ref_latents = latents::frames(&latents, 0..1);
                 sink.anchor(
                     1,
@@ -311,8 +347,28 @@ impl ContinuousDecoder {
                 frames: self.length.cut(frames, &mut before),
             })
             .map_err(Decoding::Sink)?;
+            let next = block + 1;
+            if next.is_multiple_of(self.length.clip_blocks) && sink.keeps(next) {
+                let state = self.decoder.kept()?;
+                sink.state(next, state).map_err(Decoding::Sink)?;
+            }
         }
         Ok(())
+    }
+
+    /// Decodes the motion that is dropped, or goes on with a kept state. Returns the frames of the
+    /// video so far.
+    fn begin(&mut self) -> Result<usize, EngineError> {
+        if let Some(resumed) = &self.resumed {
+            self.decoder.restore(&resumed.state)?;
+            return Ok(resumed.frames);
+        }
+        self.decoder.reset();
+        for i in 0..PRIMING_LATENTS {
+            self.decoder
+                .decode_one(latents::frames(&self.motion_latents, i..i + 1).view())?;
+        }
+        Ok(0)
     }
 }
 
@@ -320,6 +376,7 @@ impl ContinuousDecoder {
 /// latents. After each clip it encodes the motion latents anew, from the newest 365 frames.
 pub(crate) struct ClipDecoder {
     decoder: Decoder,
+    resumed: Option<Resumed>,
     encoder: Encoder,
     /// `[3, H, W]`.
     picture: Tensor,
@@ -338,15 +395,18 @@ impl ClipDecoder {
         sink: &mut S,
         cancel: &Cancel,
     ) -> Result<(), Decoding<S::Error>> {
-        let picture = Arc::new(self.picture.clone());
-        let mut window: VecDeque<Arc<Tensor>> =
-            std::iter::repeat_n(picture, SINGLE_REPEATS * MOTION_PIXEL_FRAMES).collect();
-        let mut before = 0;
-        for clip in 0..self.length.clips {
-            let Some(first) = self.clip(&mut window, finished, sink, cancel, &mut before)? else {
+        let (mut window, mut before, first_clip) = self.begin()?;
+        for clip in first_clip..self.length.clips {
+            let Some(first) =
+                self.clip(&mut window, (finished, feedback), sink, cancel, &mut before)?
+            else {
                 break;
             };
-            if clip + 1 == self.length.clips {
+            let (last, next) = (
+                clip + 1 == self.length.clips,
+                (clip + 1) * self.length.clip_blocks,
+            );
+            if last && !sink.keeps(next) {
                 break;
             }
             self.motion_latents = self.encoder.encode(window.iter().map(Arc::as_ref))?;
@@ -356,10 +416,66 @@ impl ClipDecoder {
                     motion_latents: newest(&self.motion_latents),
                 };
                 sink.anchor(1, &input);
-                feedback.anchor(input);
+                if !last {
+                    feedback.anchor(input);
+                }
+            }
+            if sink.keeps(next) {
+                let state = self.kept(&window);
+                sink.state(next, state).map_err(Decoding::Sink)?;
             }
         }
         Ok(())
+    }
+
+    /// Returns the newest frames, the frames of the video so far and the first clip: those of the
+    /// beginning, or of a kept state.
+    fn begin(&mut self) -> Result<(VecDeque<Arc<Tensor>>, usize, usize), EngineError> {
+        let count = SINGLE_REPEATS * MOTION_PIXEL_FRAMES;
+        let Some(Resumed {
+            block,
+            frames,
+            mut state,
+        }) = self.resumed.take()
+        else {
+            let picture = Arc::new(self.picture.clone());
+            return Ok((std::iter::repeat_n(picture, count).collect(), 0, 0));
+        };
+        let mut kept = |name: &str| {
+            state.remove(name).ok_or_else(|| EngineError::Bind {
+                component: "VAE decoder".to_owned(),
+                port: name.to_owned(),
+                want: "a tensor in the kept state".to_owned(),
+                got: "none".to_owned(),
+            })
+        };
+        self.motion_latents = kept(MOTION)?;
+        let window = kept(WINDOW)?;
+        let frame = |i| {
+            Arc::new(
+                window
+                    .lanes(i..i + 1)
+                    .to_tensor()
+                    .reshaped(&window.shape()[1..]),
+            )
+        };
+        let all = (0..window.shape()[0]).map(frame).collect();
+        Ok((all, frames, block / self.length.clip_blocks))
+    }
+
+    /// Copies what the next clip needs.
+    fn kept(&self, window: &VecDeque<Arc<Tensor>>) -> Tensors {
+        let lane = |frame: &Arc<Tensor>| {
+            let shape = [&[1], frame.shape()].concat();
+            frame.as_ref().clone().reshaped(&shape)
+        };
+        let frames: Vec<Tensor> = window.iter().map(lane).collect();
+        let window = Tensor::stack(frames.iter().map(Tensor::view));
+        [
+            (MOTION.to_owned(), self.motion_latents.clone()),
+            (WINDOW.to_owned(), window),
+        ]
+        .into()
     }
 
     /// Decodes one clip. Returns its first latent frame, or `None` when the denoiser has ended.
@@ -368,7 +484,7 @@ impl ClipDecoder {
     fn clip<S: BlockSink>(
         &mut self,
         window: &mut VecDeque<Arc<Tensor>>,
-        finished: &Receiver<Finished>,
+        (finished, feedback): (&Receiver<Finished>, &Feedback),
         sink: &mut S,
         cancel: &Cancel,
         before: &mut usize,
@@ -387,6 +503,7 @@ impl ClipDecoder {
             unless_cancelled(cancel)?;
             let dropped = if block == 0 { DROPPED_FRAMES } else { 0 };
             let frames = self.decoder.decode(&latents)?.skip(dropped);
+            feedback.decoded();
             remember(window, &frames.pixels);
             first.get_or_insert_with(|| latents::frames(&latents, 0..1));
             sink.block(VideoBlock {
@@ -506,7 +623,7 @@ mod tests {
         let decoder = Decoder::load(&backend, &plain(), &vae).unwrap();
         backend.log.lock().unwrap().clear();
         let encoder = mode.encodes_motion().then_some(encoder);
-        let decoder = VideoDecoder::new(mode, decoder, encoder, &picture, latents, length);
+        let decoder = VideoDecoder::new(mode, decoder, encoder, &picture, latents, length, None);
         let result = decoder.run(&finished, &feedback, &mut seen, &cancel);
         let log = backend.log.lock().unwrap().clone();
         (result, seen, log)

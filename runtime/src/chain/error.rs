@@ -3,6 +3,7 @@
 use engines::backend::EngineError;
 use engines::error_kind::ErrorKind;
 use engines::memory::MemoryError;
+use engines::tensor_file::TensorFileError;
 
 use crate::media::audio_file::AudioError;
 use crate::media::pcm::PipeError;
@@ -22,6 +23,9 @@ pub enum ChainError {
         /// The failure.
         source: Box<EngineError>,
     },
+    /// The kept state of an earlier run cannot be read.
+    #[error(transparent)]
+    State(#[from] TensorFileError),
     /// The placement does not fit the model or the machine.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -65,6 +69,7 @@ impl ChainError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Engine(e) | Self::Stage { source: e, .. } => e.kind(),
+            Self::State(e) => e.kind(),
             Self::Plan(e) => e.kind(),
             Self::Audio(e) => e.kind(),
             Self::Stopped => ErrorKind::Resources,

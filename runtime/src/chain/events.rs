@@ -15,6 +15,8 @@ use crate::placement::wavefront::Item;
 pub enum Event<'a> {
     /// Inputs are read and the settings are final.
     Started(&'a Settings),
+    /// What devices with a memory of their own are planned to hold, before anything is loaded.
+    Planned(&'a [PlannedMemory]),
     /// A part of the work begins.
     Phase(Phase),
     /// A fact that the user should know and that needs no action.
@@ -65,6 +67,15 @@ pub enum Event<'a> {
     },
     /// The run has ended and its files are complete.
     Finished(&'a Summary),
+}
+
+/// Memory of one device, as it is planned.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PlannedMemory {
+    /// Name of the device, such as `cuda:0`.
+    pub device: String,
+    /// Most bytes that a run holds there.
+    pub bytes: u64,
 }
 
 /// A part of the work, in the order of a run.
@@ -176,7 +187,9 @@ pub struct Summary {
     pub video_seconds: f64,
     /// Time from the start of the command to its end.
     pub wall_seconds: f64,
-    /// Frames a second, from the start of denoising.
+    /// Frames of the video that an earlier run made, which this run went on from.
+    pub resumed_frames: usize,
+    /// Frames a second, from the start of denoising, without those of an earlier run.
     pub frames_per_second: f64,
     /// Time from the start of the command to the first frames on the disk.
     pub first_frame_seconds: f64,

@@ -5,7 +5,8 @@
 
 mod worker;
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,10 +17,10 @@ use engines::backend::Loading;
 use engines::components::dit::DitConfig;
 use engines::tensor::Tensor;
 
-use crate::chain::call::{Anchor, BlockAudio, Call, Lane};
+use crate::chain::call::{Anchor, AnchorInput, BlockAudio, Call, Lane};
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event, Observer};
-use crate::chain::job::{AnchorInput, Finished, Job, Swap};
+use crate::chain::job::{Finished, Job, Swap};
 use crate::chain::page_locks::PageLocks;
 use crate::chain::source::Source;
 use crate::numbers::latents;
@@ -156,20 +157,33 @@ impl Drop for Chains {
     }
 }
 
-/// The decoder's way back to the scheduler. Dropping it early stops the run.
-pub(crate) struct Feedback(SyncSender<Report>);
+/// The decoder's way back to the scheduler. It must tell of the first block. Dropping it early
+/// stops the run.
+pub(crate) struct Feedback {
+    reports: SyncSender<Report>,
+    /// The first block is told of.
+    told: Cell<bool>,
+}
 
 impl Feedback {
+    /// Tells that a block is decoded. A chain on the decoder's device waits for the first one.
+    pub(crate) fn decoded(&self) {
+        if !self.told.replace(true) {
+            // As for an anchor.
+            drop(self.reports.send(Report::Shown));
+        }
+    }
+
     /// Sends the input of the second anchor, for [`Swap::Fed`].
     pub(crate) fn anchor(&self, input: AnchorInput) {
         // A scheduler that is gone has its own error to show.
-        drop(self.0.send(Report::Fed(Box::new(input))));
+        drop(self.reports.send(Report::Fed(Box::new(input))));
     }
 }
 
 impl Drop for Feedback {
     fn drop(&mut self) {
-        drop(self.0.try_send(Report::Gone));
+        drop(self.reports.try_send(Report::Gone));
     }
 }
 
@@ -185,8 +199,12 @@ pub(crate) struct Inbox {
 pub(crate) fn inbox(plan: &Plan, steps: usize) -> (Feedback, Inbox) {
     let stages: usize = plan.chains.iter().map(|c| c.stages.len()).sum();
     let calls = stages + plan.chains.len();
-    let (sender, receiver) = sync_channel(calls + PREFILLS + 2 * steps + 2 * stages + 8);
-    (Feedback(sender.clone()), Inbox { sender, receiver })
+    let (sender, receiver) = sync_channel(calls + PREFILLS + 2 * steps + 2 * stages + 9);
+    let feedback = Feedback {
+        reports: sender.clone(),
+        told: Cell::new(false),
+    };
+    (feedback, Inbox { sender, receiver })
 }
 
 /// A block between its first and its last step.
@@ -209,6 +227,8 @@ struct Scheduler<'a> {
     open: BTreeMap<usize, Open>,
     /// The anchors of the picture, one for each pass, then those after the swap.
     anchors: Vec<Option<Arc<Anchor>>>,
+    /// First blocks of clips before which the state is being kept.
+    keeping: BTreeSet<usize>,
     requests: SyncSender<usize>,
     requested: usize,
     received: usize,
@@ -225,7 +245,9 @@ impl<'a> Scheduler<'a> {
     ) -> Self {
         let clip = job.tables.geometry().clip_blocks;
         let swap_at = (job.swap != Swap::Never && job.blocks > clip).then_some(clip);
+        let first = job.start.as_ref().map_or(0, |s| s.block);
         let grid = Grid {
+            first,
             blocks: job.blocks,
             steps: job.steps * job.tables.passes(),
             passes: job.tables.passes(),
@@ -237,8 +259,9 @@ impl<'a> Scheduler<'a> {
             open: BTreeMap::new(),
             anchors: vec![None; 2 * job.tables.passes()],
             requests,
-            requested: 0,
-            received: 0,
+            keeping: BTreeSet::new(),
+            requested: first,
+            received: first,
             finished,
             chains,
             job,
@@ -259,7 +282,11 @@ impl<'a> Scheduler<'a> {
             self.send(chain, Work::Begin)?;
         }
         let job = self.job;
-        self.prefill(0, &job.anchor)?;
+        let second = job.start.as_ref().and_then(|s| s.second_anchor.as_ref());
+        match second {
+            Some(second) => self.prefill(1, second)?,
+            None => self.prefill(0, &job.anchor)?,
+        }
         while !self.front.is_complete() {
             self.issue()?;
             let report = reports.recv().map_err(|_| ChainError::Stopped)?;
@@ -276,7 +303,11 @@ impl<'a> Scheduler<'a> {
         while let Some(group) = self.front.issue() {
             let call = self.call(&group);
             let chain = group.chain;
+            let items = group.items.clone();
             self.send(chain, Work::Call(group, Box::new(call)))?;
+            for item in items {
+                self.keep(chain, item)?;
+            }
         }
         while self.requested < self.front.wanted() {
             self.requests
@@ -285,6 +316,28 @@ impl<'a> Scheduler<'a> {
             self.requested += 1;
         }
         Ok(())
+    }
+
+    /// Has the rings of a step copied behind the call of a clip's last block, if its state is kept.
+    fn keep(&mut self, chain: usize, Item { block, step }: Item) -> Result<(), ChainError> {
+        let job = self.job;
+        let Some(keeper) = &job.keeper else {
+            return Ok(());
+        };
+        let (next, clip) = (block + 1, job.tables.geometry().clip_blocks);
+        if !next.is_multiple_of(clip) {
+            return Ok(());
+        }
+        if step == 0 && keeper.wants(next) {
+            self.keeping.insert(next);
+        }
+        if !self.keeping.contains(&next) {
+            return Ok(());
+        }
+        if step + 1 == job.steps * job.tables.passes() {
+            self.keeping.remove(&next);
+        }
+        self.send(chain, Work::Keep { block: next, step })
     }
 
     fn call(&self, group: &Group) -> Call {
@@ -372,6 +425,10 @@ impl<'a> Scheduler<'a> {
                 Ok(())
             }
             Report::Anchored { anchor, chain } => self.anchored(anchor, chain),
+            Report::Shown => {
+                self.front.shown();
+                Ok(())
+            }
             Report::Fed(input) => self.prefill(1, &input),
             Report::Done(group, call) => self.done(&group, *call),
             Report::Failed(error) => Err(error),

@@ -42,15 +42,23 @@ pub(crate) struct Hearing<'a> {
 }
 
 impl<'a> Hearing<'a> {
-    /// Encodes the first window.
+    /// Encodes the window of video frame `first`, where the first block begins.
     ///
     /// # Errors
     /// As [`Self::block`], or the model has another number of states than wav2vec2-large has.
-    pub(crate) fn begin(encoder: SpeechEncoder<'a>, heard: Heard<'a>) -> Result<Self, ChainError> {
+    pub(crate) fn begin(
+        encoder: SpeechEncoder<'a>,
+        heard: Heard<'a>,
+        first: usize,
+    ) -> Result<Self, ChainError> {
         let (whole, dim) = (heard.frames(), encoder.config.dim);
-        let windows = Box::new(heard.windows());
+        let first = AudioFeatures::needed(&(first..first + 1), whole).start;
+        let windows = heard.windows().skip_while(move |w| w.kept.end <= first);
+        let mut windows = windows.peekable();
+        let first = windows.peek().map_or(0, |w| w.kept.start);
+        let windows = Box::new(windows);
         let states = Array3::zeros((encoder.config.layers + 1, 0, dim));
-        let features = AudioFeatures::of_part(states, 0, whole);
+        let features = AudioFeatures::of_part(states, first, whole);
         let features = features.ok_or_else(|| wrong_states(encoder.config))?;
         let mut hearing = Self {
             encoder,
@@ -88,7 +96,7 @@ impl<'a> Hearing<'a> {
         let kept = kept.start - encoded.start..kept.end - encoded.start;
         let made = self.encoder.encode(&values, kept)?;
         let made = view(&made).ok_or_else(|| wrong_states(self.encoder.config))?;
-        self.features.follow(made, first);
+        self.features.follow(&made, first);
         Ok(true)
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use engines::cancel::Cancel;
 use engines::tensor::Tensor;
 
-use crate::chain::call::{BlockAudio, Tables};
+use crate::chain::call::{AnchorInput, BlockAudio, Tables};
 use crate::chain::events::Observer;
+use crate::chain::snapshot::{Begin, Keeper};
 use crate::inputs::replay::Distances;
 
 /// Where the second anchor comes from, if there is one.
@@ -19,15 +20,6 @@ pub enum Swap {
     /// [`crate::chain::executor::Feedback::anchor`] brings the anchor of the second clip and of all
     /// later clips.
     Fed,
-}
-
-/// The latents that an anchor is made from.
-#[derive(Clone, Debug)]
-pub(crate) struct AnchorInput {
-    /// Latents of the reference picture, `[1, Z, 1, H/8, W/8]`.
-    pub ref_latents: Tensor,
-    /// Latents of the motion history, oldest first, `[1, Z, 19, H/8, W/8]`.
-    pub motion_latents: Tensor,
 }
 
 /// Guidance: each step has a second pass, with another prompt and without speech, and goes away
@@ -56,8 +48,12 @@ pub(crate) struct Job<'a> {
     pub tables: Arc<Tables>,
     /// Denoising steps of a block.
     pub steps: usize,
-    /// Blocks of the video.
+    /// Blocks of the video, with those before `start`.
     pub blocks: usize,
+    /// State to begin with, instead of the beginning of the video.
+    pub start: Option<Begin>,
+    /// Takes the state at the ends of clips.
+    pub keeper: Option<Arc<dyn Keeper>>,
     /// Source of the second anchor.
     pub swap: Swap,
     /// Distance of the reference token for every item.

@@ -8,6 +8,7 @@ use engines::contract::DType;
 use engines::memory::{Block, Memory, MemoryError, Rows};
 use engines::tensor::{Tensor, ViewMut};
 
+use crate::chain::snapshot::RingRows;
 use crate::numbers::geometry::Geometry;
 
 /// Keys and values of one layer for a range of steps, `[steps, N, S, d]` each. A lane is a step.
@@ -87,6 +88,51 @@ impl KvRing {
             let len = from.len() - start;
             let (from, to) = (from.part(start, len), to.span_mut().into_part(start, len));
             memory.copy_rows(rows, from, to)?;
+        }
+        Ok(())
+    }
+
+    /// Copies a lane to the host. `memory` reaches the ring.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub(crate) fn lane_to_host(
+        &self,
+        lane: usize,
+        memory: &dyn Memory,
+    ) -> Result<RingRows, MemoryError> {
+        let half = |ring: &Tensor| {
+            let from = ring.lanes(lane..lane + 1);
+            let mut to = Tensor::zeros(from.dtype(), from.shape());
+            memory.copy(from.span(), to.view_mut().span_mut())?;
+            Ok(to)
+        };
+        Ok(RingRows {
+            keys: half(&self.keys)?,
+            values: half(&self.values)?,
+        })
+    }
+
+    /// Fills a lane from the host. `memory` reaches the ring.
+    ///
+    /// # Errors
+    /// The device refuses.
+    ///
+    /// # Panics
+    /// If the rows have another shape.
+    pub(crate) fn fill_lane(
+        &mut self,
+        lane: usize,
+        rows: &RingRows,
+        memory: &dyn Memory,
+    ) -> Result<(), MemoryError> {
+        for (to, from) in [
+            (&mut self.keys, &rows.keys),
+            (&mut self.values, &rows.values),
+        ] {
+            let mut to = to.lanes_mut(lane..lane + 1);
+            assert_eq!(to.shape(), from.shape(), "rings of two geometries");
+            memory.copy(from.view().span(), to.span_mut())?;
         }
         Ok(())
     }

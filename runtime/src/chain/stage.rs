@@ -23,6 +23,7 @@ use crate::chain::offload::{
 };
 use crate::chain::page_locks::PageLocks;
 use crate::chain::ring::KvRing;
+use crate::chain::snapshot::{Keeper, RingPlace, RingRows};
 use crate::numbers::geometry::Geometry;
 use crate::placement::plan::{Rings, StageSpec};
 
@@ -247,6 +248,60 @@ impl Stage {
             rings,
             cancel: cancel.clone(),
         })
+    }
+
+    /// Returns the places of the rings that a run has on this stage.
+    pub(crate) fn ring_places(&self) -> Vec<RingPlace> {
+        let layers = self.spec.layers.clone();
+        let of = |layer| {
+            self.spec
+                .steps
+                .clone()
+                .map(move |step| RingPlace { step, layer })
+        };
+        layers.flat_map(of).collect()
+    }
+
+    /// Fills a ring of a run with rows from the host.
+    ///
+    /// # Errors
+    /// The device refuses.
+    ///
+    /// # Panics
+    /// If the stage has no such ring, or the rows have another shape.
+    pub(crate) fn fill_ring(
+        &self,
+        state: &StageState,
+        place: RingPlace,
+        rows: &RingRows,
+    ) -> Result<(), EngineError> {
+        let lane = place.step - self.spec.steps.start;
+        let mut ring = state.ring(place.layer).expect("a ring of this stage");
+        Ok(ring.fill_lane(lane, rows, self.site.memory())?)
+    }
+
+    /// Copies the rings of one step to the host, one after the other, and gives them to `keeper` as
+    /// a part of the state before `block`. A stage of other steps has none.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub(crate) fn keep(
+        &self,
+        state: &StageState,
+        block: usize,
+        step: usize,
+        keeper: &dyn Keeper,
+    ) -> Result<(), EngineError> {
+        for place in self.ring_places() {
+            if place.step == step
+                && let Some(ring) = state.ring(place.layer)
+            {
+                let lane = step - self.spec.steps.start;
+                let rows = ring.lane_to_host(lane, self.site.memory())?;
+                keeper.ring(block, place, rows);
+            }
+        }
+        Ok(())
     }
 
     /// Runs a call through this stage's layers. `stop` is asked before each layer. A call that was

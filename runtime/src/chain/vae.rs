@@ -12,6 +12,7 @@ use engines::components::vae::{self, VaeConfig};
 use engines::contract::{Contract, Port, Sizes};
 use engines::memory::{Class, Memory};
 use engines::tensor::{Tensor, View};
+use engines::tensor_file::Tensors;
 
 use crate::chain::host_session::run_on_host;
 use crate::numbers::latents;
@@ -219,6 +220,43 @@ impl Decoder {
     /// Forgets everything: the next latent frame is a first one.
     pub(crate) fn reset(&mut self) {
         self.started = false;
+    }
+
+    /// Copies the feature caches to the host, by port name.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub(crate) fn kept(&self) -> Result<Tensors, EngineError> {
+        let host = |(name, cache): (&&'static str, &Tensor)| {
+            let mut to = Tensor::zeros(cache.dtype(), cache.shape());
+            self.memory
+                .copy(cache.view().span(), to.view_mut().span_mut())?;
+            Ok(((*name).to_owned(), to))
+        };
+        self.cache.iter().map(host).collect()
+    }
+
+    /// Goes on with feature caches that [`Self::kept`] copied.
+    ///
+    /// # Errors
+    /// The graphs have another cache; the device refuses.
+    pub(crate) fn restore(&mut self, kept: &Tensors) -> Result<(), EngineError> {
+        let graphs = Arc::clone(&self.graphs);
+        let graphs = graphs.lock().unwrap_or_else(PoisonError::into_inner);
+        let contract = graphs.next.contract();
+        let here = |port: &Port| {
+            let cache = kept.get(port.name).ok_or_else(|| EngineError::Bind {
+                component: contract.name.to_owned(),
+                port: port.name.to_owned(),
+                want: "a cache in the kept state".to_owned(),
+                got: "none".to_owned(),
+            })?;
+            let cache = cache.copied_to(&*self.memory, Class::Activations)?;
+            Ok::<_, EngineError>((port.name, cache))
+        };
+        self.cache = contract.state.iter().map(here).collect::<Result<_, _>>()?;
+        self.started = true;
+        Ok(())
     }
 
     /// Feature caches by port name, for comparison with a reference.

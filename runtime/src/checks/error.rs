@@ -10,6 +10,9 @@ use engines::memory::MemoryError;
 use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
+use crate::checks::diff::DiffError;
+use crate::checks::doctor::Ill;
+use crate::checks::film::{self, DescriptionError};
 use crate::checks::parity::Differs;
 use crate::checks::verify::error::VerifyError;
 use crate::generate::error::GenerateError;
@@ -32,9 +35,21 @@ pub enum CheckError {
     /// A golden set cannot be used, or its check failed.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// A part of this machine keeps a video from being made.
+    #[error(transparent)]
+    Ill(#[from] Ill),
+    /// The description of a video cannot be used.
+    #[error(transparent)]
+    Description(#[from] DescriptionError),
+    /// A video differs from its description.
+    #[error(transparent)]
+    Film(#[from] film::Differs),
     /// A device differs from the CPU.
     #[error(transparent)]
     Differs(#[from] Differs),
+    /// Two files cannot be compared, or differ.
+    #[error(transparent)]
+    Diff(#[from] DiffError),
     /// A video could not be made.
     #[error(transparent)]
     Generate(Box<GenerateError>),
@@ -119,7 +134,11 @@ impl CheckError {
         match self {
             Self::Usage(_) => ErrorKind::Usage,
             Self::Verify(e) => e.kind(),
+            Self::Ill(e) => e.kind,
+            Self::Description(e) => e.kind(),
+            Self::Film(_) => ErrorKind::Verification,
             Self::Differs(e) => e.kind(),
+            Self::Diff(e) => e.kind(),
             Self::Generate(e) => e.kind(),
             Self::Chain(e) => e.kind(),
             Self::Manifest(e) => e.kind(),

@@ -4,22 +4,27 @@
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use engines::claims::Existing;
 use engines::components::dit::DitConfig;
 
 use crate::chain::decoders::Mode;
+use crate::commands::batch::values::{Jobs, jobs, time};
 use crate::commands::compat::Upstream;
-use crate::commands::device_args::DeviceArgs;
+use crate::commands::device_args::{self, DeviceArgs};
 use crate::commands::error::Error;
+use crate::commands::log_args::LogArgs;
 use crate::commands::presets;
 use crate::generate::error::GenerateError;
-use crate::generate::{Clips, Guiding, OutputFiles, Request};
+use crate::generate::{Clips, Guiding, Keeping, OutputFiles, Request, Watching};
 use crate::inputs::speech::Channels;
-use crate::media::mp4::Encoding;
+use crate::media::encoding::{BitRate, Encoding, Rate};
 use crate::media::pcm::{Gaps, Pcm, SampleForm};
 use crate::media::picture::{Background, Fit, Icc, Reading};
+use crate::media::target::{Format, Target as Output};
 use crate::numbers::geometry::Geometry;
 use crate::numbers::guide_scale::GuideScale;
 use crate::numbers::memory_size::MemorySize;
@@ -27,7 +32,7 @@ use crate::numbers::schedule::SHIFT;
 use crate::numbers::size::{Size, SizeMode};
 use crate::numbers::solver::{Sampling, Solver};
 use crate::numbers::timing::Timing;
-use crate::placement::plan::{Lanes, MIN_SLOTS, Residency, Rings, Stages};
+use crate::placement::plan::{Lanes, Latency, MIN_SLOTS, Residency, Rings, Stages};
 use crate::placement::told::Told;
 use crate::planner::wishes::Wishes;
 
@@ -38,6 +43,9 @@ pub struct Cli {
     /// The command to run.
     #[command(subcommand)]
     pub command: Command,
+    /// Logs on standard error.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 const EXIT_CODES: &str = "\
@@ -45,13 +53,40 @@ You may write a flag with dashes, or with underscores as upstream does.
 Exit codes: 0 done, 2 usage, 3 input, 4 model, 5 memory or disk, \
 6 interrupted (the unfinished video plays), 7 verification failed";
 
+const COMPAT_ANSWERS: &str = "\
+Answers:
+  same        generate has the flag
+  other name  generate has it under that name
+  not needed  it asks for what happens anyway, or another command settled it
+  refused     it cannot be honoured; the reason and the alternative follow
+  unknown     neither upstream nor an article has it
+
+The last line is the command that does the same here. Example:
+  avatar-run compat 'torchrun s2v_streaming_interact.py --size \"720*400\" --offload_model False'";
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Generate a talking video.
     Generate(Box<Generate>),
+    /// Make a video of every sound file in a folder, or of every line of a list. The models are
+    /// opened once.
+    Batch(Box<Batch>),
+    /// Repeat the run of a run file with the same values, and compare the frames.
+    Replay(Replay),
+    /// Compare two videos, two run files or two traces: the first block that differs, and the
+    /// sound.
+    Diff(Diff),
     /// Print the settings that --preset knows by name.
     Presets,
+    /// Print what each flag of an upstream or article command line becomes here.
+    #[command(after_help = COMPAT_ANSWERS)]
+    Compat {
+        /// Command line, in quotes as one argument: a launcher, a program and its flags, or flags
+        /// alone.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        line: Vec<String>,
+    },
     /// Run one component of an export on tensors from a file.
     Exec(Exec),
     /// Check an export against a folder of reference tensors.
@@ -62,6 +97,12 @@ pub enum Command {
     Parity(Parity),
     /// Print the size, frame rate, lengths and sound of a video file.
     Probe(Probe),
+    /// Join videos of equal settings: frames are copied, and the sound stays in step.
+    Merge(Merge),
+    /// Decode a whole video and print its facts with a hash of its frames; compare them with a run.
+    VerifyVideo(VerifyVideo),
+    /// Check this machine: driver, libraries, devices, memory, disk, FFmpeg, models and engines.
+    Doctor(Doctor),
     /// Print what a machine can do, before anything is loaded: the memory of every device, the
     /// times, and the part that limits them.
     Plan(PlanArgs),
@@ -122,13 +163,21 @@ pub struct Generate {
     #[arg(long, value_name = "FILE|-")]
     pub audio: PathBuf,
     /// Samples a second of --audio -, 16000 by default.
-    #[arg(long = "pcm-rate", value_name = "HZ", value_parser = clap::value_parser!(u32).range(8_000..=192_000))]
+    #[arg(
+        long = "pcm-rate",
+        value_name = "HZ",
+        value_parser = clap::value_parser!(u32).range(8_000..=192_000)
+    )]
     pcm_rate: Option<u32>,
     /// Form of the samples of --audio -: integers of 16 bits (the default) or floats of 32.
     #[arg(long = "pcm-format", value_name = "NAME")]
     pcm_format: Option<PcmFormatArg>,
     /// Number of channels of --audio -, 1 by default.
-    #[arg(long = "pcm-channels", value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    #[arg(
+        long = "pcm-channels",
+        value_name = "N",
+        value_parser = clap::value_parser!(u8).range(1..=8)
+    )]
     pcm_channels: Option<u8>,
     /// Fill a gap in the sound of --audio - with silence after 0.2 s, instead of waiting.
     #[arg(long)]
@@ -203,18 +252,25 @@ pub struct Generate {
         allow_negative_numbers = true
     )]
     base_seed: i64,
-    /// File to write the video to.
+    /// File to write the video to. Its ending says the format: mp4, mkv, webm, y4m or rgb. A folder
+    /// with --format frames, - for standard output, or a URL: rtmp, srt, udp or tcp. Repeat the
+    /// flag for several outputs.
     #[arg(
         long,
         alias = "save-file",
         value_name = "F.mp4",
-        required_unless_present = "save_dir"
+        required_unless_present = "save_dir",
+        action = clap::ArgAction::Append
     )]
-    out: Option<PathBuf>,
+    out: Vec<PathBuf>,
     /// Folder to write the video to. The file gets its name from the picture and the speech, with a
     /// number where that name is taken.
     #[arg(long = "save-dir", value_name = "DIR", conflicts_with = "out")]
     save_dir: Option<PathBuf>,
+    /// Format where the name says none: mp4, mkv, webm, frames (numbered PNG files and sound.wav),
+    /// raw (bare RGB frames, no sound) or y4m (YUV4MPEG2, no sound).
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
     /// Pipeline of the reference to follow: the multi-GPU one (tpp) or a single-GPU one.
     #[arg(long, default_value = "tpp")]
     mode: ModeArg,
@@ -257,6 +313,10 @@ pub struct Generate {
     /// Number of denoising steps of different blocks that share one call.
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     lanes: Lanes,
+    /// What the order of work favours where layers are split over devices: busy devices, or the
+    /// first block (low).
+    #[arg(long, default_value = "normal")]
+    latency: LatencyArg,
     /// Number of layers of each stage whose weights stay on its device, by default all. The other
     /// layers stream from host memory in every call.
     #[arg(long = "resident-layers", value_name = "N")]
@@ -287,6 +347,19 @@ pub struct Generate {
     /// Another number changes the last bits of latents, and so some pixels by one level.
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+    /// Go on where an unfinished run of this line stopped: from the state beside the video. Without
+    /// a state the video begins anew.
+    #[arg(long, conflicts_with = "trace")]
+    resume: bool,
+    /// Least seconds between two states of the run that are kept beside the unfinished video, for
+    /// --resume; never keeps none.
+    #[arg(
+        long = "keep-state",
+        value_name = "SECONDS|never",
+        default_value = "60",
+        value_parser = keep_state
+    )]
+    keep_state: KeepState,
     /// File of a recorded run, to take the noise and the reference distances from.
     #[arg(long, value_name = "F.safetensors")]
     replay: Option<PathBuf>,
@@ -297,16 +370,122 @@ pub struct Generate {
     /// format: png, jpg, webp, bmp or tiff.
     #[arg(long = "contact-sheet", value_name = "F.png")]
     contact_sheet: Option<PathBuf>,
+    /// File to write one JSON object to for each second and each block: frames, rate, time of each
+    /// block and component, and memory of the process and of every device.
+    #[arg(long, value_name = "F.jsonl")]
+    metrics: Option<PathBuf>,
+    /// Memory of a device above which a warning is due, such as 22GB.
+    #[arg(long = "memory-red-line", value_name = "SIZE")]
+    memory_red_line: Option<MemorySize>,
     #[command(flatten)]
     pub existing: ExistingArgs,
     /// Quality of the video: 0 is lossless, 51 is worst.
     #[arg(long, value_name = "N", default_value_t = 17, value_parser = crf())]
     crf: u8,
+    /// Bits per second of the video in place of a quality, such as 2500k or 4M.
+    #[arg(long, value_name = "RATE", conflicts_with = "crf")]
+    bitrate: Option<BitRate>,
+    /// Video encoder of FFmpeg, such as libx265 or h264_nvenc. It is libx264 by default, and
+    /// libvpx-vp9 in WebM. An encoder that does not open is refused.
+    #[arg(long, value_name = "NAME")]
+    vcodec: Option<String>,
+    /// Filters of FFmpeg on the frames, such as "hqdn3d=1.5:1.5:6:6,scale=1920:1080".
+    #[arg(long, value_name = "FILTERS")]
+    vf: Option<String>,
+    /// Frames per second of the video. The model makes 25; FFmpeg's fps filter repeats or drops
+    /// frames.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=240))]
+    fps: Option<u32>,
     /// Print one JSON object for each event on standard output.
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     upstream: Upstream,
+}
+
+/// Flags of `generate` that a batch has itself.
+const OWN_OF_BATCH: [&str; 4] = ["out", "save-dir", "json", "overwrite"];
+
+/// Flags of `batch`.
+#[derive(Debug)]
+pub struct Batch {
+    pub(crate) own: BatchOnly,
+    /// The typed flags of `generate`, in the order of their names.
+    pub(crate) common: Vec<OsString>,
+}
+
+/// Flags that only `batch` has.
+#[derive(Debug, Args)]
+pub(crate) struct BatchOnly {
+    /// Folder of sound files, or a list in a file that ends in .csv, .jsonl or .toml. The columns
+    /// of a list are flags of `generate`; relative paths begin at the list's folder, `out` at
+    /// --out-dir.
+    pub(crate) inputs: PathBuf,
+    /// Folder for the videos. Without a column `out`, a video has the name of its sound:
+    /// talk.wav makes talk_avatar.mp4.
+    #[arg(
+        long = "out-dir",
+        visible_alias = "save-dir",
+        value_name = "DIR",
+        default_value = "."
+    )]
+    pub(crate) out_dir: PathBuf,
+    /// Number of videos to make at a time; auto makes one for each device of the placement. More
+    /// than one needs memory for each, which is counted first.
+    #[arg(long, value_name = "N|auto", default_value = "1", value_parser = jobs)]
+    pub(crate) jobs: Jobs,
+    /// Number of further attempts after a failure that may pass: a lack of memory or disk,
+    /// or a timeout. Bad input is not tried again.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) retries: usize,
+    /// Longest time of one video, such as 90s, 30m or 2h. A video that takes longer is stopped, and
+    /// its part that plays is kept.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) timeout: Option<Duration>,
+    /// File that remembers what is done, by default batch.jsonl in --out-dir. A second run of the
+    /// same line skips videos that are done and whose inputs, model and flags are unchanged.
+    #[arg(long, value_name = "F.jsonl")]
+    pub(crate) journal: Option<PathBuf>,
+    /// Replace videos that exist. Without it, a video that this batch did not make so is kept, and
+    /// its item fails.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Print one JSON object for each event on standard output; `item` names the video.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `replay`.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// Run file that `generate` wrote beside a video.
+    #[arg(value_name = "F.run.json")]
+    pub run: PathBuf,
+    /// File to write the video to, by default NAME-replay.mp4 beside the run file.
+    #[arg(long, value_name = "F.mp4")]
+    pub out: Option<PathBuf>,
+    /// Go on where an input or the model is another one than at the run.
+    #[arg(long = "changed-inputs")]
+    pub changed_inputs: bool,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+    /// Print one JSON object for each event on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// Video, run file (NAME.run.json) or trace (NAME.safetensors).
+    #[arg(value_name = "A")]
+    pub first: PathBuf,
+    /// File of the same kind.
+    #[arg(value_name = "B")]
+    pub second: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `exec`.
@@ -470,6 +649,58 @@ pub struct Probe {
     pub json: bool,
 }
 
+/// Flags of `merge`.
+#[derive(Debug, Args)]
+pub struct Merge {
+    /// Videos to join, in this order.
+    #[arg(value_name = "V.mp4", required = true, num_args = 2..)]
+    pub videos: Vec<PathBuf>,
+    /// File to write the joined video to: mp4, mkv or webm.
+    #[arg(long, value_name = "F.mp4")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub existing: ExistingArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `verify-video`.
+#[derive(Debug, Args)]
+pub struct VerifyVideo {
+    /// Video file.
+    pub file: PathBuf,
+    /// Description to compare with: the JSON file of a run, or the facts of another video as this
+    /// command prints them with --json. A difference ends with exit code 7.
+    #[arg(long, value_name = "RUN.json")]
+    pub against: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `doctor`.
+#[derive(Debug, Args)]
+#[command(after_help = DOCTOR)]
+pub struct Doctor {
+    /// Folder that `avatar-export onnx` made. Every file in it is hashed.
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+    /// Folder of TensorRT engines that `avatar-export build` made for these models.
+    #[arg(long, value_name = "DIR", requires = "models")]
+    pub engines: Option<PathBuf>,
+    /// Folder that videos are to be written to.
+    #[arg(long = "save-dir", value_name = "DIR", default_value = ".")]
+    pub save_dir: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const DOCTOR: &str = "\
+Each line is ok, a warning or an error, and has its remedy. No GPU is needed: without one, the CPU
+computes. The exit code is 0 without errors, 4 for models and engines, 5 for this machine.";
+
 /// What to plan, and for which machine.
 #[derive(Debug, Args)]
 pub struct Target {
@@ -492,12 +723,23 @@ pub struct Target {
     /// Video frames of a clip, a multiple of 12.
     #[arg(long = "infer-frames", value_name = "N", default_value_t = 48)]
     pub infer_frames: usize,
+    /// What the order of work favours where layers are split over devices: busy devices, or the
+    /// first block (low).
+    #[arg(long, default_value = "normal")]
+    latency: LatencyArg,
     /// Folder that `avatar-export onnx` made, to take the model's sizes from.
     #[arg(long, value_name = "DIR", conflicts_with = "preset")]
     pub models: Option<PathBuf>,
     /// Known model to take the sizes from, if no folder is given.
     #[arg(long, default_value = "full")]
     pub preset: PresetArg,
+}
+
+impl Target {
+    /// Returns what the order of work favours.
+    pub(crate) fn latency(&self) -> Latency {
+        self.latency.into()
+    }
 }
 
 /// Flags of `plan`.
@@ -534,6 +776,21 @@ pub struct SimulateArgs {
     /// Print the timeline as one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LatencyArg {
+    Normal,
+    Low,
+}
+
+impl From<LatencyArg> for Latency {
+    fn from(arg: LatencyArg) -> Self {
+        match arg {
+            LatencyArg::Normal => Self::Normal,
+            LatencyArg::Low => Self::Low,
+        }
+    }
 }
 
 /// A model known by name.
@@ -639,12 +896,22 @@ pub fn as_typed(text: &str, args: &[OsString]) -> String {
     })
 }
 
+/// Different at every call; shown in the settings, so that a run can be repeated.
+pub(super) fn random_seed() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    now.as_nanos() as u64 & u64::from(u32::MAX)
+}
+
 /// Writes a flag's name with dashes: `--num_clip` is `--num-clip`. Values stay unchanged.
 pub(super) fn dashed(arg: OsString) -> OsString {
     let Some(text) = arg.to_str().filter(|t| t.starts_with("--")) else {
         return arg;
     };
-    let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+    // A whole command line, which `compat` takes, has spaces behind its first flag.
+    let ends = |c: char| c == '=' || c.is_whitespace();
+    let (name, value) = text.split_at(text.find(ends).unwrap_or(text.len()));
     format!("{}{value}", name.replace('_', "-")).into()
 }
 
@@ -658,6 +925,23 @@ fn count(text: &str) -> Result<usize, String> {
         Ok(n) if (1..=10_000).contains(&n) => Ok(n),
         _ => Err(format!("a number from 1 to 10000 is wanted, got `{text}`")),
     }
+}
+
+/// Least time between two states; `None` keeps none.
+#[derive(Clone, Copy, Debug)]
+struct KeepState(Option<Duration>);
+
+fn keep_state(text: &str) -> Result<KeepState, String> {
+    if text == "never" {
+        return Ok(KeepState(None));
+    }
+    let seconds = text
+        .parse()
+        .ok()
+        .and_then(|s| Duration::try_from_secs_f64(s).ok());
+    seconds
+        .map(|seconds| KeepState(Some(seconds)))
+        .ok_or_else(|| format!("never or a number of seconds is wanted, got `{text}`"))
 }
 
 fn clips(text: &str) -> Result<Clips, String> {
@@ -677,6 +961,72 @@ fn clips(text: &str) -> Result<Clips, String> {
     }
 }
 
+/// Returns the flags of `generate` that may stand on the line of a batch.
+fn shared_flags() -> impl Iterator<Item = Arg> {
+    let generate = Generate::augment_args(clap::Command::new("generate"));
+    let flags: Vec<Arg> = generate.get_arguments().cloned().collect();
+    let shared = |arg: &Arg| {
+        arg.get_long()
+            .is_some_and(|name| !OWN_OF_BATCH.contains(&name))
+    };
+    let all = flags.into_iter().filter(shared);
+    all.map(|arg| arg.required(false).hide(true))
+}
+
+impl Batch {
+    /// Returns whether events are shown as JSON.
+    pub fn json(&self) -> bool {
+        self.own.json
+    }
+}
+
+impl Args for Batch {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let own = BatchOnly::augment_args(command).args_override_self(true);
+        own.args(shared_flags()).after_help(
+            "Every flag of `generate` but --out may be given, and counts for each video whose \
+             line in the list says nothing else.\nThe exit code is 0 if every video is there, \
+             or that of the first video that failed.",
+        )
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Batch {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut words = Vec::new();
+        for arg in shared_flags() {
+            let (id, name) = (arg.get_id().as_str(), arg.get_long().unwrap_or_default());
+            if matches.value_source(id) != Some(ValueSource::CommandLine) {
+                continue;
+            }
+            let flag = OsString::from(format!("--{name}"));
+            if matches!(arg.get_action(), ArgAction::SetTrue) {
+                words.push(flag);
+                continue;
+            }
+            for value in matches.get_raw(id).into_iter().flatten() {
+                let mut word = flag.clone();
+                word.push("=");
+                word.push(value);
+                words.push(word);
+            }
+        }
+        Ok(Self {
+            own: BatchOnly::from_arg_matches(matches)?,
+            common: words,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
 impl Generate {
     /// Returns the request, and notices for flags that have no effect. `random` gives the seed if
     /// the flag asks for a random one.
@@ -693,6 +1043,7 @@ impl Generate {
                     .to_owned(),
             );
         }
+        notices.extend(self.output_notices());
         if self.negative_prompt.is_some() && !self.sample_guide_scale.is_on() {
             notices.push(
                 "--negative_prompt has no effect: only guidance reads it (--sample_guide_scale 5)"
@@ -742,10 +1093,19 @@ impl Generate {
             replay: self.replay.clone(),
             files: OutputFiles {
                 existing: Existing::default(),
+                asked: None,
                 video: self.path(),
+                copies: self.out.iter().skip(1).cloned().collect(),
+                format: self.format,
                 encoding: self.encoding(),
                 contact_sheet: self.contact_sheet.clone(),
+                metrics: self.metrics.clone(),
                 trace: self.trace.clone(),
+            },
+            keeping: Keeping {
+                every: self.keep_state.0,
+                resume: self.resume,
+                machine: vec![("threads", device_args::threads(self.threads).to_string())],
             },
         };
         Ok((request, notices))
@@ -796,17 +1156,48 @@ impl Generate {
         }
     }
 
+    /// Tells what an output leaves out or changes.
+    fn output_notices(&self) -> Vec<String> {
+        let mut notices = Vec::new();
+        if let Some(fps) = self.fps {
+            notices.push(format!(
+                "--fps {fps}: the model makes 25 frames a second; FFmpeg's fps filter repeats or \
+                 drops frames, and the motion stays the same"
+            ));
+        }
+        for out in &self.out {
+            if let Ok(Output::File { format, .. } | Output::Stdout { format }) =
+                Output::of(out, self.format)
+                && format.is_silent()
+            {
+                notices.push(format!(
+                    "--out {}: the format {format} holds frames alone; add an --out of another \
+                     format for the sound",
+                    out.display()
+                ));
+            }
+        }
+        notices
+    }
+
+    /// Returns whether the video goes to standard output, where no text may stand then.
+    pub fn fills_stdout(&self) -> bool {
+        self.out.iter().any(|out| out == Path::new("-"))
+    }
+
     fn encoding(&self) -> Encoding {
-        let default = Encoding::default();
         let preset = self
             .preset
             .iter()
             .rev()
             .find_map(|name| presets::encoder(name));
         Encoding {
-            crf: self.crf,
-            preset: preset.map_or(default.preset, str::to_owned),
-            threads: default.threads,
+            rate: self.bitrate.map_or(Rate::Quality(self.crf), Rate::Bits),
+            preset: preset.map(str::to_owned),
+            codec: self.vcodec.clone(),
+            filters: self.vf.clone(),
+            fps: self.fps,
+            ..Encoding::default()
         }
     }
 
@@ -844,6 +1235,11 @@ impl Generate {
             device_memory: self.device_memory,
             ring_blocks: self.ring_blocks,
         }
+    }
+
+    /// Returns what the order of work favours.
+    pub(crate) fn latency(&self) -> Latency {
+        self.latency.into()
     }
 
     /// Returns the flags that choose among GPUs.
@@ -893,9 +1289,17 @@ impl Generate {
         }
     }
 
+    /// Returns what is watched while the video is made.
+    pub(crate) fn watching(&self) -> Watching {
+        Watching {
+            metrics: self.metrics.clone(),
+            red_line: self.memory_red_line.map(|m| m.0),
+        }
+    }
+
     /// Returns whether the video gets its name from its inputs.
     pub fn names_video(&self) -> bool {
-        self.out.is_none()
+        self.out.is_empty()
     }
 
     fn path(&self) -> PathBuf {
@@ -905,10 +1309,11 @@ impl Generate {
                 .to_string_lossy()
                 .into_owned()
         };
-        match (&self.out, &self.save_dir) {
+        let ending = self.format.unwrap_or(Format::Mp4).ending();
+        match (self.out.first(), &self.save_dir) {
             (Some(out), _) => out.clone(),
             (None, dir) => dir.clone().unwrap_or_default().join(format!(
-                "{}-{}.mp4",
+                "{}-{}{ending}",
                 stem(&self.image),
                 stem(&self.audio)
             )),
@@ -1123,11 +1528,11 @@ mod tests {
             let (r, _) = request(&[more, &["--out", "o.mp4"]].concat()).unwrap();
             r.files.encoding.preset
         };
-        assert_eq!(preset(&[]), Encoding::default().preset);
+        assert_eq!(preset(&[]), None);
         let both = [
             "--preset", "slow", "--preset", "hd", "--preset", "VeryFast", "--preset", "hd",
         ];
-        assert_eq!(preset(&both), "veryfast");
+        assert_eq!(preset(&both).as_deref(), Some("veryfast"));
     }
 
     #[test]
@@ -1168,9 +1573,14 @@ mod tests {
             ),
             (&["--stages", "rows=2"], "stages wants"),
             (&["--lanes", "0"], "lanes wants auto"),
-            (&["--device-memory", "big"], "device-memory wants a size"),
+            (&["--device-memory", "big"], "memory wants a size"),
             (&["--offload_model", "perhaps"], "offload-model"),
             (&["--crf", "60"], "60 is not in 0..=51"),
+            (&["--bitrate", "fast"], "bitrate wants bits per second"),
+            (&["--bitrate", "4M", "--crf", "17"], "cannot be used with"),
+            (&["--fps", "0"], "0 is not in 1..=240"),
+            (&["--format", "avi"], "format wants mp4, mkv"),
+            (&["--format", "-"], "--out - writes to standard output"),
             (&["--no_such_flag"], "unexpected argument '--no-such-flag'"),
             (
                 &["--stages", "1", "--num_gpus_dit", "4"],
@@ -1195,7 +1605,7 @@ mod tests {
         let missing = complain(&["avatar-run", "generate", "--image", "i"]).unwrap();
         assert_eq!(
             missing,
-            "the following required arguments were not provided: --models <MODELS> --audio <AUDIO> --prompt <PROMPT> --out <F.mp4>"
+            "the following required arguments were not provided: --models <MODELS> --audio <FILE|-> --prompt <PROMPT> --out <F.mp4>"
         );
         let size = complain(&["avatar-run", "generate", "--size", "704"]).unwrap();
         assert!(
@@ -1268,6 +1678,29 @@ mod tests {
         // A name may have a plus sign.
         std::fs::write(path("a+b.wav"), b"x").unwrap();
         assert!(request(&["--out", "o.mp4", "--audio", &path("a+b.wav")]).is_ok());
+    }
+
+    fn batch(line: &str) -> Result<Batch, String> {
+        let words = ["avatar-run", "batch"].into_iter().chain(line.split(' '));
+        match Cli::read(words.map(Into::into))
+            .map_err(|e| e.to_string())?
+            .command
+        {
+            Command::Batch(batch) => Ok(*batch),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn flags_of_generate_stand_anywhere_on_the_line() {
+        let read = batch("--num_clip 2 list.csv --jobs auto --host-rings --crf=20").unwrap();
+        assert_eq!(read.own.jobs, Jobs::Auto);
+        assert_eq!(read.own.inputs, PathBuf::from("list.csv"));
+        assert_eq!(read.common, ["--num-clip=2", "--host-rings", "--crf=20"]);
+        let refused = batch("list.csv --out a.mp4").unwrap_err();
+        assert!(refused.contains("--out-dir"), "{refused}");
+        assert!(batch("list.csv --num_clip many").is_err());
+        assert!(batch("list.csv --jobs 0").is_err());
     }
 
     #[test]

@@ -16,9 +16,10 @@ enum Rule {
     Always,
     /// Accepted with this notice: it was settled at export.
     Told(&'static str),
-    /// As [`Rule::Told`]. The value is a file or folder, which must exist.
+    /// As [`Rule::Told`]. The value is a folder, which must exist, or `hf:ORG/NAME`.
     ToldPath(&'static str),
-    /// As [`Rule::ToldPath`], or the name of a repository, such as `Quark-Vision/Live-Avatar`.
+    /// As [`Rule::Told`]. The value is a file or folder, which must exist, or the name of a
+    /// repository, such as `Quark-Vision/Live-Avatar`.
     ToldPathOrName(&'static str),
     Refused(&'static str),
 }
@@ -143,8 +144,25 @@ const FLAGS: &[Flag] = &[
     value("tts-text", Rule::Refused(NO_TTS)),
 ];
 
-/// Returns whether `text` has the form of a repository's name: `owner/name`, and no file's ending.
+/// Returns the answer to a flag of this file: `Ok` with the reason why nothing is left to do, or
+/// `Err` with the reason for the refusal. Returns `None` for a flag that `generate` defines itself.
+/// It looks at no file.
+pub(super) fn answer(name: &str, value: Option<&str>) -> Option<Result<&'static str, String>> {
+    let flag = FLAGS.iter().find(|f| f.name == name)?;
+    Some(match &flag.rule {
+        Rule::Only(values, why) if value.is_some_and(|v| values.contains(&v)) => Ok(why),
+        Rule::Only(values, why) => Err(format!("only {} is possible: {why}", values[0])),
+        Rule::Always => Ok("it happens anyway"),
+        Rule::Told(why) | Rule::ToldPath(why) | Rule::ToldPathOrName(why) => Ok(why),
+        Rule::Refused(why) => Err((*why).to_owned()),
+    })
+}
+
+/// Returns whether `text` has the form of a repository's name: `owner/name`, perhaps with `hf:` in
+/// front and `@revision` behind, and no file's ending.
 fn is_repository(text: &str) -> bool {
+    let text = text.strip_prefix("hf:").unwrap_or(text);
+    let text = text.split_once('@').map_or(text, |(name, _)| name);
     let whole = |part: &str| {
         let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(known)
@@ -186,7 +204,8 @@ impl Upstream {
                 (Rule::Told(why), _) => notices.push(format!("{given} {why}")),
                 (Rule::ToldPath(why) | Rule::ToldPathOrName(why), path) => {
                     let path = path.as_deref().unwrap_or_default();
-                    let named = matches!(flag.rule, Rule::ToldPathOrName(_)) && is_repository(path);
+                    let bare = matches!(flag.rule, Rule::ToldPathOrName(_));
+                    let named = (bare || path.starts_with("hf:")) && is_repository(path);
                     if !named && !Path::new(path).exists() {
                         return Err(Error::NoPath {
                             flag: format!("--{name}"),
@@ -242,5 +261,24 @@ impl clap::Args for Upstream {
 
     fn augment_args_for_update(command: Command) -> Command {
         Self::augment_args(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_needs_no_file_where_its_name_may_stand() {
+        let check = |name, value: &str| Upstream(vec![(name, Some(value.to_owned()))]).check();
+        for (name, value, accepted) in [
+            ("ckpt-dir", "hf:Wan-AI/Wan2.2-S2V-14B@main", true),
+            ("ckpt-dir", "no/folder", false),
+            ("lora-path-dmd", "Quark-Vision/Live-Avatar", true),
+            ("lora-path-dmd", "hf:Quark-Vision/Live-Avatar", true),
+            ("lora-path-dmd", "no/lora.safetensors", false),
+        ] {
+            assert_eq!(check(name, value).is_ok(), accepted, "{name} {value}");
+        }
     }
 }

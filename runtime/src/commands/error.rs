@@ -1,6 +1,7 @@
 //! Why a command failed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use engines::backend::EngineError;
 use engines::claims::ClaimError;
@@ -9,8 +10,11 @@ use engines::manifest::ManifestError;
 
 use crate::checks::error::CheckError;
 use crate::generate::error::GenerateError;
+use crate::media::merge_error::MergeError;
+use crate::media::partial::NameError;
 use crate::media::video_facts::ProbeError;
 use crate::numbers::size::SizeError;
+use crate::placement::footprints::AtATime;
 use crate::placement::plan::PlanError;
 use crate::planner::PlannerError;
 
@@ -44,6 +48,12 @@ pub enum Error {
     /// A video file cannot be read.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// Videos cannot be joined.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// The name of an output says no format.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// A flag names a path that does not exist.
     #[error("{flag} {}: there is no such file or folder", path.display())]
     NoPath {
@@ -59,6 +69,82 @@ pub enum Error {
         file: PathBuf,
         /// The system's reason.
         source: std::io::Error,
+    },
+    /// An input of an earlier run, or its model, is another one now.
+    #[error(
+        "{}: {changed}; --changed-inputs goes on with what is there", run.display()
+    )]
+    Changed {
+        /// The run file.
+        run: PathBuf,
+        /// What is another one.
+        changed: String,
+    },
+    /// An input of an earlier run cannot be read.
+    #[error("{flag} {}: cannot read: {}", path.display(), reason(source))]
+    NoInput {
+        /// The flag.
+        flag: String,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A repeated run made other frames.
+    #[error("{}: the frames differ from those of {}: {what}", video.display(), run.display())]
+    NotEqual {
+        /// The new video.
+        video: PathBuf,
+        /// The run file.
+        run: PathBuf,
+        /// The first difference.
+        what: String,
+    },
+    /// A list of a batch cannot be read.
+    #[error("{}: cannot read: {}", file.display(), reason(source))]
+    List {
+        /// The list.
+        file: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A list of a batch has a fault.
+    #[error("{place}: {message}")]
+    ListField {
+        /// File, line and, where it is known, column.
+        place: String,
+        /// What is wrong, what was wanted and what was got.
+        message: String,
+    },
+    /// Fewer videos fit at a time than were asked for.
+    #[error("--jobs {wanted}: {fit} fit at a time: {room}; --jobs auto takes what fits")]
+    Jobs {
+        /// Videos that were asked for.
+        wanted: usize,
+        /// Videos that fit.
+        fit: usize,
+        /// The memory that limits them.
+        room: AtATime,
+    },
+    /// A video of a batch took too long.
+    #[error("--timeout: stopped after {:.1} s; {stopped}", after.as_secs_f64())]
+    Timeout {
+        /// The longest time of a video.
+        after: Duration,
+        /// What is left.
+        stopped: Box<Error>,
+    },
+    /// Videos of a batch failed.
+    #[error("{failed} of {all} videos failed, first {}: {first}", item.display())]
+    Batch {
+        /// Videos that failed.
+        failed: usize,
+        /// Videos of the batch.
+        all: usize,
+        /// The first of them.
+        item: PathBuf,
+        /// Why it failed.
+        first: Box<Error>,
     },
     /// A configuration file has a fault.
     #[error("{place}: {message}")]
@@ -118,7 +204,12 @@ impl Error {
     /// Returns the kind of the failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Usage(_) | Self::ConfigField { .. } => ErrorKind::Usage,
+            Self::Usage(_) | Self::ConfigField { .. } | Self::ListField { .. } => ErrorKind::Usage,
+            Self::Changed { .. } => ErrorKind::Input,
+            Self::NoInput { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
+            Self::NotEqual { .. } => ErrorKind::Verification,
+            Self::Jobs { .. } | Self::Timeout { .. } => ErrorKind::Resources,
+            Self::Batch { first, .. } => first.kind(),
             Self::Size(e) => e.kind(),
             Self::Plan(e) => e.kind(),
             Self::Planner(e) => e.kind(),
@@ -127,8 +218,12 @@ impl Error {
             Self::Manifest(e) => e.kind(),
             Self::Engine(e) => e.kind(),
             Self::Probe(e) => e.kind(),
+            Self::Merge(e) => e.kind(),
+            Self::Name(e) => e.kind(),
             Self::NoPath { .. } => ErrorKind::Input,
-            Self::Config { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
+            Self::Config { source, .. } | Self::List { source, .. } => {
+                ErrorKind::of_io(source, ErrorKind::Input)
+            }
             Self::Signal { .. } => ErrorKind::Resources,
             Self::Claim(e) => e.kind(),
             Self::Interrupted => ErrorKind::Interrupted,

@@ -145,6 +145,7 @@ fn ask(target: &Target) -> Result<Ask, Error> {
         steps: target.sample_steps * passes,
         passes,
         infer_frames: target.infer_frames,
+        latency: target.latency(),
         clips: match target.num_clip {
             Clips::Auto => None,
             Clips::AtMost(n) => Some(n),

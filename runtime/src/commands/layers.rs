@@ -9,6 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use clap::parser::ValueSource;
 use clap::{ArgAction, CommandFactory};
 use engines::words::{line_and_column, nearest};
 use toml::de::{DeTable, DeValue};
@@ -16,13 +17,18 @@ use toml::de::{DeTable, DeValue};
 use crate::commands::cli::{Cli, dashed};
 use crate::commands::error::Error;
 use crate::commands::presets::{self, Preset};
+use crate::generate::run_file::{Asked, Value};
 
 /// Prefix of the variables that stand for flags: `AVATAR_SAMPLE_STEPS` is `--sample-steps`.
 const PREFIX: &str = "AVATAR_";
 /// Variables with the prefix that scripts use, and that are no flags.
 const NO_FLAGS: [&str; 2] = ["AVATAR_RUN", "AVATAR_EXPORT"];
 /// Flags of which one is given at most. A layer that has one hides the others of lower layers.
-const ONE_OF: [&[&str]; 2] = [&["out", "save-dir"], &["stages", "num-gpus-dit"]];
+const ONE_OF: [&[&str]; 3] = [
+    &["out", "save-dir"],
+    &["stages", "num-gpus-dit"],
+    &["crf", "bitrate"],
+];
 
 /// The layer that gave a flag.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +39,8 @@ pub enum Origin {
     Config(PathBuf, usize),
     /// An environment variable.
     Environment(String),
+    /// A run file.
+    Run(PathBuf),
     /// The command line.
     CommandLine,
 }
@@ -43,6 +51,7 @@ impl fmt::Display for Origin {
             Self::Preset(name) => write!(f, "preset {name}"),
             Self::Config(file, line) => write!(f, "{}:{line}", file.display()),
             Self::Environment(name) => f.write_str(name),
+            Self::Run(file) => write!(f, "{}", file.display()),
             Self::CommandLine => f.write_str("command line"),
         }
     }
@@ -80,18 +89,65 @@ impl Layered {
     }
 }
 
+impl Layered {
+    /// Says that a flag comes from a line of a file, such as a list.
+    pub(super) fn given_in(&mut self, flag: &str, file: &Path, line: usize) {
+        let origin = Origin::Config(file.to_owned(), line);
+        self.origins.insert(flag.to_owned(), origin);
+    }
+
+    /// Returns the command and the value of each flag, for the run file.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: the command line is malformed.
+    pub fn asked(&self) -> Result<Asked, Error> {
+        let command = self.args.iter().map(|a| a.to_string_lossy().into_owned());
+        let words = self.args.iter().cloned().map(dashed);
+        let matches = Cli::command().try_get_matches_from(words);
+        let matches = matches.map_err(|e| Error::Usage(e.to_string()))?;
+        let Some(given) = matches.subcommand_matches("generate") else {
+            return Ok(Asked::default());
+        };
+        let cli = Cli::command();
+        let flags = cli.find_subcommand("generate").into_iter();
+        let values = flags.flat_map(|c| c.get_arguments()).filter_map(|arg| {
+            let (name, id) = (arg.get_long()?, arg.get_id().as_str());
+            let raw = given.get_raw(id)?;
+            let raw: Vec<String> = raw.map(|v| v.to_string_lossy().into_owned()).collect();
+            let value = match (arg.get_action(), raw.as_slice()) {
+                (ArgAction::SetTrue, [on]) => (on == "true").into(),
+                (ArgAction::Append, all) => all.to_vec().into(),
+                (_, all) => all.last()?.as_str().into(),
+            };
+            let from = match given.value_source(id)? {
+                ValueSource::DefaultValue => "default".to_owned(),
+                _ => self
+                    .origins
+                    .get(name)
+                    .unwrap_or(&Origin::CommandLine)
+                    .to_string(),
+            };
+            Some((name.to_owned(), Value { value, from }))
+        });
+        Ok(Asked {
+            command: command.collect(),
+            values: values.collect(),
+        })
+    }
+}
+
 /// A flag of `generate`.
-struct Known {
+pub(super) struct Known {
     /// Name without dashes in front.
-    name: String,
-    takes_value: bool,
+    pub(super) name: String,
+    pub(super) takes_value: bool,
 }
 
 /// The flags of `generate`: by their names, and by their aliases.
-struct Flags(BTreeMap<String, Known>);
+pub(super) struct Flags(BTreeMap<String, Known>);
 
 impl Flags {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let cli = Cli::command();
         let generate = cli.find_subcommand("generate");
         let mut flags = BTreeMap::new();
@@ -109,11 +165,16 @@ impl Flags {
         Self(flags)
     }
 
-    fn get(&self, name: &str) -> Option<&Known> {
+    pub(super) fn get(&self, name: &str) -> Option<&Known> {
         self.0.get(name)
     }
 
-    fn nearest(&self, name: &str) -> Option<String> {
+    /// Returns the names of all flags, without aliases.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.0.values().map(|known| known.name.clone()).collect()
+    }
+
+    pub(super) fn nearest(&self, name: &str) -> Option<String> {
         nearest(name, self.0.keys().map(String::as_str))
     }
 }
@@ -337,23 +398,9 @@ fn configured(file: &Path, text: &str, flags: &Flags) -> Result<Vec<Given>, Erro
         };
         let origin = Origin::Config(file.to_owned(), line_and_column(text, start).0);
         let flag = known.name.clone();
-        let value = match (value.get_ref(), known.takes_value) {
-            (DeValue::Boolean(false), false) => continue,
-            (DeValue::Boolean(true), false) => None,
-            (DeValue::String(s), true) => Some(OsString::from(s.as_ref())),
-            (DeValue::Boolean(b), true) => Some(b.to_string().into()),
-            (DeValue::Integer(n), true) => Some(n.to_string().into()),
-            (DeValue::Float(x), true) => Some(x.to_string().into()),
-            (other, takes_value) => {
-                let want = if takes_value {
-                    "a string, a number or a boolean"
-                } else {
-                    "true or false"
-                };
-                let got = other.type_str();
-                let message = format!("key {typed} wants {want}, got {got}");
-                return Err(fault(value.span().start, message));
-            }
+        let plain = plain_value(typed, known, value.get_ref());
+        let Some(value) = plain.map_err(|message| fault(value.span().start, message))? else {
+            continue;
         };
         given.push((
             start,
@@ -366,6 +413,35 @@ fn configured(file: &Path, text: &str, flags: &Flags) -> Result<Vec<Given>, Erro
     }
     given.sort_by_key(|(start, _)| *start);
     Ok(given.into_iter().map(|(_, g)| g).collect())
+}
+
+/// Returns the value of a flag in TOML: none for a switch that is off, and none inside for one that
+/// is on.
+///
+/// # Errors
+/// The value has a type that no flag takes.
+pub(super) fn plain_value(
+    key: &str,
+    known: &Known,
+    value: &DeValue<'_>,
+) -> Result<Option<Option<OsString>>, String> {
+    Ok(Some(match (value, known.takes_value) {
+        (DeValue::Boolean(false), false) => return Ok(None),
+        (DeValue::Boolean(true), false) => None,
+        (DeValue::String(s), true) => Some(OsString::from(s.as_ref())),
+        (DeValue::Boolean(b), true) => Some(b.to_string().into()),
+        (DeValue::Integer(n), true) => Some(n.to_string().into()),
+        (DeValue::Float(x), true) => Some(x.to_string().into()),
+        (other, takes_value) => {
+            let want = if takes_value {
+                "a string, a number or a boolean"
+            } else {
+                "true or false"
+            };
+            let got = other.type_str();
+            return Err(format!("key {key} wants {want}, got {got}"));
+        }
+    }))
 }
 
 impl Preset {

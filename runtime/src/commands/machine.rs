@@ -1,8 +1,10 @@
 //! Places a video: on the devices of a profile, real or virtual, or as flags tell it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use engines::backend::ort::{Ort, Runtime};
+use engines::backend::tensorrt::engine_list::EngineList;
 use engines::backend::{Backend, EngineError};
 use engines::manifest::Models;
 use engines::memory::HostMemory;
@@ -50,12 +52,20 @@ pub(super) fn place(
     observer: &dyn Observer,
 ) -> Result<Placed, Error> {
     let machine = Machine::look();
+    tracing::info!(machine = machine.describe(), "machine looked at");
     let (placing, notice) = placing(args, &machine);
+    tracing::debug!(?placing, "placement chosen");
     let tell = |text: String| observer.event(&Event::Notice(text));
     notice.into_iter().for_each(tell);
     let profile = |name, wishes| {
-        let planned = planned(name, &wishes, &machine, prepared, models, observer)?;
-        profile_devices(args, &planned, &machine, prepared, models)
+        let planned = planned(
+            args,
+            (name, &wishes),
+            &machine,
+            (prepared, models),
+            observer,
+        )?;
+        profile_devices(args, &planned, &machine, (prepared, models), observer)
     };
     match placing {
         Placing::Told(told) => told_devices(args, &told, prepared, models),
@@ -127,6 +137,7 @@ fn told_devices(
         )));
     }
     let plan = told.plan(models.config().dit.layers, steps)?;
+    let plan = plan.with_latency(args.latency());
     let cpu = cpu(args, models)?;
     let devices = match told.virtual_budget() {
         None => Devices::one(Arc::new(cpu)),
@@ -143,11 +154,12 @@ fn profile_devices(
     args: &Generate,
     planned: &Planned,
     machine: &Machine,
-    prepared: &Prepared,
-    models: &Models,
+    (prepared, models): (&Prepared, &Models),
+    observer: &dyn Observer,
 ) -> Result<Placed, Error> {
     let layers = models.config().dit.layers;
     let plan = planned.placement.plan(layers, prepared.request.calls())?;
+    let plan = plan.with_latency(args.latency());
     let gpu = planned.profile.each_device().any(|d| d.kind == Kind::Gpu);
     let budgets: Vec<u64> = planned.devices.iter().map(|d| d.usable).collect();
     match (gpu, args.virtual_devices) {
@@ -155,6 +167,13 @@ fn profile_devices(
             machine.check(planned)?;
             let open = |(i, most): (usize, &u64)| gpu_device(args, models, i as u32, *most);
             let opened = budgets.iter().enumerate().map(open);
+            if let Some(text) = args
+                .engines
+                .as_deref()
+                .and_then(|f| without_engine(f, models))
+            {
+                observer.event(&Event::Notice(text));
+            }
             Ok(Placed {
                 devices: Devices::each(opened.collect::<Result<_, _>>()?),
                 plan: plan.on(DeviceKind::Cuda),
@@ -179,22 +198,37 @@ fn gpu_device(
     ordinal: u32,
     most: u64,
 ) -> Result<Arc<dyn Backend>, Error> {
-    if let Some(folder) = &args.engines {
-        let engines = engines::device::tensorrt(models, folder, ordinal, most)?;
-        return Ok(Arc::from(engines));
-    }
     let threads = device_args::threads(args.threads);
+    if let Some(folder) = &args.engines {
+        return Ok(engines::device::tensorrt(
+            models, folder, ordinal, most, threads,
+        )?);
+    }
     let runtime = engines::device::cuda_at_most(ordinal, most, threads)?;
     Ok(Arc::new(Ort::with(models.clone(), runtime)))
 }
 
+/// Says which components ONNX Runtime runs because a folder of engines lacks them.
+fn without_engine(folder: &Path, models: &Models) -> Option<String> {
+    let (has, lacks) = EngineList::of_folder(folder)?.covers(models);
+    (!has.is_empty() && !lacks.is_empty()).then(|| {
+        let names: Vec<&str> = lacks.iter().map(String::as_str).collect();
+        format!(
+            "{}: engines of {} of {} components; ONNX Runtime runs {}",
+            folder.display(),
+            has.len(),
+            has.len() + lacks.len(),
+            names.join(", ")
+        )
+    })
+}
+
 /// Plans the profile for this video and this export's own precision.
 fn planned(
-    name: &str,
-    wishes: &Wishes,
+    args: &Generate,
+    (name, wishes): (&str, &Wishes),
     machine: &Machine,
-    prepared: &Prepared,
-    models: &Models,
+    (prepared, models): (&Prepared, &Models),
     observer: &dyn Observer,
 ) -> Result<Planned, Error> {
     let request = &prepared.request;
@@ -203,6 +237,7 @@ fn planned(
         steps: request.calls(),
         passes: request.passes(),
         infer_frames: request.infer_frames,
+        latency: args.latency(),
         clips: match request.clips {
             Clips::Auto => None,
             Clips::AtMost(n) => Some(n),

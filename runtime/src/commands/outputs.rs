@@ -32,18 +32,7 @@ pub(super) fn claim_video(
     request: &Request,
     cancel: &Cancel,
 ) -> Result<ClaimedRequest, Error> {
-    let mut read = vec![("--models", args.models.as_path())];
-    let folders = [
-        ("--profile", args.profile.as_ref().map(Path::new)),
-        ("--engines", args.engines.as_deref()),
-    ];
-    read.extend(folders.into_iter().filter_map(|(f, p)| Some((f, p?))));
-    let claim = |video: &Path, existing| {
-        let mut request = request.clone();
-        request.files.video = video.to_owned();
-        request.files.existing = existing;
-        Ok(request.claim(&read)?)
-    };
+    let claim = |video: &Path, existing| claim_as(args, request, video, existing);
     let video = &request.files.video;
     if args.names_video() && !args.existing.overwrite {
         let names = (1..).map(|number| numbered(video, number));
@@ -59,13 +48,37 @@ pub(super) fn claim_video(
     })
 }
 
+/// Claims the files of a video under a name, and asks nobody.
+///
+/// # Errors
+/// As [`claim_video`].
+pub(super) fn claim_as(
+    args: &Generate,
+    request: &Request,
+    video: &Path,
+    existing: Existing,
+) -> Result<ClaimedRequest, Error> {
+    let mut read = vec![("--models", args.models.as_path())];
+    let folders = [
+        ("--profile", args.profile.as_ref().map(Path::new)),
+        ("--engines", args.engines.as_deref()),
+    ];
+    read.extend(folders.into_iter().filter_map(|(f, p)| Some((f, p?))));
+    let mut request = request.clone();
+    request.files.video = video.to_owned();
+    request.files.existing = existing;
+    Ok(request.claim(&read)?)
+}
+
 /// Returns `video.mp4` for 1, `video-2.mp4` for 2, and so on.
 fn numbered(video: &Path, number: usize) -> PathBuf {
     if number == 1 {
         return video.to_owned();
     }
     let stem = video.file_stem().unwrap_or_default().to_string_lossy();
-    video.with_file_name(format!("{stem}-{number}.mp4"))
+    let ending = video.extension().unwrap_or_default();
+    let name = format!("{stem}-{number}");
+    video.with_file_name(name).with_added_extension(ending)
 }
 
 /// Says whether the name alone is taken, so that another one may do.

@@ -18,6 +18,23 @@ pub enum Style {
     Lines,
     /// JSON objects on standard output.
     Json,
+    /// JSON objects on standard error, beside a video on standard output.
+    JsonAside,
+}
+
+impl Style {
+    fn is_json(self) -> bool {
+        matches!(self, Self::Json | Self::JsonAside)
+    }
+
+    /// Writes an object as a line. A line that cannot be written is no reason to stop a run: the
+    /// file is what counts.
+    fn object(self, object: &serde_json::Value) {
+        match self {
+            Self::JsonAside => console::tell(object),
+            _ => drop(console::print_line(object)),
+        }
+    }
 }
 
 /// Shows events as they come.
@@ -27,6 +44,14 @@ pub(crate) struct Screen {
     run: Mutex<Option<Run>>,
     /// When a line on the encoding of the picture was due last.
     told: Mutex<Option<Instant>>,
+    item: Option<Item>,
+}
+
+/// The video of a batch that the events belong to.
+struct Item {
+    name: String,
+    /// Whether lines begin with the name, because those of several videos mix.
+    in_lines: bool,
 }
 
 /// Time between lines on the encoding of the picture.
@@ -104,14 +129,34 @@ impl Screen {
             bar,
             run: Mutex::new(None),
             told: Mutex::new(None),
+            item: None,
+        }
+    }
+
+    /// Shows the events of one video of a batch. Each object has its `name`, and so has each line
+    /// if videos are made at a time.
+    pub(crate) fn of_item(style: Style, name: &str, in_lines: bool) -> Self {
+        let name = name.to_owned();
+        let style = match style {
+            Style::Bar if in_lines => Style::Lines,
+            style => style,
+        };
+        Self {
+            item: Some(Item { name, in_lines }),
+            ..Self::new(style)
         }
     }
 
     fn line(&self, text: &str) {
+        let named = self.item.as_ref().filter(|item| item.in_lines).map(|item| {
+            let lines = text.lines().map(|line| format!("{}: {line}", item.name));
+            lines.collect::<Vec<_>>().join("\n")
+        });
+        let text = named.as_deref().unwrap_or(text);
         match self.style {
             Style::Bar => self.bar.suspend(|| console::tell(text)),
             Style::Lines => console::tell(text),
-            Style::Json => {}
+            Style::Json | Style::JsonAside => {}
         }
     }
 
@@ -138,7 +183,7 @@ impl Screen {
             Event::Anchored { index: 0 } => {
                 self.with_run(|r| r.since = Instant::now());
             }
-            Event::Anchored { .. } | Event::Decoded { .. } => {}
+            Event::Planned(_) | Event::Anchored { .. } | Event::Decoded { .. } => {}
             Event::Denoised { .. } => {
                 self.with_run(|r| {
                     let now = (r.since.elapsed(), r.done);
@@ -221,9 +266,12 @@ impl Screen {
 
 impl Observer for Screen {
     fn event(&self, event: &Event<'_>) {
-        if self.style == Style::Json {
-            if let Some(object) = json(event) {
-                to_stdout(&object.to_string());
+        if self.style.is_json() {
+            if let Some(mut object) = json(event) {
+                if let (Some(item), Some(map)) = (&self.item, object.as_object_mut()) {
+                    map.shift_insert(1, "item".to_owned(), item.name.as_str().into());
+                }
+                self.style.object(&object);
             }
         } else {
             self.show(event);
@@ -234,20 +282,20 @@ impl Observer for Screen {
 /// Shows the failure of a command, which ends the process with `code`: one line for people, one
 /// object for programs.
 pub fn failed(style: Style, message: &str, code: u8) {
-    if style == Style::Json {
+    if style.is_json() {
         let object = serde_json::json!({
             "event": "error",
             "message": message,
             "exit": code,
         });
-        to_stdout(&object.to_string());
+        style.object(&object);
     }
-    console::tell(format_args!("error: {message}"));
+    console::complain(format_args!("error: {message}"));
 }
 
 /// Writes a line to standard output. A line that cannot be written is no reason to stop a run: the
 /// file is what counts.
-fn to_stdout(text: &str) {
+pub(super) fn to_stdout(text: &str) {
     drop(console::print_line(text));
 }
 
@@ -370,7 +418,7 @@ fn json(event: &Event<'_>) -> Option<serde_json::Value> {
         Event::Stepped { item, .. } => {
             serde_json::json!({"event": "step", "block": item.block, "step": item.step})
         }
-        Event::Denoised { .. } | Event::Decoded { .. } => return None,
+        Event::Planned(_) | Event::Denoised { .. } | Event::Decoded { .. } => return None,
         Event::Written {
             block,
             frames,

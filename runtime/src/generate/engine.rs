@@ -9,13 +9,14 @@ use engines::manifest::Models;
 use crate::chain::clock::{Clock, Timed};
 use crate::chain::encoders::AudioAdapter;
 use crate::chain::error::ChainError;
-use crate::chain::events::Observer;
+use crate::chain::events::{Observer, PlannedMemory};
 use crate::chain::executor::Chains;
 use crate::chain::kept::KeptSessions;
 use crate::chain::vae::{Decoder, Encoder};
 use crate::generate::error::GenerateError;
 use crate::placement::devices::Devices;
-use crate::placement::footprints::{Footprints, Workload};
+use crate::placement::error::PlacementError;
+use crate::placement::footprints::{AtATime, Footprints, Workload};
 use crate::placement::plan::Plan;
 
 /// An opened export on a placement.
@@ -99,16 +100,30 @@ impl Engine {
         &self.loading
     }
 
-    /// Refuses a placement whose devices are missing or too small for `work`.
+    /// Refuses a placement whose devices are missing or too small for `work`. Returns what `work`
+    /// holds on devices with a memory of their own.
     ///
     /// # Errors
     /// [`GenerateError::Placement`].
-    pub(crate) fn fits(&self, work: Workload<'_>) -> Result<(), GenerateError> {
+    pub(crate) fn fits(&self, work: Workload<'_>) -> Result<Vec<PlannedMemory>, GenerateError> {
         for device in self.plan.device_ids() {
             self.devices.get(device)?;
         }
-        Footprints::new(&self.devices, &self.plan, work)?.check(&self.devices)?;
-        Ok(())
+        let footprints = Footprints::new(&self.devices, &self.plan, work)?;
+        footprints.check(&self.devices)?;
+        let planned = footprints.devices.iter().map(|(&home, holds)| {
+            let ledger = self.devices.get(home)?.memory().ledger();
+            Ok(PlannedMemory {
+                device: ledger.device().to_owned(),
+                bytes: holds.total(),
+            })
+        });
+        planned.collect()
+    }
+
+    /// Counts the videos like `work` that fit at a time.
+    pub(super) fn videos(&self, work: Workload<'_>, host: u64) -> Result<AtATime, PlacementError> {
+        Footprints::at_a_time(&self.devices, &self.plan, work, host)
     }
 
     /// Returns the backend of the encoders. Frees the rest of the engine first, if the encoders do

@@ -4,18 +4,20 @@ use std::path::PathBuf;
 
 use engines::backend::EngineError;
 use engines::claims::ClaimError;
-use engines::error_kind::ErrorKind;
+use engines::error_kind::{ErrorKind, reason};
 use engines::manifest::ManifestError;
 use engines::tensor_file::TensorFileError;
 
 use crate::chain::error::ChainError;
+use crate::generate::journal::JournalError;
+use crate::generate::run_file::RunFileError;
 use crate::inputs::prompt::PromptError;
 use crate::inputs::replay::ReplayError;
 use crate::media::audio_file::AudioError;
 use crate::media::contact_sheet::ContactSheetError;
-use crate::media::mp4::Mp4Error;
 use crate::media::partial::{NameError, Partial};
 use crate::media::picture::PictureError;
+use crate::media::video_error::VideoError;
 use crate::numbers::geometry::{ClipLengthError, RingLengthError};
 use crate::numbers::schedule::ScheduleError;
 use crate::numbers::size::SizeError;
@@ -49,16 +51,22 @@ pub enum GenerateError {
     Audio(#[from] AudioError),
     /// The video cannot be written.
     #[error(transparent)]
-    Mp4(#[from] Mp4Error),
+    Video(#[from] VideoError),
     /// The contact sheet cannot be written.
     #[error(transparent)]
     ContactSheet(#[from] ContactSheetError),
+    /// The state of an earlier run cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The recorded run cannot be replayed.
     #[error(transparent)]
     Replay(#[from] ReplayError),
     /// The trace cannot be written.
     #[error(transparent)]
     Trace(#[from] TensorFileError),
+    /// A run file cannot be read, or an input of one.
+    #[error(transparent)]
+    RunFile(#[from] RunFileError),
     /// The placement cannot be used.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -87,6 +95,14 @@ pub enum GenerateError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The file of metrics cannot be created.
+    #[error("{}: cannot write metrics: {}", path.display(), reason(source))]
+    Metrics {
+        /// The file of metrics.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// A file of the model changed while it was in use.
     #[error("{source}{}", suspect(partial))]
     Suspect {
@@ -96,12 +112,17 @@ pub enum GenerateError {
         partial: Option<Partial>,
     },
     /// The caller asked to stop.
-    #[error("interrupted after {}", at(partial))]
+    #[error("interrupted after {}{}", at(partial), if *resumes { RESUMES } else { "" })]
     Interrupted {
         /// The unfinished video, if any frame was written. It plays.
         partial: Option<Partial>,
+        /// A state is kept, from which another run can go on.
+        resumes: bool,
     },
 }
+
+/// What a user can do about an unfinished video whose run kept its state.
+pub(crate) const RESUMES: &str = "; the same command with --resume goes on";
 
 /// Returns a number of frames with their length.
 pub(crate) fn length(frames: usize) -> String {
@@ -158,15 +179,18 @@ impl GenerateError {
             Self::Prompt(e) => e.kind(),
             Self::Picture(e) => e.kind(),
             Self::Audio(e) => e.kind(),
-            Self::Mp4(e) => e.kind(),
+            Self::Video(e) => e.kind(),
             Self::ContactSheet(e) => e.kind(),
+            Self::Journal(e) => e.kind(),
             Self::Replay(e) => e.kind(),
             Self::Trace(e) => e.kind(),
+            Self::RunFile(e) => e.kind(),
             Self::Placement(e) => e.kind(),
             Self::Steps { .. } => ErrorKind::Usage,
             Self::Chain(e) => e.kind(),
             Self::Name(e) => e.kind(),
             Self::Claim(e) => e.kind(),
+            Self::Metrics { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Aside { source, .. } => ErrorKind::of_io(source, ErrorKind::Input),
             Self::Suspect { source, .. } => source.kind(),
             Self::Interrupted { .. } => ErrorKind::Interrupted,

@@ -1,6 +1,8 @@
 //! The inputs of one video, read and decided before anything is placed or loaded. The planner and
 //! the run both take them from here, so that size and length are decided once.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use engines::claims::Claims;
@@ -9,6 +11,7 @@ use engines::manifest::Models;
 use crate::chain::events::{Event, Observer, Phase};
 use crate::generate::error::GenerateError;
 use crate::generate::request::{ClaimedRequest, Clips, Request};
+use crate::generate::run_file::{InputFile, RunFileError};
 use crate::inputs::framing::Framing;
 use crate::inputs::heard::{self, Heard};
 use crate::inputs::live::LOOK_AHEAD_SECONDS;
@@ -39,6 +42,8 @@ pub struct Prepared {
     pub clips_in_audio: usize,
     /// Length of the video.
     pub(crate) length: Length,
+    /// The files that were read, where a run file describes them.
+    pub(crate) inputs: BTreeMap<String, InputFile>,
     /// Keeps other runs from the files to write.
     _claims: Arc<Claims>,
 }
@@ -69,6 +74,10 @@ impl Prepared {
     ) -> Result<Self, GenerateError> {
         let ClaimedRequest { request, claims } = claimed;
         observer.event(&Event::Phase(Phase::ReadingInputs));
+        let inputs = match request.files.asked {
+            Some(_) => inputs(&request),
+            None => Ok(BTreeMap::new()),
+        };
         let (picture, facts) = Picture::open(&request.image, request.reading)?;
         for fact in facts {
             observer.event(&Event::Notice(fact.to_string()));
@@ -88,6 +97,8 @@ impl Prepared {
             Some(speech) => length(&request, speech, &geometry),
             None => (0, open_length(&request, &geometry)),
         };
+        // A file that cannot be read was refused above, in its reader's own words.
+        let inputs = inputs?;
         let prepared = Self {
             request,
             framing,
@@ -96,6 +107,7 @@ impl Prepared {
             speech,
             clips_in_audio,
             length,
+            inputs,
             _claims: claims,
         };
         prepared.notices(geometry.block_video_frames(), observer);
@@ -171,6 +183,23 @@ impl Prepared {
             ));
         }
     }
+}
+
+/// Describes the files that a request reads, by flag.
+fn inputs(request: &Request) -> Result<BTreeMap<String, InputFile>, RunFileError> {
+    let mut files = vec![("image", &request.image), ("audio", &request.audio)];
+    files.extend(request.replay.as_ref().map(|replay| ("replay", replay)));
+    let described = |(flag, path): (&str, &PathBuf)| {
+        let file = match request.live {
+            Some(_) if flag == "audio" => InputFile::gone(path),
+            _ => InputFile::of(path).map_err(|source| RunFileError::Read {
+                path: path.clone(),
+                source,
+            })?,
+        };
+        Ok((flag.to_owned(), file))
+    };
+    files.into_iter().map(described).collect()
 }
 
 /// Tells of a picture that loses more than half of its area, or fills less than half of the video.

@@ -2,19 +2,23 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use engines::claims::{Claims, Existing, FilePlan, real};
+use engines::claims::{ClaimError, Claims, Existing, FilePlan, real};
 
 use crate::chain::decoders::Mode;
 use crate::generate::error::GenerateError;
+use crate::generate::run_file::{self, Asked, RunFile};
 use crate::inputs::speech::Channels;
 use crate::media::contact_sheet;
-use crate::media::mp4::Encoding;
-use crate::media::partial::partial_path;
+use crate::media::encoding::{Encoding, Rate};
+use crate::media::partial::NameError;
 use crate::media::pcm::Pcm;
 use crate::media::picture::{Fit, Reading};
+use crate::media::target::{Format, Target};
+use crate::media::video_writer::{self, may_replace};
 use crate::numbers::guide_scale::GuideScale;
-use crate::numbers::size::{Size, SizeMode};
+use crate::numbers::size::{Size, SizeMode, TOKEN_STRIDE};
 use crate::numbers::solver::Sampling;
 use crate::numbers::timing::Timing;
 
@@ -69,6 +73,19 @@ pub struct Request {
     pub replay: Option<PathBuf>,
     /// Files to write.
     pub files: OutputFiles,
+    /// State of the run that is kept beside the video.
+    pub keeping: Keeping,
+}
+
+/// State of a run that is kept while the run goes on, so that another run can go on from it.
+#[derive(Clone, Debug, Default)]
+pub struct Keeping {
+    /// Least time between two states. `None` keeps none.
+    pub every: Option<Duration>,
+    /// Go on from the state that an earlier run kept, if there is one.
+    pub resume: bool,
+    /// Facts of the machine that the bytes of a video depend on, by name.
+    pub machine: Vec<(&'static str, String)>,
 }
 
 /// Guidance as it is asked for.
@@ -98,16 +115,125 @@ pub(crate) const NEGATIVE_PROMPT: &str = "\
 /// The files that a run writes.
 #[derive(Clone, Debug)]
 pub struct OutputFiles {
-    /// The video.
+    /// The video: a file, a folder of frames, `-` for standard output, or a URL.
     pub video: PathBuf,
-    /// Codec settings of the video.
+    /// More outputs of the same frames.
+    pub copies: Vec<PathBuf>,
+    /// Format of the outputs, where their names do not say it.
+    pub format: Option<Format>,
+    /// Settings of the encoders, and filters.
     pub encoding: Encoding,
     /// A sheet of frames spread over the video.
     pub contact_sheet: Option<PathBuf>,
     /// Every tensor that the run computes on its way.
     pub trace: Option<PathBuf>,
+    /// The command, for the run file beside the video. Without it, none is written.
+    pub asked: Option<Asked>,
+    /// One JSON object a second and a block, on times and memory.
+    pub metrics: Option<PathBuf>,
     /// What happens to files that exist under these names.
     pub existing: Existing,
+}
+
+impl OutputFiles {
+    /// Returns every output of the frames, the video first.
+    ///
+    /// # Errors
+    /// A name says no format, or contradicts the format that is told.
+    pub fn targets(&self) -> Result<Vec<Target>, NameError> {
+        let names = [&self.video].into_iter().chain(&self.copies);
+        let targets = names.map(|name| Target::of(name, self.format));
+        let targets: Vec<Target> = targets.collect::<Result<_, _>>()?;
+        let stdout = |t: &&Target| matches!(t, Target::Stdout { .. });
+        if targets.iter().filter(stdout).count() > 1 {
+            return Err(NameError::TwoStreams);
+        }
+        Ok(targets)
+    }
+
+    /// Returns the path of the video's run file, if there is one. A stream and a folder have none.
+    pub(crate) fn run_file(&self) -> Option<PathBuf> {
+        let target = Target::of(&self.video, self.format).ok()?;
+        let file = matches!(target, Target::File { .. }) && self.asked.is_some();
+        file.then(|| run_file::path_of(&target.path()))
+    }
+
+    /// Follows links to the files themselves. A partial file lies beside the file, not the link.
+    fn follow_links(&mut self) -> Result<(), NameError> {
+        let files = self.targets()?;
+        let names = [&mut self.video].into_iter().chain(&mut self.copies);
+        for (name, target) in names.zip(files) {
+            if !target.is_stream()
+                && let Ok(Some(file)) = real(name)
+            {
+                *name = file;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens encoders and filters for a trial, before models are read. The usual ones need none.
+    fn check(&self, size: Size) -> Result<(), GenerateError> {
+        // The real size is not known yet. It is a multiple of this one.
+        let whole = |side: usize| (side / TOKEN_STRIDE).max(1) * TOKEN_STRIDE;
+        let size = Size {
+            width: whole(size.width),
+            height: whole(size.height),
+        };
+        let usual = Encoding {
+            rate: self.encoding.rate,
+            preset: self.encoding.preset.clone(),
+            ..Encoding::default()
+        };
+        for target in self.targets()? {
+            let mp4 = matches!(
+                target,
+                Target::File {
+                    format: Format::Mp4,
+                    ..
+                }
+            );
+            let quality = matches!(self.encoding.rate, Rate::Quality(_));
+            if !(mp4 && quality && self.encoding == usual) {
+                video_writer::check(&target, size, &self.encoding)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the outputs to the files that are claimed.
+    fn plan(&self, plan: &mut FilePlan) -> Result<(), GenerateError> {
+        for target in self.targets()? {
+            match (&target, target.partial()) {
+                (Target::File { path, .. }, Some(partial)) => {
+                    plan.writes("--out", path);
+                    plan.passes_through("the unfinished video of --out", &partial);
+                }
+                (Target::Folder { path }, Some(partial)) => {
+                    self.may_write_folder(path)?;
+                    plan.writes_folder("--out", path);
+                    plan.writes_folder("the unfinished frames of --out", &partial);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a folder whose files would be lost.
+    fn may_write_folder(&self, path: &Path) -> Result<(), GenerateError> {
+        if video_writer::is_free(path) {
+            return Ok(());
+        }
+        may_replace(path)?;
+        match self.existing {
+            Existing::Replace => Ok(()),
+            Existing::Keep => Err(ClaimError::Exists {
+                paths: vec![path.to_owned()],
+            }
+            .into()),
+        }
+    }
 }
 
 /// A request whose files to write are claimed: no other run writes them, and none of them is read.
@@ -143,14 +269,12 @@ impl Request {
     /// A name has an ending that says another format; [`GenerateError::Claim`].
     pub fn claim(self, also_read: &[(&str, &Path)]) -> Result<ClaimedRequest, GenerateError> {
         let mut request = self;
-        partial_path(&request.files.video)?;
+        request.files.targets()?;
         if let Some(sheet) = &request.files.contact_sheet {
             contact_sheet::format(sheet)?;
         }
-        // The partial file lies beside the file itself, which a link may name.
-        if let Ok(Some(video)) = real(&request.files.video) {
-            request.files.video = video;
-        }
+        request.files.check(request.size)?;
+        request.files.follow_links()?;
         let files = &request.files;
         let mut plan = FilePlan::with_folders();
         plan.reads("--image", &request.image);
@@ -163,16 +287,23 @@ impl Request {
         if let Some(replay) = &request.replay {
             plan.reads("--replay", replay);
         }
-        plan.writes("--out", &files.video);
-        plan.passes_through(
-            "the unfinished video of --out",
-            &partial_path(&files.video)?,
-        );
+        files.plan(&mut plan)?;
+        if let Some(path) = files.run_file() {
+            // The run file of a video that is gone has no use.
+            let name = "the run file of --out";
+            match RunFile::read(&path) {
+                Ok(_) => plan.passes_through(name, &path),
+                Err(_) => plan.writes(name, &path),
+            }
+        }
         if let Some(sheet) = &files.contact_sheet {
             plan.writes("--contact-sheet", sheet);
         }
         if let Some(trace) = &files.trace {
             plan.writes("--trace", trace);
+        }
+        if let Some(metrics) = &files.metrics {
+            plan.writes("--metrics", metrics);
         }
         let claims = Arc::new(plan.claim(files.existing)?);
         Ok(ClaimedRequest { request, claims })

@@ -134,7 +134,7 @@ mod tests {
             form: SampleForm::F32Le,
             gaps: Gaps::Wait,
         };
-        let arriving = listen(Cursor::new(bytes), pcm, &Cancel::default());
+        let arriving = listen(Cursor::new(bytes), pcm, 0, &Cancel::default());
         LiveSpeech::new(arriving.model, Channels::Mix)
     }
 

@@ -161,11 +161,11 @@ impl Speech {
         })
     }
 
-    /// Opens the sound of the video.
+    /// Opens the sound of the video, at `rate` where its container takes no other.
     ///
     /// # Errors
     /// The recording cannot be decoded or resampled.
-    pub(crate) fn track(&self) -> Result<AudioTrack, AudioError> {
+    pub(crate) fn track(&self, rate: Option<u32>) -> Result<AudioTrack, AudioError> {
         let channels = match self.only {
             Some(_) => 1,
             None => self.facts.channels.min(2),
@@ -174,6 +174,7 @@ impl Speech {
             channels,
             only: self.only,
             gain: 1.0 / self.facts.peak.max(1.0),
+            rate,
         };
         AudioTrack::of(&self.file, sound)
     }
@@ -757,10 +758,10 @@ impl AudioFeatures {
     ///
     /// # Panics
     /// If the states have another number or width.
-    pub(crate) fn follow(&mut self, next: ArrayView3<'_, f32>, first: usize) {
+    pub(crate) fn follow(&mut self, next: &ArrayView3<'_, f32>, first: usize) {
         let gone = first.clamp(self.first, self.end()) - self.first;
         let rest = self.hidden.slice(s![.., gone.., ..]);
-        let joined = concatenate(Axis(1), &[rest, next]).expect("states of one model");
+        let joined = concatenate(Axis(1), &[rest, next.view()]).expect("states of one model");
         (self.hidden, self.first) = (joined, self.first + gone);
     }
 
@@ -1130,7 +1131,7 @@ mod tests {
             let frames = 12 * block..12 * (block + 1);
             let needed = AudioFeatures::needed(&frames, 400);
             while part.end() < needed.end {
-                part.follow(parts.next().unwrap(), needed.start);
+                part.follow(&parts.next().unwrap(), needed.start);
                 assert!(part.hidden.len_of(Axis(1)) < 130);
             }
             assert_eq!(part.block(frames.clone()), whole.block(frames), "{block}");
@@ -1164,7 +1165,7 @@ mod tests {
         ] {
             let mut track = Speech::listen(&path, channels, usize::MAX)
                 .unwrap()
-                .track()
+                .track(None)
                 .unwrap();
             assert_eq!(track.channels(), wanted);
             let loudest = track.read(20_000).unwrap().into_iter().fold(0.0, f32::max);
@@ -1182,7 +1183,7 @@ mod tests {
         let speech = Speech::open(&path).unwrap();
         let told = speech.notices().join("; ");
         assert!(told.contains("by 6.0 dB at most"), "{told}");
-        let track = speech.track().unwrap().read(48_000).unwrap();
+        let track = speech.track(None).unwrap().read(48_000).unwrap();
         let want: Vec<f32> = tone(48_000, 1.0).map(|v| 2.0 * v).collect();
         assert!(golden::worst(&track, &want) < 1e-5);
         // Full scale itself is no fault.
@@ -1227,7 +1228,7 @@ mod tests {
             }
             let told = speech.notices().join("; ");
             assert!(told.contains("2 pieces"), "{told}");
-            let mut track = speech.track().unwrap();
+            let mut track = speech.track(None).unwrap();
             let track_seconds = track.rate() as usize * track.channels();
             let sound = track.read(2 * track.rate() as usize).unwrap();
             for at in [track_seconds / 4, 7 * track_seconds / 4] {

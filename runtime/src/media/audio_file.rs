@@ -568,6 +568,8 @@ pub(crate) struct TrackSound {
     pub(crate) only: Option<usize>,
     /// Factor of every sample.
     pub(crate) gain: f32,
+    /// The only sampling rate that the video takes, or any of those that it takes.
+    pub(crate) rate: Option<u32>,
 }
 
 /// Where the sound of a track comes from.
@@ -607,12 +609,21 @@ impl AudioTrack {
     /// # Errors
     /// The file cannot be opened or decoded, or FFmpeg cannot resample it.
     pub fn open(path: &Path) -> Result<Self, AudioError> {
+        Self::open_at(path, None)
+    }
+
+    /// As [`Self::open`], at `rate` samples per second if it is given.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_at(path: &Path, rate: Option<u32>) -> Result<Self, AudioError> {
         let file = SoundFile::open(path)?;
         let first = AudioFile::of(&file)?.next_chunk()?;
         let sound = TrackSound {
             channels: first.map_or(1, |chunk| chunk.channels.min(2)),
             only: None,
             gain: 1.0,
+            rate,
         };
         Self::of(&file, sound)
     }
@@ -633,7 +644,8 @@ impl AudioTrack {
         Ok(track)
     }
 
-    /// Makes the track of a sound that arrives: all of its channels, or only one.
+    /// Makes the track of a sound that arrives: all of its channels, or only one. It has `rate`
+    /// samples per second if that is given.
     ///
     /// # Errors
     /// None here; a build without FFmpeg has one.
@@ -641,25 +653,27 @@ impl AudioTrack {
         clippy::unnecessary_wraps,
         reason = "a build without FFmpeg refuses it"
     )]
-    pub(crate) fn arriving(tap: Tap, only: Option<usize>) -> Result<Self, AudioError> {
+    pub(crate) fn arriving(
+        tap: Tap,
+        only: Option<usize>,
+        rate: Option<u32>,
+    ) -> Result<Self, AudioError> {
         let (pcm, path) = (tap.pcm(), tap.path().to_owned());
         let sound = TrackSound {
             channels: only.map_or(pcm.channels.min(2), |_| 1),
             only,
             gain: 1.0,
+            rate,
         };
         Ok(Self::begin(Origin::Pipe(tap), path, pcm.rate, sound))
     }
 
-    fn begin(origin: Origin, path: PathBuf, rate: u32, sound: TrackSound) -> Self {
+    fn begin(origin: Origin, path: PathBuf, source: u32, sound: TrackSound) -> Self {
+        let kept = TRACK_RATES.contains(&source).then_some(source);
         Self {
             origin,
             path,
-            rate: if TRACK_RATES.contains(&rate) {
-                rate
-            } else {
-                TRACK_RATES[0]
-            },
+            rate: sound.rate.or(kept).unwrap_or(TRACK_RATES[0]),
             sound,
             piece: None,
             ready: VecDeque::new(),
@@ -695,6 +709,16 @@ impl AudioTrack {
     /// # Errors
     /// The rest of the file cannot be decoded or resampled.
     pub fn read(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
+        let mut out = self.read_up_to(n)?;
+        out.resize(n * self.channels(), 0.0);
+        Ok(out)
+    }
+
+    /// Returns the next samples, `[n, channels]`: at most `n`, and fewer at the end.
+    ///
+    /// # Errors
+    /// The same as [`Self::read`].
+    pub(crate) fn read_up_to(&mut self, n: usize) -> Result<Vec<f32>, AudioError> {
         let wanted = n * self.channels();
         while self.ready.len() < wanted && !self.ended {
             match self.origin.next_chunk()? {
@@ -706,9 +730,7 @@ impl AudioTrack {
             }
         }
         let have = wanted.min(self.ready.len());
-        let mut out: Vec<f32> = self.ready.drain(..have).collect();
-        out.resize(wanted, 0.0);
-        Ok(out)
+        Ok(self.ready.drain(..have).collect())
     }
 
     /// Appends samples of the file to those that are ready, converted where needed.
@@ -896,6 +918,7 @@ mod tests {
             channels: 2,
             only: None,
             gain: 0.5,
+            rate: None,
         };
         let mut track = AudioTrack::of(&SoundFile::open(&path).unwrap(), sound).unwrap();
         assert!(track.channels() == 2 && (peak(&mut track) - 0.25).abs() < 1e-4);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use engines::error_kind::ErrorKind;
 use engines::files;
+use engines::tensor::Tensor;
 use image::{ImageFormat, RgbImage, imageops};
 
 use crate::media::picture::Picture;
@@ -123,6 +124,27 @@ impl ContactSheet {
                 self.tiles.push(frame.resized(self.tile).into());
             }
             self.seen += 1;
+        }
+    }
+
+    /// Returns the gathered tiles, `[n, H, W, 3]`.
+    pub(crate) fn kept(&self) -> Tensor {
+        let shape = [self.tiles.len(), self.tile.height, self.tile.width, 3];
+        let bytes = self.tiles.iter().flat_map(|tile| tile.as_raw());
+        Tensor::from_slice(&shape, &bytes.copied().collect::<Vec<u8>>())
+    }
+
+    /// Goes on after `seen` frames with tiles that [`Self::kept`] gave. Tiles of another size are
+    /// left out.
+    pub(crate) fn restore(&mut self, seen: usize, kept: &Tensor) {
+        let (width, height) = (self.tile.width as u32, self.tile.height as u32);
+        self.seen = seen;
+        if kept.shape()[1..] == [self.tile.height, self.tile.width, 3] {
+            let tiles = kept
+                .bytes()
+                .chunks_exact(3 * self.tile.width * self.tile.height);
+            let tile = |rgb: &[u8]| RgbImage::from_raw(width, height, rgb.to_vec());
+            self.tiles = tiles.filter_map(tile).collect();
         }
     }
 

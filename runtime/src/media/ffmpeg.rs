@@ -12,6 +12,7 @@ use ffmpeg_next::format::context::{Input, StreamIo};
 use ffmpeg_next::util::log;
 use ffmpeg_next::{Dictionary, Error, format};
 
+use crate::media::ffmpeg_log;
 use crate::media::input_file::{self, InputFileError};
 use crate::media::sound_file::SoundFile;
 
@@ -50,6 +51,7 @@ pub(crate) fn start() -> Result<(), Error> {
     *STARTED.get_or_init(|| {
         ffmpeg_next::init()?;
         log::set_level(log::Level::Quiet);
+        ffmpeg_log::hear_all();
         Ok(())
     })
 }

@@ -417,9 +417,11 @@ mod tests {
     use super::*;
     use crate::fixtures::sound::{floats, tone, wav};
     use crate::media::audio_file::AudioTrack;
+    use crate::media::encoding::Encoding;
     use crate::media::ffmpeg;
-    use crate::media::mp4::{Encoding, Finished, Writer};
+    use crate::media::target::Target;
     use crate::media::video_facts::probe;
+    use crate::media::video_writer::{Finished, VideoWriter};
     use crate::numbers::size::Size;
 
     const SIZE: Size = Size {
@@ -428,10 +430,12 @@ mod tests {
     };
 
     /// Begins a video whose frames all differ, with 9 frames and then 12 in every further block.
-    fn begin(out: &Path, rate: Option<u32>, blocks: usize) -> Writer {
+    fn begin(out: &Path, rate: Option<u32>, blocks: usize) -> VideoWriter {
         let open = |rate| AudioTrack::open(&wav(floats(rate, 1), tone(rate, 4.0)).1);
         let audio = rate.map(|rate| open(rate).unwrap());
-        let mut writer = Writer::create(out, SIZE, &Encoding::default(), audio).unwrap();
+        let target = Target::of(out, None).unwrap();
+        let encoding = Encoding::default();
+        let mut writer = VideoWriter::create(&target, SIZE, &encoding, audio).unwrap();
         for block in 0..blocks {
             let frames = if block == 0 { 9 } else { 12 };
             let value = |i: usize| (i * (i / 4096 + 7 * block) / 64) as u8;
@@ -441,7 +445,7 @@ mod tests {
         writer
     }
 
-    fn finished(writer: Writer) -> PathBuf {
+    fn finished(writer: VideoWriter) -> PathBuf {
         let Finished { path, fragmented } = writer.finish().unwrap();
         assert!(fragmented.is_none(), "{fragmented:?}");
         path
@@ -546,7 +550,7 @@ mod tests {
     fn a_kept_part_states_its_length_and_moves_no_byte() {
         let dir = tempfile::tempdir().unwrap();
         let writer = begin(&dir.path().join("v.mp4"), Some(16_000), 3);
-        let before = std::fs::read(writer.partial()).unwrap();
+        let before = std::fs::read(dir.path().join("v.partial.mp4")).unwrap();
         assert_eq!(lengths(&before).0, 0);
         let after = std::fs::read(writer.finish_partial().unwrap().unwrap().path).unwrap();
         let (movie, tracks) = lengths(&after);

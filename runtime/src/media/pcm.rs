@@ -1,7 +1,7 @@
 //! Sound that arrives as raw samples (PCM) on a pipe, without a header and without a known end.
 //!
-//! One thread reads the pipe, and another one keeps the time. Both taps get every sample: the model's
-//! tap makes the pipe wait, the video's tap holds what the model has heard and no block shows yet.
+//! One thread reads the pipe, and another one keeps the time. All taps get every sample: the model's
+//! tap makes the pipe wait, the tap of an output holds what the model has heard and no block shows yet.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -147,17 +147,23 @@ impl Tap {
 pub(crate) struct Arriving {
     /// For the model, which hears it first.
     pub(crate) model: Tap,
-    /// For the video.
-    pub(crate) video: Tap,
+    /// For each output.
+    pub(crate) videos: Vec<Tap>,
     /// When it arrived.
     pub(crate) arrivals: Arc<Arrivals>,
 }
 
-/// Starts to read `pipe` until its end, until nobody listens, or until `cancel` asks to stop.
-pub(crate) fn listen(pipe: impl Read + Send + 'static, pcm: Pcm, cancel: &Cancel) -> Arriving {
+/// Starts to read `pipe` for a model and some outputs. It ends at the end of the pipe, when nobody
+/// listens, or when `cancel` asks to stop.
+pub(crate) fn listen(
+    pipe: impl Read + Send + 'static,
+    pcm: Pcm,
+    outputs: usize,
+    cancel: &Cancel,
+) -> Arriving {
     let (read, arrived) = sync_channel(1);
     let (model, hears) = sync_channel(WAITING_CHUNKS);
-    let (video, plays) = channel();
+    let (videos, play): (Vec<_>, Vec<_>) = (0..outputs).map(|_| channel()).unzip();
     let arrivals = Arc::new(Arrivals::default());
     let tap = |samples| Tap {
         samples,
@@ -167,7 +173,7 @@ pub(crate) fn listen(pipe: impl Read + Send + 'static, pcm: Pcm, cancel: &Cancel
     let keeper = Keeper {
         pcm,
         model,
-        video,
+        videos,
         arrivals: Arc::clone(&arrivals),
         samples: 0,
     };
@@ -176,7 +182,7 @@ pub(crate) fn listen(pipe: impl Read + Send + 'static, pcm: Pcm, cancel: &Cancel
     thread::spawn(move || keeper.keep(&arrived));
     Arriving {
         model: tap(hears),
-        video: tap(plays),
+        videos: play.into_iter().map(tap).collect(),
         arrivals,
     }
 }
@@ -213,11 +219,11 @@ fn read_all(mut pipe: impl Read, pcm: Pcm, to: &SyncSender<io::Result<Vec<f32>>>
     }
 }
 
-/// Hands samples on to both taps, and silence in place of samples that are late.
+/// Hands samples on to all taps, and silence in place of samples that are late.
 struct Keeper {
     pcm: Pcm,
     model: SyncSender<io::Result<Vec<f32>>>,
-    video: Sender<io::Result<Vec<f32>>>,
+    videos: Vec<Sender<io::Result<Vec<f32>>>>,
     arrivals: Arc<Arrivals>,
     /// Samples of each channel so far.
     samples: usize,
@@ -255,11 +261,13 @@ impl Keeper {
         self.hand_on(vec![0.0; late * self.pcm.channels])
     }
 
-    /// Returns false when the model listens no more. The video then has all that a block shows.
+    /// Returns false when the model listens no more. The outputs then have all that a block shows.
     fn hand_on(&mut self, samples: Vec<f32>) -> bool {
         self.samples += samples.len() / self.pcm.channels;
         self.arrivals.note(self.samples);
-        drop(self.video.send(Ok(samples.clone())));
+        // An output without sound has no use for it.
+        let plays = |video: &Sender<_>| video.send(Ok(samples.clone())).is_ok();
+        self.videos.retain(plays);
         self.model.send(Ok(samples)).is_ok()
     }
 }
@@ -306,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn both_taps_get_every_sample_in_either_form() {
+    fn all_taps_get_every_sample_in_either_form() {
         let values: Vec<f32> = (-400..400).map(|v| v as f32 / 512.0).collect();
         let integers = values.iter().map(|v| (v * 32_768.0) as i16);
         let integers: Vec<u8> = integers.flat_map(i16::to_le_bytes).collect();
@@ -320,9 +328,11 @@ mod tests {
                 wait_at: 0,
                 wait,
             };
-            let heard = listen(pipe, pcm(form, Gaps::Wait), &Cancel::default());
+            let heard = listen(pipe, pcm(form, Gaps::Wait), 2, &Cancel::default());
             assert_eq!(all(heard.model).unwrap(), values);
-            assert_eq!(all(heard.video).unwrap(), values);
+            for video in heard.videos {
+                assert_eq!(all(video).unwrap(), values);
+            }
             assert!(heard.arrivals.of(1) <= heard.arrivals.of(400));
         }
     }
@@ -339,7 +349,7 @@ mod tests {
                 wait_at: 800,
                 wait: Duration::from_millis(700),
             };
-            let heard = listen(pipe, pcm(SampleForm::S16Le, gaps), &Cancel::default());
+            let heard = listen(pipe, pcm(SampleForm::S16Le, gaps), 1, &Cancel::default());
             let samples = all(heard.model).unwrap();
             assert_eq!(samples.iter().filter(|&&v| v == 0.5).count(), 800);
             let silence = samples.iter().filter(|&&v| v == 0.0).count();
@@ -349,7 +359,9 @@ mod tests {
                 !filled || (2 * 3_000..2 * 8_000).contains(&silence),
                 "{silence}"
             );
-            assert_eq!(all(heard.video).unwrap(), samples);
+            for video in heard.videos {
+                assert_eq!(all(video).unwrap(), samples);
+            }
         }
     }
 
@@ -357,7 +369,7 @@ mod tests {
     fn a_bad_sample_and_a_stop_are_errors() {
         let bytes = [0.0_f32, 0.1, f32::NAN, 0.1].map(f32::to_le_bytes).concat();
         let form = pcm(SampleForm::F32Le, Gaps::Wait);
-        let heard = listen(Cursor::new(bytes), form, &Cancel::default());
+        let heard = listen(Cursor::new(bytes), form, 1, &Cancel::default());
         let text = all(heard.model).unwrap_err().to_string();
         assert_eq!(
             text,
@@ -365,7 +377,7 @@ mod tests {
         );
         let (end, _open) = io::pipe().unwrap();
         let cancel = Cancel::default();
-        let heard = listen(end, form, &cancel);
+        let heard = listen(end, form, 1, &cancel);
         cancel.cancel();
         assert!(matches!(all(heard.model), Err(PipeError::Stopped)));
     }

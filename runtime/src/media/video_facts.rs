@@ -8,6 +8,7 @@ use ffmpeg_next::format::context::Input;
 use ffmpeg_next::{Error, Packet, codec, media};
 
 use crate::media::ffmpeg::{self, OpenError};
+use crate::media::film::{Film, FrameHash};
 
 /// A reason why a video file cannot be examined.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,14 @@ pub enum ProbeError {
         path: PathBuf,
         /// Answer of FFmpeg.
         source: Error,
+    },
+    /// The file cannot be hashed.
+    #[error("{path}: cannot read the file: {source}")]
+    File {
+        /// Path of the file.
+        path: PathBuf,
+        /// Answer of the system.
+        source: std::io::Error,
     },
 }
 
@@ -94,6 +103,24 @@ impl fmt::Display for Probe {
                     self.av_offset_ms
                 )
             }
+        }
+    }
+}
+
+impl Probe {
+    /// Adds the hash of the decoded frames.
+    pub(crate) fn film(self, decoded: FrameHash, file_sha256: String) -> Film {
+        Film {
+            width: self.width,
+            height: self.height,
+            fps: self.fps,
+            frames: self.frames,
+            decoded_frames: decoded.frames,
+            video_seconds: self.video_seconds,
+            sound_seconds: self.audio.map(|a| a.seconds),
+            av_offset_ms: self.av_offset_ms,
+            decoded_sha256: decoded.sha256,
+            file_sha256,
         }
     }
 }

@@ -8,7 +8,7 @@ pub struct MemorySize(pub u64);
 
 /// A text that is not an amount of memory.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("device-memory wants a size such as 24GB, 900MB or 16GiB, got `{got}`")]
+#[error("memory wants a size such as 24GB, 900MB or 16GiB, got `{got}`")]
 pub struct MemorySizeError {
     /// Text that was given.
     pub got: String,

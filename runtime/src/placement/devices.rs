@@ -57,6 +57,22 @@ impl Devices {
         Self { backends, ..self }
     }
 
+    /// Lists the ledgers of all devices, each once, and whether its device has memory besides the
+    /// process's own.
+    pub(crate) fn ledgers(&self) -> Vec<(Arc<Ledger>, bool)> {
+        let backends = match &self.backends {
+            Backends::One(backend) => std::slice::from_ref(backend),
+            Backends::Each(all) => all,
+        };
+        let mut found: Vec<(Arc<Ledger>, bool)> = Vec::new();
+        for memory in backends.iter().map(|b| b.memory()) {
+            if !found.iter().any(|(l, _)| Arc::ptr_eq(l, memory.ledger())) {
+                found.push((Arc::clone(memory.ledger()), memory.is_separate()));
+            }
+        }
+        found
+    }
+
     /// Returns the ledger of host memory.
     pub fn host(&self) -> &Arc<Ledger> {
         &self.host
@@ -121,6 +137,9 @@ mod tests {
         let missing = devices.get(3).err().unwrap();
         assert_eq!(missing, PlanError::Device { wanted: 3, have: 3 });
         assert_eq!(missing.kind(), engines::error_kind::ErrorKind::Resources);
+        let ledgers = devices.ledgers();
+        let ledgers: Vec<_> = ledgers.iter().map(|(l, _)| l.device()).collect();
+        assert_eq!(ledgers.len(), 2, "{ledgers:?}");
         let one = Devices::one(fake);
         assert_eq!((one.home(7), one.get(7).is_ok()), (0, true));
     }

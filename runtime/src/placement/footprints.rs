@@ -3,6 +3,7 @@
 //! device's memory. It does not contain the memory that a backend's library takes for itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use engines::components::{dit, speech, symbols, text, vae};
 use engines::contract::{Contract, Port, StateKind};
@@ -56,6 +57,18 @@ impl Footprints {
     /// # Errors
     /// A device or a component does not exist.
     pub fn new(devices: &Devices, plan: &Plan, work: Workload<'_>) -> Result<Self, PlacementError> {
+        let mut all = Self::everywhere(devices, plan, work)?;
+        all.devices
+            .retain(|&home, _| devices.get(home).is_ok_and(|b| b.memory().is_separate()));
+        Ok(all)
+    }
+
+    /// As [`Self::new`], with the devices that work in the process's memory.
+    fn everywhere(
+        devices: &Devices,
+        plan: &Plan,
+        work: Workload<'_>,
+    ) -> Result<Self, PlacementError> {
         let count = Count { devices, work };
         let mut all = Self::default();
         for chain in &plan.chains {
@@ -113,9 +126,48 @@ impl Footprints {
             _ => beside,
         };
         all.beside = (devices.home(plan.encoders), beside);
-        all.devices
-            .retain(|&home, _| devices.get(home).is_ok_and(|b| b.memory().is_separate()));
         Ok(all)
+    }
+
+    /// Counts the videos like `work` that fit at a time: each has rings, conditions and tensors of
+    /// its own, and all share the weights. `host` is the memory that the process may take.
+    ///
+    /// # Errors
+    /// A device or a component does not exist.
+    pub fn at_a_time(
+        devices: &Devices,
+        plan: &Plan,
+        work: Workload<'_>,
+        host: u64,
+    ) -> Result<AtATime, PlacementError> {
+        let all = Self::everywhere(devices, plan, work)?;
+        let mut on_host = Room {
+            device: "host memory".to_owned(),
+            budget: host,
+            shared: 0,
+            each: all.host,
+        };
+        let mut rooms = Vec::new();
+        for (&home, part) in &all.devices {
+            let memory = devices.get(home)?.memory();
+            let each = part.rings + part.condition + part.activations;
+            let shared = part.weights + part.slots;
+            if !memory.is_separate() {
+                on_host.shared += shared;
+                on_host.each += each;
+                continue;
+            }
+            let ledger = memory.ledger();
+            rooms.push(Room {
+                device: ledger.device().to_owned(),
+                budget: ledger.budget(),
+                shared,
+                each,
+            });
+        }
+        rooms.push(on_host);
+        let tightest = rooms.into_iter().min_by_key(Room::videos);
+        Ok(AtATime(tightest.expect("the host is always there")))
     }
 
     /// Returns whether the encoders fit their device while everything else is loaded.
@@ -155,6 +207,50 @@ fn layers_by_home(devices: &Devices, plan: &Plan) -> BTreeMap<usize, BTreeSet<us
         home.extend(spec.layers.clone());
     }
     layers
+}
+
+/// The videos that fit at a time, and the memory that limits them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AtATime(Room);
+
+/// One memory, shared by videos.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Room {
+    device: String,
+    budget: u64,
+    /// Bytes for all videos together.
+    shared: u64,
+    /// Bytes for each video.
+    each: u64,
+}
+
+impl Room {
+    fn videos(&self) -> u64 {
+        let free = self.budget.saturating_sub(self.shared);
+        free.checked_div(self.each).unwrap_or(u64::MAX)
+    }
+}
+
+impl AtATime {
+    /// Returns the number of videos.
+    pub fn videos(&self) -> usize {
+        usize::try_from(self.0.videos()).unwrap_or(usize::MAX)
+    }
+}
+
+impl fmt::Display for AtATime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Room {
+            device,
+            budget,
+            shared,
+            each,
+        } = &self.0;
+        write!(
+            f,
+            "{device} has {budget} bytes; {shared} are for weights, and each video needs {each}"
+        )
+    }
 }
 
 struct Count<'a> {

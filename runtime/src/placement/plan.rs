@@ -264,8 +264,22 @@ pub struct Plan {
     pub encoders_stay: bool,
     /// Blocks that a KV ring holds, the newest ones; those of a clip if `None`.
     pub ring_blocks: Option<usize>,
+    /// What the order of work favours.
+    pub latency: Latency,
     /// Kind of every device.
     pub kind: DeviceKind,
+}
+
+/// What the order of work favours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Latency {
+    /// All stages are busy from the beginning.
+    #[default]
+    Normal,
+    /// The first block comes as soon as it can: until then, stages in a row take it first, and
+    /// leave a gap for it.
+    Low,
 }
 
 /// The kind of the devices of a plan, which names them: `cpu:0`, `cuda:1`.
@@ -333,8 +347,15 @@ impl Plan {
             vae: device,
             encoders_stay: false,
             ring_blocks: None,
+            latency: Latency::default(),
             kind: DeviceKind::Cpu,
         })
+    }
+
+    /// Returns the same placement with another order of work.
+    #[must_use]
+    pub fn with_latency(self, latency: Latency) -> Self {
+        Self { latency, ..self }
     }
 
     /// Returns the same placement with `residency` in every stage.

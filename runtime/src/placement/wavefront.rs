@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::iter;
 use std::ops::Range;
 
-use crate::placement::plan::Plan;
+use crate::placement::plan::{Latency, Plan};
 
 /// One denoising step of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +32,9 @@ pub(crate) struct Group {
 /// The work of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Grid {
-    /// Blocks of the video.
+    /// First block to make. The state before it was kept by an earlier run.
+    pub first: usize,
+    /// Blocks of the video, with those before the first.
     pub blocks: usize,
     /// Calls of a block: its denoising steps, times the passes of a step.
     pub steps: usize,
@@ -49,8 +51,14 @@ impl Grid {
         swapped * self.passes + item.step % self.passes
     }
 
+    /// Counts the anchors that only blocks before the first one need.
+    pub(crate) fn skipped_anchors(&self) -> usize {
+        let swapped = self.first > 0 && self.swap_at.is_some_and(|at| self.first >= at);
+        usize::from(swapped) * self.passes
+    }
+
     fn waves(&self) -> usize {
-        if self.blocks == 0 {
+        if self.blocks <= self.first {
             0
         } else {
             self.blocks + self.steps - 1
@@ -63,6 +71,8 @@ struct ChainState {
     lanes: usize,
     /// Each has one call under way, and one more call waits.
     stages: usize,
+    /// A stage of it is on the decoder's device, and the first block does not wait for others.
+    shares: bool,
     in_flight: usize,
 }
 
@@ -74,6 +84,7 @@ const SPARE_BLOCKS: usize = 2;
 pub(crate) struct Wavefront {
     grid: Grid,
     chains: Vec<ChainState>,
+    latency: Latency,
     pending: VecDeque<Group>,
     next_wave: usize,
     /// Blocks issued and finished, per step; both only grow.
@@ -81,6 +92,8 @@ pub(crate) struct Wavefront {
     done: Vec<usize>,
     prepared: usize,
     delivered: usize,
+    /// The first block is decoded.
+    shown: bool,
     anchors: usize,
 }
 
@@ -94,20 +107,24 @@ impl Wavefront {
                 steps: c.steps.clone(),
                 lanes: c.lanes,
                 stages: c.stages.len(),
+                shares: (c.stages.len() == 1 || plan.latency == Latency::Low)
+                    && c.stages.iter().any(|s| s.device == plan.vae),
                 in_flight: 0,
             })
             .collect();
-        let steps = grid.steps;
+        let (steps, first, anchors) = (grid.steps, grid.first, grid.skipped_anchors());
         Self {
             grid,
             chains,
+            latency: plan.latency,
             pending: VecDeque::new(),
-            next_wave: 0,
-            issued: vec![0; steps],
-            done: vec![0; steps],
-            prepared: 0,
-            delivered: 0,
-            anchors: 0,
+            next_wave: first,
+            issued: vec![first; steps],
+            done: vec![first; steps],
+            prepared: first,
+            delivered: first,
+            shown: false,
+            anchors,
         }
     }
 
@@ -115,14 +132,15 @@ impl Wavefront {
     ///
     /// A chain of one stage takes the oldest block first: its blocks come one by one, the first
     /// after as many calls as there are steps. Stages in a row take the oldest wave first, which
-    /// keeps all of them busy.
+    /// keeps all of them busy. With [`Latency::Low`], they do so after the first block, and take
+    /// the oldest block first until then.
     pub(crate) fn issue(&mut self) -> Option<Group> {
         self.look_ahead();
         let mut ready = (0..self.pending.len()).filter(|&i| self.may_start(&self.pending[i]));
         let first = ready.next()?;
         let chain = self.pending[first].chain;
-        let at = match self.chains[chain].stages {
-            1 => iter::once(first)
+        let at = match (self.chains[chain].stages, self.hurries()) {
+            (1, _) | (_, true) => iter::once(first)
                 .chain(ready.filter(|&i| self.pending[i].chain == chain))
                 .min_by_key(|&i| self.pending[i].items.last().map(|item| item.block))?,
             _ => first,
@@ -174,9 +192,14 @@ impl Wavefront {
         self.delivered += 1;
     }
 
+    /// Records that the first block is decoded.
+    pub(crate) fn shown(&mut self) {
+        self.shown = true;
+    }
+
     /// Returns whether every item is finished.
     pub(crate) fn is_complete(&self) -> bool {
-        self.done.iter().all(|&n| n == self.grid.blocks)
+        self.done.iter().all(|&n| n >= self.grid.blocks)
     }
 
     /// Splits the next waves into groups. As many waves as steps are enough, because an item waits
@@ -199,6 +222,26 @@ impl Wavefront {
         }
     }
 
+    /// Returns how many calls a chain may hold. One of them waits in front of the first stage. But
+    /// until the first block is made, which a user awaits, it would hold that block up.
+    fn most_in_flight(&self, chain: &ChainState) -> usize {
+        match chain.stages {
+            1 if self.is_first_awaited() => 1,
+            // Stages are not equally long. One call less leaves the first stage free in time.
+            stages if self.hurries() => stages - 1,
+            stages => stages + 1,
+        }
+    }
+
+    fn is_first_awaited(&self) -> bool {
+        self.done.last() == Some(&self.grid.first)
+    }
+
+    /// Returns whether stages in a row do without some work for the first block.
+    fn hurries(&self) -> bool {
+        self.latency == Latency::Low && self.is_first_awaited()
+    }
+
     fn may_start(&self, group: &Group) -> bool {
         let chain = &self.chains[group.chain];
         let fed = |&Item { block, step }: &Item| match step {
@@ -206,10 +249,10 @@ impl Wavefront {
             _ => self.done[step - 1] > block,
         };
         let in_turn = |i: &Item| self.issued[i.step] == i.block;
-        // A call that waits in front of a lone stage would hold up the first block, which a user
-        // awaits.
-        let waiting = usize::from(chain.stages > 1 || self.done.last() != Some(&0));
-        chain.in_flight < chain.stages + waiting
+        // A user awaits the first block, so its decoding has the device alone.
+        let yields = chain.shares && self.delivered > self.grid.first && !self.shown;
+        chain.in_flight < self.most_in_flight(chain)
+            && !yields
             && group.anchor < self.anchors
             && group.items.iter().all(|i| in_turn(i) && fed(i))
     }
@@ -220,7 +263,7 @@ fn groups(grid: &Grid, wave: usize, index: usize, chain: &ChainState) -> Vec<Gro
     for step in chain
         .steps
         .clone()
-        .filter(|&s| s <= wave && wave - s < grid.blocks)
+        .filter(|&s| s <= wave && (grid.first..grid.blocks).contains(&(wave - s)))
     {
         let item = Item {
             block: wave - step,
@@ -255,6 +298,7 @@ mod tests {
         let plan = Plan::new(stages, Lanes::AtMost(lanes.min(steps)), 4, steps).unwrap();
         Wavefront::new(
             Grid {
+                first: 0,
                 blocks,
                 steps,
                 passes: 1,
@@ -281,6 +325,7 @@ mod tests {
             f.finished(&g);
             if g.items.iter().any(|i| i.step == 3) {
                 f.delivered();
+                f.shown();
             }
         }
         assert!(f.is_complete());
@@ -311,6 +356,12 @@ mod tests {
             calls.push(g.items[0]);
             if g.items[0].step == 3 {
                 f.delivered();
+                let first = calls.len() == 4;
+                assert!(
+                    !first || f.issue().is_none(),
+                    "the first block is decoded alone"
+                );
+                f.shown();
             }
         }
         assert!(f.is_complete());
@@ -320,6 +371,41 @@ mod tests {
         // One call of the next block is always under way already.
         let late = |&(block, call): &(usize, usize)| call <= 4 * (block + 1) + 4;
         assert!(ends.iter().all(late), "{ends:?}");
+    }
+
+    #[test]
+    fn stages_in_a_row_leave_room_for_the_first_block_where_latency_is_low() {
+        let stages = Stages::Grid {
+            layers: 4,
+            steps: 1,
+        };
+        let calls_before = |latency| {
+            let plan = Plan::new(&stages, Lanes::AtMost(1), 4, 4)
+                .unwrap()
+                .with_latency(latency);
+            let grid = Grid {
+                first: 0,
+                blocks: 9,
+                steps: 4,
+                passes: 1,
+                swap_at: None,
+            };
+            let mut f = Wavefront::new(grid, &plan);
+            f.anchored();
+            (0..9).for_each(|_| f.prepared());
+            let (mut flying, mut calls) = (VecDeque::new(), Vec::new());
+            while f.done[3] == 0 {
+                flying.extend(iter::from_fn(|| f.issue()));
+                let g: Group = flying.pop_front().unwrap();
+                f.finished(&g);
+                calls.push(g.items[0]);
+            }
+            let of_others = calls.iter().filter(|i| i.block > 0).count();
+            (of_others, flying.len())
+        };
+        // Between two items of the first block pass the calls that were under way: two or four.
+        assert_eq!(calls_before(Latency::Low), (6, 2));
+        assert_eq!(calls_before(Latency::Normal), (12, 4));
     }
 
     #[test]
@@ -393,13 +479,16 @@ mod tests {
         #[test]
         fn every_item_runs_once_after_what_it_needs(
             blocks in 0usize..14, steps in 1usize..6, l in 1usize..5, s in 1usize..6,
-            lanes in 1usize..6, swap in proptest::option::of(0usize..8),
+            lanes in 1usize..6, swap in proptest::option::of(0usize..8), low: bool,
             choices in prop::collection::vec(0usize..6, 400),
         ) {
             let at = |block, step| Item { block, step };
             let chains = s.min(steps);
             let stages = Stages::Grid { layers: l, steps: chains };
             let mut f = front(blocks, steps, swap, &stages, lanes);
+            if low {
+                f.latency = Latency::Low;
+            }
             let mut flying: Vec<VecDeque<Group>> = vec![VecDeque::new(); chains];
             let (mut issued, mut done) = (Vec::new(), Vec::new());
             let (mut left, mut anchors) = (0, 0);
@@ -428,6 +517,7 @@ mod tests {
                     0 if f.prepared < f.wanted() => f.prepared(),
                     1 if anchors < 2 => { anchors += 1; f.anchored(); }
                     2 if left < f.done[steps - 1] => { left += 1; f.delivered(); }
+                    3 if left > 0 && !f.shown => f.shown(),
                     n => {
                         let chain = n % flying.len();
                         if let Some(g) = flying[chain].pop_front() {

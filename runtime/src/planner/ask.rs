@@ -5,6 +5,7 @@ use engines::manifest::ModelConfig;
 use crate::numbers::size::Size;
 use crate::numbers::speech_windows::WHOLE_SECONDS;
 use crate::numbers::timing::{FPS, FRAMES_PER_LATENT};
+use crate::placement::plan::Latency;
 
 /// The video that a plan is made for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -17,6 +18,8 @@ pub struct Ask {
     pub passes: usize,
     /// Video frames of a clip.
     pub infer_frames: usize,
+    /// What the order of work favours.
+    pub latency: Latency,
     /// Clips of the video; `None` for as many as the recording fills.
     pub clips: Option<usize>,
 }

@@ -192,6 +192,7 @@ impl Draft {
     pub(crate) fn timeline(&self, blocks: usize) -> Result<Timeline, PlannerError> {
         let config = self.work.config();
         let plan = self.placement.plan(config.dit.layers, self.ask.steps)?;
+        let plan = plan.with_latency(self.ask.latency);
         let times = Times::new(&self.profile, &self.work, &self.ask, &self.placement);
         let swap_at = self.ask.swap_at(config).filter(|&at| blocks > at);
         let schedule = Schedule {

@@ -298,6 +298,14 @@ fn link_gbs(link: PcieLink) -> f64 {
     lane * f64::from(link.lanes)
 }
 
+/// Returns the bytes of memory that a process may take now, where Linux says so.
+pub(crate) fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
 /// Reads the whole memory in GiB from the text of `/proc/meminfo`; 0 where the text does not say.
 fn meminfo(text: &str) -> f64 {
     let total = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
@@ -309,6 +317,7 @@ fn meminfo(text: &str) -> f64 {
 mod tests {
     use super::*;
     use crate::numbers::size::Size;
+    use crate::placement::plan::Latency;
     use engines::components::preset::Preset;
     use engines::error_kind::ErrorKind;
 
@@ -337,6 +346,7 @@ mod tests {
             steps: 4,
             passes: 1,
             infer_frames: 48,
+            latency: Latency::default(),
             clips: None,
         }
     }

@@ -300,6 +300,7 @@ struct Simulation<'a> {
 impl<'a> Simulation<'a> {
     fn new(schedule: &'a Schedule<'a>) -> Self {
         let grid = Grid {
+            first: 0,
             blocks: schedule.blocks,
             steps: schedule.steps,
             passes: schedule.passes,
@@ -609,6 +610,7 @@ impl<'a> Simulation<'a> {
                 .push_back(Worker::Decoder);
         } else if let Some(block) = job.block {
             self.out.decoded[block] = seconds(self.now);
+            self.front.shown();
         }
         self.leave_device(device);
     }

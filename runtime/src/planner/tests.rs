@@ -14,6 +14,7 @@ use super::report::Report;
 use super::work::Work;
 use super::*;
 use crate::numbers::size::Size;
+use crate::placement::plan::Latency;
 
 fn size(text: &str) -> Size {
     text.parse().unwrap()
@@ -25,6 +26,7 @@ fn ask(at: &str, steps: usize) -> Ask {
         steps,
         passes: 1,
         infer_frames: 48,
+        latency: Latency::default(),
         clips: None,
     }
 }
@@ -425,4 +427,27 @@ fn the_tables_of_the_documentation_are_what_the_planner_says() {
         held == text,
         "docs/plans.md is not what the planner says; INSTA_UPDATE=always cargo test writes it anew, then read the difference"
     );
+}
+
+#[test]
+fn low_latency_brings_the_first_block_sooner_at_the_same_rate() {
+    for profile in ["4x24g", "2x48g", "2x80g"] {
+        let normal = ask("704*384", 4);
+        let low = Ask {
+            latency: Latency::Low,
+            ..normal.clone()
+        };
+        let [normal, low] = [normal, low].map(|ask| full(profile, &ask).unwrap());
+        let (before, after) = (normal.speed.first_frame_s, low.speed.first_frame_s);
+        assert!(after < before, "{profile}: {after} after {before}");
+        let rate = low.speed.fps / normal.speed.fps;
+        assert!((rate - 1.0).abs() < 0.01, "{profile}: {rate}");
+        // The first block waits for no other: encoders, its calls one after another, and the VAE.
+        let waves: f64 = low.waves.iter().map(|w| w.total_ms / 1e3).sum();
+        let least = low.speed.encoders_s + waves;
+        assert!(
+            after > least && after < 1.2 * least,
+            "{profile}: {after}, least {least}"
+        );
+    }
 }

@@ -3,10 +3,12 @@
 
 use super::super::{EngineError, brief};
 use crate::error_kind::Shortage;
+use crate::memory::loader_words;
 use ort::AsPointer;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use std::path::PathBuf;
+use std::ffi::CStr;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +21,7 @@ pub(super) static COPIED_STATE: AtomicBool = AtomicBool::new(false);
 
 /// Which build of the library a process needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Cpu,
     /// With the CUDA provider; it runs graphs on the CPU as well.
     #[cfg_attr(
@@ -62,6 +64,71 @@ impl Kind {
 /// The provider's own library, beside the main one.
 pub(super) const CUDA_PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
+/// A library that was found and loads.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Found {
+    /// Version, as the library says it.
+    pub version: String,
+    /// File, where it is known.
+    pub path: Option<PathBuf>,
+}
+
+fn unusable(reason: &str) -> EngineError {
+    match Shortage::named_in(reason) {
+        Some(shortage) => EngineError::LibraryShort { shortage },
+        None => EngineError::Library {
+            reason: brief(&reason),
+            minor: ort::MINOR_VERSION,
+        },
+    }
+}
+
+fn missing(kind: Kind) -> EngineError {
+    let (folder, script) = kind.folder();
+    unusable(&format!(
+        "{LIBRARY} not found beside the program or in .deps/{folder} of a folder above it \
+         (`{script}` puts it there)"
+    ))
+}
+
+/// Finds the library that a process would load, and asks for its version.
+///
+/// # Errors
+/// The library is missing, does not load, or is older than this program wants.
+pub(crate) fn found(kind: Kind) -> Result<Found, EngineError> {
+    let path = kind.locate().ok_or_else(|| missing(kind))?;
+    let refused = |reason: String| unusable(&format!("{}: {reason}", path.display()));
+    let version = version_of(&path).map_err(refused)?;
+    let minor = version
+        .split('.')
+        .nth(1)
+        .and_then(|n| n.parse::<u32>().ok());
+    if minor.is_none_or(|minor| minor < ort::MINOR_VERSION) {
+        return Err(refused(format!("this is version {version}")));
+    }
+    Ok(Found {
+        version,
+        path: Some(path),
+    })
+}
+
+/// Asks a library for its version. It stays loaded, because a process has only one.
+#[expect(unsafe_code, reason = "calls of a C library")]
+fn version_of(path: &Path) -> Result<String, String> {
+    type Base = unsafe extern "C" fn() -> *const ort::sys::OrtApiBase;
+    // SAFETY: ONNX Runtime has no requirement on being loaded.
+    let library = unsafe { libloading::Library::new(path) }.map_err(|e| loader_words(&e))?;
+    let library = std::mem::ManuallyDrop::new(library);
+    // SAFETY: the function has this type in every ONNX Runtime, and returns a constant table; the
+    // version is a constant string.
+    let version = unsafe {
+        let base = library.get::<Base>(c"OrtGetApiBase");
+        let base = base.map_err(|e| loader_words(&e))?();
+        CStr::from_ptr(((*base).GetVersionString)())
+    };
+    Ok(version.to_string_lossy().into_owned())
+}
+
 /// Returns the environment of the process. ONNX Runtime allows one library and one thread pool for
 /// a process, so the first call decides.
 pub(super) fn environment(threads: usize, kind: Kind) -> Result<Environment, EngineError> {
@@ -70,20 +137,8 @@ pub(super) fn environment(threads: usize, kind: Kind) -> Result<Environment, Eng
     if let Some(e) = shared.as_ref() {
         return Ok(e.clone());
     }
-    let library = |reason: String| match Shortage::named_in(&reason) {
-        Some(shortage) => EngineError::LibraryShort { shortage },
-        None => EngineError::Library {
-            reason: brief(&reason),
-            minor: ort::MINOR_VERSION,
-        },
-    };
-    let path = kind.locate().ok_or_else(|| {
-        let (folder, script) = kind.folder();
-        library(format!(
-            "{LIBRARY} not found beside the program or in .deps/{folder} of a folder above it \
-             (`{script}` puts it there)"
-        ))
-    })?;
+    let library = |reason: String| unusable(&reason);
+    let path = kind.locate().ok_or_else(|| missing(kind))?;
     // Before anything else of the binding: its first call would otherwise look for a library of its
     // own.
     let builder = ort::init_from(&path).map_err(|e| library(format!("{}: {e}", path.display())))?;

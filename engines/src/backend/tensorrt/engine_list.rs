@@ -88,6 +88,22 @@ pub struct EngineList {
     pub engines: Vec<EngineEntry>,
 }
 
+impl EngineList {
+    /// Reads the list of a folder. Returns `None` where there is none that can be read; opening the
+    /// folder says why.
+    pub fn of_folder(dir: &Path) -> Option<Self> {
+        parse(&std::fs::read_to_string(dir.join(FILE)).ok()?).ok()
+    }
+
+    /// Tells the components that the list has engines of from those that it lacks.
+    pub fn covers(&self, models: &Models) -> (BTreeSet<String>, BTreeSet<String>) {
+        let has = |c: &&ComponentEntry| self.engines.iter().any(|e| e.name == engine_name(c));
+        let (has, lacks): (Vec<_>, Vec<_>) = models.manifest().components.iter().partition(has);
+        let names = |all: Vec<&ComponentEntry>| all.iter().map(|c| c.name.clone()).collect();
+        (names(has), names(lacks))
+    }
+}
+
 /// The library and the GPU of a loader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Here {

@@ -87,6 +87,14 @@ unsafe extern "C" fn device_count(n: *mut c_int) -> c_int {
     unsafe { *n = 2 };
     0
 }
+unsafe extern "C" fn version(n: *mut c_int) -> c_int {
+    unsafe { *n = 13_020 };
+    0
+}
+unsafe extern "C" fn peer_access(can: *mut c_int, from: Device, _: Device) -> c_int {
+    unsafe { *can = from };
+    0
+}
 unsafe extern "C" fn device(d: *mut Device, ordinal: c_int) -> c_int {
     unsafe { *d = ordinal };
     0
@@ -236,10 +244,12 @@ unsafe extern "C" fn error_text(code: c_int, text: *mut *const c_char) -> c_int 
 fn driver() -> Arc<Driver> {
     Driver::new(Table {
         init,
+        version,
         device_count,
         device,
         device_name,
         device_attribute,
+        peer_access,
         context_retain,
         context_release,
         context_set,
@@ -392,6 +402,13 @@ fn copies_between_devices_name_both_contexts() {
         error.to_string(),
         "cuda:1: copy of 32 bytes: neither cuda:0 nor host is this device"
     );
+}
+
+#[test]
+fn the_driver_says_its_cuda_and_which_devices_cannot_reach_each_other() {
+    let driver = driver();
+    assert_eq!(driver.version().unwrap(), (13, 2));
+    assert_eq!(driver.strangers().unwrap(), [(0, 1)]);
 }
 
 #[test]

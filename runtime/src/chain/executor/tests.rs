@@ -5,12 +5,14 @@ use std::sync::Mutex;
 use engines::backend::{Backend, EngineError, plain};
 use engines::cancel::Cancel;
 use engines::memory::{HostMemory, Memory, MemoryError};
+use engines::tensor_file::TensorFileError;
 use proptest::prelude::*;
 
 use super::*;
 use crate::chain::call::Tables;
 use crate::chain::events::Silent;
 use crate::chain::job::Guidance;
+use crate::chain::snapshot::{Begin, Keeper, Kept, RingPlace, RingRows};
 use crate::chain::source::{BlockInput, everywhere};
 use crate::chain::stage::{Site, Stage, StageState, anchor_of};
 use crate::fixtures::fake::{Fake, Fault};
@@ -213,6 +215,35 @@ fn load(case: &Case, devices: &Devices) -> Result<Chains, ChainError> {
     Chains::load(&case.plan(), devices, &config(LAYERS), &plain(), &Silent)
 }
 
+/// Keeps the rings of one state in memory.
+struct InMemory {
+    block: usize,
+    rings: Mutex<BTreeMap<RingPlace, RingRows>>,
+}
+
+impl Keeper for InMemory {
+    fn wants(&self, block: usize) -> bool {
+        block == self.block
+    }
+
+    fn ring(&self, block: usize, place: RingPlace, rows: RingRows) {
+        assert_eq!(block, self.block);
+        let before = self.rings.lock().unwrap().insert(place, rows);
+        assert!(before.is_none(), "a ring is kept once");
+    }
+}
+
+impl Kept for InMemory {
+    fn ring(&self, place: RingPlace) -> Result<RingRows, TensorFileError> {
+        let rings = self.rings.lock().unwrap();
+        let RingRows { keys, values } = &rings[&place];
+        Ok(RingRows {
+            keys: keys.clone(),
+            values: values.clone(),
+        })
+    }
+}
+
 /// Runs a case on loaded stages. The seed makes runs differ.
 fn run_on(
     chains: &Chains,
@@ -221,11 +252,25 @@ fn run_on(
     seed: u64,
     observer: &dyn Observer,
 ) -> (Result<(), ChainError>, Blocks) {
+    run_from(chains, case, g, seed, observer, (None, None))
+}
+
+/// As [`run_on`], from a state, and with something that takes states.
+fn run_from(
+    chains: &Chains,
+    case: &Case,
+    g: &Geometry,
+    seed: u64,
+    observer: &dyn Observer,
+    (start, keeper): (Option<Begin>, Option<Arc<dyn Keeper>>),
+) -> (Result<(), ChainError>, Blocks) {
     let cancel = Cancel::default();
     let job = Job {
         tables: Arc::new(case.tables(g).with_passes(case.passes())),
         steps: case.steps,
         blocks: case.blocks,
+        start: start.clone(),
+        keeper,
         swap: case.swap,
         distances: &Distances { seed, replay: None },
         text: Arc::new(named(&[1, 6, 8], 3.0)),
@@ -236,7 +281,7 @@ fn run_on(
     };
     let mut source = Named {
         geometry: g,
-        asked: Vec::new(),
+        asked: (0..start.map_or(0, |s| s.block)).collect(),
         fails_at: case.source_fails_at,
         ends_at: case.ends_at,
     };
@@ -247,6 +292,7 @@ fn run_on(
         let decoder = scope.spawn(move || {
             let mut seen = Vec::new();
             for Finished { block, latents } in receiver.iter().take(takes) {
+                feedback.decoded();
                 if case.swap == Swap::Fed && block + 1 == g.clip_blocks {
                     feedback.anchor(anchor(g, 11.0));
                 }
@@ -395,6 +441,51 @@ proptest! {
         let (result, finished, _) = execute(&open, &g);
         prop_assert!(result.is_ok(), "{result:?}");
         prop_assert_eq!(finished, want);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn a_run_from_a_kept_state_makes_the_blocks_of_the_whole_run(
+        clips in 2usize..5, at in 1usize..5, steps in 1usize..5, l in 1usize..5, s in 1usize..5,
+        lanes in 1usize..5, clip in 1usize..4, swap in 0usize..3, ring in 1usize..4,
+        guided in prop::bool::ANY, residency in residency(), more in 0usize..3,
+    ) {
+        let g = geometry(12 * clip).with_ring(ring.min(clip)).unwrap();
+        let swap = [Swap::Never, Swap::FirstLatent, Swap::Fed][swap];
+        let stages = Stages::Grid { layers: l, steps: s.min(steps) };
+        let (lanes, budget) = (Lanes::AtMost(lanes.min(steps)), Some(u64::MAX));
+        let blocks = clips * clip + more.min(clip - 1);
+        let plain = Case::new(blocks, steps, swap);
+        let case = Case { stages, lanes, guided, residency, budget, ..plain };
+        let backend = Arc::new(Fake::new(config(LAYERS), g.clone()));
+        let (devices, _memories) = devices(&case, &backend);
+        let chains = load(&case, &devices).unwrap();
+        let block = at.min(clips) * clip;
+        let kept = Arc::new(InMemory { block, rings: Mutex::default() });
+        let keeper: Arc<dyn Keeper> = Arc::<InMemory>::clone(&kept);
+        let (result, whole) = run_from(&chains, &case, &g, 1, &Silent, (None, Some(keeper)));
+        prop_assert!(result.is_ok(), "{result:?}");
+        prop_assert_eq!(kept.rings.lock().unwrap().len(), LAYERS * case.calls());
+        prop_assert_eq!(&whole, &one_by_one(&case, &g));
+        let first = Tensor::from_slice(&g.latents_shape(3), &whole[0].1);
+        let second_anchor = match swap {
+            _ if blocks <= clip => None,
+            Swap::Never => None,
+            Swap::FirstLatent => Some(AnchorInput {
+                ref_latents: latents::frames(&first, 0..1),
+                ..anchor(&g, 9.0)
+            }),
+            Swap::Fed => Some(anchor(&g, 11.0)),
+        };
+        // The state holds everything: other stages go on from it.
+        let chains = load(&case, &devices).unwrap();
+        let start = Begin { block, rings: kept, second_anchor };
+        let (result, rest) = run_from(&chains, &case, &g, 1, &Silent, (Some(start), None));
+        prop_assert!(result.is_ok(), "{result:?}");
+        prop_assert_eq!(rest, &whole[block..]);
     }
 }
 

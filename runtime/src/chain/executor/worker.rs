@@ -12,9 +12,10 @@ use std::thread::{self, JoinHandle};
 use engines::backend::EngineError;
 use engines::cancel::Cancel;
 
-use crate::chain::call::{Anchor, Call, Prefill};
+use crate::chain::call::{Anchor, AnchorInput, Call, Prefill};
 use crate::chain::error::ChainError;
-use crate::chain::job::{AnchorInput, Job};
+use crate::chain::job::Job;
+use crate::chain::snapshot::{Begin, Keeper};
 use crate::chain::source::{BlockInput, Source};
 use crate::chain::stage::{Site, Stage, StageState, anchor_of};
 use crate::numbers::geometry::Geometry;
@@ -28,6 +29,8 @@ pub(super) struct Run {
     id: u64,
     geometry: Geometry,
     cancel: Cancel,
+    start: Option<Begin>,
+    keeper: Option<Arc<dyn Keeper>>,
     /// The scheduler has ended: what is still under way is of no use.
     over: AtomicBool,
     reports: SyncSender<Report>,
@@ -47,6 +50,8 @@ impl Run {
             id,
             geometry: job.tables.geometry().clone(),
             cancel: job.cancel.clone(),
+            start: job.start.clone(),
+            keeper: job.keeper.clone(),
             over: AtomicBool::new(false),
             reports,
             _alive: alive,
@@ -90,6 +95,11 @@ pub(super) enum Work {
     Begin,
     Call(Group, Box<Call>),
     Prefill(Box<Prefill>),
+    /// Copy the rings of a step, as they are before a block.
+    Keep {
+        block: usize,
+        step: usize,
+    },
     /// An anchor that other devices hold, to be placed on this chain's.
     Place(Box<Anchor>),
     /// Free the run's rings.
@@ -107,6 +117,8 @@ pub(super) enum Report {
         anchor: Box<Anchor>,
         chain: usize,
     },
+    /// The first block is decoded.
+    Shown,
     Fed(Box<AnchorInput>),
     Failed(ChainError),
     /// A thread ended before its work did; its own error, or panic, says why.
@@ -257,7 +269,6 @@ impl Worker {
                 Ok(false) => {}
                 Err(error) => {
                     self.fail(&packet.run);
-                    let error = in_stage(&self.name, error);
                     packet.run.report(Report::Failed(error));
                 }
             }
@@ -265,7 +276,7 @@ impl Worker {
     }
 
     /// Does a packet's work. Returns false for a run that has failed here: its packets stop here.
-    fn step(&mut self, packet: &mut Packet) -> Result<bool, EngineError> {
+    fn step(&mut self, packet: &mut Packet) -> Result<bool, ChainError> {
         let Packet { run, work } = packet;
         match work {
             Work::Begin => {
@@ -274,7 +285,7 @@ impl Worker {
                     state: None,
                 };
                 self.members.insert(run.id, member);
-                let state = self.stage.begin(&run.geometry, &run.cancel)?;
+                let state = self.begin(run)?;
                 self.with_state(run).replace(state);
                 return Ok(true);
             }
@@ -289,13 +300,35 @@ impl Worker {
         let Some(state) = member.and_then(|m| m.state.as_mut()) else {
             return Ok(false);
         };
-        match work {
-            Work::Call(_, call) => self.stage.denoise(state, call, &stop)?,
-            Work::Prefill(prefill) => self.stage.prefill(state, prefill, &stop)?,
-            Work::Place(anchor) => self.stage.place(anchor)?,
-            Work::Begin | Work::End => {}
-        }
+        let done = match work {
+            Work::Call(_, call) => self.stage.denoise(state, call, &stop),
+            Work::Prefill(prefill) => self.stage.prefill(state, prefill, &stop),
+            Work::Place(anchor) => self.stage.place(anchor),
+            Work::Keep { block, step } => match &run.keeper {
+                // The last state of a run is kept after its last block.
+                Some(keeper) if !run.cancel.is_cancelled() => {
+                    self.stage.keep(state, *block, *step, &**keeper)
+                }
+                _ => Ok(()),
+            },
+            Work::Begin | Work::End => Ok(()),
+        };
+        done.map_err(|error| in_stage(&self.name, error))?;
         Ok(true)
+    }
+
+    /// Makes the run's rings, empty or as the run begins with them.
+    fn begin(&mut self, run: &Run) -> Result<StageState, ChainError> {
+        let begun = self.stage.begin(&run.geometry, &run.cancel);
+        let state = begun.map_err(|error| in_stage(&self.name, error))?;
+        if let Some(start) = &run.start {
+            for place in self.stage.ring_places() {
+                let rows = start.rings.ring(place)?;
+                let filled = self.stage.fill_ring(&state, place, &rows);
+                filled.map_err(|error| in_stage(&self.name, error))?;
+            }
+        }
+        Ok(state)
     }
 
     fn with_state(&mut self, run: &Run) -> &mut Option<StageState> {
@@ -317,7 +350,7 @@ impl Worker {
                 Work::Call(group, call) => run.report(Report::Done(group, call)),
                 Work::Prefill(prefill) => run.report(self.anchored(Box::new(anchor_of(*prefill)))),
                 Work::Place(anchor) => run.report(self.anchored(anchor)),
-                Work::Begin | Work::End => {}
+                Work::Begin | Work::Keep { .. } | Work::End => {}
             }
             return;
         };

@@ -16,9 +16,9 @@ use super::subject::Subject;
 use crate::chain::decoders::Mode;
 use crate::chain::events::{Event, Observer};
 use crate::checks::error::CheckError;
-use crate::generate::{Clips, Engine, Guiding, OutputFiles, Request, generate};
+use crate::generate::{Clips, Engine, Guiding, Keeping, OutputFiles, Request, generate};
 use crate::inputs::speech::Channels;
-use crate::media::mp4::Encoding;
+use crate::media::encoding::Encoding;
 use crate::media::picture::{Fit, Reading};
 use crate::numbers::latents;
 use crate::numbers::size::SizeMode;
@@ -185,11 +185,16 @@ fn request(
         replay: Some(checkup.golden.file(REPLAY)),
         files: OutputFiles {
             existing: Existing::Keep,
+            asked: None,
             video: folder.join("video.mp4"),
+            copies: Vec::new(),
+            format: None,
             encoding: Encoding::default(),
             contact_sheet: None,
+            metrics: None,
             trace: Some(folder.join(TRACE)),
         },
+        keeping: Keeping::default(),
     })
 }
 

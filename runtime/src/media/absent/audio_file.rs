@@ -203,6 +203,8 @@ pub(crate) struct TrackSound {
     pub(crate) only: Option<usize>,
     /// Factor of every sample.
     pub(crate) gain: f32,
+    /// The only sampling rate that the video takes, or any of those that it takes.
+    pub(crate) rate: Option<u32>,
 }
 
 /// A stand-in for the sound of the output video. This build writes no video.
@@ -231,7 +233,11 @@ impl AudioTrack {
     ///
     /// # Errors
     /// Always [`AudioError::NoMedia`].
-    pub(crate) fn arriving(tap: Tap, _only: Option<usize>) -> Result<Self, AudioError> {
+    pub(crate) fn arriving(
+        tap: Tap,
+        _only: Option<usize>,
+        _rate: Option<u32>,
+    ) -> Result<Self, AudioError> {
         Self::open(tap.path())
     }
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use engines::error_kind::ErrorKind;
 
+use crate::media::film::{Film, FrameHash};
+
 /// A reason why a video file cannot be examined.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -16,6 +18,14 @@ pub enum ProbeError {
     NoMedia {
         /// Path of the file.
         path: PathBuf,
+    },
+    /// The file cannot be hashed.
+    #[error("{path}: cannot read the file: {source}")]
+    File {
+        /// Path of the file.
+        path: PathBuf,
+        /// Answer of the system.
+        source: std::io::Error,
     },
 }
 
@@ -29,6 +39,13 @@ impl ProbeError {
 /// A stand-in for the facts of a video. This build cannot create any.
 #[derive(Clone, Debug, serde::Serialize)]
 pub enum Probe {}
+
+impl Probe {
+    /// Adds the hash of the decoded frames.
+    pub(crate) fn film(self, _: FrameHash, _: String) -> Film {
+        match self {}
+    }
+}
 
 impl fmt::Display for Probe {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,18 +1,18 @@
 //! Compares the simulation with the executor, on fake graphs that sleep, on virtual devices, for
 //! several placements.
 use super::*;
-use crate::chain::call::{BlockAudio, Tables};
+use crate::chain::call::{AnchorInput, BlockAudio, Tables};
 use crate::chain::error::ChainError;
 use crate::chain::events::{Event as Heard, Observer, Silent};
 use crate::chain::executor::{Chains, inbox};
-use crate::chain::job::{AnchorInput, Job, Swap};
+use crate::chain::job::{Finished, Job, Swap};
 use crate::chain::source::{BlockInput, Source, everywhere};
 use crate::fixtures::fake::Fake;
 use crate::fixtures::sizes::{config, small_geometry};
 use crate::inputs::replay::Distances;
 use crate::numbers::geometry::Geometry;
 use crate::placement::devices::Devices;
-use crate::placement::plan::{Lanes, Stages};
+use crate::placement::plan::{Lanes, Latency, Stages};
 use engines::backend::plain;
 use engines::backend::{Backend, EngineError, LoadOptions, Outputs, Session, State as Kept};
 use engines::cancel::Cancel;
@@ -187,6 +187,8 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
         tables,
         steps: STEPS,
         blocks,
+        start: None,
+        keeper: None,
         swap: Swap::FirstLatent,
         distances: &Distances {
             seed: 1,
@@ -207,8 +209,9 @@ fn execute(plan: &Plan, blocks: usize, known: Known) -> Measured {
         let start = watch.0;
         let decoder = scope.spawn(move || {
             pause(known.prime);
-            let all = receiver.iter().map(|_| {
+            let all = receiver.iter().map(|Finished { .. }| {
                 pause(known.decode);
+                feedback.decoded();
                 start.elapsed().as_secs_f64()
             });
             let all: Vec<f64> = all.collect();
@@ -343,23 +346,33 @@ fn the_executor_takes_as_long_as_simulated_and_in_the_same_order() {
         decode: 260.0,
         ..KNOWN
     };
+    let (normal, low) = (Latency::Normal, Latency::Low);
     let cases = [
-        ("1", 1, 7, KNOWN),
-        ("1", 4, 9, KNOWN),
-        ("4x1", 1, 10, KNOWN),
-        ("4x1", 2, 10, KNOWN),
-        ("1x4", 1, 12, KNOWN),
-        ("0:0-1/0-1;1:2-3/0-1;2:0-0/2-3;3:1-3/2-3", 1, 10, KNOWN),
-        ("2x2", 2, 10, slow_decoder),
-        ("0:0-0/0-3;1:1-3/0-3", 1, 8, KNOWN),
+        ("1", 1, 7, KNOWN, normal),
+        ("1", 4, 9, KNOWN, normal),
+        ("4x1", 1, 10, KNOWN, normal),
+        ("4x1", 2, 10, KNOWN, normal),
+        ("1x4", 1, 12, KNOWN, normal),
+        (
+            "0:0-1/0-1;1:2-3/0-1;2:0-0/2-3;3:1-3/2-3",
+            1,
+            10,
+            KNOWN,
+            normal,
+        ),
+        ("2x2", 2, 10, slow_decoder, normal),
+        ("0:0-0/0-3;1:1-3/0-3", 1, 8, KNOWN, normal),
+        ("4x1", 1, 10, KNOWN, low),
+        ("2x2", 2, 10, slow_decoder, low),
     ];
     for half in cases.chunks(4) {
         thread::scope(|scope| {
-            for &(stages, lanes, blocks, known) in half {
+            for &(stages, lanes, blocks, known, latency) in half {
                 scope.spawn(move || {
                     let stages_read: Stages = stages.parse().unwrap();
                     let plan =
                         Plan::new(&stages_read, Lanes::AtMost(lanes), LAYERS, STEPS).unwrap();
+                    let plan = plan.with_latency(latency);
                     // The simulation gets the times that the graphs really took. On an idle machine
                     // these are the wanted times. A run in which other work came between proves
                     // nothing, and the test makes another.
