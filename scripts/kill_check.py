@@ -65,13 +65,15 @@ def main():
             if out.read_bytes() != whole.read_bytes():
                 sys.exit(f"after {tries} tries the video differs")
             videos += 1
-            left = sorted(f.name for f in folder.iterdir() if f.name not in ("whole.mp4", "v.mp4", "before"))
-            if run.returncode == 0 and left:
+            left = sorted(f.name for f in folder.iterdir() if f.name not in ("whole.mp4", "whole.run.json", "v.mp4", "v.run.json", "before"))
+            # Without a state a video begins anew, and what there was of it is kept under another name.
+            if run.returncode == 0 and [n for n in left if not n.endswith(".mp4")]:
                 sys.exit(f"left behind: {left}")
             # A run that was killed behind its last step has its video, and could not tidy up.
             for name in left:
                 shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
             out.unlink()
+            out.with_suffix(".run.json").unlink(missing_ok=True)
         print(f"{kills} kills ({sent.name}) in {videos} videos of {seconds:.1f} s, {resumed} runs went on from a state: every file is that of the whole run")
 
 
